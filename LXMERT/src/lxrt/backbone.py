@@ -1,0 +1,10 @@
+"""What LXMERT offers to the core: found by `common.backbones` through the package entry point."""
+
+from __future__ import annotations
+
+from common.backbones import Backbone
+from lxrt.hf import wrap
+from lxrt.parity import run_pretraining, run_vqa
+
+LXMERT = Backbone(name="lxmert", wrap=wrap,
+                  parity={"lxmert_vqa": run_vqa, "lxmert_pretrain": run_pretraining})

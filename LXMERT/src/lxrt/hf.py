@@ -1,0 +1,52 @@
+"""Adapting the LXMERT of `transformers`: its encoder, with routed layers, under the same names."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from common.adaptive import RoutedEncoder
+from common.errors import ConfigError
+from common.steps import Layer
+from lxrt.modeling import encoder_layers
+
+
+class RoutedHFEncoder(RoutedEncoder):
+    """Takes the place of a `LxmertEncoder` and keeps its children, hence its state-dict names."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.config = encoder.config
+        if self.config.hidden_act != "gelu":
+            raise ConfigError(f"hidden_act {self.config.hidden_act!r} is not supported, only gelu")
+        self.visn_fc = encoder.visn_fc
+        self.layer = encoder.layer
+        self.x_layers = encoder.x_layers
+        self.r_layers = encoder.r_layers
+        self.reads = ("lang", "vision")
+        self.train(encoder.training)
+
+    def layers(self) -> list[Layer]:
+        return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
+
+    def forward(self, lang_feats: Tensor, lang_attention_mask: Tensor | None, visual_feats: Tensor,
+                visual_pos: Tensor, visual_attention_mask: Tensor | None = None,
+                output_attentions: bool | None = None) -> tuple:
+        """lang_feats (B, T, C), visual_feats (B, R, F), visual_pos (B, R, 4), additive masks.
+
+        Returns what `LxmertModel` expects; the hidden states are the last ones only.
+        """
+        if output_attentions:
+            raise ConfigError("an adapted encoder does not return attentions")
+        state = self.run_layers({
+            "lang": lang_feats, "lang.mask": lang_attention_mask,
+            "vision": self.visn_fc(visual_feats, visual_pos), "vision.mask": visual_attention_mask})
+        return ((state["vision"],), None), ((state["lang"],), None), None
+
+
+def wrap(model: nn.Module) -> RoutedEncoder | None:
+    """Put a routed encoder into a `transformers` LXMERT model; None for other models."""
+    owner = next((m for m in model.modules() if type(m).__name__ == "LxmertModel"), None)
+    if owner is None:
+        return None
+    owner.encoder = RoutedHFEncoder(owner.encoder)
+    return owner.encoder

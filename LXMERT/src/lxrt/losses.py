@@ -1,0 +1,84 @@
+"""Losses of LXMERT's tasks (formulas of the original system).
+
+Shape legend: B batch, T tokens, R regions, V vocabulary, A answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -1
+VISUAL_LOSS_WEIGHT = 1 / 0.15
+LOSS_ORDER = ("Mask_LM", "Matched", "Obj", "Attr", "Feat", "QA")
+
+
+def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy summed over answers, mean over the batch; logits, target (B, A)."""
+    return F.binary_cross_entropy_with_logits(logits, target) * logits.shape[1]
+
+
+def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over the places whose label is not -1; logits (…, V), labels (…).
+
+    0 where no place is labelled (upstream: 0 / 0 = NaN for the whole step).
+    """
+    flat = labels.flatten()
+    loss = F.cross_entropy(logits.flatten(0, -2).float(), flat, ignore_index=IGNORED,
+                           reduction="sum")
+    return loss / (flat != IGNORED).sum().clamp(min=1)
+
+
+def region_class_loss(logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
+    """Cross-entropy of all regions weighted by the detector's confidence, mean over B * R.
+
+    logits (B, R, classes), labels and confidence (B, R). Not restricted to masked regions.
+    """
+    each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    return (each * confidence.flatten()).mean() * VISUAL_LOSS_WEIGHT
+
+
+def region_feature_loss(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Smooth L1 of masked regions, mean over features, then over all B * R.
+
+    predicted and target (B, R, F), masked (B, R) of 1 / 0.
+    """
+    each = F.smooth_l1_loss(predicted.float(), target.float(), reduction="none").mean(-1)
+    return (each * masked).mean() * VISUAL_LOSS_WEIGHT
+
+
+def pretraining_losses(outputs: Mapping[str, Tensor],
+                       batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All losses for which the batch has labels, in the order of `LOSS_ORDER`.
+
+    Args:
+        outputs: of `PretrainingModel`.
+        batch: any of word_labels (B, T), matched_label (B,), obj_labels and obj_conf (B, R),
+            attr_labels and attr_conf (B, R), feat_target (B, R, F) with feat_mask (B, R),
+            answer_label (B,).
+    """
+    losses: dict[str, Tensor] = {}
+    if "word_labels" in batch:
+        losses["Mask_LM"] = labelled_cross_entropy(outputs["words"], batch["word_labels"])
+    if "matched_label" in batch:
+        losses["Matched"] = labelled_cross_entropy(outputs["matched"], batch["matched_label"])
+    for name, key in (("Obj", "obj"), ("Attr", "attr")):
+        if f"{key}_labels" in batch and key in outputs:
+            losses[name] = region_class_loss(outputs[key], batch[f"{key}_labels"],
+                                             batch[f"{key}_conf"])
+    if "feat_target" in batch and "feat" in outputs:
+        losses["Feat"] = region_feature_loss(outputs["feat"], batch["feat_target"],
+                                             batch["feat_mask"])
+    if "answer_label" in batch:
+        losses["QA"] = labelled_cross_entropy(outputs["answers"], batch["answer_label"])
+    if not losses:
+        raise ValueError("no pretraining objective: the batch has no labels")
+    return {name: losses[name] for name in LOSS_ORDER if name in losses}
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """Plain sum, as upstream."""
+    return torch.stack(list(losses.values())).sum()

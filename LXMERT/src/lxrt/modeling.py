@@ -1,0 +1,361 @@
+"""LXMERT (Tan and Bansal 2019) under the parameter names of the original system.
+
+Two streams: language layers, vision layers, then cross layers in which both streams attend to each
+other with one set of weights. Shape legend: B batch, T tokens, R regions, C channels, V vocabulary,
+A answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.adaptive import RoutedEncoder
+from common.layers import (
+    LAYER_NORM_EPS,
+    Attention,
+    BertLayer,
+    DenseResidual,
+    Intermediate,
+    SelfAttention,
+    init_bert_weights,
+)
+from common.policy import PolicyInputs, set_initial_share
+from common.steps import DenseStep, HeadsStep, Layer, State, Step, bert_steps
+from lxrt.config import LxmertConfig
+
+MASKED = -10000.0
+
+
+@dataclass
+class LxmertOutput:
+    """lang (B, T, C), pooled (B, C), and vision (B, R, C) where it is read, else None."""
+
+    lang: Tensor
+    vision: Tensor | None
+    pooled: Tensor
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and segment embeddings, LayerNorm, dropout.
+
+    Index 0 is the padding index of all three tables, as upstream: those rows get no gradient.
+    """
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size,
+                                                padding_idx=0)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size, padding_idx=0)
+        self.LayerNorm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """input_ids and segment_ids (B, T) -> (B, T, C)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        segments = torch.zeros_like(input_ids) if segment_ids is None else segment_ids
+        x = (self.word_embeddings(input_ids) + self.position_embeddings(positions)
+             + self.token_type_embeddings(segments))
+        return self.dropout(self.LayerNorm(x))
+
+
+class VisualFeatureEncoder(nn.Module):
+    """Mean of the normalised projections of a region's features and of its box."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.visn_fc = nn.Linear(config.visual_feat_dim, config.hidden_size)
+        self.visn_layer_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.box_fc = nn.Linear(config.visual_pos_dim, config.hidden_size)
+        self.box_layer_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """features (B, R, F), boxes (B, R, 4) in 0..1 -> (B, R, C)."""
+        x = self.visn_layer_norm(self.visn_fc(features))
+        y = self.box_layer_norm(self.box_fc(boxes))
+        return self.dropout((x + y) / 2)
+
+
+class CrossAttention(nn.Module):
+    """Attention from one stream to the other; upstream calls the projections `att`."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.att = SelfAttention(config.hidden_size, config.num_attention_heads,
+                                 config.attention_probs_dropout_prob)
+        self.output = DenseResidual(config.hidden_size, config.hidden_size,
+                                    config.hidden_dropout_prob)
+
+
+class CrossLayer(nn.Module):
+    """One cross layer: shared cross attention, then self-attention and FFN of each stream."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        size, expanded = config.hidden_size, config.intermediate_size
+
+        def attention() -> Attention:
+            return Attention(size, config.num_attention_heads,
+                             config.attention_probs_dropout_prob, config.hidden_dropout_prob)
+
+        self.visual_attention = CrossAttention(config)
+        self.lang_self_att = attention()
+        self.visn_self_att = attention()
+        self.lang_inter = Intermediate(size, expanded)
+        self.lang_output = DenseResidual(expanded, size, config.hidden_dropout_prob)
+        self.visn_inter = Intermediate(size, expanded)
+        self.visn_output = DenseResidual(expanded, size, config.hidden_dropout_prob)
+
+
+def cross_steps() -> tuple[Step, ...]:
+    """Steps of a cross layer; both directions of the cross attention read the inputs as they came.
+
+    The order is that of the decisions: cross, language and vision attention, both intermediates,
+    both outputs.
+    """
+    lang = bert_steps("lang", "lang.", "lang_self_att", "lang_inter", "lang_output",
+                      source="lang.crossed")
+    vision = bert_steps("vision", "vision.", "visn_self_att", "visn_inter", "visn_output",
+                        source="vision.crossed")
+    attention, output = "visual_attention.att", "visual_attention.output"
+    return (
+        HeadsStep("cross.head", "cross", attention, ("lang", "vision", "vision.mask"),
+                  ("lang.context",)),
+        HeadsStep("cross.head", "cross", attention, ("vision", "lang", "lang.mask"),
+                  ("vision.context",)),
+        DenseStep("cross.output", "cross", output, ("lang.context", "lang"), ("lang.crossed",)),
+        DenseStep("cross.output", "cross", output, ("vision.context", "vision"),
+                  ("vision.crossed",)),
+        *lang[:2], *vision[:2], lang[2], vision[2], lang[3], vision[3],
+    )
+
+
+def encoder_layers(encoder: nn.Module, channels: int, heads: int) -> list[Layer]:
+    """The table of layers of an LXMERT encoder, ours or that of `transformers`."""
+    layers = []
+    for stream, stack in (("lang", encoder.layer), ("vision", encoder.r_layers)):
+        layers += [Layer(f"{stream}.{n}", module, bert_steps(stream), {stream: channels}, heads)
+                   for n, module in enumerate(stack, 1)]
+    streams = {"lang": channels, "vision": channels}
+    layers += [Layer(f"cross.{n}", module, cross_steps(), streams, heads)
+               for n, module in enumerate(encoder.x_layers, 1)]
+    return layers
+
+
+class LXRTEncoder(RoutedEncoder):
+    """Language, vision and cross layers behind the visual feature encoder."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.config = config
+
+        def bert_layer() -> BertLayer:
+            return BertLayer(config.hidden_size, config.num_attention_heads,
+                             config.intermediate_size, config.attention_probs_dropout_prob,
+                             config.hidden_dropout_prob)
+
+        self.visn_fc = VisualFeatureEncoder(config)
+        self.layer = nn.ModuleList(bert_layer() for _ in range(config.l_layers))
+        self.x_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.x_layers))
+        self.r_layers = nn.ModuleList(bert_layer() for _ in range(config.r_layers))
+        self.reads = ("lang", "vision")
+
+    def layers(self) -> list[Layer]:
+        return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
+
+
+class Pooler(nn.Module):
+    """tanh(dense(first token))."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, lang: Tensor) -> Tensor:
+        """lang (B, T, C) -> (B, C)."""
+        return torch.tanh(self.dense(lang[:, 0]))
+
+
+class LXRTModel(nn.Module):
+    """Embeddings, encoder and pooler: upstream's `bert`."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = LXRTEncoder(config)
+        self.pooler = Pooler(config)
+        self.encoder.published_policy = self._published_policy
+        init_bert_weights(self.modules())
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor, features: Tensor, boxes: Tensor,
+                segment_ids: Tensor | None = None,
+                region_mask: Tensor | None = None) -> LxmertOutput:
+        """Encode a batch of pairs.
+
+        Args:
+            input_ids, input_mask, segment_ids: (B, T); mask 1 = token, 0 = padding.
+            features: (B, R, F); boxes: (B, R, 4) corners in 0..1.
+            region_mask: (B, R), 1 = region, 0 = padding; None when all are regions.
+        """
+        raw = {"input_ids": input_ids, "input_mask": input_mask, "features": features,
+               "boxes": boxes, "segment_ids": segment_ids, "region_mask": region_mask}
+        lang = self.embeddings(input_ids, segment_ids)
+        state: State = {"lang": lang, "vision": self.encoder.visn_fc(features, boxes),
+                        "lang.mask": additive_mask(input_mask, lang.dtype),
+                        "vision.mask": additive_mask(region_mask, lang.dtype)}
+        state = self.encoder.run_layers(state, raw)
+        vision = state["vision"] if "vision" in self.encoder.reads else None
+        return LxmertOutput(state["lang"], vision, self.pooler(state["lang"]))
+
+    def _published_policy(self, decisions: int, initial_share: float) -> nn.Module:
+        return PublishedPolicy(self, decisions, initial_share)
+
+
+def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B, T) of 1 / 0 -> (B, 1, 1, T) of 0 / -10000; None stays None."""
+    if mask is None:
+        return None
+    return (1.0 - mask.to(dtype))[:, None, None, :] * MASKED
+
+
+def answer_head(channels: int, outputs: int) -> nn.Sequential:
+    """Linear, GELU, LayerNorm, Linear: upstream's `logit_fc` (parameters at 0, 2 and 3)."""
+    head = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(),
+                         nn.LayerNorm(2 * channels, eps=LAYER_NORM_EPS),
+                         nn.Linear(2 * channels, outputs))
+    init_bert_weights(head)
+    return head
+
+
+class PublishedPolicy(nn.Module):
+    """The policy network of the original system: a small LXMERT of its own (2-1-1 layers).
+
+    Everything it shares with the backbone starts from the backbone's pretrained weights; upstream
+    left its vision layers, cross layers and visual encoder at random values.
+    """
+
+    def __init__(self, backbone: LXRTModel, decisions: int, initial_share: float,
+                 l_layers: int = 2, x_layers: int = 1, r_layers: int = 1) -> None:
+        super().__init__()
+        full = backbone.config
+        config = replace(full, l_layers=min(l_layers, full.l_layers),
+                         x_layers=min(x_layers, full.x_layers),
+                         r_layers=min(r_layers, full.r_layers))
+        self.bert = LXRTModel(config)
+        weights = backbone.state_dict()
+        self.bert.load_state_dict({name: weights[name] for name in self.bert.state_dict()})
+        self.bert.encoder.set_reads(("lang",))
+        self.logit_fc = answer_head(config.hidden_size, 2 * decisions)
+        set_initial_share(self.logit_fc[-1], initial_share)
+
+    def forward(self, inputs: PolicyInputs) -> Tensor:
+        """The backbone's raw inputs (B, …) -> logits (B, D, 2)."""
+        return self.logit_fc(self.bert(**inputs.raw).pooled).unflatten(-1, (-1, 2))
+
+
+class _Holder(nn.Module):
+    """A module that only holds another one under upstream's name."""
+
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            setattr(self, name, child)
+
+
+class VQAModel(nn.Module):
+    """LXMERT with an answer head on the pooled output; state-dict names of upstream's snapshots."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.lxrt_encoder = _Holder(model=_Holder(bert=LXRTModel(config)))
+        self.logit_fc = answer_head(config.hidden_size, config.num_answers)
+        self.bert.encoder.set_reads(("lang",))
+
+    @property
+    def bert(self) -> LXRTModel:
+        return self.lxrt_encoder.model.bert
+
+    def forward(self, **inputs: Tensor | None) -> Tensor:
+        """Inputs of `LXRTModel.forward` (B, …) -> answer logits (B, A)."""
+        return self.logit_fc(self.bert(**inputs).pooled)
+
+
+class HeadTransform(nn.Module):
+    """dense, GELU, LayerNorm in front of the pretraining decoders."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(channels, channels)
+        self.LayerNorm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class WordPrediction(nn.Module):
+    """Logits over the vocabulary; the decoder shares the word embeddings' weight."""
+
+    def __init__(self, words: nn.Embedding) -> None:
+        super().__init__()
+        self.transform = HeadTransform(words.embedding_dim)
+        self.decoder = nn.Linear(words.embedding_dim, words.num_embeddings, bias=False)
+        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        init_bert_weights(self.modules())
+        self.decoder.weight = words.weight
+
+    def forward(self, lang: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, V)."""
+        return self.decoder(self.transform(lang)) + self.bias
+
+
+class RegionPrediction(nn.Module):
+    """Object, attribute and feature predictions for every region."""
+
+    def __init__(self, config: LxmertConfig, losses: tuple[str, ...]) -> None:
+        super().__init__()
+        sizes = {"obj": config.obj_id_num, "attr": config.attr_id_num,
+                 "feat": config.visual_feat_dim}
+        self.transform = HeadTransform(config.hidden_size)
+        self.decoder_dict = nn.ModuleDict(
+            {name: nn.Linear(config.hidden_size, sizes[name]) for name in losses})
+        init_bert_weights(self.modules())
+
+    def forward(self, vision: Tensor) -> dict[str, Tensor]:
+        """(B, R, C) -> {loss name: (B, R, classes or feature width)}."""
+        x = self.transform(vision)
+        return {name: decoder(x) for name, decoder in self.decoder_dict.items()}
+
+
+class PretrainingModel(nn.Module):
+    """LXMERT with all pretraining heads: words, matching, regions, question answering."""
+
+    def __init__(self, config: LxmertConfig,
+                 visual_losses: tuple[str, ...] = ("obj", "attr", "feat")) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = LXRTModel(config)
+        self.cls = _Holder(predictions=WordPrediction(self.bert.embeddings.word_embeddings),
+                           seq_relationship=nn.Linear(config.hidden_size, 2))
+        self.obj_predict_head = RegionPrediction(config, visual_losses)
+        self.answer_head = _Holder(logit_fc=answer_head(config.hidden_size, config.num_answers))
+        init_bert_weights([self.cls.seq_relationship])
+
+    def forward(self, **inputs: Tensor | None) -> dict[str, Tensor]:
+        """Inputs of `LXRTModel.forward` (B, …) -> logits of every head.
+
+        words (B, T, V), matched (B, 2), answers (B, A), and obj, attr, feat (B, R, ·).
+        """
+        out = self.bert(**inputs)
+        return {"words": self.cls.predictions(out.lang),
+                "matched": self.cls.seq_relationship(out.pooled),
+                "answers": self.answer_head.logit_fc(out.pooled),
+                **self.obj_predict_head(out.vision)}

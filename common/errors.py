@@ -1,0 +1,21 @@
+"""Errors that a user can act on.
+
+Every message names the thing (file, row or key), its value, and the way out. Command lines catch
+`AdaptiveError` and print it as one line; anything else is a defect and keeps its traceback.
+"""
+
+
+class AdaptiveError(Exception):
+    """Base of all errors that are raised on purpose."""
+
+
+class DataError(AdaptiveError, ValueError):
+    """Annotations, images or region features that are missing, damaged or do not fit together."""
+
+
+class CheckpointError(AdaptiveError, ValueError):
+    """A checkpoint that is missing, damaged, or of another model or strategy."""
+
+
+class ConfigError(AdaptiveError, ValueError):
+    """A flag, a key or a combination of them that makes no sense."""

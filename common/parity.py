@@ -1,0 +1,148 @@
+"""Compare a backbone with numbers that the original systems computed.
+
+    python -m common.parity --backbone lxmert [--case DIR] [--write OUT.safetensors]
+
+A case is a folder with config.json (its `kind` says what to run), weights.safetensors,
+inputs.safetensors and, to compare with, outputs.safetensors. Exits 1 if a tensor is missing or off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.backbones import Backbone, find_backbone
+from common.errors import AdaptiveError, DataError
+
+GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens"
+RELATIVE = 1e-5
+GRADIENT_RELATIVE = 5e-5
+GRAD_STATS_RELATIVE = 1e-2
+ABSOLUTE = 1e-7
+MASK_FROM = 5000.0
+MASK_ABSOLUTE = 2e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one tensor compares: largest absolute and relative difference, and the verdict."""
+
+    name: str
+    absolute: float
+    relative: float
+    passed: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        verdict = "ok  " if self.passed else "FAIL"
+        return (f"{verdict} {self.name:<60} abs {self.absolute:.2e}  rel {self.relative:.2e}"
+                f"{'  ' + self.note if self.note else ''}")
+
+
+def tolerance(name: str, config: dict[str, Any]) -> float:
+    """Relative tolerance of a tensor: the case's own, else by what the tensor is."""
+    for pattern, value in config.get("tolerances", {}).items():
+        if fnmatch(name, pattern):
+            return float(value)
+    if "grad_stats" in name:
+        return GRAD_STATS_RELATIVE
+    return GRADIENT_RELATIVE if "grad" in name else RELATIVE
+
+
+def compare(name: str, ours: Tensor | None, theirs: Tensor, config: dict[str, Any]) -> Difference:
+    """Compare a tensor of any shape; entries of 5000 and more are additive masks."""
+    if ours is None:
+        return Difference(name, float("nan"), float("nan"), False, "missing")
+    if ours.shape != theirs.shape:
+        return Difference(name, float("nan"), float("nan"), False,
+                          f"shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}")
+    if theirs.numel() == 0:
+        return Difference(name, 0.0, 0.0, True, "empty")
+    gap = (ours.double() - theirs.double()).abs()
+    plain = theirs.double().abs() < MASK_FROM
+    scale = theirs.double().abs()[plain].max().item() if plain.any() else 0.0
+    absolute = gap[plain].max().item() if plain.any() else 0.0
+    passed = absolute <= tolerance(name, config) * scale + ABSOLUTE
+    if not plain.all():
+        passed = passed and gap[~plain].max().item() <= MASK_ABSOLUTE
+    # A comparison with NaN is false, so a NaN on either side fails.
+    return Difference(name, absolute, absolute / scale if scale else absolute, passed)
+
+
+def find_cases(backbone: Backbone, root: Path = GOLDENS) -> list[Path]:
+    """Folders below `root` that hold a case of a kind that the backbone knows."""
+    return [path.parent for path in sorted(root.rglob("config.json"))
+            if _read_json(path).get("kind") in backbone.parity]
+
+
+def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[Difference]:
+    """Run one case and compare it with its outputs.safetensors, if there."""
+    config = _read_json(case / "config.json")
+    kind = config.get("kind")
+    if kind not in backbone.parity:
+        raise DataError(f"{case / 'config.json'}: kind {kind!r} is not one of {backbone.name}: "
+                        f"{', '.join(backbone.parity)}")
+    path = case / "outputs.safetensors"
+    expected = load_file(path) if path.exists() else {}
+    weights = load_file(case / "weights.safetensors") \
+        if (case / "weights.safetensors").exists() else {}
+    inputs = load_file(case / "inputs.safetensors")
+    wanted = list(expected) or [f"grad.{name}" for name in config.get("grad_params", [])]
+    torch.manual_seed(0)
+    found = {name: tensor.detach() for name, tensor
+             in backbone.parity[kind](config, weights, inputs, wanted).items()}
+    if expected:
+        found = {name: tensor for name, tensor in found.items() if name in expected}
+    if write is not None:
+        save_file({name: (t.to(torch.uint8) if t.dtype == torch.bool else t).contiguous()
+                   for name, t in found.items()}, write)
+    return [compare(name, found.get(name), tensor, config)
+            for name, tensor in sorted(expected.items())]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a readable case configuration ({error})") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m common.parity", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", required=True, help="lxmert, vlbert or vilbert")
+    parser.add_argument("--case", type=Path, help="folder of one case; default: all known cases "
+                                                  "of the backbone under tests/goldens")
+    parser.add_argument("--write", type=Path, help="write our tensors to this file")
+    options = parser.parse_args(arguments)
+    try:
+        backbone = find_backbone(options.backbone)
+        cases = [options.case] if options.case else find_cases(backbone)
+        if not cases:
+            raise DataError(f"no case of {backbone.name} under {GOLDENS}")
+        failed = 0
+        for case in cases:
+            differences = run_case(backbone, case, options.write)
+            print(f"{case.name}: {len(differences)} tensors")
+            for difference in differences:
+                print(f"  {difference}")
+            failed += sum(not difference.passed for difference in differences)
+    except (AdaptiveError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{failed} tensors are off" if failed else "all tensors agree")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
