@@ -1,0 +1,273 @@
+"""Optimisers by name, each with its learning-rate schedule, so that a run resumes bit-identically.
+
+`make_optimizer("bert", model.parameters(), lr=5e-5, total_steps=8_000)` is the recipe of LXMERT
+and ViLBERT: BertAdam, which has no bias correction, decays every tensor, and counts its updates
+per tensor from 0, so that the very first update has learning rate 0 (specs/lxmert.md §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from common.errors import CheckpointError, ConfigError
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+SCHEDULES = ("linear", "constant")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a name becomes an optimiser.
+
+    Attributes:
+        build: (groups, options) → optimiser; imports its library when called.
+        weight_decay: where the caller names none.
+        defaults: further constructor arguments where the caller names none.
+    """
+
+    build: Callable[[list[dict[str, Any]], dict[str, Any]], Optimizer]
+    weight_decay: float = 0.0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _bert(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+    from pytorch_pretrained_bert.optimization import BertAdam
+    return BertAdam(groups, **options)
+
+
+def _lamb(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+    from pytorch_optimizer import Lamb
+    return Lamb(groups, **options)
+
+
+def _adamw(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+    parameters = [p for group in groups for p in group["params"]]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    optimizer = torch.optim.AdamW(groups, **{"fused": fused} | options)
+    # GradScaler then leaves out a step itself after an overflow, as for every other optimiser.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+RECIPES: dict[str, Recipe] = {
+    "bert": Recipe(_bert, 0.01, {"b1": 0.9, "b2": 0.999, "e": 1e-6, "max_grad_norm": -1}),
+    "adamw": Recipe(_adamw, 0.01),
+    "adam": Recipe(lambda groups, options: torch.optim.Adam(groups, **options)),
+    "adamax": Recipe(lambda groups, options: torch.optim.Adamax(groups, **options)),
+    "sgd": Recipe(lambda groups, options: torch.optim.SGD(groups, **options)),
+    "rms": Recipe(lambda groups, options: torch.optim.RMSprop(groups, **options)),
+    "lamb": Recipe(_lamb, 0.01),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor on the learning rate: linear warm-up, then linear decay to 0 or constant.
+
+    Attributes:
+        kind: of SCHEDULES.
+        total_steps: updates in the whole run.
+        warmup: share of them that warms up, in [0, 1).
+        first_step: what the first update counts as. 0: it has factor 0 (BertAdam). 1: it has the
+            first step of the warm-up, and the last update has factor 0 (VL-BERT).
+    """
+
+    kind: str
+    total_steps: int
+    warmup: float
+    first_step: int
+
+    def factor(self, updates: int) -> float:
+        """Factor of the update that follows `updates` earlier ones."""
+        progress = (updates + self.first_step) / self.total_steps
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.kind == "constant":
+            return 1.0
+        return max((progress - 1.0) / (self.warmup - 1.0), 0.0)
+
+
+class OptimizerWithSchedule:
+    """An optimiser that sets its own learning rate.
+
+    Parameters without a gradient are skipped. `state_dict` holds tensors and plain values only.
+
+    Attributes:
+        optimizer: the torch optimiser, for GradScaler and inspection.
+        schedule: its schedule; the optimiser `bert` follows an equal one of its own, per tensor.
+        updates: number of updates done.
+    """
+
+    def __init__(self, name: str, optimizer: Optimizer, schedule: Schedule) -> None:
+        self.name, self.optimizer, self.schedule, self.updates = name, optimizer, schedule, 0
+        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        optimizer.register_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.updates += 1
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups."""
+        return self.optimizer.param_groups
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters, in the order of the groups."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update, first group.
+
+        With `bert`, of a tensor that had a gradient in every update so far.
+        """
+        return self._base_lrs[0] * self.schedule.factor(self.updates)
+
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> bool:
+        """Update the parameters once, at the learning rate of the schedule.
+
+        Args:
+            scaler: loss scaling (fp16). The caller calls its `update()`, once after all
+                optimisers have stepped.
+
+        Returns:
+            False if the scaler left the update out because of an overflow; the schedule then
+            does not advance.
+        """
+        before = self.updates
+        if self.name != "bert":
+            factor = self.schedule.factor(self.updates)
+            for group, base in zip(self.optimizer.param_groups, self._base_lrs):
+                group["lr"] = base * factor
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+        return self.updates > before
+
+    def zero_grad(self) -> None:
+        """Drop all gradients (None, not zeros)."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def clip(self, max_norm: float | None, scaler: torch.amp.GradScaler | None = None) -> Tensor:
+        """Scale the gradients down to a total L2 norm.
+
+        Args:
+            max_norm: of all gradients of this optimiser together; None or 0 only measures.
+            scaler: loss scaling; its factor is taken out first.
+
+        Returns:
+            The norm before clipping, 0-d, on the device of the parameters.
+        """
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        return clip_grad_norm(self.parameters, max_norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to continue, for `save_checkpoint`."""
+        inner = self.optimizer.state_dict()
+        groups = [{key: value for key, value in group.items() if key != "schedule"}
+                  for group in inner["param_groups"]]
+        return {"name": self.name, "updates": self.updates, "schedule": vars(self.schedule).copy(),
+                "base_lrs": list(self._base_lrs),
+                "optimizer": {"state": inner["state"], "param_groups": groups}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of the same optimiser over the same parameters.
+
+        Raises:
+            CheckpointError: other name, schedule, or number of parameters.
+        """
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        saved = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+        here = {"optimizer": self.name, "parameters per group": sizes} | vars(self.schedule)
+        there = {"optimizer": state["name"], "parameters per group": saved} | state["schedule"]
+        differences = [f"{key} is {there.get(key)!r} in the checkpoint, this run has {value!r}"
+                       for key, value in here.items() if there.get(key) != value]
+        if differences:
+            raise CheckpointError(
+                f"the optimiser cannot continue: {'; '.join(differences)}. Resume with the same "
+                "settings, or start a new run from the weights with --load")
+        groups = [{**saved_group, **{k: own[k] for k in ("schedule",) if k in own}}
+                  for saved_group, own in zip(state["optimizer"]["param_groups"],
+                                              self.optimizer.param_groups)]
+        self.optimizer.load_state_dict(
+            {"state": state["optimizer"]["state"], "param_groups": groups})
+        self.updates, self._base_lrs = state["updates"], list(state["base_lrs"])
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+    """Total L2 norm of the gradients, 0-d; they are scaled down to `max_norm` unless it is 0."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+
+
+def make_optimizer(name: str, params: Parameters, lr: float, total_steps: int,
+                   warmup: float = 0.1, weight_decay: float | None = None,
+                   schedule: str = "linear", first_step: int | None = None,
+                   **options: Any) -> OptimizerWithSchedule:
+    """An optimiser with its schedule.
+
+    Args:
+        name: a key of RECIPES; any name with `bert` in it means `bert` (as upstream).
+        params: parameters, or groups (dicts with `params` and, if wanted, `lr`, `weight_decay`).
+        lr: highest learning rate.
+        total_steps: updates in the whole run (all epochs), also if this process does fewer.
+        warmup: share of them that warms up, in [0, 1).
+        weight_decay: on every tensor, biases and LayerNorm too. None: 0.01 for bert, adamw and
+            lamb (which decay the weight itself), 0 for the others (which add it to the gradient).
+        schedule: `linear` or `constant`, after the warm-up.
+        first_step: see `Schedule`; None: 0 for bert, 1 for the others.
+        options: further arguments of the optimiser's class, such as `betas`, `eps`, `momentum`.
+
+    Raises:
+        ConfigError: unknown name or option, or a value that makes no sense.
+    """
+    key = "bert" if "bert" in name.lower() else name.lower()
+    if key not in RECIPES:
+        raise ConfigError(f"unknown optimiser {name!r}; valid: {', '.join(RECIPES)}")
+    if first_step is None:
+        first_step = 0 if key == "bert" else 1
+    plan = Schedule(schedule, total_steps, warmup, first_step)
+    _check_schedule(plan, key, lr)
+    recipe, groups = RECIPES[key], _groups(params)
+    decay = recipe.weight_decay if weight_decay is None else weight_decay
+    arguments = {**recipe.defaults, "lr": lr, "weight_decay": decay, **options}
+    if key == "bert":
+        arguments |= {"schedule": f"warmup_{schedule}", "warmup": warmup, "t_total": total_steps}
+    try:
+        optimizer = recipe.build(groups, arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimiser {key}: {error}") from error
+    return OptimizerWithSchedule(key, optimizer, plan)
+
+
+def _check_schedule(plan: Schedule, name: str, lr: float) -> None:
+    if plan.kind not in SCHEDULES:
+        raise ConfigError(f"unknown schedule {plan.kind!r}; valid: {', '.join(SCHEDULES)}")
+    if plan.total_steps < 1:
+        raise ConfigError(f"total_steps {plan.total_steps}: there must be at least one update; is "
+                          "the batch larger than the data set?")
+    if not 0.0 <= plan.warmup < 1.0:
+        raise ConfigError(f"warmup {plan.warmup}: give a share of the steps, 0 ≤ warmup < 1")
+    if name == "bert" and plan.first_step != 0:
+        raise ConfigError("the optimiser bert counts its updates from 0; first_step is for others")
+    if not 0.0 <= lr < float("inf"):
+        raise ConfigError(f"learning rate {lr}: give a finite number ≥ 0")
+
+
+def _groups(params: Parameters) -> list[dict[str, Any]]:
+    entries = list(params)
+    if entries and isinstance(entries[0], dict):
+        groups = [{**group, "params": list(group["params"])} for group in entries]
+    else:
+        groups = [{"params": entries}]
+    if not any(group["params"] for group in groups):
+        raise ConfigError("no parameters to optimise: everything is frozen")
+    return groups
