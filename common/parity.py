@@ -9,7 +9,6 @@ inputs.safetensors and, to compare with, outputs.safetensors. Exits 1 if a tenso
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -22,8 +21,9 @@ from torch import Tensor
 
 from common.backbones import Backbone, find_backbone
 from common.errors import AdaptiveError, DataError
+from common.files import read_json, repository_root
 
-GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens"
+GOLDENS = repository_root() / "tests" / "goldens"
 RELATIVE = 1e-5
 GRADIENT_RELATIVE = 5e-5
 GRAD_STATS_RELATIVE = 1e-2
@@ -81,12 +81,12 @@ def compare(name: str, ours: Tensor | None, theirs: Tensor, config: dict[str, An
 def find_cases(backbone: Backbone, root: Path = GOLDENS) -> list[Path]:
     """Folders below `root` that hold a case of a kind that the backbone knows."""
     return [path.parent for path in sorted(root.rglob("config.json"))
-            if _read_json(path).get("kind") in backbone.parity]
+            if read_json(path).get("kind") in backbone.parity]
 
 
 def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[Difference]:
     """Run one case and compare it with its outputs.safetensors, if there."""
-    config = _read_json(case / "config.json")
+    config = read_json(case / "config.json")
     kind = config.get("kind")
     if kind not in backbone.parity:
         raise DataError(f"{case / 'config.json'}: kind {kind!r} is not one of {backbone.name}: "
@@ -107,13 +107,6 @@ def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[
                    for name, t in found.items()}, write)
     return [compare(name, found.get(name), tensor, config)
             for name, tensor in sorted(expected.items())]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a readable case configuration ({error})") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,11 +16,6 @@ VISUAL_LOSS_WEIGHT = 1 / 0.15
 LOSS_ORDER = ("Mask_LM", "Matched", "Obj", "Attr", "Feat", "QA")
 
 
-def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy summed over answers, mean over the batch; logits, target (B, A)."""
-    return F.binary_cross_entropy_with_logits(logits, target) * logits.shape[1]
-
-
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy over the places whose label is not -1; logits (…, V), labels (…).
 

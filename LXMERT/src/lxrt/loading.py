@@ -1,0 +1,153 @@
+"""Where LXMERT's weights come from: BERT folders, pretraining snapshots, finetuned snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from common.checkpoint import load_meta
+from common.errors import CheckpointError, ConfigError
+from common.files import read_json
+from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
+from lxrt.answers import transfer_answer_head
+from lxrt.modeling import LXRTModel, VQAModel
+
+WHERE = ("LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "
+         "file at {path}, or start from BERT with random cross layers: --fromScratch")
+
+Say = Callable[[str], None]
+
+
+def pretrained_path(name: Path | str) -> Path:
+    """The file of a pretraining snapshot: `P_LXRT.safetensors`, `P_LXRT.pth` or a full name.
+
+    Raises:
+        CheckpointError: it does not exist; says where it comes from and names `--fromScratch`.
+    """
+    try:
+        return resolve_checkpoint(name, lxrt=True)
+    except CheckpointError as error:
+        hint = WHERE.format(path=f"{name}_LXRT.pth")
+        raise CheckpointError(f"{error}. {hint}") from None
+
+
+def read_pretrained(path: Path) -> dict[str, Tensor]:
+    """Weights of a pretraining snapshot, ours or upstream's, with or without `module.`."""
+    return {name: tensor.float() for name, tensor in
+            strip_prefix(load_weights(path), "module.").items()}
+
+
+def pretraining_answers(path: Path, data: Path) -> list[str]:
+    """The answers of a snapshot's head: from its own metadata, else upstream's all_ans.json."""
+    if path.suffix == ".safetensors":
+        meta = load_meta(path)
+        if "answers" in meta:
+            return list(meta["answers"])
+    file = data / "lxmert" / "all_ans.json"
+    entries = read_json(file, hint=f"the 9,500 answers of LXMERT's pretraining are needed for the "
+                                   f"answer head of {path}; --loadLXMERT loads it without")
+    return [entry["ans"] for entry in entries]
+
+
+def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict: bool,
+                 say: Say = print) -> None:
+    """Load the encoder (`bert.*`) of a pretraining snapshot.
+
+    Args:
+        strict: every parameter of the model must be in the file (`--loadLXMERTQA`); otherwise
+            differences are printed (`--loadLXMERT`), but nothing in common is an error.
+    """
+    ours = model.bert.state_dict()
+    theirs = {name.removeprefix("bert."): tensor for name, tensor in weights.items()
+              if name.startswith("bert.")}
+    common = {name for name in ours if name in theirs}
+    if not common:
+        raise CheckpointError(f"{path}: not a LXMERT snapshot, none of its {len(weights)} tensors "
+                              "belongs to the encoder (expected names like bert.encoder.layer.0…)")
+    missing, unused = sorted(set(ours) - common), sorted(set(theirs) - common)
+    if strict and missing:
+        raise CheckpointError(f"{path}: {len(missing)} parameters of the model are not in the file, "
+                              f"e.g. {missing[0]}; use as many or fewer layers than the file has "
+                              "(--llayers, --xlayers, --rlayers), or --loadLXMERT")
+    if missing or unused:
+        say(f"{path.name}: {len(common)} tensors loaded, {len(missing)} of the model not in the "
+            f"file, {len(unused)} of the file not in the model")
+    load_into(model.bert, {name: theirs[name] for name in common}, strict=not missing,
+              what=str(path))
+
+
+def load_lxmert(model: VQAModel, name: Path | str, say: Say = print) -> Path:
+    """`--loadLXMERT`: the encoder of a pretraining snapshot, not its answer head."""
+    path = pretrained_path(name)
+    load_encoder(model, read_pretrained(path), path, strict=False, say=say)
+    return path
+
+
+def load_lxmert_qa(model: VQAModel, name: Path | str, answers: Sequence[str], data: Path,
+                   say: Say = print) -> Path:
+    """`--loadLXMERTQA`: encoder and answer head of a pretraining snapshot.
+
+    Args:
+        answers: of the task, in the order of the model's head.
+        data: folder with `lxmert/all_ans.json`, for snapshots that do not carry their answers.
+    """
+    path = pretrained_path(name)
+    weights = read_pretrained(path)
+    load_encoder(model, weights, path, strict=True, say=say)
+    prefix = "answer_head.logit_fc."
+    source = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    if not source:
+        raise CheckpointError(f"{path} has no answer head (answer_head.*); use --loadLXMERT")
+    known = pretraining_answers(path, data)
+    head, unknown = transfer_answer_head(model.logit_fc.state_dict(), source, answers, known)
+    load_into(model.logit_fc, head, what=str(path))
+    say(f"{path.name}: answer head with {len(answers) - len(unknown)} answers from pretraining, "
+        f"{len(unknown)} set to zero")
+    return path
+
+
+def load_bert(model: LXRTModel, folder: Path | str, say: Say = print) -> None:
+    """Start the language half from a BERT folder: embeddings, language layers, pooler.
+
+    Args:
+        folder: with model.safetensors or pytorch_model.bin of a BERT of the same width.
+    """
+    folder = Path(folder)
+    files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
+    path = next((file for file in files if file.exists()), None)
+    if path is None:
+        raise ConfigError(f"no BERT weights in {folder}: neither {files[0].name} nor "
+                          f"{files[1].name}; give a BERT-base-uncased folder with --bert, or "
+                          "start from random weights with --fromScratch")
+    weights = bert_names(load_weights(path))
+    state = model.state_dict()
+    wanted = [name for name in state if not name.startswith(
+        ("encoder.x_layers", "encoder.r_layers", "encoder.visn_fc"))]
+    missing = [name for name in wanted if name not in weights]
+    wrong = [name for name in wanted if name in weights
+             and weights[name].shape != state[name].shape
+             and not name.endswith("position_embeddings.weight")]
+    if missing or wrong:
+        name = (missing or wrong)[0]
+        shape = tuple(weights[name].shape) if name in weights else "nothing"
+        raise CheckpointError(f"{path} does not fit the model: {len(missing)} parameters missing, "
+                              f"{len(wrong)} of another shape, e.g. {name}: {shape} in the file, "
+                              f"{tuple(state[name].shape)} in the model")
+    rows = state["embeddings.position_embeddings.weight"].shape[0]
+    weights["embeddings.position_embeddings.weight"] = \
+        weights["embeddings.position_embeddings.weight"][:rows]
+    load_into(model, {name: weights[name] for name in wanted}, strict=False, what=str(path))
+    say(f"{path}: {len(wanted)} tensors of the language half loaded; vision layers, cross layers "
+        "and visual encoder start at random values")
+
+
+def bert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BERT weights under LXMERT's names: no `bert.` prefix, no TensorFlow gamma and beta."""
+    renamed = {}
+    for name, tensor in weights.items():
+        name = name.removeprefix("bert.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+    return renamed

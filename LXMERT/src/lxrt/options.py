@@ -1,0 +1,111 @@
+"""Command-line options of LXMERT: upstream's flags, and the recipes of each model size."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from common.files import repository_root
+from common.finetune import Recipe
+from common.options import add_run_options, add_strategy_options
+from lxrt.config import SIZES
+
+HOME = repository_root() / "LXMERT"
+SMALL_PRETRAINED = HOME / "pretrained" / "easy_vqa_small" / "model"
+BASE_PRETRAINED = Path("snap/pretrained/model")
+DEFAULT_WEIGHTS = "default"
+
+RECIPES: dict[str, Recipe] = {
+    # Upstream: specs of run/vqa_finetune.bash; clipping and schedule of its trainer.
+    "base": Recipe(batch_size=32, epochs=4, optim="bert", lr=5e-5, warmup=0.1, weight_decay=0.01,
+                   clip=5.0, policy_lr=1e-4, eval_batch_size=256),
+    # Measured on easy-VQA, see LXMERT/README.md.
+    "small": Recipe(batch_size=32, epochs=6, optim="adamw", lr=5e-4, warmup=0.1, weight_decay=0.01,
+                    clip=5.0, policy_lr=1e-3, eval_batch_size=256),
+}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Sizes and weights."""
+    group = parser.add_argument_group("model and weights")
+    group.add_argument("--size", choices=tuple(SIZES),
+                       help="base (LXMERT 9-5-5) or small (2-2-2 layers of width 128; the default "
+                            "for easy_vqa)")
+    group.add_argument("--llayers", type=int, help="language layers")
+    group.add_argument("--xlayers", type=int, help="cross layers")
+    group.add_argument("--rlayers", type=int, help="vision layers")
+    group.add_argument("--bert", type=Path, metavar="FOLDER",
+                       help="BERT-base-uncased: vocab.txt, and weights for the language half "
+                            "(default LXMERT/data/bert-base-uncased)")
+    group.add_argument("--load", metavar="PATH",
+                       help="a finetuned model: our .safetensors or upstream's .pth")
+    group.add_argument("--loadLXMERT", dest="load_lxmert", metavar="PREFIX",
+                       help="encoder of a pretraining snapshot PREFIX_LXRT.{safetensors,pth}")
+    group.add_argument("--loadLXMERTQA", dest="load_lxmert_qa", metavar="PREFIX",
+                       help="its encoder and answer head; `default` takes snap/pretrained/model "
+                            "for base and the committed small model for small")
+    group.add_argument("--fromScratch", dest="from_scratch", action="store_true",
+                       help="start from random weights instead of BERT's")
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Optimisation; defaults come from the recipe of the size."""
+    group = parser.add_argument_group("optimisation (defaults: the recipe of the size)")
+    group.add_argument("--batchSize", dest="batch_size", type=int)
+    group.add_argument("--epochs", type=int)
+    group.add_argument("--optim", help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb")
+    group.add_argument("--lr", type=float)
+    group.add_argument("--warmup", type=float, help="share of the steps that warms up")
+    group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")
+    group.add_argument("--dropout", type=float, help="hidden and attention dropout (default 0.1)")
+    group.add_argument("--seed", type=int, default=9595)
+
+
+def vqa_parser() -> argparse.ArgumentParser:
+    """The parser of src/tasks/vqa.py."""
+    parser = argparse.ArgumentParser(
+        prog="python src/tasks/vqa.py", description="Finetune and test LXMERT on visual question "
+        "answering, plainly or adaptively. Called by run/vqa_finetune.bash and run/vqa_test.bash.")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", help="vqa, easy_vqa or easy_vqa_cp (default: vqa if its files "
+                                        "are there, easy_vqa if none of them is)")
+    data.add_argument("--data", type=Path, help="folder of VQA v2's files (default LXMERT/data)")
+    data.add_argument("--train", default="train,nominival", help="training splits")
+    data.add_argument("--valid", default="minival", help="the split that is reported")
+    data.add_argument("--test", help="only test: a name with `test` predicts that split, one with "
+                                     "`val` evaluates on minival")
+    data.add_argument("--tiny", action="store_true", help="512 images of each split")
+    data.add_argument("--fast", action="store_true", help="5,000 images of each split")
+    data.add_argument("--questions", type=int, help="train on so many questions, chosen at random")
+    data.add_argument("--numWorkers", dest="workers", type=int, default=0,
+                      help="processes that read batches (default 0: in this one)")
+    add_model_options(parser)
+    add_recipe_options(parser)
+    add_strategy_options(parser)
+    add_run_options(parser)
+    parser.add_argument("--output", type=Path, default=Path("snap/test"), help="folder of the run")
+    parser.add_argument("--version", help="name of the run (default: name of the output folder)")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="start again where the output folder holds a run already")
+    parser.add_argument("--tqdm", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(strategy=None, policy=None)
+    return parser
+
+
+def chosen_recipe(args: argparse.Namespace, size: str) -> Recipe:
+    """The recipe of the size with what the command line changes."""
+    given = {key: getattr(args, key) for key in
+             ("batch_size", "epochs", "optim", "lr", "warmup", "clip", "policy_lr",
+              "eval_batch_size") if getattr(args, key, None) is not None}
+    return replace(RECIPES[size], **given)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; a path of weights given as an empty string counts as not given."""
+    args = parser.parse_args(arguments)
+    for name in ("load", "load_lxmert", "load_lxmert_qa"):
+        if getattr(args, name, None) == "":
+            setattr(args, name, None)
+    return args

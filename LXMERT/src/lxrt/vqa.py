@@ -1,0 +1,148 @@
+"""Finetuning and testing LXMERT on visual question answering: what src/tasks/vqa.py runs."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from common.annotations import Example
+from common.checkpoint import load_meta
+from common.errors import AdaptiveError, ConfigError
+from common.finetune import Run, finetune
+from common.options import command_line
+from common.runtime import Runtime, make_runtime, seed_everything
+from common.tracking import Tracker
+from common.vqa_data import (
+    FAST_IMAGES,
+    TINY_IMAGES,
+    Dataset,
+    FeatureSources,
+    VQADataset,
+    load_split,
+    open_features,
+    resolve_dataset,
+    split_holdout,
+)
+from common.vqa_metric import write_predictions
+from common.vqa_task import VQATask
+from lxrt.building import Built, build_vqa
+from lxrt.options import HOME, chosen_recipe, parse, vqa_parser
+from lxrt.vqa_inputs import LxmertInputs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = parse(vqa_parser(), arguments)
+    command = command_line("python src/tasks/vqa.py",
+                           sys.argv[1:] if arguments is None else arguments)
+    try:
+        if args.test:
+            test(args)
+        else:
+            train(args, command)
+    except AdaptiveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(args: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Finetune; returns the content of result.json."""
+    runtime = make_runtime(args.gpus, args.precision)
+    seed_everything(args.seed)
+    dataset = resolve_dataset(args.dataset, data_root=args.data)
+    resume_step = None
+    if args.resume and (args.output / "LAST.safetensors").exists():
+        resume_step = load_meta(args.output / "LAST.safetensors").get("step")
+    config = {k: str(v) for k, v in vars(args).items()}
+    with Tracker(args.output, not args.no_tensorboard, args.wandb, config, resume_step) as tracker:
+        tracker.log(command)
+        tracker.log(runtime.describe())
+        features = open_features(dataset, f"{args.train},{args.valid}")
+        built = build(args, dataset, features, tracker)
+        seed_everything(args.seed)
+        run = make_run(args, dataset, features, built, runtime, tracker, command)
+        return finetune(run)
+
+
+def build(args: argparse.Namespace, dataset: Dataset, features: FeatureSources,
+          tracker: Tracker) -> Built:
+    """The adapted model for a data set."""
+    answers = list(dataset.vocabulary().answers)
+    described = {"width": features.width, "detector": features.stores[0].meta["detector"]}
+    built = build_vqa(args, dataset.name, answers, described, args.data or HOME / "data",
+                      tracker.log)
+    if args.size is None and not args.load:
+        tracker.log(f"model size {built.size} (default for {dataset.name}; choose with --size)")
+    return built
+
+
+def make_run(args: argparse.Namespace, dataset: Dataset, features: FeatureSources, built: Built,
+             runtime: Runtime, tracker: Tracker, command: str) -> Run:
+    """Data, task and model of a finetuning run."""
+    recipe = chosen_recipe(args, built.size)
+    train_examples, heldout = training_examples(args, dataset)
+    val_examples = load_split(dataset, args.valid, image_limit(args))
+    vocabulary = dataset.vocabulary()
+    datasets = [VQADataset(examples, features, vocabulary)
+                for examples in (train_examples, heldout, val_examples)]
+    tracker.log(f"{dataset.name}: {len(datasets[0])} training, {len(datasets[1])} held-out and "
+                f"{len(datasets[2])} validation questions")
+    built.model.to(runtime.device)
+    (args.output / "vocab.txt").write_text(built.tokenizer.text(), encoding="utf-8")
+    task = VQATask(datasets[0], datasets[1], LxmertInputs(built.tokenizer), runtime,
+                   recipe.eval_batch_size, progress=not args.quiet)
+    identity = {"backbone": "lxmert", "task": "vqa", "dataset": dataset.name,
+                "strategy": built.strategy.name, "policy": built.policy, "size": built.size,
+                "seed": args.seed, "name": args.version or args.output.name}
+    return Run(built.model, task, datasets[2], built.strategy, recipe, args, args.output, runtime,
+               tracker, identity, built.meta, command)
+
+
+def image_limit(args: argparse.Namespace) -> int | None:
+    """Images per split that --tiny or --fast leaves."""
+    return TINY_IMAGES if args.tiny else FAST_IMAGES if args.fast else None
+
+
+def training_examples(args: argparse.Namespace,
+                      dataset: Dataset) -> tuple[list[Example], list[Example]]:
+    """Training and held-out questions; the held-out images are the same for every seed."""
+    examples = load_split(dataset, args.train, image_limit(args))
+    train_part, heldout = split_holdout(examples, args.holdout)
+    if args.questions is not None:
+        if not 0 < args.questions <= len(train_part):
+            raise ConfigError(f"--questions {args.questions}: there are {len(train_part)} training "
+                              f"questions in {args.train} of {dataset.name}")
+        train_part = random.Random(args.seed).sample(train_part, args.questions)
+    return train_part, heldout
+
+
+def test(args: argparse.Namespace) -> None:
+    """Evaluate on minival (names with `val`) or write predictions (names with `test`)."""
+    if not args.load:
+        raise ConfigError("--test needs the finetuned model: --load snap/vqa/NAME/BEST")
+    if "test" not in args.test and "val" not in args.test:
+        raise ConfigError(f"--test {args.test!r}: use a split with `test` or `val` in its name")
+    runtime = make_runtime(args.gpus, args.precision)
+    seed_everything(args.seed)
+    dataset = resolve_dataset(args.dataset, data_root=args.data)
+    split = args.test if "test" in args.test else "minival"
+    with Tracker(args.output, tensorboard=False) as tracker:
+        features = open_features(dataset, split)
+        built = build(args, dataset, features, tracker)
+        data = VQADataset(load_split(dataset, split), features, dataset.vocabulary())
+        built.model.to(runtime.device)
+        recipe = chosen_recipe(args, built.size)
+        task = VQATask(data, data, LxmertInputs(built.tokenizer), runtime, recipe.eval_batch_size,
+                       progress=not args.quiet)
+        found = task.evaluate(built.model, data, split)
+        path = args.output / f"{split}_predict.json"
+        write_predictions(path, found.predictions)
+        tracker.log(f"{len(found.predictions)} predictions in {path}")
+        if found.scores is not None:
+            scores = ", ".join(f"{kind} {value:.2f}" for kind, value in found.scores.items()
+                               if value is not None)
+            tracker.log(f"{split} of {dataset.name}, {built.strategy.name}: {scores}")

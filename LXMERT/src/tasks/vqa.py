@@ -1,0 +1,8 @@
+"""Finetune or test LXMERT on visual question answering; see `--help`."""
+
+import sys
+
+from lxrt.vqa import main
+
+if __name__ == "__main__":
+    sys.exit(main())

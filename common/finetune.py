@@ -1,0 +1,241 @@
+"""A finetuning run from pretrained weights to result.json, plots and report; for all backbones.
+
+Shape legend: D decisions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.adapt import adaptive_part, parameter_counts, parameter_groups, set_global_decisions
+from common.checkpoint import load_checkpoint
+from common.errors import ConfigError
+from common.files import write_json
+from common.optim import OptimizerWithSchedule, make_optimizer
+from common.options import loop_options
+from common.plots import plot_decisions
+from common.report import write_run_report
+from common.runtime import Runtime, peak_memory, versions
+from common.strategies import Strategy
+from common.task import DecisionCounts
+from common.tracking import Tracker
+from common.training import EpochRecord, SnapshotNames, Trainer
+from common.vqa_data import VQADataset
+from common.vqa_metric import majority_answer_baseline, question_only_baseline
+from common.vqa_task import Evaluation, VQATask
+from common.weights import load_into
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of a finetuning run.
+
+    Attributes:
+        batch_size, epochs, optim, lr, warmup, weight_decay, clip: of the model; `warmup` is a share
+            of all steps, `clip` the largest gradient norm.
+        policy_lr: of the policy network.
+        eval_batch_size: samples per batch in evaluation.
+    """
+
+    batch_size: int
+    epochs: int
+    optim: str
+    lr: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    policy_lr: float
+    eval_batch_size: int
+
+
+@dataclass
+class Run:
+    """Everything a finetuning run needs.
+
+    Attributes:
+        model: pretrained and adapted, on the runtime's device.
+        task: training and held-out questions.
+        val: the questions that are reported.
+        baseline_train: training examples for the baselines.
+        identity: backbone, task, dataset, strategy, policy, size, seed: the head of result.json.
+        meta: what checkpoints of this run must agree on.
+    """
+
+    model: nn.Module
+    task: VQATask
+    val: VQADataset
+    strategy: Strategy
+    recipe: Recipe
+    args: argparse.Namespace
+    out_dir: Path
+    runtime: Runtime
+    tracker: Tracker
+    identity: dict[str, Any]
+    meta: dict[str, Any]
+    command: str
+    warnings: list[str] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+
+
+def make_optimizers(run: Run, total_steps: int
+                    ) -> tuple[OptimizerWithSchedule, OptimizerWithSchedule | None]:
+    """The optimiser of the model and, where there is a policy, its own."""
+    groups, recipe = parameter_groups(run.model), run.recipe
+    main = make_optimizer(recipe.optim, groups["trainable"], recipe.lr, total_steps,
+                          warmup=recipe.warmup, weight_decay=recipe.weight_decay)
+    if not groups["policy"]:
+        return main, None
+    schedule = run.args.policy_schedule
+    policy = make_optimizer(run.args.policy_optim, groups["policy"], recipe.policy_lr, total_steps,
+                            warmup=recipe.warmup if schedule == "linear" else 0.0,
+                            schedule=schedule)
+    return main, policy
+
+
+def finetune(run: Run) -> dict[str, Any]:
+    """Train, take the best epoch, evaluate, and write result.json, plots and report."""
+    steps = max(1, len(run.task) // min(run.recipe.batch_size, len(run.task))) * run.recipe.epochs
+    options = loop_options(run.args, run.recipe.epochs, run.recipe.batch_size, run.recipe.clip,
+                           run.args.workers)
+    main, policy = make_optimizers(run, steps)
+    trainer = Trainer(run.model, run.task, main, policy, run.runtime, options, run.out_dir,
+                      run.tracker, run.meta, SnapshotNames())
+    last = run.out_dir / "LAST.safetensors"
+    if run.args.resume:
+        trainer.resume()
+        run.tracker.log(f"resumed at step {trainer.step} of {trainer.total_steps}")
+    elif last.exists() and not run.args.overwrite:
+        raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, or "
+                          "choose another name")
+    trainer.fit(lambda record: _after_epoch(run, record))
+    if trainer.epoch < options.epochs and not trainer.history:
+        run.tracker.log(f"stopped after {trainer.step} steps, within the first epoch; go on with "
+                        "--resume")
+        return {}
+    result = report(run, trainer)
+    run.tracker.log(summary_lines(result))
+    return result
+
+
+def _after_epoch(run: Run, record: EpochRecord) -> None:
+    values = record.values
+    # Upstream's format; `Valid` is measured on what was held out of the training split.
+    run.tracker.log(f"\nEpoch {values['epoch']}: Train {values['train_accuracy']:.2f}\n"
+                    f"Epoch {values['epoch']}: Valid {values['heldout_score']:.2f}\n"
+                    f"Epoch {values['epoch']}: Best {values['best_score']:.2f}")
+    if values.get("decisions") is None or run.args.no_plots:
+        return
+    partial = run.identity | {
+        "decisions": decision_table(run.model, values["decisions"]["share"],
+                                    values["decisions"]["count"])}
+    name = f"{run.strategy.name}_heldout_epoch_{values['epoch']}.png"
+    path = run.out_dir / "visualizations" / name
+    path.parent.mkdir(exist_ok=True)
+    plot_decisions(partial, path)
+    run.tracker.image("decisions/heldout", path, values["epoch"])
+
+
+def decision_table(model: nn.Module, share: Sequence[float], count: int,
+                   by_type: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The `decisions` entry of result.json for D shares over `count` samples."""
+    part = adaptive_part(model)
+    live = part.live.tolist()
+    used = [s for s, alive in zip(share, live, strict=True) if alive]
+    return {"names": part.decision_names, "layers": part.decision_layers,
+            "components": part.decision_components, "share": list(share), "live": live,
+            "count": count, "share_by_type": by_type or {}, "mean_live": sum(used) / len(used)}
+
+
+def report(run: Run, trainer: Trainer) -> dict[str, Any]:
+    """Evaluate the best epoch and write result.json, plots and the HTML report."""
+    state, _ = load_checkpoint(run.out_dir / "BEST.safetensors")
+    load_into(run.model, state["model"], what="BEST")
+    if run.strategy.adaptive and run.args.policy_eval == "global":
+        fix_global_policy(run)
+    val = run.task.evaluate(run.model, run.val, "validation")
+    train = run.task.evaluate(run.model, run.task.train, "training questions")
+    result = collect(run, trainer, train, val)
+    write_json(run.out_dir / "result.json", result, indent=1)
+    if not run.args.no_plots:
+        write_run_report(run.out_dir)
+    return result
+
+
+def fix_global_policy(run: Run) -> None:
+    """One decision per site, from the shares over the training questions in evaluation mode."""
+    part = adaptive_part(run.model)
+    part.options.policy_eval = "argmax"
+    counts = run.task.evaluate(run.model, run.task.train, "global policy").decisions
+    set_global_decisions(part, torch.tensor(counts.share), run.args.global_k)
+    part.options.policy_eval = "global"
+
+
+def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> dict[str, Any]:
+    """Everything that result.json holds."""
+    examples = run.task.train.examples, run.val.examples
+    baselines = {"majority": majority_answer_baseline(*examples),
+                 "question_only": question_only_baseline(*examples)}
+    decisions = None
+    if val.decisions.share is not None:
+        decisions = decision_table(run.model, val.decisions.share, val.decisions.count,
+                                   val.decisions.share_by_type())
+    warnings = run.warnings + find_problems(val, decisions, baselines)
+    for warning in warnings:
+        run.tracker.log(f"warning: {warning}")
+    seconds = trainer.step_seconds or [float("nan")]
+    return run.identity | {
+        "command": run.command, "versions": versions(), "device": str(run.runtime.device),
+        "precision": run.runtime.precision,
+        "accuracy": {"train": train.scores | {"count": len(run.task.train)},
+                     "val": val.scores | {"count": len(run.val)}},
+        "generalization_error": train.scores["overall"] - val.scores["overall"],
+        "baselines": baselines, "parameters": parameter_counts(run.model), "decisions": decisions,
+        "policy_eval": run.args.policy_eval if run.strategy.adaptive else None,
+        "time": {"train_step_s": statistics.median(seconds),
+                 "eval_sample_s": val.seconds_per_sample,
+                 "total_s": time.perf_counter() - run.start},
+        "memory": peak_memory(), "recipe": vars(run.recipe),
+        "selection": f"{100 * run.args.holdout:g} % of the training images held out "
+                     f"({len(run.task.heldout)} questions)",
+        "best_epoch": trainer.best_epoch, "epochs": trainer.history, "warnings": warnings}
+
+
+def find_problems(val: Evaluation, decisions: dict[str, Any] | None,
+                  baselines: dict[str, dict[str, float | None]]) -> list[str]:
+    """What a reader should be warned of: a collapsed policy, accuracy below the majority answer."""
+    found = []
+    if decisions is not None:
+        live = [s for s, alive in zip(decisions["share"], decisions["live"], strict=True) if alive]
+        if all(s in (0.0, 1.0) for s in live):
+            found.append(f"the policy has collapsed: every one of {len(live)} live decisions is "
+                         "the same for all samples")
+    majority = baselines["majority"]["overall"]
+    if val.scores["overall"] < majority:
+        found.append(f"accuracy {val.scores['overall']:.2f} is below always answering the "
+                     f"majority answer ({majority:.2f}): something is wrong, or training too short")
+    return found
+
+
+def summary_lines(result: dict[str, Any]) -> str:
+    """What a run prints last."""
+    val, train = result["accuracy"]["val"], result["accuracy"]["train"]
+    types = ", ".join(f"{kind} {val[kind]:.2f}" for kind in ("yes/no", "number", "other")
+                      if val.get(kind) is not None)
+    lines = [f"\n{result['strategy']}: train {train['overall']:.2f}, validation "
+             f"{val['overall']:.2f} ({types}), generalization error "
+             f"{result['generalization_error']:.2f}"]
+    if result["decisions"]:
+        lines.append(f"share of live decisions that are 1: {result['decisions']['mean_live']:.3f}")
+    return "\n".join(lines)
+
+
+__all__ = ["DecisionCounts", "Recipe", "Run", "decision_table", "finetune", "make_optimizers"]
