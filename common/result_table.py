@@ -1,0 +1,164 @@
+"""The table of strategies: one row per strategy, the baselines below, as text or Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from common.result_files import (
+    BASELINES,
+    Result,
+    RunGroup,
+    Section,
+    Statistic,
+    comparison_notes,
+    group_results,
+    lookup,
+    summarise,
+)
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its two-line heading, its figure, the factor to its unit and its decimals.
+
+    `answer_type` is set where the baselines have a value as well; `spread` says whether the
+    deviation over seeds is shown.
+    """
+
+    heading: tuple[str, str]
+    dotted: str
+    factor: float = 1.0
+    decimals: int = 1
+    answer_type: str | None = None
+    spread: bool = True
+
+    def format(self, figure: Statistic | None) -> str:
+        """`mean`, or `mean ± sd` over several runs, in the column's unit; a dash for none."""
+        if figure is None:
+            return NONE
+        mean = f"{figure.mean * self.factor:,.{self.decimals}f}"
+        if figure.sd is None or not self.spread:
+            return mean
+        return f"{mean} ± {figure.sd * self.factor:,.{self.decimals}f}"
+
+
+def _accuracy(answer_type: str) -> Column:
+    return Column(("val %", answer_type), f"accuracy.val.{answer_type}", answer_type=answer_type)
+
+
+COLUMNS = (
+    Column(("train %", "overall"), "accuracy.train.overall"),
+    _accuracy("overall"), _accuracy("yes/no"), _accuracy("number"), _accuracy("other"),
+    Column(("gen. error", "points"), "generalization_error"),
+    Column(("trainable", "M param."), "parameters.trainable", 1e-6, 2, spread=False),
+    Column(("frozen", "M param."), "parameters.frozen", 1e-6, 2, spread=False),
+    Column(("policy", "M param."), "parameters.policy", 1e-6, 2, spread=False),
+    Column(("finetuned", "or kept"), "decisions.mean_live", 1.0, 2),
+    Column(("time per", "step ms"), "time.train_step_s", 1e3, 0, spread=False),
+    Column(("peak mem.", "MB"), "memory.peak_rss_bytes", 1e-6, 0, spread=False),
+    Column(("peak GPU", "MB"), "memory.peak_cuda_bytes", 1e-6, 0, spread=False),
+)
+OPTIONAL = ("accuracy.val.number", "memory.peak_cuda_bytes")
+LEGEND = (
+    "gen. error = train − validation accuracy; finetuned or kept = mean share of live decisions "
+    "that chose the finetuned part (SpotTune*) or ran the block (BlockDrop, BlockReplace); "
+    "several seeds: mean ± sample standard deviation.")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One section's table: every row has one cell per heading; the first column is a label."""
+
+    title: str
+    headings: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, ...], ...]
+    baseline_rows: tuple[tuple[str, ...], ...]
+
+
+def make_tables(results: Iterable[Result]) -> list[Table]:
+    """One table for each backbone, size, task and dataset."""
+    return [_section_table(section) for section in group_results(results)]
+
+
+def _section_table(section: Section) -> Table:
+    columns = [column for column in COLUMNS if column.dotted not in OPTIONAL
+               or any(lookup(result, column.dotted) is not None for result in section.results)]
+    rows = tuple(_group_row(group, columns) for group in section.groups)
+    baselines = tuple(
+        (title, NONE, *(column.format(section.baseline(name, column.answer_type))
+                        if column.answer_type else NONE for column in columns))
+        for name, title in BASELINES.items() if section.baseline(name, "overall"))
+    headings = (("strategy", ""), ("runs", "n"), *(column.heading for column in columns))
+    return Table(_table_title(section), headings, rows, baselines)
+
+
+def _group_row(group: RunGroup, columns: Sequence[Column]) -> tuple[str, ...]:
+    cells = (column.format(group.figure(column.dotted)) for column in columns)
+    return (group.label, str(len(group.results)), *cells)
+
+
+def _table_title(section: Section) -> str:
+    counts = [f"{figure.mean:,.0f} {name} questions"
+              for name, part in (("train", "train"), ("validation", "val"))
+              if (figure := summarise(lookup(result, f"accuracy.{part}.count")
+                                      for result in section.results))]
+    return f"{section.title}" + (f": {', '.join(counts)}" if counts else "")
+
+
+def format_table(results: Iterable[Result]) -> str:
+    """Aligned plain text for a terminal: a table per section, the legend and the notes."""
+    results = list(results)
+    blocks = [_text_table(table) for table in make_tables(results)]
+    return "\n\n".join([*blocks, _footer(results, _wrap)]) + "\n"
+
+
+def _text_table(table: Table) -> str:
+    lines = [tuple(upper for upper, _ in table.headings), tuple(low for _, low in table.headings)]
+    cells = [*lines, *table.rows, *table.baseline_rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.headings))]
+
+    def align(row: Sequence[str]) -> str:
+        first, *rest = (cell.ljust(width) if i == 0 else cell.rjust(width)
+                        for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join([first, *rest]).rstrip()
+
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    body = [align(row) for row in table.rows]
+    if table.baseline_rows:
+        body += [rule, *(align(row) for row in table.baseline_rows)]
+    return "\n".join([table.title, rule, *map(align, lines), rule, *body, rule])
+
+
+def format_markdown(results: Iterable[Result]) -> str:
+    """The same as Markdown tables."""
+    results = list(results)
+    blocks = [_markdown_table(table) for table in make_tables(results)]
+    return "\n\n".join([*blocks, _footer(results, _escape_markdown, "- ")]) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    headings = [_escape_markdown(" ".join(filter(None, heading))) for heading in table.headings]
+    marks = [":--" if i == 0 else "--:" for i in range(len(headings))]
+    rows = [[_escape_markdown(cell) for cell in row] for row in table.rows]
+    rows += [[f"*{_escape_markdown(row[0])}*", *row[1:]] for row in table.baseline_rows]
+    lines = [f"| {' | '.join(row)} |" for row in (headings, marks, *rows)]
+    return "\n".join([f"**{_escape_markdown(table.title)}**", "", *lines])
+
+
+def _escape_markdown(text: str) -> str:
+    for mark in "\\|*_<>`":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 100)
+
+
+def _footer(results: Sequence[Result], write: Callable[[str], str], mark: str = "") -> str:
+    notes = [mark + write(note) for note in comparison_notes(results)]
+    return "\n".join([write(LEGEND), *([""] if notes else []), *notes])

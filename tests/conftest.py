@@ -1,0 +1,26 @@
+"""What several test files share."""
+
+from pathlib import Path
+
+import pytest
+
+from common.changing_priors import build_easy_vqa_cp
+from common.easy_vqa import build_easy_vqa
+
+GOLDENS = Path(__file__).parent / "goldens"
+EASY_VQA_IMAGES = 200
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder of the tensors that the original systems computed."""
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def easy_vqa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository folder with small easy_vqa (200 + 50 images) and easy_vqa_cp under data/."""
+    root = tmp_path_factory.mktemp("repository")
+    assert build_easy_vqa(root / "data" / "easy_vqa", limit=EASY_VQA_IMAGES)
+    assert build_easy_vqa_cp(root / "data" / "easy_vqa_cp", limit=EASY_VQA_IMAGES)
+    return root
