@@ -25,7 +25,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def adapt(model: Model, strategy: str = "standard", policy: str = "small", *,
-          trainable_layers: str | None = None, frozen_layers: str | Sequence[int | str] | None = None,
+          trainable_layers: str | None = None,
+          frozen_layers: str | Sequence[int | str] | None = None,
           initial_share: float = 0.5, options: AdaptiveOptions | None = None) -> Model:
     """Give a model a finetuning strategy.
 
@@ -109,7 +110,8 @@ def freeze_layers(layers: Sequence[Layer], strategy: Strategy, k: int | None,
 def freeze_dead(layers: Sequence[Layer], reads: Sequence[str]) -> None:
     """Freeze the parameters of steps that can reach nothing that is read."""
     for layer, live in zip(layers, live_steps(layers, reads)[0], strict=True):
-        used = {id(p) for step in live for p in layer.module.get_submodule(step.module).parameters()}
+        modules = [layer.module.get_submodule(step.module) for step in live]
+        used = {id(p) for module in modules for p in module.parameters()}
         for parameter in layer.module.parameters():
             if id(parameter) not in used:
                 parameter.requires_grad_(False)

@@ -1,7 +1,7 @@
 """Plots of what the policy decided: maps over the encoder, by question type, over the epochs.
 
-A share is the share of validation questions with decision 1 (finetuned, or kept), always drawn on
-the fixed scale 0–1. Dead decisions, which cannot change the answer, are grey and hatched.
+A share is the share of questions with decision 1 (finetuned, or kept), always drawn on the fixed
+scale 0–1. Dead decisions, which cannot change the answer, are grey and hatched.
 `draw_…` return the figure, `plot_…` write it as PNG.
 """
 
@@ -50,31 +50,35 @@ ROOMY = 30
 CHARACTER = 0.052
 
 
-def plot_decisions(result: Result, path: Target) -> None:
+def plot_decisions(result: Result, path: Target, split: str = "validation",
+                   epoch: int | None = None) -> None:
     """Write the map of decisions as PNG: bars where whole layers are decided, else a heat map.
+
+    Args:
+        result: a run, or as much of it as is known while it trains.
+        path: PNG file, or an open binary file.
+        split: on which questions the decisions were counted, for the title.
+        epoch: after which epoch, for the title; None at the end of a run.
 
     Raises:
         DataError: the run's strategy decides nothing.
     """
-    save(draw_decisions(result), path)
+    save(draw_decisions(result, split, epoch), path)
 
 
 @styled
-def draw_decisions(result: Result) -> Figure:
-    """Figure with the share of validation questions of every decision."""
+def draw_decisions(result: Result, split: str = "validation",
+                   epoch: int | None = None) -> Figure:
+    """Figure with the share of questions of every decision; arguments as in `plot_decisions`."""
     decisions = decisions_of(result)
-    if decides_layers(decisions):
-        return _draw_bars(result, decisions)
-    return _draw_maps(result, decisions)
+    unit, draw = ("layer", _draw_bars) if decides_layers(decisions) else ("part", _draw_maps)
+    counted = questions(decisions.get("count"), split)
+    when = "" if epoch is None else f"epoch {epoch}: "
+    what = f"{when}share of {counted} for which the {unit} is {decision_word(result)}"
+    return draw(result, decisions, run_title(result, what))
 
 
-def _title(result: Result, unit: str) -> str:
-    count = decisions_of(result).get("count")
-    word = decision_word(result)
-    return run_title(result, f"share of {questions(count)} for which the {unit} is {word}")
-
-
-def _draw_bars(result: Result, decisions: dict[str, Any]) -> Figure:
+def _draw_bars(result: Result, decisions: dict[str, Any], title: str) -> Figure:
     layers, share, live = (decisions[key] for key in ("layers", "share", "live"))
     streams = list(dict.fromkeys(map(stream_of, layers)))
     figure = new_figure(3.6)
@@ -92,7 +96,7 @@ def _draw_bars(result: Result, decisions: dict[str, Any]) -> Figure:
     axes.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) > 8 else 0,
                     ha="right" if len(layers) > 8 else "center", rotation_mode="anchor")
     axes.grid(axis="y", visible=True)
-    axes.set_title(_title(result, "layer"), loc="left", pad=10)
+    axes.set_title(title, loc="left", pad=10)
     titles = {panel.stream: panel.title for panel in make_panels(decisions)}
     handles = [Patch(color=stream_colour(s, streams), label=titles[s]) for s in streams]
     handles += [*axes.get_lines(), *([] if all(live) else [dead_patch()])]
@@ -107,13 +111,13 @@ def _mean_line(axes: Axes, share: Sequence[float], live: Sequence[bool]) -> None
         axes.axhline(mean, color="#555555", linewidth=1, linestyle="--", label=f"mean {mean:.2f}")
 
 
-def _draw_maps(result: Result, decisions: dict[str, Any]) -> Figure:
+def _draw_maps(result: Result, decisions: dict[str, Any], title: str) -> Figure:
     """Rows of panels from top to bottom, then the colour bar; positions in inches."""
     rows = _pack(make_panels(decisions))
     heights = [_row_height(row) for row in rows]
     height = TITLE_HEIGHT + sum(heights) + BAR_HEIGHT
     figure = new_figure(height)
-    figure.text(0.02, 1 - 0.1 / height, _title(result, "part"), va="top", fontsize=10)
+    figure.text(0.02, 1 - 0.1 / height, title, va="top", fontsize=10)
     top = height - TITLE_HEIGHT
     image: ScalarMappable | None = None
     for row, row_height in zip(rows, heights, strict=True):

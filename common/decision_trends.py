@@ -141,16 +141,16 @@ def draw_decision_history(result: Result) -> Figure:
     if any(len(share) != len(decisions["names"]) for share in shares):
         raise DataError(f"{result.get('path', 'result')}: an epoch's 'decisions.share' does not "
                         f"have {len(decisions['names'])} entries")
-    numbers = [epoch["epoch"] + 1 for epoch in epochs]
+    numbers = [epoch["epoch"] for epoch in epochs]
     layers = list(dict.fromkeys(decisions["layers"]))
     inches = max(2.0, 0.17 * len(layers))
     height = inches + 1.35
     figure = new_figure(height)
     bottom, tall = 0.55 / height, inches / height
     count = epochs[-1]["decisions"].get("count")
-    samples = "" if count is None else f" ({count:,} questions)"
+    samples = "" if count is None else f" on {count:,} held-out questions"
     figure.text(0.02, 1 - 0.1 / height, va="top", fontsize=10,
-                s=run_title(result, f"share {decision_word(result)} at each epoch{samples}"))
+                s=run_title(result, f"share {decision_word(result)} after each epoch{samples}"))
     _history_map(figure, figure.add_axes((0.09, bottom, 0.33, tall)), decisions, shares, numbers)
     _history_lines(figure.add_axes((0.6, bottom, 0.38, tall)), result, shares, numbers)
     if None in layer_means(decisions, shares[0]).values():
@@ -160,7 +160,7 @@ def draw_decision_history(result: Result) -> Figure:
 
 def _history_map(figure: Figure, axes: Axes, decisions: dict[str, Any],
                  shares: Sequence[Sequence[float]], numbers: Sequence[int]) -> None:
-    """Mean share over the live decisions of each layer (rows) at each epoch (columns)."""
+    """Mean share over the live decisions of each layer (rows) after each epoch (columns)."""
     means = [layer_means(decisions, share) for share in shares]
     layers = list(means[0])
     grid = np.array([[np.nan if column[layer] is None else column[layer] for column in means]

@@ -140,7 +140,7 @@ def _after_epoch(run: Run, record: EpochRecord) -> None:
     name = f"{run.strategy.name}_heldout_epoch_{values['epoch']}.png"
     path = run.out_dir / "visualizations" / name
     path.parent.mkdir(exist_ok=True)
-    plot_decisions(partial, path)
+    plot_decisions(partial, path, split="held-out", epoch=values["epoch"])
     run.tracker.image("decisions/heldout", path, values["epoch"])
 
 

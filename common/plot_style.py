@@ -94,9 +94,9 @@ def decisions_of(result: Result) -> dict[str, Any]:
     return decisions
 
 
-def questions(count: int | None) -> str:
+def questions(count: int | None, split: str = "validation") -> str:
     """`9,673 validation questions`; without the number where the run does not say it."""
-    return "validation questions" if count is None else f"{count:,} validation questions"
+    return f"{split} questions" if count is None else f"{count:,} {split} questions"
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:

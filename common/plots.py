@@ -58,8 +58,10 @@ def draw_training(result: Result) -> Figure:
     if not epochs:
         raise DataError(f"{result.get('path', 'result')}: no epochs are recorded")
     adaptive = any(epoch.get("policy_temperature") is not None for epoch in epochs)
+    best = result.get("best_epoch")
+    what = "training" + ("" if best is None else f"; dotted: the epoch that was kept ({best})")
     figure = new_figure(3.0)
-    figure.text(0.02, 0.97, run_title(result, "training"), va="top", fontsize=10)
+    figure.text(0.02, 0.97, run_title(result, what), va="top", fontsize=10)
     panels = figure.subplots(1, 3 if adaptive else 2)
     figure.subplots_adjust(left=0.075, right=0.985, top=0.76, bottom=0.17, wspace=0.36)
     _curve(panels[0], epochs, "train_loss", "training loss", "#222222")
@@ -75,6 +77,8 @@ def draw_training(result: Result) -> Figure:
         panels[2].set_ylim(bottom=0)
     for axes in panels:
         axes.set(xlabel="epoch")
+        if best is not None:
+            axes.axvline(best, color="#999999", linewidth=1, linestyle=":", zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y", visible=True)
     return figure
@@ -82,8 +86,8 @@ def draw_training(result: Result) -> Figure:
 
 def _curve(axes: Axes, epochs: Sequence[dict[str, Any]], key: str, label: str,
            colour: str) -> None:
-    """One figure over the epochs, counted from 1; epochs that lack it are left out."""
-    points = [(epoch["epoch"] + 1, value) for epoch in epochs
+    """One figure over the epochs, by their recorded numbers; epochs that lack it are left out."""
+    points = [(epoch["epoch"], value) for epoch in epochs
               if (value := lookup(epoch, key)) is not None]
     axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=4,
               linewidth=1.6, color=colour, label=label)

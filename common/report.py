@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,9 @@ def _warnings(messages: Iterable[str]) -> str:
 
 
 def _number(value: Any, decimals: int = 1, factor: float = 1.0, unit: str = "") -> str:
-    """A number with thousands separators and its unit; a dash for None."""
-    return NONE if value is None else f"{value * factor:,.{decimals}f}{unit}"
+    """A number with thousands separators and its unit; a dash for None and NaN."""
+    missing = value is None or math.isnan(value)
+    return NONE if missing else f"{value * factor:,.{decimals}f}{unit}"
 
 
 def _headline(result: Result) -> str:
@@ -184,7 +186,9 @@ def _accuracy_table(result: Result) -> str:
     rows = [([label, *(_number(figures.get(name)) for name in names),
               _number(figures.get("count"), 0)], baseline) for label, figures, baseline in sources]
     selection = html.escape(str(result.get("selection") or "not recorded"))
-    return _table(headings, rows) + f"<p class='legend'>Best epoch chosen on: {selection}.</p>"
+    best = "" if result.get("best_epoch") is None else f" ({result['best_epoch']})"
+    return _table(headings, rows) + (f"<p class='legend'>Best epoch{html.escape(best)} chosen on: "
+                                     f"{selection}.</p>")
 
 
 def _decisions(result: Result) -> str:
@@ -215,7 +219,7 @@ def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
                ("held-out accuracy %", "heldout.overall", 1),
                ("policy temperature", "policy_temperature", 2), ("seconds", "seconds", 1))
     headings = [("epoch",), *((title,) for title, _, _ in columns)]
-    rows = [([str(epoch["epoch"] + 1), *(_number(lookup(epoch, key), decimals)
+    rows = [([str(epoch["epoch"]), *(_number(lookup(epoch, key), decimals)
                                          for _, key, decimals in columns)], False)
             for epoch in epochs]
     return _table(headings, rows)

@@ -87,8 +87,8 @@ def backbone_title(backbone: str) -> str:
 
 
 def summarise(values: Iterable[float | None]) -> Statistic | None:
-    """Mean and sample (n − 1) standard deviation of the values that are there; None if none is."""
-    known = [float(value) for value in values if value is not None]
+    """Mean and sample (n − 1) standard deviation of the finite values; None if there are none."""
+    known = [float(value) for value in values if value is not None and math.isfinite(value)]
     if not known:
         return None
     return Statistic(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None,
@@ -182,7 +182,8 @@ def read_results(roots: Sequence[Path | str]) -> tuple[list[Result], list[str]]:
     """All results below some folders, in the order of `sort_results`, and what is wrong with
     the files that could not be read (one message each, naming the file).
 
-    Hidden folders are not entered. A root may also be a `result.json` itself.
+    Hidden folders are not entered. A root may also be a `result.json` itself. Of files with the
+    same content (a result copied beside a report) only the first counts.
 
     Raises:
         DataError: a root does not exist.
@@ -196,10 +197,15 @@ def read_results(roots: Sequence[Path | str]) -> tuple[list[Result], list[str]]:
     results, problems = [], []
     for path in paths.values():
         try:
-            results.append(load_result(path))
+            result = load_result(path)
+            results += [] if any(_same(result, other) for other in results) else [result]
         except DataError as error:
             problems.append(str(error))
     return sort_results(results), problems
+
+
+def _same(first: Result, second: Result) -> bool:
+    return first | {"path": None} == second | {"path": None}
 
 
 def _walk(root: Path) -> list[Path]:
@@ -261,8 +267,8 @@ def _label_groups(groups: dict[tuple[str, str | None], list[Result]]) -> tuple[R
 
 
 def comparison_notes(results: Iterable[Result]) -> list[str]:
-    """What a reader of the table must know: mixed numbers of questions, repeated seeds, warnings
-    of the runs."""
+    """What a reader of the table must know: mixed numbers of questions, repeated seeds, settings
+    that differ within a row, warnings of the runs."""
     notes = []
     for section in group_results(results):
         for part in ("train", "val"):
@@ -272,11 +278,20 @@ def comparison_notes(results: Iterable[Result]) -> list[str]:
                 notes.append(f"{section.title}: runs differ in their number of {part} questions "
                              f"({listed}), so their rows are not strictly comparable.")
         for group in section.groups:
-            seeds = [result.get("seed") for result in group.results]
-            repeated = sorted({str(seed) for seed in seeds if seeds.count(seed) > 1})
-            if repeated:
-                notes.append(f"{section.title}, {group.label}: seed {', '.join(repeated)} occurs "
-                             f"more than once; the runs are averaged as if they were independent.")
-            notes += [f"{section.title}, {group.label}, seed {result.get('seed')}: {warning}"
-                      for result in group.results for warning in result.get("warnings") or ()]
+            notes += [f"{section.title}, {group.label}{note}" for note in _group_notes(group)]
     return notes
+
+
+def _group_notes(group: RunGroup) -> list[str]:
+    notes = []
+    seeds = [result.get("seed") for result in group.results]
+    repeated = sorted({str(seed) for seed in seeds if seeds.count(seed) > 1})
+    if repeated:
+        notes.append(f": seed {', '.join(repeated)} occurs more than once; the runs are averaged "
+                     "as if they were independent.")
+    for key in ("policy_eval", "precision", "recipe"):
+        if len({repr(result.get(key)) for result in group.results}) > 1:
+            notes.append(f": the runs of this row differ in {key}, so their deviation is not that "
+                         "of the seed alone.")
+    return notes + [f", seed {result.get('seed')}: {warning}"
+                    for result in group.results for warning in result.get("warnings") or ()]

@@ -103,7 +103,7 @@ def take(state: State, rows: Tensor) -> State:
 
 
 class DropoutReplay:
-    """Remembers the generator state before each branch, so that a second run draws the same masks."""
+    """Remembers the generator state before each branch: a second run draws the same masks."""
 
     def __init__(self, device: torch.device, active: bool) -> None:
         self.device = device

@@ -135,6 +135,25 @@ def test_notes_tell_repeated_seeds_differing_questions_and_warnings() -> None:
     assert "Frozen, seed 9595: below the majority answer" in text
 
 
+def test_note_tells_settings_that_differ_within_a_row() -> None:
+    results = [make_result("SpotTune", seed=1, layout=SMALL, policy_eval="argmax"),
+               make_result("SpotTune", seed=2, layout=SMALL, policy_eval="sample")]
+    assert "differ in policy_eval" in " ".join(format_table(results).split())
+    assert "differ in" not in format_table(results[:1])
+
+
+def test_figure_that_was_never_measured_is_a_dash() -> None:
+    result = make_result("standard", time={"train_step_s": math.nan})
+    assert cells([result])["standard"]["time per step ms"] == "–"
+
+
+def test_copy_of_a_result_counts_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_result(tmp_path / name, make_result("SpotTune", layout=SMALL))
+    write_result(tmp_path / "c", make_result("SpotTune", layout=SMALL, name="v2"))
+    assert len(find_results([tmp_path])) == 2
+
+
 def test_results_are_found_below_the_roots_once_and_not_in_hidden_folders(tmp_path: Path) -> None:
     write_result(tmp_path / "a" / "b", make_result("standard"))
     write_result(tmp_path / "c", make_result("Frozen"))

@@ -1,4 +1,4 @@
-"""The identities that define the strategies (DESIGN: the core idea), in float64, without dropout."""
+"""The identities that define the strategies, in float64 and (but for one test) without dropout."""
 
 from __future__ import annotations
 

@@ -125,6 +125,12 @@ def test_title_names_strategy_dataset_split_and_sample_count(strategy: str) -> N
             assert part in words(figure)
 
 
+def test_title_of_a_plot_while_training_names_its_split_and_epoch() -> None:
+    for strategy in ("SpotTune", "SpotTune_Block"):
+        figure = plots.draw_decisions(make_result(strategy), split="held-out", epoch=3)
+        assert "epoch 3: share of 500 held-out questions" in words(figure)
+
+
 def test_kept_is_the_word_for_block_strategies_and_finetuned_for_twins() -> None:
     assert "kept" in words(plots.draw_decisions(make_result("BlockDrop")))
     assert "finetuned" in words(plots.draw_decisions(make_result("SpotTune")))
@@ -160,11 +166,17 @@ def test_history_has_a_column_per_epoch_and_a_row_per_layer() -> None:
     assert image.get_array()[0, 2] == pytest.approx(sum(first) / len(first))
 
 
-def test_training_curves_count_epochs_from_one_and_omit_temperature_without_policy() -> None:
+def test_training_curves_use_recorded_epochs_and_omit_temperature_without_policy() -> None:
     figure = plots.draw_training(make_result("SpotTune", epochs=3))
-    assert [list(line.get_xdata()) for line in figure.axes[0].get_lines()] == [[1, 2, 3]]
+    assert [list(line.get_xdata()) for line in figure.axes[0].get_lines()] == [[0, 1, 2]]
     assert len(figure.axes) == 3
     assert len(plots.draw_training(make_result("standard")).axes) == 2
+
+
+def test_training_curves_mark_the_epoch_that_was_kept() -> None:
+    figure = plots.draw_training(make_result("standard", best_epoch=2))
+    assert all(list(axes.get_lines()[-1].get_xdata()) == [2, 2] for axes in figure.axes)
+    assert "kept (2)" in words(figure)
 
 
 def test_comparison_draws_accuracies_errors_and_baselines() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.easy_captions import caption_examples
 from common.errors import AdaptiveError, ConfigError
 from common.optim import make_optimizer
 from common.options import add_run_options, command_line
@@ -46,6 +47,8 @@ def pretrain_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", default="easy_vqa", help="easy_vqa (its split pretrain)")
     data.add_argument("--train", default="pretrain", help="splits")
+    data.add_argument("--no-captions", action="store_true",
+                      help="pretrain on the questions only, not on captions made of their answers")
     data.add_argument("--tiny", action="store_true", help="512 images")
     data.add_argument("--fast", action="store_true", help="5,000 images")
     data.add_argument("--numWorkers", dest="workers", type=int, default=0)
@@ -107,6 +110,8 @@ def pretrain(args: argparse.Namespace, command: str) -> None:
         tracker.log(runtime.describe())
         images = TINY_IMAGES if args.tiny else FAST_IMAGES if args.fast else None
         examples = load_split(dataset, args.train, images)
+        if not args.no_captions:
+            examples += caption_examples(examples)
         features = open_features(dataset, args.train)
         tokenizer = make_tokenizer(args, [e.question for e in examples])
         model = build(args, dataset, features, tokenizer, tracker).to(runtime.device)

