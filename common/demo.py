@@ -38,7 +38,7 @@ class BackboneDemo:
 
 
 BACKBONES = {"lxmert": BackboneDemo("LXMERT", "run/vqa_finetune.bash", "snap/vqa")}
-FULL = ("--questions", "6000", "--epochs", "6")
+FULL = ("--questions", "4000", "--epochs", "10")
 QUICK = ("--questions", "1500", "--epochs", "2", "--tiny")
 
 

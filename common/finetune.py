@@ -9,7 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,23 @@ import torch
 from torch import nn
 
 from common.adapt import adaptive_part, parameter_counts, parameter_groups, set_global_decisions
-from common.checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import ConfigError
 from common.files import write_json
 from common.optim import OptimizerWithSchedule, make_optimizer
 from common.options import loop_options
-from common.plots import plot_decisions
+from common.plots import (
+    plot_decision_history,
+    plot_decisions,
+    plot_decisions_by_type,
+    plot_training,
+)
 from common.report import write_run_report
 from common.runtime import Runtime, peak_memory, versions
 from common.strategies import Strategy
 from common.task import DecisionCounts
 from common.tracking import Tracker
-from common.training import EpochRecord, SnapshotNames, Trainer
+from common.training import EpochRecord, LoopOptions, SnapshotNames, Trainer
 from common.vqa_data import VQADataset
 from common.vqa_metric import majority_answer_baseline, question_only_baseline
 from common.vqa_task import Evaluation, VQATask
@@ -55,6 +60,14 @@ class Recipe:
     clip: float
     policy_lr: float
     eval_batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}: give a whole number of at "
+                                  "least 1")
+        if not self.clip >= 0:
+            raise ConfigError(f"clip {self.clip}: give a number of at least 0 (0 = none)")
 
 
 @dataclass
@@ -101,21 +114,40 @@ def make_optimizers(run: Run, total_steps: int
     return main, policy
 
 
+def check_output(args: argparse.Namespace) -> None:
+    """Call it before anything is written: an earlier run in the output folder stays as it is.
+
+    Raises:
+        ConfigError: the folder holds a run, and neither --resume nor --overwrite is given.
+    """
+    last = args.output / f"{SnapshotNames().last}.safetensors"
+    if last.exists() and not args.resume and not args.overwrite:
+        raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, or "
+                          "choose another name")
+
+
+def training_settings(run: Run, options: LoopOptions) -> dict[str, Any]:
+    """What a run must have in common with the one that it resumes, beside the model."""
+    free = ("eval_batch_size", "workers", "save_every", "max_steps", "progress")
+    settings = vars(run.recipe) | asdict(options)
+    return {"dataset": run.identity["dataset"], "questions": len(run.task.train),
+            "held_out_questions": len(run.task.heldout),
+            **{key: value for key, value in settings.items() if key not in free}}
+
+
 def finetune(run: Run) -> dict[str, Any]:
     """Train, take the best epoch, evaluate, and write result.json, plots and report."""
     steps = max(1, len(run.task) // min(run.recipe.batch_size, len(run.task))) * run.recipe.epochs
     options = loop_options(run.args, run.recipe.epochs, run.recipe.batch_size, run.recipe.clip,
                            run.args.workers)
     main, policy = make_optimizers(run, steps)
+    meta = run.meta | {"training": training_settings(run, options)}
     trainer = Trainer(run.model, run.task, main, policy, run.runtime, options, run.out_dir,
-                      run.tracker, run.meta, SnapshotNames())
-    last = run.out_dir / "LAST.safetensors"
-    if run.args.resume:
-        trainer.resume()
-        run.tracker.log(f"resumed at step {trainer.step} of {trainer.total_steps}")
-    elif last.exists() and not run.args.overwrite:
-        raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, or "
-                          "choose another name")
+                      run.tracker, meta, SnapshotNames())
+    part = adaptive_part(run.model)
+    if part is not None and part.options.policy_eval == "global":
+        part.options.policy_eval = "argmax"  # until the best epoch is known, see fix_global_policy
+    trainer.begin(run.args.resume, run.args.overwrite)
     trainer.fit(lambda record: _after_epoch(run, record))
     if trainer.epoch < options.epochs and not trainer.history:
         run.tracker.log(f"stopped after {trainer.step} steps, within the first epoch; go on with "
@@ -166,17 +198,34 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     result = collect(run, trainer, train, val)
     write_json(run.out_dir / "result.json", result, indent=1)
     if not run.args.no_plots:
-        write_run_report(run.out_dir)
+        draw(result, run.out_dir)
     return result
 
 
+def draw(result: dict[str, Any], out_dir: Path) -> None:
+    """The plots of a finished run, as files in visualizations/ and in the HTML report."""
+    folder = out_dir / "visualizations"
+    folder.mkdir(exist_ok=True)
+    plot_training(result, folder / "training.png")
+    if result["decisions"] is not None:
+        plot_decisions(result, folder / "decisions.png")
+        plot_decisions_by_type(result, folder / "decisions_by_type.png")
+        plot_decision_history(result, folder / "decision_history.png")
+    write_run_report(out_dir)
+
+
 def fix_global_policy(run: Run) -> None:
-    """One decision per site, from the shares over the training questions in evaluation mode."""
+    """One decision per site, from the shares over the training questions in evaluation mode.
+
+    They are saved in BEST, so that it can be tested with `--policy-eval global`.
+    """
     part = adaptive_part(run.model)
-    part.options.policy_eval = "argmax"
     counts = run.task.evaluate(run.model, run.task.train, "global policy").decisions
     set_global_decisions(part, torch.tensor(counts.share), run.args.global_k)
     part.options.policy_eval = "global"
+    path = run.out_dir / "BEST.safetensors"
+    state, meta = load_checkpoint(path)
+    save_checkpoint(path, state | {"model": dict(run.model.state_dict())}, meta)
 
 
 def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> dict[str, Any]:
@@ -188,10 +237,12 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
     if val.decisions.share is not None:
         decisions = decision_table(run.model, val.decisions.share, val.decisions.count,
                                    val.decisions.share_by_type())
-    warnings = run.warnings + find_problems(val, decisions, baselines)
+    # With `global`, all samples share their decisions because the user wants it.
+    chosen = None if run.args.policy_eval == "global" else decisions
+    warnings = run.warnings + find_problems(val, chosen, baselines)
     for warning in warnings:
         run.tracker.log(f"warning: {warning}")
-    seconds = trainer.step_seconds or [float("nan")]
+    seconds = trainer.step_seconds
     return run.identity | {
         "command": run.command, "versions": versions(), "device": str(run.runtime.device),
         "precision": run.runtime.precision,
@@ -200,7 +251,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "generalization_error": train.scores["overall"] - val.scores["overall"],
         "baselines": baselines, "parameters": parameter_counts(run.model), "decisions": decisions,
         "policy_eval": run.args.policy_eval if run.strategy.adaptive else None,
-        "time": {"train_step_s": statistics.median(seconds),
+        "time": {"train_step_s": statistics.median(seconds) if seconds else None,
                  "eval_sample_s": val.seconds_per_sample,
                  "total_s": time.perf_counter() - run.start},
         "memory": peak_memory(), "recipe": vars(run.recipe),
@@ -238,4 +289,5 @@ def summary_lines(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["DecisionCounts", "Recipe", "Run", "decision_table", "finetune", "make_optimizers"]
+__all__ = ["DecisionCounts", "Recipe", "Run", "check_output", "decision_table", "finetune",
+           "make_optimizers"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
+import shlex
 from collections.abc import Sequence
 
 from common.adaptive import POLICY_EVALUATIONS, AdaptiveOptions
 from common.budget import BudgetOptions
+from common.errors import ConfigError
 from common.strategies import STRATEGIES
 from common.training import LoopOptions
 
@@ -71,6 +74,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     _flag(group, "--resume", action="store_true",
           help="go on from LAST in the output folder, bit for bit on CPU")
+    _flag(group, "--overwrite", action="store_true",
+          help="start again where the output folder holds a run already")
     _flag(group, "--save-every", type=int, default=0, metavar="STEPS",
           help="save LAST every so many steps (default: after every epoch)")
     _flag(group, "--max-steps", type=int, default=0, help="stop after so many steps (default: all)")
@@ -82,6 +87,35 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--no-tensorboard", action="store_true", help="write no tensorboard events")
     _flag(group, "--no-plots", action="store_true", help="write no plots and no HTML report")
     _flag(group, "--quiet", action="store_true", help="no progress bars")
+
+
+# Flag → lowest and highest value, and whether these two are allowed themselves.
+LIMITS: dict[str, tuple[float, float, bool]] = {
+    "temperature": (0, math.inf, False), "temperature_end": (0, math.inf, False),
+    "policy_init": (0, 1, False), "policy_lr": (0, math.inf, True),
+    "policy_clip": (0, math.inf, True), "constrain_k": (0, math.inf, True),
+    "target_rate": (0, 1, True), "dropout": (0, 1, True), "workers": (0, math.inf, True),
+    "save_every": (0, math.inf, True), "max_steps": (0, math.inf, True),
+}
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Call it first.
+
+    Raises:
+        ConfigError: a number outside its limits, or a flag that another one makes meaningless.
+    """
+    for name, (low, high, allowed) in LIMITS.items():
+        value = getattr(args, name, None)
+        if value is None or (low <= value <= high if allowed else low < value < high):
+            continue
+        if high == math.inf:
+            wanted = f"of at least {low}" if allowed else f"above {low}"
+        else:
+            wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number {wanted}")
+    if args.global_k is not None and args.policy_eval != "global":
+        raise ConfigError(f"--global-k {args.global_k} needs --policy-eval global")
 
 
 def budget_options(args: argparse.Namespace) -> BudgetOptions:
@@ -108,5 +142,4 @@ def loop_options(args: argparse.Namespace, epochs: int, batch_size: int, clip: f
 
 def command_line(program: str, arguments: Sequence[str]) -> str:
     """The command as one would type it again."""
-    import shlex
-    return shlex.join([program, *arguments])
+    return f"{program} {shlex.join(arguments)}"

@@ -285,6 +285,20 @@ class Trainer:
         save_checkpoint(self.out_dir / f"{name}.safetensors", state,
                         self.meta | {"checkpoint_version": CHECKPOINT_VERSION})
 
+    def begin(self, resume: bool, overwrite: bool) -> None:
+        """Start anew or go on; a folder that holds a run is not overwritten by accident.
+
+        Raises:
+            ConfigError: there is a run and neither was asked for, or there is none to resume.
+        """
+        last = self.out_dir / f"{self.names.last}.safetensors"
+        if resume:
+            self.resume()
+            self.tracker.log(f"resumed at step {self.step} of {self.total_steps}")
+        elif last.exists() and not overwrite:
+            raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, "
+                              "or choose another name")
+
     def resume(self) -> None:
         """Go on from the last checkpoint in the output folder."""
         path = self.out_dir / f"{self.names.last}.safetensors"

@@ -16,10 +16,10 @@ from common.options import adaptive_options
 from common.strategies import Strategy, find_strategy
 from common.text import Tokenizer, packaged_bert_folder
 from common.weights import load_into, load_weights, resolve_checkpoint
-from lxrt.config import LxmertConfig, size_config
+from lxrt.config import HOME, SMALL_PRETRAINED, LxmertConfig, size_config
 from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa, pretrained_path
 from lxrt.modeling import VQAModel
-from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS, HOME, SMALL_PRETRAINED
+from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS
 
 Say = Callable[[str], None]
 
@@ -95,17 +95,21 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
             "size": size, "config": config.to_dict(), "features": features,
             "answers": {"count": len(answers), "sha256": _digest(answers)},
             "vocabulary": {"count": len(tokenizer), "sha256": _digest(tokenizer.text())}}
-    model = VQAModel(config)
     adapted_file = path is not None and found.get("strategy", "standard") != "standard"
+    if found:
+        _check_settings(found, meta if adapted_file else
+                        meta | {"strategy": "standard", "policy": None}, path)
+    model = VQAModel(config)
+    model.bert.policy_layers = tuple(flags["policy_layers"])
     if path is not None and not adapted_file:
-        _load_finetuned(model, path, found, meta | {"strategy": "standard", "policy": None})
+        _load_finetuned(model, path)
     elif path is None:
         _load_pretrained(model, args, answers, data, say)
     adapt(model, f"last_{k}" if k else strategy.name, flags["policy"],
           trainable_layers=flags["trainable_layers"], frozen_layers=flags["frozen_layers"],
           initial_share=args.policy_init, options=adaptive_options(args))
     if adapted_file:
-        _load_finetuned(model, path, found, meta)
+        _load_finetuned(model, path)
     meta["strategy_flags"] = flags | {"strategy": f"last_{k}" if k else strategy.name}
     return Built(model, tokenizer, strategy, policy, size, meta)
 
@@ -125,17 +129,24 @@ def _strategy_flags(args: argparse.Namespace, found: dict[str, Any]) -> dict[str
     saved = found.get("strategy_flags", {})
     flags = {name: getattr(args, name) or saved.get(name)
              for name in ("policy", "trainable_layers", "frozen_layers")}
-    return flags | {"policy": flags["policy"] or "small"}
+    given = (args.policy_llayers, args.policy_xlayers, args.policy_rlayers)
+    layers = [default if number is None else number for number, default
+              in zip(given, saved.get("policy_layers", (2, 1, 1)), strict=True)]
+    return flags | {"policy": flags["policy"] or "small", "policy_layers": layers}
 
 
-def _load_finetuned(model: VQAModel, path: Path, found: dict[str, Any],
-                    meta: dict[str, Any]) -> None:
-    if found:
-        # Dropout, and how frozen layers were chosen, may differ between training and use.
-        keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary",
-                "features")
-        wanted = {key: meta[key] for key in keys}
-        check_compatible(found, wanted, path)
+def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another model before that model is built."""
+    if found.get("task") != meta["task"]:
+        raise CheckpointError(f"{path} is not a finetuned VQA model (its task is "
+                              f"{found.get('task')!r}); a pretraining snapshot is loaded with "
+                              "--loadLXMERTQA")
+    # Dropout, and how frozen layers were chosen, may differ between training and use.
+    keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary", "features")
+    check_compatible(found, {key: meta[key] for key in keys}, path)
+
+
+def _load_finetuned(model: VQAModel, path: Path) -> None:
     weights = {name.replace("module.", ""): x for name, x in load_weights(path).items()}
     if not any(name.startswith("logit_fc.") for name in weights):
         raise CheckpointError(f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "

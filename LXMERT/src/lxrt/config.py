@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from common.errors import ConfigError
+from common.files import repository_root
+
+HOME = repository_root() / "LXMERT"
+SMALL_PRETRAINED = HOME / "pretrained" / "easy_vqa_small" / "model"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class LxmertConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
 
+    def __post_init__(self) -> None:
+        layers = {name: getattr(self, name) for name in ("l_layers", "x_layers", "r_layers")}
+        if min(layers.values()) < 0 or not any(layers.values()):
+            raise ConfigError(f"layers {layers}: none may be negative, and not all of them 0")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LxmertConfig:
         """From a dictionary that may hold other keys as well."""
@@ -54,7 +63,8 @@ class LxmertConfig:
 SIZES: dict[str, LxmertConfig] = {
     "base": LxmertConfig(),
     "small": LxmertConfig(hidden_size=128, num_attention_heads=4, intermediate_size=512,
-                          l_layers=2, x_layers=2, r_layers=2, max_position_embeddings=64),
+                          l_layers=2, x_layers=2, r_layers=2, max_position_embeddings=64,
+                          hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
 }
 
 

@@ -12,10 +12,14 @@ from common.errors import CheckpointError, ConfigError
 from common.files import read_json
 from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 from lxrt.answers import transfer_answer_head
+from lxrt.config import SMALL_PRETRAINED
 from lxrt.modeling import LXRTModel, VQAModel
 
 WHERE = ("LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "
          "file at {path}, or start from BERT with random cross layers: --fromScratch")
+
+WHERE_SMALL = ("The small pretrained model comes with the repository; `make pretrain-easy-vqa` makes "
+               "it again, or start from random weights: --fromScratch")
 
 Say = Callable[[str], None]
 
@@ -29,7 +33,8 @@ def pretrained_path(name: Path | str) -> Path:
     try:
         return resolve_checkpoint(name, lxrt=True)
     except CheckpointError as error:
-        hint = WHERE.format(path=f"{name}_LXRT.pth")
+        small = Path(name) == SMALL_PRETRAINED
+        hint = WHERE_SMALL if small else WHERE.format(path=f"{name}_LXRT.pth")
         raise CheckpointError(f"{error}. {hint}") from None
 
 
@@ -101,11 +106,25 @@ def load_lxmert_qa(model: VQAModel, name: Path | str, answers: Sequence[str], da
     if not source:
         raise CheckpointError(f"{path} has no answer head (answer_head.*); use --loadLXMERT")
     known = pretraining_answers(path, data)
+    _check_head(source, model.logit_fc.state_dict(), known, path)
     head, unknown = transfer_answer_head(model.logit_fc.state_dict(), source, answers, known)
     load_into(model.logit_fc, head, what=str(path))
     say(f"{path.name}: answer head with {len(answers) - len(unknown)} answers from pretraining, "
         f"{len(unknown)} set to zero")
     return path
+
+
+def _check_head(source: dict[str, Tensor], target: dict[str, Tensor], known: Sequence[str],
+                path: Path) -> None:
+    missing = [name for name in target if name not in source]
+    if missing:
+        raise CheckpointError(f"{path}: the answer head is not whole, answer_head.logit_fc."
+                              f"{missing[0]} is missing; use --loadLXMERT")
+    rows = len(source["3.weight"])
+    if rows != len(known):
+        raise CheckpointError(f"{path}: the answer head has {rows} rows, but the list of its "
+                              f"answers has {len(known)}; give the lxmert/all_ans.json it was "
+                              "pretrained with, or use --loadLXMERT")
 
 
 def load_bert(model: LXRTModel, folder: Path | str, say: Say = print) -> None:
@@ -134,7 +153,9 @@ def load_bert(model: LXRTModel, folder: Path | str, say: Say = print) -> None:
         shape = tuple(weights[name].shape) if name in weights else "nothing"
         raise CheckpointError(f"{path} does not fit the model: {len(missing)} parameters missing, "
                               f"{len(wrong)} of another shape, e.g. {name}: {shape} in the file, "
-                              f"{tuple(state[name].shape)} in the model")
+                              f"{tuple(state[name].shape)} in the model; give a BERT of the "
+                              "model's width and vocabulary, with as many layers or more, with "
+                              "--bert, or start from random weights with --fromScratch")
     rows = state["embeddings.position_embeddings.weight"].shape[0]
     weights["embeddings.position_embeddings.weight"] = \
         weights["embeddings.position_embeddings.weight"][:rows]

@@ -183,7 +183,10 @@ class Pooler(nn.Module):
 
 
 class LXRTModel(nn.Module):
-    """Embeddings, encoder and pooler: upstream's `bert`."""
+    """Embeddings, encoder and pooler: upstream's `bert`.
+
+    `policy_layers` are the language, cross and vision layers of a published policy made for it.
+    """
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
@@ -192,6 +195,7 @@ class LXRTModel(nn.Module):
         self.encoder = LXRTEncoder(config)
         self.pooler = Pooler(config)
         self.encoder.published_policy = self._published_policy
+        self.policy_layers = (2, 1, 1)
         init_bert_weights(self.modules())
 
     def forward(self, input_ids: Tensor, input_mask: Tensor, features: Tensor, boxes: Tensor,
@@ -215,7 +219,7 @@ class LXRTModel(nn.Module):
         return LxmertOutput(state["lang"], vision, self.pooler(state["lang"]))
 
     def _published_policy(self, decisions: int, initial_share: float) -> nn.Module:
-        return PublishedPolicy(self, decisions, initial_share)
+        return PublishedPolicy(self, decisions, initial_share, *self.policy_layers)
 
 
 def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -248,7 +252,7 @@ class PublishedPolicy(nn.Module):
         config = replace(full, l_layers=min(l_layers, full.l_layers),
                          x_layers=min(x_layers, full.x_layers),
                          r_layers=min(r_layers, full.r_layers))
-        self.bert = LXRTModel(config)
+        self.bert = LXRTModel(config).to(next(backbone.parameters()).dtype)
         weights = backbone.state_dict()
         self.bert.load_state_dict({name: weights[name] for name in self.bert.state_dict()})
         self.bert.encoder.set_reads(("lang",))

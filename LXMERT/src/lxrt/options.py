@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.files import repository_root
 from common.finetune import Recipe
 from common.options import add_run_options, add_strategy_options
 from lxrt.config import SIZES
 
-HOME = repository_root() / "LXMERT"
-SMALL_PRETRAINED = HOME / "pretrained" / "easy_vqa_small" / "model"
 BASE_PRETRAINED = Path("snap/pretrained/model")
 DEFAULT_WEIGHTS = "default"
+TINY_EPOCHS = 2
 
 RECIPES: dict[str, Recipe] = {
     # Upstream: specs of run/vqa_finetune.bash; clipping and schedule of its trainer.
@@ -36,6 +34,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--llayers", type=int, help="language layers")
     group.add_argument("--xlayers", type=int, help="cross layers")
     group.add_argument("--rlayers", type=int, help="vision layers")
+    for stack, layers, default in (("l", "language", 2), ("x", "cross", 1), ("r", "vision", 1)):
+        group.add_argument(f"--policy_{stack}layers", f"--policy-{stack}layers", type=int,
+                           help=f"{layers} layers of the published policy (default {default})")
     group.add_argument("--bert", type=Path, metavar="FOLDER",
                        help="BERT-base-uncased: vocab.txt, and weights for the language half "
                             "(default LXMERT/data/bert-base-uncased)")
@@ -59,7 +60,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr", type=float)
     group.add_argument("--warmup", type=float, help="share of the steps that warms up")
     group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")
-    group.add_argument("--dropout", type=float, help="hidden and attention dropout (default 0.1)")
+    group.add_argument("--dropout", type=float, help="hidden and attention dropout (default: 0.1 for base, 0 for small)")
     group.add_argument("--seed", type=int, default=9595)
 
 
@@ -76,7 +77,8 @@ def vqa_parser() -> argparse.ArgumentParser:
     data.add_argument("--valid", default="minival", help="the split that is reported")
     data.add_argument("--test", help="only test: a name with `test` predicts that split, one with "
                                      "`val` evaluates on minival")
-    data.add_argument("--tiny", action="store_true", help="512 images of each split")
+    data.add_argument("--tiny", action="store_true", help="512 images of each split; the small "
+                      f"model is then trained for {TINY_EPOCHS} epochs unless --epochs says more")
     data.add_argument("--fast", action="store_true", help="5,000 images of each split")
     data.add_argument("--questions", type=int, help="train on so many questions, chosen at random")
     data.add_argument("--numWorkers", dest="workers", type=int, default=0,
@@ -87,9 +89,9 @@ def vqa_parser() -> argparse.ArgumentParser:
     add_run_options(parser)
     parser.add_argument("--output", type=Path, default=Path("snap/test"), help="folder of the run")
     parser.add_argument("--version", help="name of the run (default: name of the output folder)")
-    parser.add_argument("--overwrite", action="store_true",
-                        help="start again where the output folder holds a run already")
-    parser.add_argument("--tqdm", action="store_true", help=argparse.SUPPRESS)
+    # Upstream's flags that need nothing here: the bar is always shown, GPUs are given by --gpus.
+    for name in ("--tqdm", "--multiGPU", "--mceLoss"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(strategy=None, policy=None)
     return parser
 
@@ -99,6 +101,8 @@ def chosen_recipe(args: argparse.Namespace, size: str) -> Recipe:
     given = {key: getattr(args, key) for key in
              ("batch_size", "epochs", "optim", "lr", "warmup", "clip", "policy_lr",
               "eval_batch_size") if getattr(args, key, None) is not None}
+    if args.tiny and size == "small":
+        given = {"epochs": TINY_EPOCHS} | given
     return replace(RECIPES[size], **given)
 
 

@@ -37,7 +37,7 @@ from lxrt.pretraining import Objectives, PretrainingTask
 
 NAMES = SnapshotNames(best="BEST_EVAL_LOSS_LXRT", last="LAST", epoch="Epoch{:02d}_LXRT", keep=2)
 # Batch size, learning rate, epochs and optimiser; base is upstream's recipe.
-RECIPES = {"base": (256, 1e-4, 20, "bert"), "small": (64, 1e-3, 20, "adamw")}
+RECIPES = {"base": (256, 1e-4, 20, "bert"), "small": (32, 7e-4, 10, "adamw")}
 
 
 def pretrain_parser() -> argparse.ArgumentParser:
@@ -199,8 +199,7 @@ def run(args: argparse.Namespace, task: PretrainingTask, model: PretrainingModel
                           progress=not args.quiet)
     trainer = Trainer(model, task, optimizer, None, task.runtime, options, args.output, tracker,
                       meta, NAMES)
-    if args.resume:
-        trainer.resume()
+    trainer.begin(args.resume, args.overwrite)
 
     def after_epoch(record: EpochRecord) -> None:
         losses = ", ".join(f"{k} {v:.4f}" for k, v in record.values["heldout_losses"].items())

@@ -11,8 +11,8 @@ from typing import Any
 from common.annotations import Example
 from common.checkpoint import load_meta
 from common.errors import AdaptiveError, ConfigError
-from common.finetune import Run, finetune
-from common.options import command_line
+from common.finetune import Run, check_output, finetune
+from common.options import check_options, command_line
 from common.runtime import Runtime, make_runtime, seed_everything
 from common.tracking import Tracker
 from common.vqa_data import (
@@ -29,7 +29,8 @@ from common.vqa_data import (
 from common.vqa_metric import write_predictions
 from common.vqa_task import VQATask
 from lxrt.building import Built, build_vqa
-from lxrt.options import HOME, chosen_recipe, parse, vqa_parser
+from lxrt.config import HOME
+from lxrt.options import chosen_recipe, parse, vqa_parser
 from lxrt.vqa_inputs import LxmertInputs
 
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = command_line("python src/tasks/vqa.py",
                            sys.argv[1:] if arguments is None else arguments)
     try:
+        check_options(args)
         if args.test:
             test(args)
         else:
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Finetune; returns the content of result.json."""
+    check_output(args)
     runtime = make_runtime(args.gpus, args.precision)
     seed_everything(args.seed)
     dataset = resolve_dataset(args.dataset, data_root=args.data)
@@ -61,6 +64,8 @@ def train(args: argparse.Namespace, command: str) -> dict[str, Any]:
     with Tracker(args.output, not args.no_tensorboard, args.wandb, config, resume_step) as tracker:
         tracker.log(command)
         tracker.log(runtime.describe())
+        if len(runtime.devices) > 1:
+            tracker.log(f"{len(runtime.devices)} GPUs given: training runs on the first one only")
         features = open_features(dataset, f"{args.train},{args.valid}")
         built = build(args, dataset, features, tracker)
         seed_everything(args.seed)

@@ -1,0 +1,71 @@
+"""What the tests of LXMERT share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpoint import save_checkpoint
+from common.text import Tokenizer, small_vocabulary
+from lxrt.config import size_config
+from lxrt.modeling import PretrainingModel
+
+QUESTIONS = {"train": 300, "nominival": 20, "minival": 100}
+WIDTH = 2048
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower, and busy machines much slower, with several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def vqa_data(easy_vqa_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as LXMERT/data: a few hundred questions of easy-VQA in the layout of VQA v2."""
+    root, source = tmp_path_factory.mktemp("data"), easy_vqa_root / "data" / "easy_vqa"
+    (root / "vqa").mkdir()
+    (root / "mscoco_imgfeat").mkdir()
+    for split, count in QUESTIONS.items():
+        rows = json.loads((source / f"{split}.json").read_text())[:count]
+        (root / "vqa" / f"{split}.json").write_text(json.dumps(rows))
+    test = [{k: v for k, v in row.items() if k in ("img_id", "question_id", "sent")}
+            for row in json.loads((source / "minival.json").read_text())[:30]]
+    (root / "vqa" / "test.json").write_text(json.dumps(test))
+    for name in ("trainval_ans2label.json", "trainval_label2ans.json"):
+        (root / "vqa" / name).write_text((source / name).read_text())
+    for store in ("train2014", "val2014", "test2015"):
+        (root / "mscoco_imgfeat" / f"{store}_obj36").symlink_to(source / "features")
+    return root
+
+
+@pytest.fixture(scope="session")
+def answers(vqa_data: Path) -> list[str]:
+    """The 13 answers of easy-VQA in the order of the head."""
+    return json.loads((vqa_data / "vqa" / "trainval_label2ans.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def pretrained(vqa_data: Path, answers: list[str], tmp_path_factory: pytest.TempPathFactory
+               ) -> Path:
+    """Prefix of a small pretraining snapshot (random weights) with its vocabulary beside it."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    rows = json.loads((vqa_data / "vqa" / "train.json").read_text())
+    words = small_vocabulary(row["sent"] for row in rows)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    config = size_config("small", vocab_size=len(Tokenizer(folder)), num_answers=len(answers),
+                         visual_feat_dim=WIDTH, obj_id_num=3, attr_id_num=8)
+    torch.manual_seed(0)
+    weights = PretrainingModel(config).state_dict()
+    del weights["cls.predictions.decoder.weight"]  # tied
+    save_checkpoint(folder / "model_LXRT.safetensors", {"model": weights},
+                    {"backbone": "lxmert", "task": "pretraining", "size": "small",
+                     "config": config.to_dict(), "answers": answers})
+    return folder / "model"

@@ -1,0 +1,129 @@
+"""Every command in a README is executed, or parsed where it needs data or minutes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.files import repository_root
+from common.readme import fill, main
+
+ROOT = repository_root()
+READMES = ("README.md", "LXMERT/README.md", "common/README.md", "images/README.md")
+ENVIRONMENT = os.environ | {"PYTHON": sys.executable, "OMP_WAIT_POLICY": "passive",
+                            "PATH": f"{Path(sys.executable).parent}{os.pathsep}"
+                                    f"{os.environ['PATH']}"}
+
+
+def blocks(name: str, language: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(name: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = [line for block in blocks(name, "bash") for line in block.splitlines() if line.strip()]
+    inline = re.findall(r"`((?:bash run/|make |python )[^`]*)`", text)
+    return list(dict.fromkeys(lines + inline))
+
+
+ALL = [(name, command) for name in READMES for command in commands(name)]
+
+
+def test_the_readmes_have_commands():
+    assert len(ALL) > 20
+    assert ("README.md", "make demo") in ALL and ("README.md", "make test") in ALL
+
+
+@pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("make ")])
+def test_every_make_target_exists(name, command):
+    found = subprocess.run(["make", "-n", "-B", *shlex.split(command)[1:]], cwd=ROOT,
+                           capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("python -m")])
+def test_every_module_command_parses(name, command):
+    words = shlex.split(command.split("#")[0])
+    found = subprocess.run([sys.executable, *words[1:3], "--help"], cwd=ROOT, check=False,
+                           capture_output=True, text=True, env=ENVIRONMENT)
+    assert found.returncode == 0, found.stderr
+    sub = words[3] if len(words) > 3 and not words[3].startswith(("-", "LXMERT")) else None
+    for word in (w for w in [sub, *words[3:]] if w and (w.startswith("--") or w == sub)):
+        assert word in found.stdout, f"{word} is not in the help of {words[2]}"
+
+
+@pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("bash run/")])
+def test_every_run_script_exists_and_its_flags_are_known(name, command):
+    from lxrt.options import vqa_parser
+    from lxrt.pretrain import pretrain_parser
+    words = shlex.split(command)
+    assert (ROOT / "LXMERT" / words[1]).is_file()
+    parser = pretrain_parser() if "pretrain" in words[1] else vqa_parser()
+    flags = words[3:] if "pretrain" in words[1] else words[4:]
+    assert parser.parse_args(flags) is not None
+
+
+def test_the_first_commands_of_lxmert_run(tmp_path):
+    """The block a newcomer copies, word for word but for fewer questions and another name."""
+    folder = ROOT / "LXMERT" / "snap" / "vqa" / "readme_test"
+    block = next(b for b in blocks("LXMERT/README.md", "bash") if "vqa_finetune" in b)
+    block = block.replace(" first ", " readme_test ").replace("vqa/first/", "vqa/readme_test/")
+    block = block.replace("--questions 1000", "--questions 128 --overwrite --quiet")
+    try:
+        found = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT / "LXMERT",
+                               capture_output=True, text=True, env=ENVIRONMENT, check=False)
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
+        assert (folder / "result.json").is_file() and (folder / "report.html").is_file()
+    finally:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def test_the_python_example_runs():
+    (example,) = blocks("README.md", "python")
+    found = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True,
+                           env=ENVIRONMENT, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "'lang.1'" in found.stdout
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_and_pictures_exist(name):
+    folder = (ROOT / name).parent
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (folder / target).exists(), f"{name}: {target}"
+
+
+def test_generated_blocks_are_up_to_date():
+    assert main(["--check"]) == 0
+
+
+def test_blocks_are_filled_from_their_files(tmp_path):
+    (tmp_path / "a.md").write_text("| 1 |\n")
+    text = "x\n<!-- results: a.md -->\nold\n<!-- end of results -->\ny\n"
+    filled = fill(text, tmp_path)
+    assert filled == "x\n<!-- results: a.md -->\n| 1 |\n<!-- end of results -->\ny\n"
+    assert fill(filled, tmp_path) == filled
+    with pytest.raises(ValueError, match="b.md is missing"):
+        fill(text.replace("a.md", "b.md"), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_quick_demo_runs_and_ends_with_the_table(tmp_path):
+    found = subprocess.run([sys.executable, "-m", "common.demo", "--quick", "--out",
+                            str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True,
+                           env=ENVIRONMENT, check=False)
+    assert found.returncode == 0, found.stderr
+    table = found.stdout.split("made in")[-1]
+    for row in ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop", "majority"):
+        assert row in table
+    assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000
