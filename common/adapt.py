@@ -93,7 +93,7 @@ def freeze_layers(layers: Sequence[Layer], strategy: Strategy, k: int | None,
     """Freeze the layers that a static strategy freezes."""
     if trainable is not None and strategy.frozen != "not_last":
         raise ConfigError(f"trainable layers ({trainable!r}) belong to LastK, not {strategy.name}")
-    if frozen and strategy.frozen != "listed":
+    if frozen is not None and strategy.frozen != "listed":
         raise ConfigError(f"frozen layers ({frozen!r}) belong to FrozenLayers, "
                           f"not {strategy.name}")
     chosen: Sequence[Layer] = ()
@@ -162,6 +162,8 @@ def _last_count(k: int | None, trainable: str | None, layers: int) -> int:
         if k is not None and k != int(number):
             raise ConfigError(f"strategy last_{k} and trainable layers {trainable!r} disagree")
         k = int(number)
+    if k == 0:
+        raise ConfigError("LastK with no trainable layer is the strategy Frozen")
     if k is None:
         raise ConfigError("LastK needs to know how many layers: --trainable-layers last:4")
     if k > layers:

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.gumbel import hard_gumbel
-from common.policy import PolicyInputs, uniform_noise
+from common.policy import PolicyInputs, RandomPolicy, uniform_noise
 from common.routing import RoutedSite, Routing, execute
 from common.steps import Layer, State, Step, live_steps
 from common.strategies import Site, Strategy, plan_sites
@@ -82,6 +83,7 @@ class Adaptive(nn.Module):
         self.last: Decided | None = None
         self.raw_inputs: Mapping[str, Tensor | None] = {}
         self._noise_key: tuple[int, int, Sequence[int]] | None = None
+        self._sampling_key: tuple[int, int, Sequence[int]] | None = None
         self._forced: Tensor | None = None
 
     @property
@@ -131,7 +133,8 @@ class Adaptive(nn.Module):
             self.last = Decided(self._global(batch))
         else:
             logits = self._logits(state)
-            if self.training or self.options.policy_eval == "sample":
+            control = isinstance(self.policy, RandomPolicy)  # its likelier decision says nothing
+            if self.training or self.options.policy_eval == "sample" or control:
                 noise = uniform_noise(key, batch, 2 * len(self.live), device)
                 decisions = hard_gumbel(logits, noise.view_as(logits), self.options.temperature)
             else:
@@ -152,10 +155,17 @@ class Adaptive(nn.Module):
         with torch.autocast(next(iter(state.values())).device.type, enabled=False):
             full = {k: x if x is None or x.dtype == torch.float64 else x.float()
                     for k, x in state.items()}
-            return self.policy(PolicyInputs(full, self.raw_inputs))
+            raw, self.raw_inputs = self.raw_inputs, {}
+            return self.policy(PolicyInputs(full, raw))
 
-    def run(self, state: State) -> State:
-        """Run all layers with the policy's decisions; state (B, …) slots in and out."""
+    def run(self, state: State, encoder: RoutedEncoder, passed: list[State]) -> State:
+        """Run all layers of the encoder with the policy's decisions.
+
+        Args:
+            state: slots (B, …) before the first layer.
+            encoder: whose adaptive part this is.
+            passed: receives the slots after every layer.
+        """
         decisions = self.decide(state)
         options = self.options
         executor = options.executor if self.training else options.eval_executor
@@ -169,27 +179,34 @@ class Adaptive(nn.Module):
                           self.training and self._drops(), options.full_precision)
         index = 0
         for layer, sites in zip(self._layers, self._plan, strict=True):
+            module = encoder.get_submodule(layer.path)
             for site in sites:
                 if site.live:
-                    state = state | execute(self._routed(layer, site), index, state, routing)
+                    routed = self._routed(layer.name, module, site)
+                    state = state | execute(routed, index, state, routing)
                 index += 1
             state = between_layers(state)
+            passed.append(state)
         return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the last forward pass left behind, so that a model can be copied."""
+        return super().__getstate__() | {"last": None, "raw_inputs": {}}
 
     def _drops(self) -> bool:
         return any(isinstance(m, nn.Dropout) and m.p > 0
                    for layer in self._layers for m in layer.module.modules())
 
-    def _routed(self, layer: Layer, site: Site) -> RoutedSite:
-        twin = self.twins[_key(layer.name)] if self.twins else None
+    def _routed(self, name: str, module: nn.Module, site: Site) -> RoutedSite:
+        twin = self.twins[_key(name)] if self.twins else None
 
         def branch(value: int, inputs: State) -> State:
             if value == 1:
-                return run_steps(site.steps, layer.module, inputs)
+                return run_steps(site.steps, module, inputs)
             if twin is not None:
                 return run_steps(site.steps, twin, inputs)
             if self.linears:
-                maps = self.linears[_key(layer.name)]
+                maps = self.linears[_key(name)]
                 return {slot: maps[slot](inputs[slot]) for slot in site.outputs}
             return {slot: inputs[slot] for slot in site.outputs}
 
@@ -198,8 +215,7 @@ class Adaptive(nn.Module):
             def heads(inputs: State, routes: object, flip: bool) -> State:
                 out: State = {}
                 for step in site.steps:
-                    out |= step.run_routed((twin, layer.module), inputs, routes, site.columns,
-                                           flip)
+                    out |= step.run_routed((twin, module), inputs, routes, site.columns, flip)
                 return out
         return RoutedSite(site.columns, site.outputs, site.inputs, branch, heads)
 
@@ -216,7 +232,7 @@ class RoutedEncoder(nn.Module):
         super().__init__()
         self.adaptive: Adaptive | None = None
         self.reads: tuple[str, ...] = ()
-        self._plain: tuple[tuple[Layer, tuple[Step, ...]], ...] | None = None
+        self._plain: tuple[tuple[str, tuple[Step, ...]], ...] | None = None
 
     def layers(self) -> list[Layer]:
         """All layers in execution order."""
@@ -234,17 +250,26 @@ class RoutedEncoder(nn.Module):
         raise ConfigError(f"{type(self).__name__} has no published policy network; use 'small'")
 
     def run_layers(self, state: State,
-                   raw_inputs: Mapping[str, Tensor | None] | None = None) -> State:
-        """Run all layers on the slots (B, …) of `state`; returns the slots after them."""
+                   raw_inputs: Mapping[str, Tensor | None] | None = None,
+                   passed: list[State] | None = None) -> State:
+        """Run all layers on the slots (B, …) of `state`; returns the slots after them.
+
+        Args:
+            state: streams and masks before the first layer.
+            raw_inputs: the backbone's own inputs, for a published policy.
+            passed: if given, receives the slots after every layer.
+        """
+        passed = [] if passed is None else passed
         if self.adaptive is not None:
             self.adaptive.raw_inputs = raw_inputs or {}
-            return self.adaptive.run(state)
+            return self.adaptive.run(state, self, passed)
         if self._plain is None:
             layers = self.layers()
             steps, _ = live_steps(layers, self.reads)
-            self._plain = tuple(zip(layers, steps, strict=True))
-        for layer, steps in self._plain:
-            state = between_layers(state | run_steps(steps, layer.module, state))
+            self._plain = tuple((layer.path, s) for layer, s in zip(layers, steps, strict=True))
+        for path, steps in self._plain:
+            state = between_layers(state | run_steps(steps, self.get_submodule(path), state))
+            passed.append(state)
         return state
 
 

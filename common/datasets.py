@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from common.annotations import (
     ANSWER_TO_LABEL,
@@ -231,6 +232,20 @@ class FeatureSources:
             raise DataError(f"feature stores must have one width: {described or 'no store given'}")
         self.stores = list(stores)
         self.width = stores[0].width
+
+    def described(self) -> dict[str, Any]:
+        """Width and detector, for a checkpoint to remember.
+
+        Raises:
+            ConfigError: The stores come from different detectors.
+        """
+        detectors = sorted({store.meta["detector"] for store in self.stores})
+        if len(detectors) > 1:
+            raise ConfigError(
+                f"region features come from different detectors: {'; '.join(detectors)}; "
+                "use one detector for all splits"
+            )
+        return {"width": self.width, "detector": detectors[0]}
 
     def missing(self, image_ids: Iterable[str]) -> list[str]:
         """Those of the ids that no store has, in their order."""

@@ -64,6 +64,7 @@ def run_demo(strategies: Sequence[str], gpu: str, flags: Sequence[str], out: Pat
     folders = [run_strategy(backbone, strategy, gpu, flags)
                for backbone in BACKBONES.values() for strategy in strategies]
     results = find_results(folders)
+    shutil.rmtree(out / "runs", ignore_errors=True)
     write_comparison(results, out)
     for folder in folders:
         target = out / "runs" / folder.name

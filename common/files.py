@@ -66,6 +66,11 @@ def write_json(path: Path | str, value: Any, indent: int | None = None) -> None:
     write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
+def text_digest(text: str) -> str:
+    """A short checksum of a text, 16 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def sha256(path: Path | str, progress: tqdm | None = None) -> str:
     """Hex SHA-256 of a file; the same digits as `sha256sum FILE`."""
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from common.adapt import adaptive_part, parameter_counts, parameter_groups, set_global_decisions
+from common.adaptive import Adaptive
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import ConfigError
-from common.files import write_json
+from common.files import text_digest, write_json
 from common.optim import OptimizerWithSchedule, make_optimizer
 from common.options import loop_options
 from common.plots import (
@@ -31,7 +32,6 @@ from common.plots import (
 from common.report import write_run_report
 from common.runtime import Runtime, peak_memory, versions
 from common.strategies import Strategy
-from common.task import DecisionCounts
 from common.tracking import Tracker
 from common.training import EpochRecord, LoopOptions, SnapshotNames, Trainer
 from common.vqa_data import VQADataset
@@ -78,9 +78,17 @@ class Run:
         model: pretrained and adapted, on the runtime's device.
         task: training and held-out questions.
         val: the questions that are reported.
-        baseline_train: training examples for the baselines.
+        strategy: of the model.
+        recipe: hyper-parameters.
+        args: the command line, with the options of `common.options`.
+        out_dir: folder of the run.
+        runtime, tracker: device and precision; log and curves.
         identity: backbone, task, dataset, strategy, policy, size, seed: the head of result.json.
         meta: what checkpoints of this run must agree on.
+        command: as it was typed.
+        prepare: called once the folder may be written to (after the check for an earlier run).
+        warnings: put into result.json.
+        start: when the run began, seconds of `time.perf_counter`.
     """
 
     model: nn.Module
@@ -95,6 +103,7 @@ class Run:
     identity: dict[str, Any]
     meta: dict[str, Any]
     command: str
+    prepare: Callable[[], None] | None = None
     warnings: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
@@ -114,25 +123,24 @@ def make_optimizers(run: Run, total_steps: int
     return main, policy
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Call it before anything is written: an earlier run in the output folder stays as it is.
-
-    Raises:
-        ConfigError: the folder holds a run, and neither --resume nor --overwrite is given.
-    """
-    last = args.output / f"{SnapshotNames().last}.safetensors"
-    if last.exists() and not args.resume and not args.overwrite:
-        raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, or "
-                          "choose another name")
-
-
 def training_settings(run: Run, options: LoopOptions) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes, beside the model."""
     free = ("eval_batch_size", "workers", "save_every", "max_steps", "progress")
     settings = vars(run.recipe) | asdict(options)
-    return {"dataset": run.identity["dataset"], "questions": len(run.task.train),
-            "held_out_questions": len(run.task.heldout),
+    part = adaptive_part(run.model)
+    adaptive = asdict(part.options) if part is not None else {}
+    adaptive |= {"temperature": run.args.temperature, "initial_share": run.args.policy_init,
+                 "policy_eval": run.args.policy_eval}
+    return {"dataset": run.identity["dataset"], "precision": run.runtime.precision,
+            "questions": question_digest(run.task.train),
+            "held_out_questions": question_digest(run.task.heldout), "adaptive": adaptive,
             **{key: value for key, value in settings.items() if key not in free}}
+
+
+def question_digest(data: VQADataset) -> dict[str, Any]:
+    """Number of questions and a checksum of their ids in order."""
+    ids = ",".join(str(example.question_id) for example in data.examples)
+    return {"count": len(data), "sha256": text_digest(ids)}
 
 
 def finetune(run: Run) -> dict[str, Any]:
@@ -147,18 +155,22 @@ def finetune(run: Run) -> dict[str, Any]:
     part = adaptive_part(run.model)
     if part is not None and part.options.policy_eval == "global":
         part.options.policy_eval = "argmax"  # until the best epoch is known, see fix_global_policy
+    if run.args.global_k is not None:
+        check_global_k(part, run.args.global_k)
     trainer.begin(run.args.resume, run.args.overwrite)
-    trainer.fit(lambda record: _after_epoch(run, record))
-    if trainer.epoch < options.epochs and not trainer.history:
-        run.tracker.log(f"stopped after {trainer.step} steps, within the first epoch; go on with "
-                        "--resume")
+    if run.prepare is not None:
+        run.prepare()
+    trainer.fit(lambda record: _after_epoch(run, record, trainer.step))
+    if trainer.epoch < options.epochs:
+        run.tracker.log(f"stopped after {trainer.step} of {trainer.total_steps} steps; go on with "
+                        "--resume and without --max-steps")
         return {}
     result = report(run, trainer)
     run.tracker.log(summary_lines(result))
     return result
 
 
-def _after_epoch(run: Run, record: EpochRecord) -> None:
+def _after_epoch(run: Run, record: EpochRecord, step: int) -> None:
     values = record.values
     # Upstream's format; `Valid` is measured on what was held out of the training split.
     run.tracker.log(f"\nEpoch {values['epoch']}: Train {values['train_accuracy']:.2f}\n"
@@ -173,7 +185,7 @@ def _after_epoch(run: Run, record: EpochRecord) -> None:
     path = run.out_dir / "visualizations" / name
     path.parent.mkdir(exist_ok=True)
     plot_decisions(partial, path, split="held-out", epoch=values["epoch"])
-    run.tracker.image("decisions/heldout", path, values["epoch"])
+    run.tracker.image("decisions/heldout", path, step)
 
 
 def decision_table(model: nn.Module, share: Sequence[float], count: int,
@@ -214,6 +226,13 @@ def draw(result: dict[str, Any], out_dir: Path) -> None:
     write_run_report(out_dir)
 
 
+def check_global_k(part: Adaptive | None, k: int) -> None:
+    """Refuse a number of sites that the model does not have, before any training."""
+    live = int(part.live.sum()) if part is not None else 0
+    if not 0 <= k <= live:
+        raise ConfigError(f"--global-k {k}: the model has {live} live decisions")
+
+
 def fix_global_policy(run: Run) -> None:
     """One decision per site, from the shares over the training questions in evaluation mode.
 
@@ -242,7 +261,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
     warnings = run.warnings + find_problems(val, chosen, baselines)
     for warning in warnings:
         run.tracker.log(f"warning: {warning}")
-    seconds = trainer.step_seconds
+    seconds = [epoch["step_seconds"] for epoch in trainer.history]
     return run.identity | {
         "command": run.command, "versions": versions(), "device": str(run.runtime.device),
         "precision": run.runtime.precision,
@@ -251,12 +270,13 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "generalization_error": train.scores["overall"] - val.scores["overall"],
         "baselines": baselines, "parameters": parameter_counts(run.model), "decisions": decisions,
         "policy_eval": run.args.policy_eval if run.strategy.adaptive else None,
-        "time": {"train_step_s": statistics.median(seconds) if seconds else None,
+        "time": {"train_step_s": statistics.median(seconds),
                  "eval_sample_s": val.seconds_per_sample,
                  "total_s": time.perf_counter() - run.start},
-        "memory": peak_memory(), "recipe": vars(run.recipe),
+        "memory": trainer.peak_memory or peak_memory(), "recipe": vars(run.recipe),
         "selection": f"{100 * run.args.holdout:g} % of the training images held out "
-                     f"({len(run.task.heldout)} questions)",
+                     f"({len(run.task.heldout)} questions)" + (
+                         ", decisions by argmax" if run.args.policy_eval == "global" else ""),
         "best_epoch": trainer.best_epoch, "epochs": trainer.history, "warnings": warnings}
 
 
@@ -289,5 +309,5 @@ def summary_lines(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["DecisionCounts", "Recipe", "Run", "check_output", "decision_table", "finetune",
+__all__ = ["Recipe", "Run", "decision_table", "finetune",
            "make_optimizers"]

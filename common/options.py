@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from common.adaptive import POLICY_EVALUATIONS, AdaptiveOptions
 from common.budget import BudgetOptions
 from common.errors import ConfigError
-from common.strategies import STRATEGIES
+from common.strategies import STRATEGIES, find_strategy
 from common.training import LoopOptions
 
 
@@ -33,9 +33,9 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--policy", default="small",
           help="small (reads the backbone's embeddings), published (a small model of the "
                "backbone's family), random:SHARE (a control) (default small)")
-    _flag(group, "--policy-eval", default="argmax", choices=POLICY_EVALUATIONS,
+    _flag(group, "--policy-eval", choices=POLICY_EVALUATIONS,
           help="how decisions are made in evaluation: the likelier one, a draw, or one decision "
-               "for the whole data set (default argmax)")
+               "for the whole data set (default: as in the checkpoint, else argmax)")
     _flag(group, "--global-k", type=int, metavar="K",
           help="with --policy-eval global: the K most used sites instead of the majority at each")
     _flag(group, "--policy-optim", default="adamw", help="optimiser of the policy (default adamw)")
@@ -96,6 +96,10 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "policy_clip": (0, math.inf, True), "constrain_k": (0, math.inf, True),
     "target_rate": (0, 1, True), "dropout": (0, 1, True), "workers": (0, math.inf, True),
     "save_every": (0, math.inf, True), "max_steps": (0, math.inf, True),
+    "batch_size": (1, math.inf, True), "eval_batch_size": (1, math.inf, True),
+    "epochs": (1, math.inf, True), "lr": (0, math.inf, True), "warmup": (0, 1, True),
+    "clip": (0, math.inf, True), "holdout": (0, 1, False), "sampled_share": (0, 1, False),
+    "word_mask_rate": (0, 1, True), "obj_mask_rate": (0, 1, True),
 }
 
 
@@ -114,7 +118,12 @@ def check_options(args: argparse.Namespace) -> None:
         else:
             wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
         raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number {wanted}")
-    if args.global_k is not None and args.policy_eval != "global":
+    for flag in ("policy", "policy_eval", "constrain_k", "target_rate", "global_k"):
+        value, name = getattr(args, flag, None), getattr(args, "strategy", None)
+        if value is not None and name is not None and not find_strategy(name)[0].adaptive:
+            raise ConfigError(f"--{flag.replace('_', '-')} {value}: strategy {name} decides "
+                              "nothing")
+    if getattr(args, "global_k", None) is not None and args.policy_eval != "global":
         raise ConfigError(f"--global-k {args.global_k} needs --policy-eval global")
 
 

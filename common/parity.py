@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from common.backbones import Backbone, find_backbone
 from common.errors import AdaptiveError, DataError
 from common.files import read_json, repository_root
+from common.weights import load_weights
 
 GOLDENS = repository_root() / "tests" / "goldens"
 RELATIVE = 1e-5
@@ -92,10 +93,10 @@ def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[
         raise DataError(f"{case / 'config.json'}: kind {kind!r} is not one of {backbone.name}: "
                         f"{', '.join(backbone.parity)}")
     path = case / "outputs.safetensors"
-    expected = load_file(path) if path.exists() else {}
-    weights = load_file(case / "weights.safetensors") \
+    expected = load_weights(path) if path.exists() else {}
+    weights = load_weights(case / "weights.safetensors") \
         if (case / "weights.safetensors").exists() else {}
-    inputs = load_file(case / "inputs.safetensors")
+    inputs = load_weights(case / "inputs.safetensors")
     wanted = list(expected) or [f"grad.{name}" for name in config.get("grad_params", [])]
     torch.manual_seed(0)
     found = {name: tensor.detach() for name, tensor
@@ -121,19 +122,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         backbone = find_backbone(options.backbone)
         cases = [options.case] if options.case else find_cases(backbone)
+        if options.write and len(cases) > 1:
+            raise DataError(f"--write {options.write} holds one case, there are {len(cases)}; "
+                            "choose one with --case")
         if not cases:
             raise DataError(f"no case of {backbone.name} under {GOLDENS}")
-        failed = 0
+        failed = compared = 0
         for case in cases:
             differences = run_case(backbone, case, options.write)
-            print(f"{case.name}: {len(differences)} tensors")
+            print(f"{case.name}: " + (f"{len(differences)} tensors" if differences else
+                                      "no outputs.safetensors, nothing to compare"))
+            compared += len(differences)
             for difference in differences:
                 print(f"  {difference}")
             failed += sum(not difference.passed for difference in differences)
     except (AdaptiveError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{failed} tensors are off" if failed else "all tensors agree")
+    if compared:
+        print(f"{failed} tensors are off" if failed else "all tensors agree")
     return 1 if failed else 0
 
 

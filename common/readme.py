@@ -25,8 +25,11 @@ def fill(text: str, root: Path) -> str:
     """The text with every block filled from its file below `root`.
 
     Raises:
-        DataError: a named file is missing.
+        DataError: a named file is missing, or a block has no end.
     """
+    if text.count("<!-- results: ") != len(_BLOCK.findall(text)):
+        raise DataError("a `<!-- results: FILE -->` has no `<!-- end of results -->` after it")
+
     def content(match: re.Match[str]) -> str:
         path = root / match["file"]
         if not path.is_file():

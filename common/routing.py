@@ -8,7 +8,9 @@ each sample and attention head). The executors agree in outputs and gradients:
               gradient into the other one is exactly 0; the policy still gets its straight-through
               gradient <dL/dy, one(x) - zero(x)>.
     sampled   training, opt-in: like exact, but the branch that was not chosen is evaluated for a
-              random share p of the samples, weighted by 1 / p.
+              random share p of the samples, weighted by 1 / p. Unbiased without dropout; with it
+              both branches of those samples draw masks of their own, which are equal to each
+              other but not to those of the loss's gradient.
     gathered  evaluation: every sample runs through its own branch only.
 
 Dropout: both branches draw the same masks for the same sample, otherwise the difference that the

@@ -164,7 +164,10 @@ def bert_steps(stream: str, prefix: str = "", attention: str = "attention",
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of an encoder as the core sees it: name, module, steps and streams.
+    """A layer of an encoder as the core sees it: name, path, module, steps and streams.
+
+    `path` is where the encoder keeps the module. A pass through the encoder looks it up there, so
+    that copies and replicas of the encoder use their own.
 
     `streams` are the slots that the layer hands on, with their numbers of channels; names follow
     the order of execution (`lang.3`). Slots within a layer have a dot in their names; all but the
@@ -172,6 +175,7 @@ class Layer:
     """
 
     name: str
+    path: str
     module: nn.Module = field(repr=False)
     steps: tuple[Step, ...]
     streams: dict[str, int]

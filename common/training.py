@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import signal
+import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ from common.checkpoint import (
 )
 from common.errors import AdaptiveError, ConfigError
 from common.optim import OptimizerWithSchedule
-from common.runtime import Runtime
+from common.runtime import Runtime, peak_memory, versions
 from common.task import DecisionCounts, StepOutput, Task, TaskBatch, Validation
 from common.tracking import Tracker
 from common.weights import load_into
@@ -102,7 +104,7 @@ class BatchOrder:
 
     def epoch(self, epoch: int, skip: int = 0) -> list[list[int]]:
         """The batches of an epoch, without the first `skip`."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(self.samples, generator=generator).tolist()
         size = self.batch_size
         return [order[i * size:(i + 1) * size] for i in range(skip, self.steps)]
@@ -146,7 +148,7 @@ class Trainer:
         self.best_epoch: int | None = None
         self.history: list[dict[str, Any]] = []
         self.running = RunningTotals()
-        self.step_seconds: list[float] = []
+        self.peak_memory: dict[str, int] = {}
         self._stop = False
 
     def fit(self, after_epoch: Callable[[EpochRecord], None] | None = None) -> None:
@@ -155,7 +157,7 @@ class Trainer:
         Args:
             after_epoch: called with the record of every finished epoch (plots, logs).
         """
-        with self._save_on_sigterm():
+        with _SignalGuard(self):
             while self.epoch < self.options.epochs and not self._done():
                 self._train_epoch()
                 if self._stop or self.step_in_epoch < self.order.steps:
@@ -163,6 +165,7 @@ class Trainer:
                 record = self._finish_epoch()
                 if after_epoch is not None:
                     after_epoch(EpochRecord(record))
+                self.save_last()
         if self._stop:
             self.save_last()
             raise AdaptiveError(f"stopped by a signal at step {self.step}; continue with the same "
@@ -181,13 +184,13 @@ class Trainer:
             for batch in bar:
                 start = time.perf_counter()
                 self._train_step(batch.to(self.runtime.device))
-                self.step_seconds.append(time.perf_counter() - start)
-                self.running.seconds += self.step_seconds[-1]
+                self.running.step_seconds.append(time.perf_counter() - start)
                 bar.set_postfix(self.running.summary(), refresh=False)
                 if self.options.save_every and self.step % self.options.save_every == 0:
                     self.save_last()
                 if self._stop or self._done():
                     break
+        self.peak_memory = peak_memory()
         if self._done():
             self.save_last()
 
@@ -236,7 +239,7 @@ class Trainer:
                                "labels": batch.labels}, {"step": self.step})
         raise AdaptiveError(f"loss {', '.join(bad)} is not finite at step {self.step}; the batch "
                             f"(samples {batch.samples[:4]} …) is in {path}. Lower the learning "
-                            "rate or use --precision fp32, then --resume")
+                            "rate or use --precision fp32, and start again with --overwrite")
 
     def temperature(self) -> float:
         """Of the Gumbel-softmax at this step."""
@@ -265,7 +268,6 @@ class Trainer:
             self._save(self.names.epoch.format(self.epoch), training=False)
             prune_checkpoints(self.out_dir, self.names.epoch.replace("{:02d}", "*")
                               + ".safetensors", self.names.keep)
-        self.save_last()
         return record
 
     def save_last(self) -> None:
@@ -282,8 +284,9 @@ class Trainer:
                     "best_score": self.best_score, "best_epoch": self.best_epoch,
                     "history": self.history}
         state["progress"] = progress
-        save_checkpoint(self.out_dir / f"{name}.safetensors", state,
-                        self.meta | {"checkpoint_version": CHECKPOINT_VERSION})
+        meta = {"checkpoint_version": CHECKPOINT_VERSION, "step": self.step,
+                "versions": versions()}
+        save_checkpoint(self.out_dir / f"{name}.safetensors", state, self.meta | meta)
 
     def begin(self, resume: bool, overwrite: bool) -> None:
         """Start anew or go on; a folder that holds a run is not overwritten by accident.
@@ -291,13 +294,12 @@ class Trainer:
         Raises:
             ConfigError: there is a run and neither was asked for, or there is none to resume.
         """
-        last = self.out_dir / f"{self.names.last}.safetensors"
         if resume:
             self.resume()
             self.tracker.log(f"resumed at step {self.step} of {self.total_steps}")
-        elif last.exists() and not overwrite:
-            raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, "
-                              "or choose another name")
+        else:
+            check_unused(self.out_dir, overwrite, self.names)
+            remove_run(self.out_dir, self.names)
 
     def resume(self) -> None:
         """Go on from the last checkpoint in the output folder."""
@@ -317,9 +319,6 @@ class Trainer:
         self.best_score, self.best_epoch = progress["best_score"], progress["best_epoch"]
         set_rng_state(state["rng"])
 
-    def _save_on_sigterm(self) -> _SignalGuard:
-        return _SignalGuard(self)
-
 
 class RunningTotals:
     """Sums over the steps of an epoch."""
@@ -328,7 +327,7 @@ class RunningTotals:
         self.losses: dict[str, float] = {}
         self.score = 0.0
         self.count = self.steps = 0
-        self.seconds = 0.0
+        self.step_seconds: list[float] = []
         self.decisions = DecisionCounts()
 
     def add(self, output: StepOutput, losses: dict[str, Tensor]) -> None:
@@ -353,38 +352,66 @@ class RunningTotals:
                 "train_accuracy": 100 * self.score / max(1, self.count),
                 "train_decisions": None if share is None else
                 {"share": share, "count": self.decisions.count},
-                "seconds": self.seconds}
+                "seconds": sum(self.step_seconds),
+                "step_seconds": statistics.median(self.step_seconds or [0.0])}
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": dict(self.losses), "score": self.score, "count": self.count,
-                "steps": self.steps, "seconds": self.seconds,
+                "steps": self.steps, "step_seconds": list(self.step_seconds),
                 "decisions": self.decisions.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses = dict(state["losses"])
         self.score, self.count = state["score"], state["count"]
-        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.steps, self.step_seconds = state["steps"], list(state["step_seconds"])
         self.decisions.load_state_dict(state["decisions"])
 
 
 class _SignalGuard:
-    """Within it, SIGTERM lets the running step finish and then saves."""
+    """Within it SIGTERM and Ctrl-C let the running step finish and then save.
+
+    A second signal of the same kind acts as usual.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.previous: Any = None
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         def stop(number: int, frame: Any) -> None:
             self.trainer._stop = True
-        try:
-            self.previous = signal.signal(signal.SIGTERM, stop)
-        except ValueError:  # not in the main thread: the caller handles signals
-            self.previous = None
+            signal.signal(number, self.previous[number])
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, stop)
 
     def __exit__(self, *exception: Any) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def check_unused(out_dir: Path, overwrite: bool, names: SnapshotNames | None = None) -> None:
+    """A folder that holds a run is not used again by accident.
+
+    Raises:
+        ConfigError: it does, and `overwrite` is not set.
+    """
+    last = Path(out_dir) / f"{(names or SnapshotNames()).last}.safetensors"
+    if last.exists() and not overwrite:
+        raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, or "
+                          "choose another name")
+
+
+def remove_run(out_dir: Path, names: SnapshotNames) -> None:
+    """Remove what an earlier run left in a folder, so that nothing of it passes for the new one."""
+    patterns = [f"{names.best}.safetensors", f"{names.last}.safetensors", "result.json",
+                "report.html", "visualizations/*.png", "tensorboard/events.*"]
+    if names.epoch is not None:
+        patterns.append(f"{names.epoch.replace('{:02d}', '[0-9][0-9]')}.safetensors")
+    for pattern in patterns:
+        for path in Path(out_dir).glob(pattern):
+            path.unlink()
 
 
 def iterate(samples: int, batch_size: int) -> Iterator[list[int]]:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from common.adapt import adaptive_part
 from common.runtime import Runtime
 from common.task import DecisionCounts, StepOutput, TaskBatch, Validation
 from common.training import iterate
 from common.vqa_data import VQABatch, VQADataset
 from common.vqa_metric import score
 
+EVALUATION = -1  # the step that keys the noise of evaluation
 MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
 
 
@@ -52,8 +54,17 @@ class VQATask:
     """Questions, regions and soft answer scores; `Task` of the training loop."""
 
     def __init__(self, train: VQADataset, heldout: VQADataset, make_inputs: MakeInputs,
-                 runtime: Runtime, eval_batch_size: int, progress: bool = True) -> None:
-        """`make_inputs` turns a batch of the data set into the backbone's inputs."""
+                 runtime: Runtime, eval_batch_size: int, seed: int = 0,
+                 progress: bool = True) -> None:
+        """Put data and model's inputs together.
+
+        Args:
+            train, heldout: questions to train on, and to choose the best epoch with.
+            make_inputs: turns a batch of the data set into the backbone's inputs.
+            eval_batch_size: questions per batch in evaluation.
+            seed: of decisions that are drawn in evaluation.
+        """
+        self.seed = seed
         self.train, self.heldout = train, heldout
         self.make_inputs, self.runtime = make_inputs, runtime
         self.eval_batch_size, self.progress = eval_batch_size, progress
@@ -62,6 +73,7 @@ class VQATask:
         return len(self.train)
 
     def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
+        """The training questions at some places."""
         return self._convert(self.train.read(indices))
 
     def _convert(self, batch: VQABatch) -> TaskBatch:
@@ -70,12 +82,14 @@ class VQATask:
                          labels, batch.answer_types)
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
+        """Answer loss; the score is the soft score of the likeliest answer."""
         logits = model(**batch.inputs)
         target = batch.labels["target"]
         chosen = target.gather(1, logits.detach().argmax(1, keepdim=True))
         return StepOutput({"answer": vqa_loss(logits, target)}, float(chosen.sum()), len(target))
 
     def validate(self, model: nn.Module) -> Validation:
+        """Accuracy in percent on the held-out questions."""
         found = self.evaluate(model, self.heldout, "held out")
         details: dict[str, Any] = {"heldout": found.scores}
         if found.decisions.share is not None:
@@ -86,6 +100,7 @@ class VQATask:
     def evaluate(self, model: nn.Module, data: VQADataset, name: str) -> Evaluation:
         """Answer every question of a data set, in evaluation mode, each counted once."""
         model.eval()
+        part = adaptive_part(model)
         predictions: dict[Any, str] = {}
         counts = DecisionCounts()
         start = time.perf_counter()
@@ -94,6 +109,8 @@ class VQATask:
                             disable=not self.progress, dynamic_ncols=True):
             read = data.read(indices)
             batch = self._convert(read).to(self.runtime.device)
+            if part is not None:
+                part.key_noise(self.seed, EVALUATION, batch.samples)
             with self.runtime.autocast():
                 logits = model(**batch.inputs)
             counts.add_last(model, batch.types)

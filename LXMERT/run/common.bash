@@ -1,7 +1,7 @@
 # What the run scripts share: arguments, the interpreter, the output folder with a copy of the code.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
-# start TASK SCRIPT GPU NAME …: go to LXMERT/, choose the device, prepare snap/TASK/NAME.
+# start TASK SCRIPT GPU NAME …: go to LXMERT/, choose the device, name the folder snap/TASK/NAME.
 start() {
     if [ $# -lt 4 ] || [ -z "$3" ]; then
         sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$2" >&2
@@ -13,8 +13,15 @@ start() {
     if [ "$gpu" != cpu ]; then export CUDA_VISIBLE_DEVICES="$gpu"; fi
     PYTHON="${PYTHON:-$([ -x ../.venv/bin/python ] && echo ../.venv/bin/python || echo python3)}"
     OUTPUT="snap/$task/$name"
+    SCRIPT="$script"
+}
+
+# keep_code FLAG …: copy the code to the output folder, unless a run is there that stays as it is.
+keep_code() {
+    if [ -e "$OUTPUT/LAST.safetensors" ] && [[ " $* " != *" --overwrite "* ]]; then return; fi
+    rm -rf "$OUTPUT/src"
     mkdir -p "$OUTPUT/src"
-    cp -r src/. "$OUTPUT/src/"
-    cp "$script" "$OUTPUT/run.bash"
+    cp -r src/. ../common "$OUTPUT/src/"
+    cp "$SCRIPT" "$OUTPUT/run.bash"
     find "$OUTPUT/src" -name __pycache__ -prune -exec rm -rf {} +
 }

@@ -1,4 +1,4 @@
-"""The training loop: resuming bit for bit, best epoch, saves, non-finite losses, reproducibility."""
+"""The training loop: resuming bit for bit, best epoch, saves, non-finite losses."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def same(a, b, path="") -> None:
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:
-            if key not in ("seconds", "lr"):
+            if key not in ("seconds", "step_seconds", "lr"):
                 same(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), path

@@ -32,8 +32,9 @@ class SingleStreamEncoder(RoutedEncoder):
         init_bert_weights(self.modules())
 
     def layers(self) -> list[Layer]:
-        return [Layer(f"layer.{n}", module, bert_steps("hidden"), {"hidden": self.channels},
-                      self.heads) for n, module in enumerate(self.layer, 1)]
+        return [Layer(f"layer.{n}", f"layer.{n - 1}", module, bert_steps("hidden"),
+                      {"hidden": self.channels}, self.heads)
+                for n, module in enumerate(self.layer, 1)]
 
 
 class SingleStream(nn.Module):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from common.checkpoint import save_checkpoint
+from common.files import text_digest
 from common.text import Tokenizer, small_vocabulary
 from lxrt.config import size_config
 from lxrt.modeling import PretrainingModel
@@ -63,9 +65,16 @@ def pretrained(vqa_data: Path, answers: list[str], tmp_path_factory: pytest.Temp
     config = size_config("small", vocab_size=len(Tokenizer(folder)), num_answers=len(answers),
                          visual_feat_dim=WIDTH, obj_id_num=3, attr_id_num=8)
     torch.manual_seed(0)
-    weights = PretrainingModel(config).state_dict()
+    model = PretrainingModel(config)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            # So large that different questions and images get different answers.
+            nn.init.normal_(module.weight, std=0.15)
+    weights = model.state_dict()
     del weights["cls.predictions.decoder.weight"]  # tied
     save_checkpoint(folder / "model_LXRT.safetensors", {"model": weights},
                     {"backbone": "lxmert", "task": "pretraining", "size": "small",
-                     "config": config.to_dict(), "answers": answers})
+                     "config": config.to_dict(), "answers": answers,
+                     "vocabulary": {"count": config.vocab_size,
+                                    "sha256": text_digest((folder / "vocab.txt").read_text())}})
     return folder / "model"

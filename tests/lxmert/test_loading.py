@@ -95,7 +95,7 @@ def head_of(model: VQAModel) -> dict[str, Tensor]:
 def test_loadlxmert_takes_the_encoder_of_an_upstream_file_and_leaves_the_head(tmp_path, prefix):
     weights, model = pretraining_weights(), fresh()
     before, said = head_of(model), []
-    path = load_lxmert(model, upstream_file(tmp_path, weights, prefix), said.append)
+    path = load_lxmert(model, upstream_file(tmp_path, weights, prefix), say=said.append)
     assert path == tmp_path / "model_LXRT.pth" and said == []
     encoder_is(model, weights)
     assert all(torch.equal(x, before[n]) for n, x in model.logit_fc.state_dict().items())
@@ -113,7 +113,7 @@ def test_loadlxmertqa_takes_encoder_and_answer_head_of_every_kind_of_file(tmp_pa
         name = tmp_path / "model"
     else:
         name = upstream_file(tmp_path, weights, kind.partition(" ")[2])
-    load_lxmert_qa(model, name, ANSWERS, data, said.append)
+    load_lxmert_qa(model, name, ANSWERS, data, say=said.append)
     encoder_is(model, weights, tolerance)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     head = "answer_head.logit_fc"
@@ -157,7 +157,7 @@ def test_ours_is_preferred_where_both_files_are_there(tmp_path):
 def test_a_model_with_fewer_layers_than_the_file_loads_strictly(tmp_path):
     weights, model, said = pretraining_weights(), fresh((1, 1, 0)), []
     load_lxmert_qa(model, upstream_file(tmp_path, weights), ANSWERS, all_answers(tmp_path),
-                   said.append)
+                   say=said.append)
     encoder_is(model, weights)
     unused = len([n for n in weights if n.startswith("bert.")]) - len(model.bert.state_dict())
     assert f"0 of the model not in the file, {unused} of the file not in the model" in said[0]
@@ -174,7 +174,7 @@ def test_a_model_with_more_layers_than_the_file_is_refused_by_qa_and_reported_wi
     assert "encoder.layer.2." in message
     assert "(--llayers, --xlayers, --rlayers), or --loadLXMERT" in message
     fresh_layer = {n: x.clone() for n, x in model.bert.encoder.layer[2].state_dict().items()}
-    load_lxmert(model, name, said.append)
+    load_lxmert(model, name, say=said.append)
     loaded = len(model.bert.state_dict()) - 16
     assert f"{loaded} tensors loaded, 16 of the model not in the file" in said[0]
     assert all(torch.equal(x, fresh_layer[n])

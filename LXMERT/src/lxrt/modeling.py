@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapt import freeze_dead
 from common.adaptive import RoutedEncoder
 from common.layers import (
     LAYER_NORM_EPS,
@@ -139,11 +140,12 @@ def cross_steps() -> tuple[Step, ...]:
 def encoder_layers(encoder: nn.Module, channels: int, heads: int) -> list[Layer]:
     """The table of layers of an LXMERT encoder, ours or that of `transformers`."""
     layers = []
-    for stream, stack in (("lang", encoder.layer), ("vision", encoder.r_layers)):
-        layers += [Layer(f"{stream}.{n}", module, bert_steps(stream), {stream: channels}, heads)
-                   for n, module in enumerate(stack, 1)]
+    for stream, stack in (("lang", "layer"), ("vision", "r_layers")):
+        layers += [Layer(f"{stream}.{n}", f"{stack}.{n - 1}", module, bert_steps(stream),
+                         {stream: channels}, heads)
+                   for n, module in enumerate(encoder.get_submodule(stack), 1)]
     streams = {"lang": channels, "vision": channels}
-    layers += [Layer(f"cross.{n}", module, cross_steps(), streams, heads)
+    layers += [Layer(f"cross.{n}", f"x_layers.{n - 1}", module, cross_steps(), streams, heads)
                for n, module in enumerate(encoder.x_layers, 1)]
     return layers
 
@@ -256,6 +258,7 @@ class PublishedPolicy(nn.Module):
         weights = backbone.state_dict()
         self.bert.load_state_dict({name: weights[name] for name in self.bert.state_dict()})
         self.bert.encoder.set_reads(("lang",))
+        freeze_dead(self.bert.encoder.layers(), ("lang",))
         self.logit_fc = answer_head(config.hidden_size, 2 * decisions)
         set_initial_share(self.logit_fc[-1], initial_share)
 

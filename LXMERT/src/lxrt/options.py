@@ -60,7 +60,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr", type=float)
     group.add_argument("--warmup", type=float, help="share of the steps that warms up")
     group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")
-    group.add_argument("--dropout", type=float, help="hidden and attention dropout (default: 0.1 for base, 0 for small)")
+    group.add_argument("--dropout", type=float, 
+                       help="hidden and attention dropout (default: 0.1 for base, 0 for small)")
     group.add_argument("--seed", type=int, default=9595)
 
 

@@ -34,8 +34,8 @@ def gradients(model: nn.Module, wanted: list[str]) -> dict[str, Tensor]:
     Without a list of wanted names only the norm is returned.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found = {f"grad.{name}": parameters[name].grad for name in
-             (w.removeprefix("grad.") for w in wanted if w.startswith("grad."))}
+    names = [w.removeprefix("grad.") for w in wanted if w.startswith("grad.")]
+    found = {f"grad.{name}": parameters[name].grad for name in names if name in parameters}
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
     return found | {"grad_total_norm": torch.stack(norms).norm()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,12 +14,20 @@ from torch import Tensor
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.easy_captions import caption_examples
 from common.errors import AdaptiveError, ConfigError
+from common.files import text_digest
 from common.optim import make_optimizer
-from common.options import add_run_options, command_line
+from common.options import add_run_options, check_options, command_line
 from common.runtime import make_runtime, seed_everything
 from common.text import Tokenizer, small_vocabulary
 from common.tracking import Tracker
-from common.training import EpochRecord, LoopOptions, SnapshotNames, Trainer, iterate
+from common.training import (
+    EpochRecord,
+    LoopOptions,
+    SnapshotNames,
+    Trainer,
+    check_unused,
+    iterate,
+)
 from common.vqa_data import (
     FAST_IMAGES,
     TINY_IMAGES,
@@ -78,6 +87,9 @@ def pretrain_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--optim")
     recipe.add_argument("--seed", type=int, default=9595)
     add_run_options(parser)
+    parser.set_defaults(holdout=0.05)
+    for name in ("--tqdm", "--multiGPU"):  # upstream's flags that need nothing here
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=Path("snap/pretrain/lxmert"))
     parser.add_argument("--export", type=Path, metavar="FOLDER",
                         help="also write the best snapshot as FOLDER/model_LXRT.safetensors, in "
@@ -91,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = command_line("python src/pretrain/lxmert_pretrain.py",
                            sys.argv[1:] if arguments is None else arguments)
     try:
+        check_options(args)
         pretrain(args, command)
     except AdaptiveError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -100,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def pretrain(args: argparse.Namespace, command: str) -> None:
     """Pretrain and save snapshots under upstream's names."""
+    if not args.resume:
+        check_unused(args.output, args.overwrite, NAMES)
     runtime = make_runtime(args.gpus, args.precision)
     seed_everything(args.seed)
     dataset = resolve_dataset(args.dataset)
@@ -116,7 +131,7 @@ def pretrain(args: argparse.Namespace, command: str) -> None:
         tokenizer = make_tokenizer(args, [e.question for e in examples])
         model = build(args, dataset, features, tokenizer, tracker).to(runtime.device)
         parts = [VQADataset(part, features, dataset.vocabulary())
-                 for part in split_holdout(examples, min(args.holdout, 0.05))]
+                 for part in split_holdout(examples, args.holdout)]
         tracker.log(f"{len(parts[0])} sentences for training, {len(parts[1])} held out")
         task = PretrainingTask(*parts, tokenizer, chosen_objectives(args), runtime, args.seed,
                                progress=not args.quiet)
@@ -151,7 +166,9 @@ def make_tokenizer(args: argparse.Namespace, sentences: list[str]) -> Tokenizer:
 def build(args: argparse.Namespace, dataset: Dataset, features: FeatureSources,
           tokenizer: Tokenizer, tracker: Tracker) -> PretrainingModel:
     """The pretraining model; object and attribute classes are those that the data has."""
-    classes = region_classes(features)
+    losses = chosen_objectives(args).visual_losses
+    wanted = losses if chosen_objectives(args).obj_predict else ()
+    classes = region_classes(features, wanted)
     config = size_config(args.size, vocab_size=len(tokenizer),
                          num_answers=len(dataset.vocabulary()), visual_feat_dim=features.width,
                          hidden_size=args.hidden_size, l_layers=args.llayers,
@@ -160,21 +177,25 @@ def build(args: argparse.Namespace, dataset: Dataset, features: FeatureSources,
         config = size_config(args.size, **(config.to_dict() | {
             "intermediate_size": 4 * args.hidden_size,
             "num_attention_heads": max(1, args.hidden_size // 32)}))
-    model = PretrainingModel(config, chosen_objectives(args).visual_losses)
+    model = PretrainingModel(config, losses)
     if args.bert and not args.from_scratch:
         load_bert(model.bert, args.bert, tracker.log)
     return model
 
 
-def region_classes(features: FeatureSources) -> dict[str, int]:
+def region_classes(features: FeatureSources, losses: Sequence[str]) -> dict[str, int]:
     """Numbers of object and attribute classes: one more than the largest in the stores."""
     classes = {"obj_id_num": 1, "attr_id_num": 1}
+    if not {"obj", "attr"} & set(losses):
+        return classes
     for store in features.stores:
         ids = store.ids()
         for indices in iterate(len(ids), 512):
             batch = store.read([ids[i] for i in indices])
             for name, found in (("obj_id_num", batch.object_ids),
                                 ("attr_id_num", batch.attribute_ids)):
+                if name.split("_")[0] not in losses:
+                    continue
                 if found is None:
                     raise ConfigError(f"{store.path} has no {name.split('_')[0]} classes; leave "
                                       "the loss out of --visualLosses")
@@ -193,7 +214,11 @@ def run(args: argparse.Namespace, task: PretrainingTask, model: PretrainingModel
                                steps, warmup=0.05, weight_decay=0.01)
     meta = {"backbone": "lxmert", "task": "pretraining", "size": args.size,
             "config": model.config.to_dict(), "answers": list(dataset.vocabulary().answers),
-            "features": {"width": model.config.visual_feat_dim}}
+            "features": task.train.features.described(),
+            "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+            "training": {"lr": lr, "batch_size": batch_size, "epochs": epochs, "optim": optim,
+                         "seed": args.seed, "train": args.train, "sentences": len(task),
+                         "objectives": asdict(task.objectives), "captions": not args.no_captions}}
     options = LoopOptions(epochs, batch_size, seed=args.seed, clip=1.0, workers=args.workers,
                           save_every=args.save_every, max_steps=args.max_steps,
                           progress=not args.quiet)
@@ -208,7 +233,10 @@ def run(args: argparse.Namespace, task: PretrainingTask, model: PretrainingModel
                     f"{record.values['heldout_qa_accuracy']:.2f}")
 
     trainer.fit(after_epoch)
-    if args.export:
+    if args.export and trainer.epoch < epochs:
+        tracker.log(f"stopped after {trainer.step} of {trainer.total_steps} steps: nothing is "
+                    "exported")
+    elif args.export:
         export(args.output / f"{NAMES.best}.safetensors", args.export, tokenizer, tracker)
 
 

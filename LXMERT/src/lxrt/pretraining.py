@@ -98,12 +98,13 @@ class PretrainingTask:
         return len(self.train)
 
     def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
+        """The training sentences at some places, masked and mismatched for this epoch."""
         return self.draw(self.train, indices, epoch)
 
     def draw(self, data: VQADataset, indices: Sequence[int], epoch: int) -> TaskBatch:
         """Mask and mismatch the examples at some places."""
         generator = torch.Generator().manual_seed(
-            (self.seed * 1_000_003 + epoch) * 1_000_003 + indices[0])
+            ((self.seed * 1_000_003 + epoch) * 1_000_003 + indices[0]) % 2**63)
         batch = data.read(indices)
         sentences, matched = self._sentences(data, batch, generator)
         ids, mask = self.tokenizer.encode(sentences)
@@ -158,6 +159,7 @@ class PretrainingTask:
         return labels
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
+        """All losses; the score is the number of right answers among the labelled ones."""
         outputs = model(**batch.inputs)
         losses = pretraining_losses(outputs, batch.labels)
         right, count = 0.0, len(batch.samples)

@@ -11,10 +11,12 @@ from typing import Any
 from common.annotations import Example
 from common.checkpoint import load_meta
 from common.errors import AdaptiveError, ConfigError
-from common.finetune import Run, check_output, finetune
+from common.files import write_bytes
+from common.finetune import Run, finetune
 from common.options import check_options, command_line
 from common.runtime import Runtime, make_runtime, seed_everything
 from common.tracking import Tracker
+from common.training import check_unused
 from common.vqa_data import (
     FAST_IMAGES,
     TINY_IMAGES,
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Finetune; returns the content of result.json."""
-    check_output(args)
+    if not args.resume:
+        check_unused(args.output, args.overwrite)
     runtime = make_runtime(args.gpus, args.precision)
     seed_everything(args.seed)
     dataset = resolve_dataset(args.dataset, data_root=args.data)
@@ -77,9 +80,8 @@ def build(args: argparse.Namespace, dataset: Dataset, features: FeatureSources,
           tracker: Tracker) -> Built:
     """The adapted model for a data set."""
     answers = list(dataset.vocabulary().answers)
-    described = {"width": features.width, "detector": features.stores[0].meta["detector"]}
-    built = build_vqa(args, dataset.name, answers, described, args.data or HOME / "data",
-                      tracker.log)
+    built = build_vqa(args, dataset.name, answers, features.described(),
+                      args.data or HOME / "data", tracker.log)
     if args.size is None and not args.load:
         tracker.log(f"model size {built.size} (default for {dataset.name}; choose with --size)")
     return built
@@ -91,20 +93,26 @@ def make_run(args: argparse.Namespace, dataset: Dataset, features: FeatureSource
     recipe = chosen_recipe(args, built.size)
     train_examples, heldout = training_examples(args, dataset)
     val_examples = load_split(dataset, args.valid, image_limit(args))
+    for splits, examples in ((args.train, train_examples + heldout), (args.valid, val_examples)):
+        if any(example.answers is None for example in examples):
+            raise ConfigError(f"split {splits} of {dataset.name} has questions without answers: it "
+                              "can be predicted (--test), not trained or validated on")
     vocabulary = dataset.vocabulary()
     datasets = [VQADataset(examples, features, vocabulary)
                 for examples in (train_examples, heldout, val_examples)]
     tracker.log(f"{dataset.name}: {len(datasets[0])} training, {len(datasets[1])} held-out and "
                 f"{len(datasets[2])} validation questions")
     built.model.to(runtime.device)
-    (args.output / "vocab.txt").write_text(built.tokenizer.text(), encoding="utf-8")
     task = VQATask(datasets[0], datasets[1], LxmertInputs(built.tokenizer), runtime,
-                   recipe.eval_batch_size, progress=not args.quiet)
+                   recipe.eval_batch_size, args.seed, progress=not args.quiet)
     identity = {"backbone": "lxmert", "task": "vqa", "dataset": dataset.name,
                 "strategy": built.strategy.name, "policy": built.policy, "size": built.size,
                 "seed": args.seed, "name": args.version or args.output.name}
+    def keep_vocabulary() -> None:
+        write_bytes(args.output / "vocab.txt", built.tokenizer.text().encode())
+
     return Run(built.model, task, datasets[2], built.strategy, recipe, args, args.output, runtime,
-               tracker, identity, built.meta, command)
+               tracker, identity, built.meta, command, keep_vocabulary)
 
 
 def image_limit(args: argparse.Namespace) -> int | None:
@@ -142,7 +150,7 @@ def test(args: argparse.Namespace) -> None:
         built.model.to(runtime.device)
         recipe = chosen_recipe(args, built.size)
         task = VQATask(data, data, LxmertInputs(built.tokenizer), runtime, recipe.eval_batch_size,
-                       progress=not args.quiet)
+                       args.seed, progress=not args.quiet)
         found = task.evaluate(built.model, data, split)
         path = args.output / f"{split}_predict.json"
         write_predictions(path, found.predictions)
