@@ -51,6 +51,7 @@ class Tracker:
         self._writer: Any = None
         self._wandb: ModuleType | None = None
         self._log: Any = None
+        self._earlier = list((self.out_dir / "tensorboard").glob("events.*"))
         if not enabled:
             return
         self._wandb = None if wandb == "off" else _import_wandb(wandb)
@@ -99,6 +100,12 @@ class Tracker:
         if self._log is not None:
             self._log.write(line + "\n")
             self._log.flush()
+
+    def forget_earlier(self) -> None:
+        """Remove the curves of an earlier run in the same folder."""
+        for path in self._earlier:
+            path.unlink(missing_ok=True)
+        self._earlier = []
 
     def close(self) -> None:
         """Write what is still in memory; the tracker shows only lines on the screen afterwards."""

@@ -300,6 +300,7 @@ class Trainer:
         else:
             check_unused(self.out_dir, overwrite, self.names)
             remove_run(self.out_dir, self.names)
+            self.tracker.forget_earlier()
 
     def resume(self) -> None:
         """Go on from the last checkpoint in the output folder."""
@@ -406,7 +407,7 @@ def check_unused(out_dir: Path, overwrite: bool, names: SnapshotNames | None = N
 def remove_run(out_dir: Path, names: SnapshotNames) -> None:
     """Remove what an earlier run left in a folder, so that nothing of it passes for the new one."""
     patterns = [f"{names.best}.safetensors", f"{names.last}.safetensors", "result.json",
-                "report.html", "visualizations/*.png", "tensorboard/events.*"]
+                "report.html", "visualizations/*.png"]
     if names.epoch is not None:
         patterns.append(f"{names.epoch.replace('{:02d}', '[0-9][0-9]')}.safetensors")
     for pattern in patterns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -98,8 +99,9 @@ def test_small_policy_ignores_padding():
     torch.testing.assert_close(padded, plain)
 
 
-def test_random_policy_has_the_given_share_and_no_gradient():
-    model = adapt(pretrained("single"), "SpotTune_Block", "random:0.3").train()
+@pytest.mark.parametrize("training", [True, False])
+def test_random_policy_has_the_given_share_also_in_evaluation_and_no_gradient(training):
+    model = adapt(pretrained("single"), "SpotTune_Block", "random:0.3").train(training)
     part = adaptive_part(model)
     torch.manual_seed(0)
     mean = sum(run_decisions(model, part).mean() for _ in range(300)) / 300
@@ -121,6 +123,10 @@ def test_policy_evaluations_argmax_sample_and_global():
     part.options.policy_eval = "sample"
     draws = torch.stack([run_decisions(model, part) for _ in range(8)])
     assert (draws.std(0) > 0).any(), "sample is not random"
+    part.key_noise(1, -1, range(6))
+    keyed = run_decisions(model, part)
+    part.key_noise(1, -1, range(6))
+    assert torch.equal(run_decisions(model, part), keyed), "a keyed draw does not repeat"
     part.options.policy_eval = "global"
     with pytest.raises(ConfigError, match="needs global decisions"):
         run_decisions(model, part)
@@ -177,3 +183,17 @@ def test_a_budget_pulls_a_policy_towards_its_target():
         optimizer.step()
     shares = torch.softmax(part.last.logits, -1)[..., 1].mean(0).sum().item()
     assert abs(shares - 1.0) < 0.5
+
+
+def test_a_model_can_be_copied_after_a_training_step_and_the_copy_is_independent():
+    model = adapted("lxmert", "SpotTune").train()
+    run(model, "lxmert").sum().backward()
+    copy = deepcopy(model).eval()
+    model.eval()
+    before = run(model, "lxmert")
+    assert torch.equal(run(copy, "lxmert"), before)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(run(model, "lxmert"), before)
+    assert not torch.allclose(run(copy, "lxmert"), before)

@@ -183,6 +183,21 @@ def test_resuming_another_strategy_or_nothing_is_refused(tmp_path):
         make_trainer(tmp_path, strategy="BlockDrop").resume()
 
 
+def test_a_folder_with_a_run_is_overwritten_only_when_asked_and_then_wholly(tmp_path):
+    first = make_trainer(tmp_path)
+    first.begin(resume=False, overwrite=False)
+    first.fit()
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match="LAST.safetensors exists: add --resume to go on, "
+                                          "--overwrite"):
+        make_trainer(tmp_path).begin(resume=False, overwrite=False)
+    assert (tmp_path / "BEST.safetensors").exists()
+    second = make_trainer(tmp_path, max_steps=1)
+    second.begin(resume=False, overwrite=True)
+    second.fit()
+    assert {p.name for p in tmp_path.iterdir()} == {"LAST.safetensors", "log.log"}
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.lxmert.runs import DROPOUT_RUN, small_run
 from torch import nn
 
 from common.checkpoint import save_checkpoint
@@ -15,6 +16,7 @@ from common.files import text_digest
 from common.text import Tokenizer, small_vocabulary
 from lxrt.config import size_config
 from lxrt.modeling import PretrainingModel
+from lxrt.vqa import main
 
 QUESTIONS = {"train": 300, "nominival": 20, "minival": 100}
 WIDTH = 2048
@@ -78,3 +80,27 @@ def pretrained(vqa_data: Path, answers: list[str], tmp_path_factory: pytest.Temp
                      "vocabulary": {"count": config.vocab_size,
                                     "sha256": text_digest((folder / "vocab.txt").read_text())}})
     return folder / "model"
+
+
+@pytest.fixture
+def flags(vqa_data: Path, pretrained: Path) -> list[str]:
+    return small_run(vqa_data, pretrained)
+
+
+@pytest.fixture(scope="session")
+def whole(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs with dropout that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    assert main([*small_run(vqa_data, pretrained), *DROPOUT_RUN, "--output", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def stopped(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+            ) -> tuple[Path, list[str]]:
+    """A SpotTune_Block run that stopped after its first epoch, and its command."""
+    out = tmp_path_factory.mktemp("stopped")
+    run = [*small_run(vqa_data, pretrained), "--epochs", "2", "--strategy", "SpotTune_Block",
+           "--output", str(out)]
+    assert main([*run, "--max-steps", "4"]) == 0
+    return out, run

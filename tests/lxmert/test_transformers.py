@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ def inputs(batch: int, width: int, vocabulary: int, dtype: torch.dtype = torch.f
     generator = torch.Generator().manual_seed(2)
     lengths = torch.arange(batch) % 3 + tokens - 2
     mask = (torch.arange(tokens)[None] < lengths[:, None]).long()
-    present = (torch.arange(regions)[None] < (torch.arange(batch) % 2 + regions - 1)[:, None]).long()
+    counts = torch.arange(batch) % 2 + regions - 1
+    present = (torch.arange(regions)[None] < counts[:, None]).long()
     return {"input_ids": torch.randint(1, vocabulary, (batch, tokens), generator=generator) * mask,
             "input_mask": mask, "region_mask": present,
             "segment_ids": torch.randint(0, 2, (batch, tokens), generator=generator),
@@ -317,6 +319,52 @@ def test_the_published_policy_on_a_transformers_model_is_a_clear_error_and_small
                                           "'small'"):
         adapt(model, "SpotTune_Block", policy="published")
     assert adaptive_part(adapt(model, "SpotTune_Block", policy="small")) is not None
+
+
+@pytest.mark.parametrize("strategy", ["standard", "SpotTune"])
+def test_hidden_states_of_an_adapted_transformers_model_are_those_after_every_layer(strategy):
+    model, plain = adapt(hf_model(), strategy).eval(), hf_model().eval()
+    arguments = theirs(inputs(3, 7, 40, torch.float64)) | {"output_hidden_states": True}
+    part = adaptive_part(model)
+    with part.force(torch.ones(len(part.live), dtype=torch.float64)) if part else nullcontext():
+        found = model(**arguments)
+    expected = plain(**arguments)
+    for name in ("language_hidden_states", "vision_hidden_states"):
+        assert len(found[name]) == len(expected[name]) == (4 if "lang" in name else 3)
+        for mine, other in zip(found[name], expected[name], strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("strategy", "total", "dead"), [
+    ("SpotTune_Block", 19, 0), ("SpotTune_Res", 53, 2), ("SpotTune", 425, 15)])
+def test_of_transformers_question_answering_the_unused_vision_half_is_dead(
+        strategy, total, dead):
+    config = HFConfig(**(SMALL | {"l_layers": 9, "x_layers": 5, "r_layers": 5,
+                                  "num_attention_heads": 12}), num_qa_labels=6)
+    torch.manual_seed(0)
+    model = adapt(LxmertForQuestionAnswering(config), strategy)
+    part = adaptive_part(model)
+    assert len(part.live) == total and int((~part.live).sum()) == dead
+    frozen = [n for n, p in model.named_parameters()
+              if not p.requires_grad and ".adaptive." not in n]
+    assert len(frozen) == 16
+    assert all("x_layers.4.visn_" in name for name in frozen)
+
+
+def test_question_answering_of_transformers_gives_the_same_answers_adapted():
+    config = HFConfig(**SMALL, num_qa_labels=6)
+    plain = LxmertForQuestionAnswering(config).double().eval()
+    model = LxmertForQuestionAnswering(config).double()
+    model.load_state_dict(plain.state_dict())
+    adapt(model, "SpotTune").train()
+    arguments = theirs(inputs(3, 7, 40, torch.float64))
+    part = adaptive_part(model)
+    with part.force(torch.ones(len(part.live), dtype=torch.float64)):
+        found = model.eval()(**arguments).question_answering_score
+    expected = plain(**arguments).question_answering_score
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    model.train()(**arguments, labels=torch.tensor([1, 5, 2])).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_adapting_twice_is_refused():

@@ -75,8 +75,8 @@ def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict
     missing, unused = sorted(set(ours) - common), sorted(set(theirs) - common)
     if strict and missing:
         raise CheckpointError(f"{path}: {len(missing)} parameters of the model are not in the "
-                              f"file, e.g. {missing[0]}; use as many or fewer layers than the file has "
-                              "(--llayers, --xlayers, --rlayers), or --loadLXMERT")
+                              f"file, e.g. {missing[0]}; use as many or fewer layers than the "
+                              "file has (--llayers, --xlayers, --rlayers), or --loadLXMERT")
     if missing or unused:
         say(f"{path.name}: {len(common)} tensors loaded, {len(missing)} of the model not in the "
             f"file, {len(unused)} of the file not in the model")
