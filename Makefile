@@ -46,10 +46,10 @@ demo: setup  ## finetune LXMERT on easy-VQA with five strategies: table, plots, 
 	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
 
 test: setup  ## all tests but the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 test-slow: setup  ## the tests that take minutes: the demo, training runs
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
 parity: setup  ## compare LXMERT with numbers of the original system
 	$(BIN)/python -m common.parity --backbone lxmert

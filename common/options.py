@@ -98,7 +98,7 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "save_every": (0, math.inf, True), "max_steps": (0, math.inf, True),
     "batch_size": (1, math.inf, True), "eval_batch_size": (1, math.inf, True),
     "epochs": (1, math.inf, True), "lr": (0, math.inf, True), "warmup": (0, 1, True),
-    "clip": (0, math.inf, True), "holdout": (0, 1, False), "sampled_share": (0, 1, False),
+    "clip": (0, math.inf, True), "holdout": (0, 1, False), "sampled_share": (1e-6, 1, True),
     "word_mask_rate": (0, 1, True), "obj_mask_rate": (0, 1, True),
 }
 

@@ -170,6 +170,15 @@ def test_missing_all_ans_json_is_an_error_that_names_it_and_the_way_out(tmp_path
     assert "--loadLXMERT loads it without" in message
 
 
+@pytest.mark.parametrize("content", [["cat", "man"], [{"answer": "cat"}], 7])
+def test_a_list_of_answers_of_another_form_is_refused(tmp_path, content):
+    name, data = upstream_file(tmp_path, pretraining_weights()), all_answers(tmp_path)
+    (data / "lxmert" / "all_ans.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"all_ans.json: not a list of entries with `ans`.*"
+                                        r"--loadLXMERT"):
+        load_lxmert_qa(fresh(), name, ANSWERS, data)
+
+
 @pytest.mark.parametrize(("key", "theirs", "difference"), [
     ("features", {"width": 5, "detector": "Faster R-CNN"},
      "features.detector is 'Faster R-CNN' in the file, this run has 'pixels'"),

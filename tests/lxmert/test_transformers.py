@@ -363,6 +363,9 @@ def test_question_answering_of_transformers_gives_the_same_answers_adapted():
         found = model.eval()(**arguments).question_answering_score
     expected = plain(**arguments).question_answering_score
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    states = model(**arguments, output_hidden_states=True).vision_hidden_states
+    assert states[-1].isnan().all(), "the dead half is not computed: no number may pass for it"
+    assert not any(state.isnan().any() for state in states[:-1])
     model.train()(**arguments, labels=torch.tensor([1, 5, 2])).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 

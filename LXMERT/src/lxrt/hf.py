@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from common.adaptive import RoutedEncoder
@@ -45,6 +46,8 @@ class RoutedHFEncoder(RoutedEncoder):
         lang, vision = len(self.layer), len(self.r_layers)
         lang_states = [s["lang"] for s in passed[:lang] + passed[lang + vision:]]
         vision_states = [s["vision"] for s in passed[lang:]]
+        if "vision" not in self.reads:  # the last state is not computed: no number may pass for it
+            vision_states[-1] = torch.full_like(vision_states[-1], torch.nan)
         return (tuple(vision_states), None), (tuple(lang_states), None), None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from common.checkpoint import check_compatible, load_meta
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, DataError
 from common.files import read_json
 from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 from lxrt.answers import transfer_answer_head
@@ -54,7 +54,11 @@ def pretraining_answers(path: Path, data: Path) -> list[str]:
     file = data / "lxmert" / "all_ans.json"
     entries = read_json(file, hint=f"the 9,500 answers of LXMERT's pretraining are needed for the "
                                    f"answer head of {path}; --loadLXMERT loads it without")
-    return [entry["ans"] for entry in entries]
+    try:
+        return [entry["ans"] for entry in entries]
+    except (KeyError, TypeError):
+        raise DataError(f"{file}: not a list of entries with `ans`, as upstream's all_ans.json; "
+                        "fetch it again, or use --loadLXMERT") from None
 
 
 def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict: bool,
