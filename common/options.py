@@ -98,7 +98,7 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "save_every": (0, math.inf, True), "max_steps": (0, math.inf, True),
     "batch_size": (1, math.inf, True), "eval_batch_size": (1, math.inf, True),
     "epochs": (1, math.inf, True), "lr": (0, math.inf, True), "warmup": (0, 1, True),
-    "clip": (0, math.inf, True), "holdout": (0, 1, False), "sampled_share": (1e-6, 1, True),
+    "clip": (0, math.inf, True), "holdout": (0, 1, False),
     "word_mask_rate": (0, 1, True), "obj_mask_rate": (0, 1, True),
 }
 
@@ -118,6 +118,9 @@ def check_options(args: argparse.Namespace) -> None:
         else:
             wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
         raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number {wanted}")
+    share = getattr(args, "sampled_share", 1.0)
+    if not 0 < share <= 1:
+        raise ConfigError(f"--sampled-share {share}: give a number above 0 and at most 1")
     for flag in ("policy", "policy_eval", "constrain_k", "target_rate", "global_k"):
         value, name = getattr(args, flag, None), getattr(args, "strategy", None)
         if value is not None and name is not None and not find_strategy(name)[0].adaptive:

@@ -54,17 +54,18 @@ def default_weights(args: argparse.Namespace, size: str) -> None:
         args.load_lxmert_qa = None if named else str(path)
 
 
-def find_tokenizer(args: argparse.Namespace, dataset: str, say: Say) -> Tokenizer:
+def find_tokenizer(args: argparse.Namespace, dataset: str, size: str,
+                   say: Say) -> Tokenizer:
     """The vocabulary beside the weights if there is one, else that of the BERT folder."""
-    tokenizer = Tokenizer(find_vocabulary(args, dataset, say))
+    tokenizer = Tokenizer(find_vocabulary(args, dataset, size, say))
     say(f"vocabulary of {len(tokenizer)} word pieces: {tokenizer.vocabulary_file}")
     return tokenizer
 
 
-def find_vocabulary(args: argparse.Namespace, dataset: str, say: Say) -> Path:
+def find_vocabulary(args: argparse.Namespace, dataset: str, size: str, say: Say) -> Path:
     """The folder whose vocab.txt fits the weights and the data."""
     beside = [Path(p).parent for p in (args.load, args.load_lxmert_qa, args.load_lxmert) if p]
-    if dataset.startswith("easy_vqa") and not args.bert:
+    if size == "small" and dataset.startswith("easy_vqa") and not args.bert:
         beside.append(SMALL_PRETRAINED.parent)
     for folder in beside:
         if (folder / "vocab.txt").exists():
@@ -92,7 +93,7 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
     size = chosen_size(args, dataset, found)
     default_weights(args, size)
-    tokenizer = find_tokenizer(args, dataset, say)
+    tokenizer = find_tokenizer(args, dataset, size, say)
     config = _config(args, size, len(tokenizer), len(answers), features["width"], found)
     saved = found.get("strategy_flags", {})
     strategy, k = find_strategy(args.strategy or saved.get("strategy", "standard"))
