@@ -168,12 +168,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def peak_memory() -> dict[str, int]:
+def peak_memory() -> dict[str, int | None]:
     """Largest memory so far, in bytes: of this process, and of its tensors on the current GPU.
+
+    None for the GPU where there is none.
 
     Linux' VmHWM is preferred to `getrusage`, whose value a started process inherits.
     """
-    cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {"peak_rss_bytes": _peak_rss(), "peak_cuda_bytes": cuda}
 
 

@@ -148,7 +148,7 @@ class Trainer:
         self.best_epoch: int | None = None
         self.history: list[dict[str, Any]] = []
         self.running = RunningTotals()
-        self.peak_memory: dict[str, int] = {}
+        self.peak_memory: dict[str, int | None] = {}
         self._stop = False
 
     def fit(self, after_epoch: Callable[[EpochRecord], None] | None = None) -> None:

@@ -123,7 +123,8 @@ def test_result_json_has_the_schema_of_the_design(finetuned):
     assert result["parameters"].keys() == {"trainable", "frozen", "policy"}
     assert result["time"].keys() >= {"train_step_s", "eval_sample_s"}
     assert all(value > 0 for value in result["time"].values())
-    assert result["memory"]["peak_rss_bytes"] > 1e8 and result["memory"]["peak_cuda_bytes"] >= 0
+    assert result["memory"]["peak_rss_bytes"] > 1e8
+    assert (result["memory"]["peak_cuda_bytes"] is None) == (not torch.cuda.is_available())
     assert re.fullmatch(r"10 % of the training images held out \(\d+ questions\)",
                         result["selection"])
     assert result["baselines"].keys() == {"majority", "question_only"}
