@@ -158,13 +158,14 @@ class Adaptive(nn.Module):
             raw, self.raw_inputs = self.raw_inputs, {}
             return self.policy(PolicyInputs(full, raw))
 
-    def run(self, state: State, encoder: RoutedEncoder, passed: list[State]) -> State:
+    def run(self, state: State, encoder: RoutedEncoder,
+            passed: list[State] | None = None) -> State:
         """Run all layers of the encoder with the policy's decisions.
 
         Args:
             state: slots (B, …) before the first layer.
             encoder: whose adaptive part this is.
-            passed: receives the slots after every layer.
+            passed: if given, receives the slots after every layer.
         """
         decisions = self.decide(state)
         options = self.options
@@ -186,7 +187,8 @@ class Adaptive(nn.Module):
                     state = state | execute(routed, index, state, routing)
                 index += 1
             state = between_layers(state)
-            passed.append(state)
+            if passed is not None:
+                passed.append(state)
         return state
 
     def __getstate__(self) -> dict[str, Any]:
@@ -259,7 +261,6 @@ class RoutedEncoder(nn.Module):
             raw_inputs: the backbone's own inputs, for a published policy.
             passed: if given, receives the slots after every layer.
         """
-        passed = [] if passed is None else passed
         if self.adaptive is not None:
             self.adaptive.raw_inputs = raw_inputs or {}
             return self.adaptive.run(state, self, passed)
@@ -269,7 +270,8 @@ class RoutedEncoder(nn.Module):
             self._plain = tuple((layer.path, s) for layer, s in zip(layers, steps, strict=True))
         for path, steps in self._plain:
             state = between_layers(state | run_steps(steps, self.get_submodule(path), state))
-            passed.append(state)
+            if passed is not None:
+                passed.append(state)
         return state
 
 

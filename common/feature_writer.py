@@ -94,7 +94,7 @@ class RegionFeatureWriter:
         Raises:
             DataError: A finished store is there, or a partial one with other settings.
         """
-        if dtype not in ("float16", "float32") or (bad := set(optional) - set(OPTIONAL)):
+        if dtype not in ("float16", "float32") or set(optional) - set(OPTIONAL):
             raise DataError(
                 f"{path}: dtype {dtype!r} must be float16 or float32, optional arrays "
                 f"{sorted(optional)} must be among {sorted(OPTIONAL)}"

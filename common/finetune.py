@@ -30,10 +30,11 @@ from common.plots import (
     plot_training,
 )
 from common.report import write_run_report
+from common.run_folder import SnapshotNames
 from common.runtime import Runtime, peak_memory, versions
 from common.strategies import Strategy
 from common.tracking import Tracker
-from common.training import EpochRecord, LoopOptions, SnapshotNames, Trainer
+from common.training import EpochRecord, LoopOptions, Trainer
 from common.vqa_data import VQADataset
 from common.vqa_metric import majority_answer_baseline, question_only_baseline
 from common.vqa_task import Evaluation, VQATask

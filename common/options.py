@@ -71,6 +71,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Device, precision, saving, resuming and logging."""
     group = parser.add_argument_group("running")
     _flag(group, "--gpus", default="0", help="GPU number, or cpu (default 0; CPU if there is none)")
+    _flag(group, "--threads", type=int,
+          help="threads on the CPU (default: 1 for the small model, where more are slower; "
+               "otherwise one per core)")
     _flag(group, "--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     _flag(group, "--resume", action="store_true",
           help="go on from LAST in the output folder, bit for bit on CPU")
@@ -97,7 +100,7 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "target_rate": (0, 1, True), "dropout": (0, 1, True), "workers": (0, math.inf, True),
     "save_every": (0, math.inf, True), "max_steps": (0, math.inf, True),
     "batch_size": (1, math.inf, True), "eval_batch_size": (1, math.inf, True),
-    "epochs": (1, math.inf, True), "lr": (0, math.inf, True), "warmup": (0, 1, True),
+    "epochs": (1, math.inf, True), "threads": (1, math.inf, True), "lr": (0, math.inf, True), "warmup": (0, 1, True),
     "clip": (0, math.inf, True), "holdout": (0, 1, False),
     "word_mask_rate": (0, 1, True), "obj_mask_rate": (0, 1, True),
 }

@@ -34,8 +34,9 @@ from common.checkpoint import (
 )
 from common.errors import AdaptiveError, ConfigError
 from common.optim import OptimizerWithSchedule
+from common.run_folder import SnapshotNames, check_unused, remove_run
 from common.runtime import Runtime, peak_memory, versions
-from common.task import DecisionCounts, StepOutput, Task, TaskBatch, Validation
+from common.task import DecisionCounts, StepOutput, Task, TaskBatch
 from common.tracking import Tracker
 from common.weights import load_into
 
@@ -73,16 +74,6 @@ class LoopOptions:
     save_every: int = 0
     max_steps: int = 0
     progress: bool = True
-
-
-@dataclass(frozen=True)
-class SnapshotNames:
-    """File names (without ending) of the best, the last and the numbered checkpoints."""
-
-    best: str = "BEST"
-    last: str = "LAST"
-    epoch: str | None = None
-    keep: int = 3
 
 
 @dataclass
@@ -392,34 +383,7 @@ class _SignalGuard:
             signal.signal(number, handler)
 
 
-def check_unused(out_dir: Path, overwrite: bool, names: SnapshotNames | None = None) -> None:
-    """A folder that holds a run is not used again by accident.
-
-    Raises:
-        ConfigError: it does, and `overwrite` is not set.
-    """
-    last = Path(out_dir) / f"{(names or SnapshotNames()).last}.safetensors"
-    if last.exists() and not overwrite:
-        raise ConfigError(f"{last} exists: add --resume to go on, --overwrite to start again, or "
-                          "choose another name")
-
-
-def remove_run(out_dir: Path, names: SnapshotNames) -> None:
-    """Remove what an earlier run left in a folder, so that nothing of it passes for the new one."""
-    patterns = [f"{names.best}.safetensors", f"{names.last}.safetensors", "result.json",
-                "report.html", "visualizations/*.png"]
-    if names.epoch is not None:
-        patterns.append(f"{names.epoch.replace('{:02d}', '[0-9][0-9]')}.safetensors")
-    for pattern in patterns:
-        for path in Path(out_dir).glob(pattern):
-            path.unlink()
-
-
 def iterate(samples: int, batch_size: int) -> Iterator[list[int]]:
     """Indices 0 … samples - 1 in order, in batches; the last may be smaller."""
     for start in range(0, samples, batch_size):
         yield list(range(start, min(samples, start + batch_size)))
-
-
-__all__ = ["BatchOrder", "EpochRecord", "LoopOptions", "SnapshotNames", "Trainer", "Validation",
-           "iterate"]

@@ -15,7 +15,8 @@ from common.files import repository_root
 from common.readme import fill, main
 
 ROOT = repository_root()
-READMES = ("README.md", "LXMERT/README.md", "common/README.md", "images/README.md")
+READMES = ("README.md", "LXMERT/README.md", "common/README.md", "images/README.md",
+           "results/README.md", "visualizations/README.md", "tests/README.md")
 ENVIRONMENT = os.environ | {"PYTHON": sys.executable, "OMP_WAIT_POLICY": "passive",
                             "PATH": f"{Path(sys.executable).parent}{os.pathsep}"
                                     f"{os.environ['PATH']}"}
@@ -105,6 +106,14 @@ def test_links_and_pictures_exist(name):
 
 def test_generated_blocks_are_up_to_date():
     assert main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_no_gap_is_left(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not re.findall(r"^[A-Z]+_[A-Z]+$|\bTODO\b", text, re.MULTILINE)
+    for table in re.findall(r"<!-- results: \S+ -->\n(.*?)<!-- end", text, re.DOTALL):
+        assert "|" in table, "an empty table"
 
 
 def test_blocks_are_filled_from_their_files(tmp_path):

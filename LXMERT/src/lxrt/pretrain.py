@@ -17,17 +17,11 @@ from common.errors import AdaptiveError, ConfigError
 from common.files import text_digest
 from common.optim import make_optimizer
 from common.options import add_run_options, check_options, command_line
-from common.runtime import make_runtime, seed_everything
+from common.run_folder import SnapshotNames, check_unused
+from common.runtime import make_runtime, seed_everything, set_threads
 from common.text import Tokenizer, small_vocabulary
 from common.tracking import Tracker
-from common.training import (
-    EpochRecord,
-    LoopOptions,
-    SnapshotNames,
-    Trainer,
-    check_unused,
-    iterate,
-)
+from common.training import EpochRecord, LoopOptions, Trainer, iterate
 from common.vqa_data import (
     FAST_IMAGES,
     TINY_IMAGES,
@@ -116,6 +110,7 @@ def pretrain(args: argparse.Namespace, command: str) -> None:
     if not args.resume:
         check_unused(args.output, args.overwrite, NAMES)
     runtime = make_runtime(args.gpus, args.precision)
+    set_threads(args.threads, args.size == "small")
     seed_everything(args.seed)
     dataset = resolve_dataset(args.dataset)
     if "pretrain" not in dataset.kind.splits:

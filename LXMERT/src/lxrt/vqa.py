@@ -14,9 +14,9 @@ from common.errors import AdaptiveError, ConfigError
 from common.files import write_bytes
 from common.finetune import Run, finetune
 from common.options import check_options, command_line
-from common.runtime import Runtime, make_runtime, seed_everything
+from common.run_folder import check_unused
+from common.runtime import Runtime, make_runtime, seed_everything, set_threads
 from common.tracking import Tracker
-from common.training import check_unused
 from common.vqa_data import (
     FAST_IMAGES,
     TINY_IMAGES,
@@ -30,7 +30,7 @@ from common.vqa_data import (
 )
 from common.vqa_metric import write_predictions
 from common.vqa_task import VQATask
-from lxrt.building import Built, build_vqa
+from lxrt.building import Built, build_vqa, chosen_size
 from lxrt.config import HOME
 from lxrt.options import chosen_recipe, parse, vqa_parser
 from lxrt.vqa_inputs import LxmertInputs
@@ -60,6 +60,7 @@ def train(args: argparse.Namespace, command: str) -> dict[str, Any]:
     runtime = make_runtime(args.gpus, args.precision)
     seed_everything(args.seed)
     dataset = resolve_dataset(args.dataset, data_root=args.data)
+    set_threads(args.threads, chosen_size(args, dataset.name, {}) == "small")
     resume_step = None
     if args.resume and (args.output / "LAST.safetensors").exists():
         resume_step = load_meta(args.output / "LAST.safetensors").get("step")
@@ -142,6 +143,7 @@ def test(args: argparse.Namespace) -> None:
     runtime = make_runtime(args.gpus, args.precision)
     seed_everything(args.seed)
     dataset = resolve_dataset(args.dataset, data_root=args.data)
+    set_threads(args.threads, chosen_size(args, dataset.name, {}) == "small")
     split = args.test if "test" in args.test else "minival"
     with Tracker(args.output, tensorboard=False) as tracker:
         features = open_features(dataset, split)
