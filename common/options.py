@@ -100,7 +100,8 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "target_rate": (0, 1, True), "dropout": (0, 1, True), "workers": (0, math.inf, True),
     "save_every": (0, math.inf, True), "max_steps": (0, math.inf, True),
     "batch_size": (1, math.inf, True), "eval_batch_size": (1, math.inf, True),
-    "epochs": (1, math.inf, True), "threads": (1, math.inf, True), "lr": (0, math.inf, True), "warmup": (0, 1, True),
+    "epochs": (1, math.inf, True), "threads": (1, math.inf, True),
+    "lr": (0, math.inf, True), "warmup": (0, 1, True),
     "clip": (0, math.inf, True), "holdout": (0, 1, False),
     "word_mask_rate": (0, 1, True), "obj_mask_rate": (0, 1, True),
 }
