@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about two minutes instead of 15")
+    parser.add_argument("--quick", action="store_true", help="about two minutes instead of ten")
     parser.add_argument("--strategies", default=",".join(STRATEGIES),
                         help=f"with commas between (default {','.join(STRATEGIES)})")
     parser.add_argument("--gpu", default=os.environ.get("GPU", "cpu"), help="number or cpu")
