@@ -2,7 +2,7 @@
 
 `make_optimizer("bert", model.parameters(), lr=5e-5, total_steps=8_000)` is the recipe of LXMERT
 and ViLBERT: BertAdam, which has no bias correction, decays every tensor, and counts its updates
-per tensor from 0, so that the very first update has learning rate 0 (specs/lxmert.md §7).
+per tensor from 0, so that the very first update has learning rate 0, as upstream.
 """
 
 from __future__ import annotations

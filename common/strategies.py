@@ -123,7 +123,7 @@ def plan_sites(layers: Sequence[Layer], strategy: Strategy,
                reads: Sequence[str]) -> list[list[Site]]:
     """Group the steps of every layer into the sites of a strategy, in order of execution.
 
-    The order of the steps in a layer's table is the order of its decisions (specs of the original:
+    The order of the steps in a layer's table is the order of its decisions (as in the original:
     language, vision, cross; within a layer heads, attention output, intermediate, output).
 
     Args:

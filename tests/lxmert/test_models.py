@@ -1,7 +1,6 @@
 """Names, sizes, decisions and policies of the LXMERT models, from the layers and never typed in.
 
-The numbers that are typed in here were counted on the original system's modules (specs of LXMERT
-section 1.8, of adaptive finetuning sections 1.3, 1.5 and 2).
+The numbers that are typed in here were counted on the original system's modules.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def test_decisions_of_a_base_vqa_model_and_which_of_them_are_dead(strategy, tota
 
 
 def test_the_425_decisions_are_in_the_order_of_the_original():
-    """Language 9 * 15, vision 5 * 15, cross 5 * 43 in the order of specs section 1.3."""
+    """Language 9 * 15, vision 5 * 15, cross 5 * 43 in the original's order."""
     names = adaptive_part(adapted_base("SpotTune")).decision_names
     expected = {0: "lang.1.head.1", 11: "lang.1.head.12", 12: "lang.1.attention.output",
                 13: "lang.1.intermediate", 14: "lang.1.output", 15: "lang.2.head.1",

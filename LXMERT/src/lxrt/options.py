@@ -16,7 +16,7 @@ DEFAULT_WEIGHTS = "default"
 TINY_EPOCHS = 2
 
 RECIPES: dict[str, Recipe] = {
-    # Upstream: specs of run/vqa_finetune.bash; clipping and schedule of its trainer.
+    # Upstream's run/vqa_finetune.bash, with the clipping and schedule of its trainer.
     "base": Recipe(batch_size=32, epochs=4, optim="bert", lr=5e-5, warmup=0.1, weight_decay=0.01,
                    clip=5.0, policy_lr=1e-4, eval_batch_size=256),
     # Measured on easy-VQA, see LXMERT/README.md.
