@@ -34,7 +34,7 @@ from common.run_folder import SnapshotNames
 from common.runtime import Runtime, peak_memory, versions
 from common.strategies import Strategy
 from common.tracking import Tracker
-from common.training import EpochRecord, LoopOptions, Trainer
+from common.training import BatchOrder, EpochRecord, LoopOptions, Trainer
 from common.vqa_data import VQADataset
 from common.vqa_metric import majority_answer_baseline, question_only_baseline
 from common.vqa_task import Evaluation, VQATask
@@ -146,10 +146,10 @@ def question_digest(data: VQADataset) -> dict[str, Any]:
 
 def finetune(run: Run) -> dict[str, Any]:
     """Train, take the best epoch, evaluate, and write result.json, plots and report."""
-    steps = max(1, len(run.task) // min(run.recipe.batch_size, len(run.task))) * run.recipe.epochs
+    order = BatchOrder(len(run.task), run.recipe.batch_size, run.args.seed)
     options = loop_options(run.args, run.recipe.epochs, run.recipe.batch_size, run.recipe.clip,
                            run.args.workers)
-    main, policy = make_optimizers(run, steps)
+    main, policy = make_optimizers(run, order.steps * run.recipe.epochs)
     meta = run.meta | {"training": training_settings(run, options)}
     trainer = Trainer(run.model, run.task, main, policy, run.runtime, options, run.out_dir,
                       run.tracker, meta, SnapshotNames())

@@ -21,7 +21,7 @@ from common.run_folder import SnapshotNames, check_unused
 from common.runtime import make_runtime, seed_everything, set_threads
 from common.text import Tokenizer, small_vocabulary
 from common.tracking import Tracker
-from common.training import EpochRecord, LoopOptions, Trainer, iterate
+from common.training import BatchOrder, EpochRecord, LoopOptions, Trainer, iterate
 from common.vqa_data import (
     FAST_IMAGES,
     TINY_IMAGES,
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace, task: PretrainingTask, model: PretrainingModel
     batch_size, lr, epochs, optim = (
         given if given is not None else default for given, default in
         zip((args.batch_size, args.lr, args.epochs, args.optim), RECIPES[args.size], strict=True))
-    steps = max(1, len(task) // min(batch_size, len(task))) * epochs
+    steps = BatchOrder(len(task), batch_size, args.seed).steps * epochs
     optimizer = make_optimizer(optim, [p for p in model.parameters() if p.requires_grad], lr,
                                steps, warmup=0.05, weight_decay=0.01)
     meta = {"backbone": "lxmert", "task": "pretraining", "size": args.size,
