@@ -19,8 +19,8 @@ QUICK ?=
 ARGS ?=
 dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
 
-.PHONY: help setup demo test test-slow parity compare diagrams data-easy-vqa pretrain-easy-vqa \
-        lxmert-train lxmert-test lxmert-full clean
+.PHONY: help setup demo experiments test test-slow parity compare diagrams data-easy-vqa \
+        pretrain-easy-vqa lxmert-train lxmert-test lxmert-full clean
 
 help:  ## show this list
 	@echo "Adaptive finetuning of vision-and-language transformers"
@@ -29,8 +29,9 @@ help:  ## show this list
 	    awk 'BEGIN {FS = ":.*## "} {printf "  %-18s %s\n", $$1, $$2}'
 	@echo
 	@echo "Variables: STRATEGY (standard, Frozen, SpotTune_Block, SpotTune, BlockDrop, …), DATASET"
-	@echo "(vqa, easy_vqa, easy_vqa_cp), SIZE (base, small), NAME (of the run), GPU (number or cpu),"
-	@echo "ARGS (further flags), QUICK=1 (a small version), PYTHON (interpreter for the environment)."
+	@echo "(vqa, vqa_official, vqa_cp, easy_vqa, easy_vqa_cp), SIZE (base, small), NAME (of the run),"
+	@echo "GPU (number or cpu), ARGS (further flags), QUICK=1 (a small version), PYTHON (interpreter"
+	@echo "for the environment)."
 
 setup: $(READY)  ## virtual environment in .venv with pinned dependencies and this package
 
@@ -44,6 +45,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup  ## finetune LXMERT on easy-VQA with five strategies: table, plots, report (QUICK=1: 2 min)
 	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
+
+experiments: setup  ## strategies × sizes of data × seeds, about 2 hours, resumable (QUICK=1: minutes)
+	$(BIN)/python -m common.experiments $(if $(QUICK),--quick) $(ARGS)
 
 test: setup  ## all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
@@ -65,8 +69,8 @@ data-easy-vqa: setup  ## easy-VQA as VQA-v2-style JSON, images and region featur
 	$(BIN)/python -m common.data easy_vqa_cp
 
 pretrain-easy-vqa: setup  ## make the committed small pretrained LXMERT (about 12 minutes)
-	cd LXMERT && PYTHON=$(BIN)/python bash run/lxmert_pretrain.bash $(GPU) --overwrite \
-	    --export pretrained/easy_vqa_small $(ARGS)
+	cd LXMERT && PYTHON=$(BIN)/python bash run/lxmert_pretrain.bash $(GPU) --dataset easy_vqa \
+	    --overwrite --export pretrained/easy_vqa_small $(ARGS)
 
 lxmert-train: setup  ## finetune LXMERT: STRATEGY=… DATASET=… NAME=… ARGS='…'
 	cd LXMERT && PYTHON=$(BIN)/python bash run/vqa_finetune.bash $(GPU) $(NAME) \

@@ -58,7 +58,8 @@ def adapt(model: Model, strategy: str = "standard", policy: str = "small", *,
         count = len([c for sites in plan_sites(layers, row, encoder.reads)
                      for site in sites for c in site.columns])
         network = make_policy(policy, encoder, layers, count, initial_share)
-        encoder.adaptive = Adaptive(layers, encoder.reads, row, network, options)
+        encoder.adaptive = Adaptive(layers, encoder.reads, row, network, options,
+                                    encoder.reads_first)
         reference = next(model.parameters())
         encoder.adaptive.to(device=reference.device, dtype=reference.dtype)
         encoder.adaptive.train(encoder.training)

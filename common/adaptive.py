@@ -19,7 +19,7 @@ from common.errors import ConfigError
 from common.gumbel import hard_gumbel
 from common.policy import PolicyInputs, RandomPolicy, uniform_noise
 from common.routing import RoutedSite, Routing, execute
-from common.steps import Layer, State, Step, live_steps
+from common.steps import Layer, State, Step, first_position, live_steps
 from common.strategies import Site, Strategy, plan_sites
 
 POLICY_EVALUATIONS = ("argmax", "sample", "global")
@@ -63,12 +63,13 @@ class Adaptive(nn.Module):
     """Twins (or linear maps), policy network and decision vector of one encoder."""
 
     def __init__(self, layers: Sequence[Layer], reads: Sequence[str], strategy: Strategy,
-                 policy: nn.Module | None, options: AdaptiveOptions) -> None:
+                 policy: nn.Module | None, options: AdaptiveOptions,
+                 reads_first: Sequence[str] = ()) -> None:
         super().__init__()
         self.strategy = strategy
         self.options = options
         self._layers = tuple(layers)
-        self._plan = plan_sites(layers, strategy, reads)
+        self._plan = plan_sites(layers, strategy, reads, reads_first)
         self.policy = policy
         self.twins = nn.ModuleDict()
         self.linears = nn.ModuleDict()
@@ -106,6 +107,10 @@ class Adaptive(nn.Module):
         """`layer.component` of each decision, D names."""
         pairs = zip(self.decision_layers, self.decision_components, strict=True)
         return [f"{layer}.{component}".rstrip(".") for layer, component in pairs]
+
+    def twin(self, layer: str) -> nn.Module | None:
+        """The frozen copy of a layer; None where the other branch is none."""
+        return self.twins[_key(layer)] if self.twins else None
 
     def key_noise(self, seed: int, step: int, samples: Sequence[int]) -> None:
         """Key the noise of the next forward pass by (seed, step, sample)."""
@@ -200,17 +205,19 @@ class Adaptive(nn.Module):
                    for layer in self._layers for m in layer.module.modules())
 
     def _routed(self, name: str, module: nn.Module, site: Site) -> RoutedSite:
-        twin = self.twins[_key(name)] if self.twins else None
+        twin = self.twin(name)
 
         def branch(value: int, inputs: State) -> State:
             if value == 1:
                 return run_steps(site.steps, module, inputs)
             if twin is not None:
                 return run_steps(site.steps, twin, inputs)
+            passed = {slot: first_position(inputs[slot]) if slot in site.narrowed
+                      else inputs[slot] for slot in site.outputs}
             if self.linears:
                 maps = self.linears[_key(name)]
-                return {slot: maps[slot](inputs[slot]) for slot in site.outputs}
-            return {slot: inputs[slot] for slot in site.outputs}
+                return {slot: maps[slot](x) for slot, x in passed.items()}
+            return passed
 
         heads = None
         if site.per_head:
@@ -227,6 +234,8 @@ class RoutedEncoder(nn.Module):
 
     Attributes:
         reads: slots that are read after the last layer; the rest is dead and is not computed.
+        reads_first: those of `reads` of which only the first position is read; the last layer
+            that writes them hands on (B, 1, C).
         adaptive: set by `common.adapt`; None runs every live step as it is.
     """
 
@@ -234,17 +243,29 @@ class RoutedEncoder(nn.Module):
         super().__init__()
         self.adaptive: Adaptive | None = None
         self.reads: tuple[str, ...] = ()
+        self.reads_first: tuple[str, ...] = ()
         self._plain: tuple[tuple[str, tuple[Step, ...]], ...] | None = None
 
     def layers(self) -> list[Layer]:
         """All layers in execution order."""
         raise NotImplementedError
 
-    def set_reads(self, reads: Sequence[str]) -> None:
-        """Say which slots are read after the last layer (before `adapt`)."""
+    def layers_removed(self) -> None:
+        """Called after layers were taken out (`common.merge`): note how many are left."""
+
+    def set_reads(self, reads: Sequence[str], first: Sequence[str] = ()) -> None:
+        """Say which slots are read after the last layer (before `adapt`).
+
+        Args:
+            reads: the slots.
+            first: those of them of which only the first position is read.
+        """
         if self.adaptive is not None:
             raise ConfigError("what is read from an encoder is set before it is adapted")
-        self.reads = tuple(reads)
+        if not set(first) <= set(reads):
+            raise ConfigError(f"only the first position of {', '.join(first)} is read, but the "
+                              f"slots that are read are {', '.join(reads)}")
+        self.reads, self.reads_first = tuple(reads), tuple(first)
         self._plain = None
 
     def published_policy(self, decisions: int, initial_share: float) -> nn.Module:
@@ -266,7 +287,7 @@ class RoutedEncoder(nn.Module):
             return self.adaptive.run(state, self, passed)
         if self._plain is None:
             layers = self.layers()
-            steps, _ = live_steps(layers, self.reads)
+            steps, _ = live_steps(layers, self.reads, first=self.reads_first)
             self._plain = tuple((layer.path, s) for layer, s in zip(layers, steps, strict=True))
         for path, steps in self._plain:
             state = between_layers(state | run_steps(steps, self.get_submodule(path), state))

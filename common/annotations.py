@@ -8,9 +8,11 @@
 Both read into the same `Example`s.
 """
 
+import gc
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from common.vqa_metric import ANSWER_TYPES, soft_scores
 QuestionId = int | str
 ANSWER_TO_LABEL = "trainval_ans2label.json"
 LABEL_TO_ANSWER = "trainval_label2ans.json"
+# A part of the questions -> the part of COCO whose images they are about, where that differs.
+IMAGES_OF = {"test-dev2015": "test2015"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +46,22 @@ class Example:
     question_type: str = ""
 
 
-class _Row:
+class Row:
     """One JSON object of a list, with errors that say which."""
 
+    __slots__ = ("number", "path", "value")
+
     def __init__(self, path: Path, number: int, value: Any) -> None:
-        self.where = f"{path}: entry {number}"
+        self.path, self.number, self.value = path, number, value
         if not isinstance(value, dict):
+            self.value = {}
             raise DataError(f"{self.where}: {_short(value)} is not an object")
-        self.value = value
-        if "question_id" in value:
-            self.where += f", question {value['question_id']}"
+
+    @property
+    def where(self) -> str:
+        """File, entry and question, for errors."""
+        named = f", question {self.value['question_id']}" if "question_id" in self.value else ""
+        return f"{self.path}: entry {self.number}{named}"
 
     def get(self, key: str, *kinds: type, optional: bool = False) -> Any:
         """The value of a key; an optional one may be missing or null."""
@@ -87,15 +97,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _rows(path: Path, value: Any) -> list[_Row]:
+def _rows(path: Path, value: Any) -> list[Row]:
     if not isinstance(value, list):
         raise DataError(f"{path}: {_short(value)}: expected a list of objects")
-    return [_Row(path, number, entry) for number, entry in enumerate(value, 1)]
+    return [Row(path, number, entry) for number, entry in enumerate(value, 1)]
 
 
-def _by_question(rows: Iterable[_Row]) -> dict[QuestionId, _Row]:
+def _by_question(rows: Iterable[Row]) -> dict[QuestionId, Row]:
     """Rows by question id, which must be unique."""
-    found: dict[QuestionId, _Row] = {}
+    found: dict[QuestionId, Row] = {}
     for row in rows:
         key = row.get("question_id", int, str)
         if key in found:
@@ -125,7 +135,7 @@ def read_lxmert_json(path: Path | str) -> list[Example]:
     ]
 
 
-def _label(row: _Row) -> dict[str, float] | None:
+def _label(row: Row) -> dict[str, float] | None:
     label = row.get("label", dict, optional=True)
     for answer, value in (label or {}).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
@@ -153,11 +163,18 @@ def read_official(
             question id, a question without annotation or the reverse; with file, entry and value.
     """
     questions_path = Path(questions_path)
-    questions, part = _official_rows(questions_path, "questions")
-    annotations: dict[QuestionId, _Row] = {}
+    with no_garbage_collection():
+        return _read_official(questions_path, annotations_path, image_prefix)
+
+
+def _read_official(
+    questions_path: Path, annotations_path: Path | str | None, image_prefix: str
+) -> list[Example]:
+    questions, part = official_rows(questions_path, "questions")
+    annotations: dict[QuestionId, Row] = {}
     if annotations_path is not None:
         annotations_path = Path(annotations_path)
-        annotations = _official_rows(annotations_path, "annotations")[0]
+        annotations = official_rows(annotations_path, "annotations")[0]
         _check_pairs(questions_path, questions, annotations_path, annotations)
     return [
         _official_example(row, annotations.get(key), part, image_prefix)
@@ -165,9 +182,51 @@ def read_official(
     ]
 
 
-def _official_rows(path: Path, key: str) -> tuple[dict[QuestionId, _Row], str | None]:
-    """Rows by question id, and the COCO part that the file names for all of them."""
-    value = read_json(path)
+class _Answer(str):
+    """What one person answered; stands for the whole entry, of which nothing else is used."""
+
+    __slots__ = ()
+
+
+def _compact_answers() -> Callable[[dict[str, Any]], Any]:
+    """Replaces entries of `answers` while a file is read, each different text kept once.
+
+    VQA v2 has 4.4 million such entries in one file; as objects they need 2 GB.
+    """
+    known: dict[str, _Answer] = {}
+
+    def replace(entry: dict[str, Any]) -> Any:
+        text = entry.get("answer")
+        if not isinstance(text, str) or "question_id" in entry:
+            return entry
+        return known.setdefault(text, _Answer(text)) if text not in known else known[text]
+
+    return replace
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Reading millions of objects takes twice as long when they are looked through in between."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def official_rows(path: Path, key: str) -> tuple[dict[QuestionId, Row], str | None]:
+    """Rows of an official file by question id, and the COCO part that it names for all of them.
+
+    Args:
+        path: The file.
+        key: `questions` or `annotations`; in VQA-CP's files the list is all there is.
+
+    Raises:
+        DataError: See `read_official`.
+    """
+    value = read_json(path, replace=_compact_answers())
     part = None
     if isinstance(value, dict):
         if key not in value:
@@ -180,8 +239,8 @@ def _official_rows(path: Path, key: str) -> tuple[dict[QuestionId, _Row], str | 
 
 
 def _check_pairs(
-    questions_path: Path, questions: Mapping[QuestionId, _Row],
-    annotations_path: Path, annotations: Mapping[QuestionId, _Row],
+    questions_path: Path, questions: Mapping[QuestionId, Row],
+    annotations_path: Path, annotations: Mapping[QuestionId, Row],
 ) -> None:  # fmt: skip
     alone = [key for key in questions if key not in annotations]
     if alone:
@@ -198,7 +257,7 @@ def _check_pairs(
 
 
 def _official_example(
-    row: _Row, annotation: _Row | None, part: str | None, prefix: str
+    row: Row, annotation: Row | None, part: str | None, prefix: str
 ) -> Example:
     image = row.get("image_id", int, str)
     key = row.value["question_id"]
@@ -209,7 +268,7 @@ def _official_example(
                 f"{row.where}: field 'coco_split' is missing, and the file has no 'data_subtype': "
                 f"the COCO part of image {image} is unknown"
             )
-        image = f"{prefix}_{part}_{image:012d}"
+        image = f"{prefix}_{IMAGES_OF.get(part, part)}_{image:012d}"
     if annotation is None:
         return Example(key, image, row.question("question"))
     if annotation.value.get("image_id", row.value["image_id"]) != row.value["image_id"]:
@@ -223,17 +282,16 @@ def _official_example(
     )  # fmt: skip
 
 
-def _answers(annotation: _Row) -> list[str]:
+def _answers(annotation: Row) -> list[str]:
     answers = annotation.get("answers", list)
-    texts = [a.get("answer") if isinstance(a, dict) else None for a in answers]
-    for entry, text in zip(answers, texts):
-        if not isinstance(text, str):
+    for entry in answers:
+        if not isinstance(entry, _Answer):
             raise DataError(
                 f"{annotation.where}: field 'answers': {_short(entry)} has no text 'answer'"
             )
-    if not texts:
+    if not answers:
         raise DataError(f"{annotation.where}: field 'answers' is empty")
-    return texts
+    return answers
 
 
 class AnswerVocabulary:
@@ -261,7 +319,7 @@ class AnswerVocabulary:
     def build(cls, examples: Iterable[Example], minimum: int = 9) -> "AnswerVocabulary":
         """The answers that are the best one of at least `minimum` questions, frequent ones first.
 
-        (VQA v2 with minimum 9 gives the usual 3129, Anderson et al. 2018.)
+        (`common.answer_lists` has the usual rule for VQA v2, which needs the official files.)
         """
         counts: Counter[str] = Counter()
         for example in examples:

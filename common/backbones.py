@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from common.adaptive import RoutedEncoder
 from common.errors import ConfigError
 
+if TYPE_CHECKING:  # the core runs without the data
+    from common.bench_cases import BenchModel, BenchSettings
+    from common.opened_run import OpenedRun
+    from common.text import Tokenizer
+    from common.vqa_data import VQABatch, VQADataset
+
 GROUP = "adaptive_finetuning.backbones"
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A finetuned VQA model that was rebuilt from its checkpoint.
+
+    Attributes:
+        model: `model(**make_inputs(batch))` gives the logits (B, A) of its answers.
+        make_inputs: turns a batch of a VQA data set into the model's inputs.
+        tokenizer: of the questions.
+    """
+
+    model: nn.Module
+    make_inputs: Callable[[VQABatch], dict[str, Tensor | None]]
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """What `common.export` needs of a backbone, whose models keep their sizes in `config`.
+
+    Attributes:
+        training_questions: those that a run was finetuned on: `training_questions(run, folder of
+            VQA v2's files or None)`.
+        open_snapshot: the model of a pretraining snapshot: `open_snapshot(file, its meta)`.
+        usage: the command that tests an exported `{model}` on a `{dataset}`.
+        save_transformers: writes a plain model as a folder of `transformers`: `save(model, folder,
+            content of vocab.txt, answers, record)`; None where that library has no such model.
+    """
+
+    training_questions: Callable[[OpenedRun, Path | None], VQADataset]
+    open_snapshot: Callable[[Path, dict[str, Any]], nn.Module]
+    usage: str
+    save_transformers: Callable[[nn.Module, Path, str, Sequence[str], Mapping[str, Any]],
+                                None] | None = None
 
 
 @dataclass(frozen=True)
@@ -24,13 +66,19 @@ class Backbone:
         name: `lxmert`, `vlbert`, `vilbert`.
         wrap: turns a model of another library into a routed one in place and returns its encoder,
             or None if the model is not of this backbone.
+        open_run: rebuilds a finetuned VQA model: `open_run(checkpoint file, its meta)`.
+        exporting: what is needed to export its runs as plain models.
         parity: {kind of golden case: `run(config, weights, inputs, wanted) -> tensors`}.
+        bench: what `common.bench` measures, or None.
     """
 
     name: str
     wrap: Callable[[nn.Module], RoutedEncoder | None]
+    open_run: Callable[[Path, dict[str, Any]], OpenedModel]
+    exporting: Exporting
     parity: Mapping[str, Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor],
                                    list[str]], dict[str, Tensor]]] = field(default_factory=dict)
+    bench: Callable[[BenchSettings], BenchModel] | None = None
 
 
 @cache

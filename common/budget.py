@@ -1,7 +1,8 @@
 """Budget losses: what pushes the decisions towards fewer, or clearer, ones.
 
-All take the hard decisions (B, D) with their straight-through gradient and the mask (D,) of live
-decisions; dead ones count nowhere. Means are over the batch. The original's formulas are in
+All take the share (D,) of samples with decision 1, a mean over the batch of all processes through
+which the straight-through gradient flows (`World.mean`), and the mask (D,) of live decisions; dead
+ones count nowhere. The original's formulas are in
 `constrain_k`; its entropy loss lacked one of the two terms and peaked at p = 1 / e, corrected here.
 """
 
@@ -31,37 +32,43 @@ class BudgetOptions:
     target_rate: float | None = None
     target_rate_scale: float = 1.0
 
+    @property
+    def active(self) -> bool:
+        """Whether any loss is switched on."""
+        return (self.constrain_k is not None or self.target_rate is not None
+                or bool(self.deterministic_scale))
 
-def constrain_k(decisions: Tensor, live: Tensor, k: float) -> Tensor:
-    """(sum over d of mean over b - K)^2, a scalar; decisions (B, D), live (D,)."""
-    return (decisions.mean(0)[live].sum() - k) ** 2
+
+def constrain_k(share: Tensor, live: Tensor, k: float) -> Tensor:
+    """(sum over live d of share - K)^2, a scalar; share and live (D,)."""
+    return (share[live].sum() - k) ** 2
 
 
-def deterministic(decisions: Tensor, live: Tensor) -> Tensor:
+def deterministic(share: Tensor, live: Tensor) -> Tensor:
     """Entropy in nats of the batch-mean decision, summed over live sites; scalar.
 
     0 when every site decides the same for all samples, ln 2 per site at share one half.
     """
-    p = decisions.mean(0)[live].clamp(1e-6, 1 - 1e-6)
+    p = share[live].clamp(1e-6, 1 - 1e-6)
     return -(p * p.log() + (1 - p) * (1 - p).log()).sum()
 
 
-def target_rate(decisions: Tensor, live: Tensor, rate: float) -> Tensor:
+def target_rate(share: Tensor, live: Tensor, rate: float) -> Tensor:
     """(mean share of live decisions that are 1 - rate)^2, a scalar."""
-    return (decisions.mean(0)[live].mean() - rate) ** 2
+    return (share[live].mean() - rate) ** 2
 
 
-def budget_losses(decisions: Tensor, live: Tensor, options: BudgetOptions) -> dict[str, Tensor]:
+def budget_losses(share: Tensor, live: Tensor, options: BudgetOptions) -> dict[str, Tensor]:
     """The losses that are switched on, weighted: {name: scalar}."""
     losses: dict[str, Tensor] = {}
     if options.constrain_k is not None:
         losses["constrain_k"] = options.constrain_k_scale * constrain_k(
-            decisions, live, options.constrain_k)
+            share, live, options.constrain_k)
     if options.deterministic_scale:
-        losses["deterministic"] = options.deterministic_scale * deterministic(decisions, live)
+        losses["deterministic"] = options.deterministic_scale * deterministic(share, live)
     if options.target_rate is not None:
         losses["target_rate"] = options.target_rate_scale * target_rate(
-            decisions, live, options.target_rate)
+            share, live, options.target_rate)
     return losses
 
 

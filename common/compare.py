@@ -34,8 +34,8 @@ from common.result_files import (
 )
 from common.result_table import COLUMNS, format_markdown, format_table
 
-__all__ = ["copy_decision_maps", "find_results", "format_markdown", "format_table", "main",
-           "write_comparison"]
+__all__ = ["copy_decision_maps", "find_results", "format_markdown", "format_table",
+           "group_summary", "main", "write_comparison"]
 
 
 def write_comparison(results: Iterable[Result], out_dir: Path | str,
@@ -73,13 +73,14 @@ def _section_summary(section: Section, out_dir: Path) -> dict[str, Any]:
     return {
         "backbone": section.backbone, "size": section.size, "task": section.task,
         "dataset": section.dataset,
-        "rows": [_group_summary(group, out_dir) for group in section.groups],
+        "rows": [group_summary(group, out_dir) for group in section.groups],
         "baselines": {name: {answer_type: found.mean if found else None for answer_type in names
                              for found in [section.baseline(name, answer_type)]}
                       for name in BASELINES}}
 
 
-def _group_summary(group: RunGroup, out_dir: Path) -> dict[str, Any]:
+def group_summary(group: RunGroup, out_dir: Path) -> dict[str, Any]:
+    """A row of the table with full precision; paths of its runs relative to a folder."""
     figures = {column.dotted: group.figure(column.dotted) for column in COLUMNS}
     runs = [os.path.relpath(result["path"], out_dir)
             for result in group.results if result.get("path")]

@@ -1,94 +1,26 @@
-"""Which data sets there are, where their files are, and how to get their questions and features.
+"""Data sets: find their files, read their questions, open their region features.
 
-`resolve_dataset` finds a data set (or makes an embedded one), `load_split` reads questions,
-`open_features` region features; `common.vqa_data` puts the two together into batches.
+`resolve_dataset` finds a data set of the table (`common.dataset_table`) or makes an embedded one,
+`load_split` reads questions, `open_features` region features; `common.vqa_data` puts the two
+together into batches.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from common.annotations import (
-    ANSWER_TO_LABEL,
-    LABEL_TO_ANSWER,
-    AnswerVocabulary,
-    Example,
-    read_lxmert_json,
-)
+from common.annotations import AnswerVocabulary, Example, QuestionId
+from common.answer_lists import answer_list
 from common.changing_priors import build_easy_vqa_cp
+from common.dataset_table import DATASETS, DatasetKind, Split
 from common.easy_vqa import build_easy_vqa, is_whole
 from common.errors import ConfigError, DataError
-from common.feature_import import import_tsv
-from common.features import RegionBatch, RegionFeatures
+from common.feature_sources import FeatureSources, features_there, open_store, source_rows
 from common.files import read_json, repository_root
 
 TINY_IMAGES, FAST_IMAGES = 512, 5000
-
-
-@dataclass(frozen=True)
-class DatasetKind:
-    """One row of the table of data sets; paths are relative to the folder that `base` names."""
-
-    summary: str
-    base: str
-    """Folder, relative to the repository."""
-    splits: dict[str, str]
-    """Split to its questions, in the form of LXMERT."""
-    features: dict[str, str]
-    """Split to its region-feature store; a TSV of the same name is imported where needed."""
-    vocabulary: str
-    """Folder of the two answer lists."""
-    sources: dict[str, str]
-    """Start of a path to where those files come from."""
-    optional: tuple[str, ...] = ()
-    """Splits that training and validation do without."""
-    subset_by_rows: bool = False
-    """A subset of N images is the first N rows of each store (as upstream LXMERT has it), and not
-    the first N images of each split."""
-
-
-NLP_UNC = "https://nlp.cs.unc.edu/data/lxmert_data"
-DATASETS: dict[str, DatasetKind] = {
-    "vqa": DatasetKind(
-        summary="VQA v2 with Faster R-CNN features, in the layout of LXMERT",
-        base="LXMERT/data",
-        splits={s: f"vqa/{s}.json" for s in ("train", "nominival", "minival", "test")},
-        features={
-            "train": "mscoco_imgfeat/train2014_obj36",
-            "nominival": "mscoco_imgfeat/val2014_obj36",
-            "minival": "mscoco_imgfeat/val2014_obj36",
-            "test": "mscoco_imgfeat/test2015_obj36",
-        },
-        vocabulary="vqa",
-        sources={
-            "vqa/": f"{NLP_UNC}/vqa/",
-            "mscoco_imgfeat/": f"{NLP_UNC}/mscoco_imgfeat/ (the *_obj36.zip, unpacked)",
-        },
-        optional=("test",),
-        subset_by_rows=True,
-    ),
-    "easy_vqa": DatasetKind(
-        summary="images of coloured shapes from the package easy-vqa, with features from pixels",
-        base="data/easy_vqa",
-        splits={s: f"{s}.json" for s in ("pretrain", "train", "nominival", "minival")},
-        features=dict.fromkeys(("pretrain", "train", "nominival", "minival"), "features"),
-        vocabulary=".",
-        sources={"": "made by `python -m common.data easy_vqa`"},
-    ),
-    "easy_vqa_cp": DatasetKind(
-        summary="easy_vqa with changing priors, in the manner of VQA-CP",
-        base="data/easy_vqa_cp",
-        splits={s: f"{s}.json" for s in ("train", "nominival", "minival")},
-        features=dict.fromkeys(("train", "nominival", "minival"), "../easy_vqa/features"),
-        vocabulary=".",
-        sources={
-            "../": "made by `python -m common.data easy_vqa`",
-            "": "made by `python -m common.data easy_vqa_cp`",
-        },
-    ),
-}
+BUILDERS = {"easy_vqa": build_easy_vqa, "easy_vqa_cp": build_easy_vqa_cp}
 
 
 @dataclass(frozen=True)
@@ -100,8 +32,11 @@ class Dataset:
     kind: DatasetKind
 
     def vocabulary(self) -> AnswerVocabulary:
-        """Its answers."""
-        return AnswerVocabulary.read(self.folder / self.kind.vocabulary)
+        """Its answers; see `common.answer_lists` for lists that are made of annotations."""
+        folder = self.folder / self.kind.vocabulary
+        if self.kind.answers_of:
+            return answer_list(folder, [self.folder / path for path in self.kind.answer_files()])
+        return AnswerVocabulary.read(folder)
 
     def split_names(self, splits: str) -> list[str]:
         """`train,nominival` as a list.
@@ -119,34 +54,50 @@ class Dataset:
             )
         return names
 
+    def choose_splits(self, train: str | None, valid: str | None) -> tuple[str, str]:
+        """The splits to train on and to report: those asked for, else the data set's own.
 
-def is_there(path: Path) -> bool:
-    """Whether a file, a store, or the TSV that a store is imported from is there."""
-    return path.is_file() or (path / "meta.json").is_file() or path.with_suffix(".tsv").is_file()
+        Raises:
+            ConfigError: An unknown split, or training on one that is, or must only be, reported.
+        """
+        train = self.kind.train if train is None else train
+        valid = self.kind.valid if valid is None else valid
+        reported = self.split_names(valid)
+        for name in self.split_names(train):
+            if name in self.kind.reported_only:
+                raise ConfigError(
+                    f"--train {train}: split {name} of {self.name} is there to report on, its "
+                    "answers must not be known to training or to the choice of the best epoch; "
+                    f"train on {self.kind.train}"
+                )
+            if name in reported:
+                raise ConfigError(
+                    f"--train {train} --valid {valid}: split {name} would be trained on and "
+                    "reported; report another one"
+                )
+        return train, valid
+
+    def split_to_test(self, name: str) -> str:
+        """The split that `--test NAME` means: the one of this name, else, as upstream has it for
+        names with `val` in them, the one that is reported."""
+        return name if name in self.kind.splits or "val" not in name else self.kind.valid
 
 
-def dataset_files(kind: DatasetKind, optional: bool = False) -> dict[str, str]:
-    """Paths of a data set, relative to its folder, and where each comes from.
+def is_there(kind: DatasetKind, folder: Path, path: str) -> bool:
+    """Whether a file of a data set, or something its features can be imported from, is there."""
+    where = folder / path
+    return features_there(where) if kind.is_features(path) else where.is_file()
 
-    Args:
-        kind: The data set.
-        optional: With those of the splits that training does without.
-    """
-    wanted = [name for name in kind.splits if optional or name not in kind.optional]
-    paths = [kind.splits[name] for name in wanted]
-    paths += [f"{kind.vocabulary}/{name}" for name in (ANSWER_TO_LABEL, LABEL_TO_ANSWER)]
-    paths += [kind.features[name] for name in wanted]
-    return {
-        path.removeprefix("./"): next(s for p, s in kind.sources.items() if path.startswith(p))
-        for path in dict.fromkeys(paths)
-    }
+
+def missing_files(kind: DatasetKind, folder: Path) -> list[str]:
+    """Files of a data set that training needs and that are not there."""
+    return [path for path in kind.files() if not is_there(kind, folder, path)]
 
 
 def _listing(kind: DatasetKind, folder: Path, paths: Iterable[str]) -> str:
     """Lines that name files and where they come from."""
-    sources = dataset_files(kind, optional=True)
     return "\n".join(
-        f"  {folder / path}{'.tsv' if path.endswith('_obj36') else ''}  from {sources[path]}"
+        f"  {folder / path}{'.tsv' if path.endswith('_obj36') else ''}  from {kind.source(path)}"
         for path in paths
     )
 
@@ -157,10 +108,11 @@ def resolve_dataset(
     """Find a data set; build the embedded ones where they are missing.
 
     Args:
-        name: One of `DATASETS`. None takes VQA v2 if its files are there, and easy-VQA, with a
-            line that says so, if none of them is.
+        name: One of `DATASETS`. None takes VQA v2 (in either layout) if its files are there, and
+            easy-VQA, with a line that says so, if none of them is.
         root: The repository; default: the checkout of this code.
-        data_root: Folder of VQA v2's files; default: LXMERT/data in the repository.
+        data_root: Folder of the files of a data set that is not embedded; default: LXMERT/data in
+            the repository.
 
     Raises:
         ConfigError: An unknown name.
@@ -173,40 +125,49 @@ def resolve_dataset(
     if name not in DATASETS:
         raise ConfigError(f"unknown data set {name!r}; there are: {', '.join(DATASETS)}")
     kind = DATASETS[name]
-    if name == "vqa":
-        if missing := [p for p in dataset_files(kind) if not is_there(folder / p)]:
-            raise DataError(
-                f"data set vqa: {len(missing)} files are missing:\n"
-                f"{_listing(kind, folder, missing)}\n"
-                "fetch them, or use the embedded data with --dataset easy_vqa"
-            )
-        return Dataset(name, folder, kind)
-    _build_embedded(name, root)
-    return Dataset(name, root / kind.base, kind)
+    if kind.embedded:
+        _build_embedded(kind, root)
+        return Dataset(name, root / kind.base, kind)
+    if missing := missing_files(kind, folder):
+        whole = [f"--dataset {other}" for other in _whole(folder)]
+        there = f"; {' and '.join(whole)} would find all its files there" if whole else ""
+        raise DataError(
+            f"data set {name}: {len(missing)} files are missing:\n"
+            f"{_listing(kind, folder, missing)}\n"
+            f"fetch them, or use the embedded data with --dataset {kind.instead}{there}"
+        )
+    return Dataset(name, folder, kind)
+
+
+def _whole(folder: Path) -> list[str]:
+    """Data sets that are not embedded and have all their files in a folder."""
+    return [
+        name for name, kind in DATASETS.items()
+        if not kind.embedded and not missing_files(kind, folder)
+    ]  # fmt: skip
 
 
 def _default_name(folder: Path) -> str:
-    """VQA v2 unless none of its files is there."""
+    """VQA v2, in the layout that lacks the fewest files, unless none of its files is there."""
+    layouts = {name: missing_files(DATASETS[name], folder) for name in ("vqa", "vqa_official")}
+    if any(len(missing) < len(DATASETS[name].files()) for name, missing in layouts.items()):
+        return min(layouts, key=lambda name: len(layouts[name]))
     kind = DATASETS["vqa"]
-    files = dataset_files(kind)
-    if any(is_there(folder / path) for path in files):
-        return "vqa"
     print(
-        f"No --dataset given and no VQA v2 files in {folder}: using easy_vqa. "
-        f"VQA v2 needs there: {', '.join(files)} ({NLP_UNC}/)"
+        f"No --dataset given and no VQA v2 files in {folder}: using easy_vqa. VQA v2 needs there: "
+        f"{', '.join(kind.files())} ({kind.source('vqa/').removesuffix('vqa/')})"
     )
     return "easy_vqa"
 
 
-def _build_embedded(name: str, root: Path) -> None:
+def _build_embedded(kind: DatasetKind, root: Path) -> None:
     """Build the embedded data where it is missing; a quick look is enough where it is there."""
-    builders = {"easy_vqa": build_easy_vqa, "easy_vqa_cp": build_easy_vqa_cp}
-    for part in ("easy_vqa", "easy_vqa_cp") if name == "easy_vqa_cp" else ("easy_vqa",):
+    for part in kind.embedded:
         folder = root / DATASETS[part].base
         limit = _built_limit(folder)
         if not is_whole(folder, limit, content=False):
             print(f"{folder}: data set {part} is not there, or not whole: building it")
-            builders[part](folder)
+            BUILDERS[part](folder)
 
 
 def _built_limit(folder: Path) -> int | None:
@@ -217,112 +178,34 @@ def _built_limit(folder: Path) -> int | None:
         return None
 
 
-class FeatureSources:
-    """Several stores that read like one; an image is looked up by its id."""
-
-    def __init__(self, stores: Sequence[RegionFeatures]) -> None:
-        """Join stores.
-
-        Raises:
-            DataError: None given, or their features differ in width.
-        """
-        widths = {store.width: store.path for store in stores}
-        if len(widths) != 1:
-            described = ", ".join(f"{path} has {width}" for width, path in widths.items())
-            raise DataError(f"feature stores must have one width: {described or 'no store given'}")
-        self.stores = list(stores)
-        self.width = stores[0].width
-
-    def described(self) -> dict[str, Any]:
-        """Width and detector, for a checkpoint to remember.
-
-        Raises:
-            ConfigError: The stores come from different detectors.
-        """
-        detectors = sorted({store.meta["detector"] for store in self.stores})
-        if len(detectors) > 1:
-            raise ConfigError(
-                f"region features come from different detectors: {'; '.join(detectors)}; "
-                "use one detector for all splits"
-            )
-        return {"width": self.width, "detector": detectors[0]}
-
-    def missing(self, image_ids: Iterable[str]) -> list[str]:
-        """Those of the ids that no store has, in their order."""
-        absent = list(image_ids)
-        for store in self.stores:
-            absent = store.missing(absent)
-        return absent
-
-    def __contains__(self, image_id: object) -> bool:
-        return any(image_id in store for store in self.stores)
-
-    def read(self, image_ids: Sequence[str], max_regions: int | None = None) -> RegionBatch:
-        """Regions of B images, as `RegionFeatures.read`.
-
-        Raises:
-            DataError: An image that no store has.
-        """
-        if len(self.stores) == 1:
-            return self.stores[0].read(image_ids, max_regions)
-        left = list(range(len(image_ids)))
-        parts: list[tuple[list[int], RegionBatch]] = []
-        for store in self.stores:
-            absent = set(store.missing(image_ids[i] for i in left))
-            if here := [i for i in left if image_ids[i] not in absent]:
-                parts.append((here, store.read([image_ids[i] for i in here], max_regions)))
-            left = [i for i in left if image_ids[i] in absent]
-        if left or not parts:
-            first = image_ids[left[0]] if left else "(none asked for)"
-            raise DataError(
-                f"no record of image {first!r} in {', '.join(str(s.path) for s in self.stores)} "
-                f"({len(left)} of {len(image_ids)} asked for are missing)"
-            )
-        return parts[0][1] if len(parts) == 1 else _merge(parts, list(image_ids))
-
-
-def _merge(parts: list[tuple[list[int], RegionBatch]], image_ids: list[str]) -> RegionBatch:
-    """Put batches together; each comes with the places of its images."""
-    longest = max(batch.mask.shape[1] for _, batch in parts)
-    merged = {}
-    for field in fields(RegionBatch):
-        values = [getattr(batch, field.name) for _, batch in parts]
-        if field.name == "image_ids" or any(value is None for value in values):
-            continue
-        tail = values[0].shape[1:] if field.name == "sizes" else (longest, *values[0].shape[2:])
-        out = values[0].new_zeros((len(image_ids), *tail))
-        for (places, _), value in zip(parts, values):
-            if field.name == "sizes":
-                out[places] = value
-            else:
-                out[places, : value.shape[1]] = value
-        merged[field.name] = out
-    return RegionBatch(image_ids, **merged)
-
-
-def _open_store(path: Path, width: int | None) -> RegionFeatures:
-    """Open a store; import it first where only the TSV is there."""
-    tsv = path.with_suffix(".tsv")
-    if not path.exists() and tsv.is_file():
-        print(f"{path}: not there yet: importing {tsv.name} (once)")
-        import_tsv(tsv, path, width or 2048)
-    return RegionFeatures.open(path, width)
-
-
 def open_features(
-    dataset: Dataset, splits: str, expect_width: int | None = None
+    dataset: Dataset,
+    splits: str,
+    expect_width: int | None = None,
+    skip_bad: bool = False,
+    progress: bool = True,
 ) -> FeatureSources:
     """The region features that some splits need, imported where necessary.
 
+    Args:
+        dataset: From `resolve_dataset`.
+        splits: Names with commas between.
+        expect_width: Width of the features that the model was made for.
+        skip_bad: Leave out records that an import cannot read, with a report, and let questions
+            about such images be left out.
+        progress: Show a bar while importing.
+
     Raises:
-        DataError: A store is missing, damaged or of another width.
+        DataError: A store is missing, damaged or of another width, or cannot be imported.
     """
-    paths = dict.fromkeys(dataset.kind.features[name] for name in dataset.split_names(splits))
-    for path in paths:
-        if not is_there(dataset.folder / path):
-            listing = _listing(dataset.kind, dataset.folder, [path])
-            raise DataError(f"data set {dataset.name}: region features are missing:\n{listing}")
-    return FeatureSources([_open_store(dataset.folder / path, expect_width) for path in paths])
+    names = dataset.split_names(splits)
+    paths = list(dict.fromkeys(p for name in names for p in dataset.kind.splits[name].features))
+    missing = [path for path in paths if not features_there(dataset.folder / path)]
+    if missing:
+        listing = _listing(dataset.kind, dataset.folder, missing)
+        raise DataError(f"data set {dataset.name}: region features are missing:\n{listing}")
+    stores = [open_store(dataset.folder / p, expect_width, skip_bad, progress) for p in paths]
+    return FeatureSources(stores, skip_bad)
 
 
 def load_split(dataset: Dataset, splits: str, images: int | None = None) -> list[Example]:
@@ -335,22 +218,55 @@ def load_split(dataset: Dataset, splits: str, images: int | None = None) -> list
             which ones is `DatasetKind.subset_by_rows`.
 
     Raises:
-        DataError: A file is missing or damaged (see `read_lxmert_json`).
+        DataError: A file is missing or damaged, or two splits have a question in common.
     """
-    examples = []
+    examples: list[Example] = []
+    split_of: dict[QuestionId, str] = {}
     for name in dataset.split_names(splits):
-        path = dataset.folder / dataset.kind.splits[name]
-        if not path.is_file():
-            listing = _listing(dataset.kind, dataset.folder, [dataset.kind.splits[name]])
+        split = dataset.kind.splits[name]
+        files = [path for path in (split.questions, split.annotations) if path is not None]
+        if missing := [path for path in files if not (dataset.folder / path).is_file()]:
+            listing = _listing(dataset.kind, dataset.folder, missing)
             raise DataError(f"data set {dataset.name}: questions are missing:\n{listing}")
-        found = read_lxmert_json(path)
-        if images is not None:
-            chosen = None
-            if dataset.kind.subset_by_rows:
-                chosen = [i for s in open_features(dataset, name).stores for i in s.ids()[:images]]
-            found = subset_by_images(found, images, chosen)
+        found = dataset.kind.read(dataset.folder, split)
+        found = _in_rows(dataset, name, split, found, images)
+        for example in found:
+            if (other := split_of.setdefault(example.question_id, name)) != name:
+                raise DataError(
+                    f"data set {dataset.name}: question {example.question_id} is in split {other} "
+                    f"and in split {name}: use splits that have no question in common"
+                )
         examples += found
     return examples
+
+
+def _in_rows(
+    dataset: Dataset, name: str, split: Split, examples: list[Example], images: int | None
+) -> list[Example]:
+    """The questions whose images are in the rows of a split, and in the subset asked for."""
+    if images is not None and not dataset.kind.subset_by_rows:
+        return subset_by_images(examples, images)
+    start, stop = split.rows
+    if (start, stop) != (0, None):
+        first = _first_images(dataset, name, stop if stop is not None else start)
+        examples = [e for e in examples if (e.image_id in first) == (stop is not None)]
+    if images is not None:
+        stores = open_features(dataset, name).stores
+        return subset_by_images(examples, images, (i for s in stores for i in s.ids()[:images]))
+    return examples
+
+
+def _first_images(dataset: Dataset, name: str, rows: int) -> set[str]:
+    """Images in the first rows of the TSV that the features of a split come from."""
+    try:
+        (store,) = open_features(dataset, name).stores
+        return {image for image, row in source_rows(store, rows).items() if row < rows}
+    except DataError as error:
+        raise DataError(
+            f"split {name} of {dataset.name} is cut at row {rows} of a feature TSV, as LXMERT has "
+            f"it: {error}; import the TSV, or take splits that are not cut: --train train --valid "
+            "val"
+        ) from None
 
 
 def subset_by_images(
@@ -361,6 +277,21 @@ def subset_by_images(
         chosen = list(dict.fromkeys(example.image_id for example in examples))[:images]
     keep = set(chosen)
     return [example for example in examples if example.image_id in keep]
+
+
+def check_disjoint(train: Iterable[Example], reported: Iterable[Example]) -> None:
+    """Make sure that no question is both trained on and reported.
+
+    Raises:
+        DataError: One is.
+    """
+    known = {example.question_id for example in train}
+    common = [example for example in reported if example.question_id in known]
+    if common:
+        raise DataError(
+            f"question {common[0].question_id} ({common[0].question!r}) and {len(common) - 1} more "
+            "are both trained on and reported: choose splits that have no question in common"
+        )
 
 
 def split_holdout(

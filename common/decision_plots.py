@@ -45,7 +45,7 @@ from common.result_files import Result
 
 LEFT, RIGHT, GAP = 0.75, 0.15, 0.85
 TITLE_HEIGHT, BAR_HEIGHT, ROW_HEIGHT = 0.62, 0.72, 0.2
-WIDEST_CELL, HEADS_HEIGHT = 0.46, 0.34
+WIDEST_CELL, NUMBER_WIDTH, HEADS_HEIGHT = 0.46, 0.3, 0.34
 ROOMY = 30
 CHARACTER = 0.052
 
@@ -112,26 +112,51 @@ def _mean_line(axes: Axes, share: Sequence[float], live: Sequence[bool]) -> None
 
 
 def _draw_maps(result: Result, decisions: dict[str, Any], title: str) -> Figure:
-    """Rows of panels from top to bottom, then the colour bar; positions in inches."""
-    rows = _pack(make_panels(decisions))
-    heights = [_row_height(row) for row in rows]
-    height = TITLE_HEIGHT + sum(heights) + BAR_HEIGHT
+    """Rows of panels from top to bottom, then the colour bar."""
+    height = TITLE_HEIGHT + panels_height(decisions) + BAR_HEIGHT
     figure = new_figure(height)
     figure.text(0.02, 1 - 0.1 / height, title, va="top", fontsize=10)
-    top = height - TITLE_HEIGHT
+    image = draw_panels(figure, decisions, height - TITLE_HEIGHT)
+    _colour_bar(figure, image, result, height)
+    return figure
+
+
+def panels_height(decisions: dict[str, Any]) -> float:
+    """Height in inches of what `draw_panels` draws."""
+    return sum(map(_row_height, _pack(make_panels(decisions))))
+
+
+def numbers_fit(decisions: dict[str, Any]) -> bool:
+    """Whether `draw_panels` has room for numbers in any of its cells."""
+    return any(_cell_width(row) > NUMBER_WIDTH for row in _pack(make_panels(decisions)))
+
+
+def draw_panels(figure: Figure, decisions: dict[str, Any], top: float,
+                numbers: Sequence[float] | None = None) -> ScalarMappable | None:
+    """Draw the heat map of every stream into a figure `WIDTH` inches wide, in rows.
+
+    Args:
+        decisions: `layers`, `components`, `live` and `share`, D each; the share is the colour.
+        top: where the first row begins, in inches above the lower edge.
+        numbers: D numbers that are written into wide cells; default the share.
+
+    Returns:
+        What a colour bar needs.
+    """
+    height = figure.get_figheight()
     image: ScalarMappable | None = None
-    for row, row_height in zip(rows, heights, strict=True):
+    for row in _pack(make_panels(decisions)):
         width = _cell_width(row)
         left = LEFT
         for panel in row:
             rows_height = len(panel.layers) * ROW_HEIGHT
             box = (left / WIDTH, (top - 0.3 - rows_height) / height,
                    len(panel.components) * width / WIDTH, rows_height / height)
-            image = _draw_map(figure.add_axes(box), panel, decisions, width)
+            image = _draw_map(figure.add_axes(box), panel, decisions, width,
+                              decisions["share"] if numbers is None else numbers)
             left += len(panel.components) * width + GAP
-        top -= row_height
-    _colour_bar(figure, image, result, height)
-    return figure
+        top -= _row_height(row)
+    return image
 
 
 def _pack(panels: Sequence[Panel]) -> list[list[Panel]]:
@@ -158,20 +183,21 @@ def _row_height(row: Sequence[Panel]) -> float:
     return 0.3 + max(len(panel.layers) for panel in row) * ROW_HEIGHT + labels + 0.12
 
 
-def _draw_map(axes: Axes, panel: Panel, decisions: dict[str, Any],
-              width: float) -> ScalarMappable:
-    """One stream's heat map; `width` of a cell is in inches."""
+def _draw_map(axes: Axes, panel: Panel, decisions: dict[str, Any], width: float,
+              numbers: Sequence[float]) -> ScalarMappable:
+    """One stream's heat map with D numbers in it; `width` of a cell is in inches."""
     values = panel.values(decisions["share"], decisions["live"])
     image = axes.imshow(values, cmap=share_colours(), vmin=0, vmax=1, aspect="auto",
                         interpolation="none")
     for row, column in np.argwhere(np.ma.getmaskarray(values)):
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=DEAD_COLOUR,
                                  edgecolor="white", linewidth=0, hatch=DEAD_HATCH))
-    if width > 0.3:
+    if width > NUMBER_WIDTH:
+        shown = panel.values(numbers, decisions["live"]).filled(np.nan)
         for (row, column), value in np.ndenumerate(values.filled(np.nan)):
-            if not np.isnan(value):
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7,
-                          color="white" if value > 0.55 else "black")
+            if not np.isnan(shown[row, column]):
+                axes.text(column, row, f"{shown[row, column]:.2f}", ha="center", va="center",
+                          fontsize=7, color="white" if value > 0.55 else "black")
     axes.set_title(panel.title, loc="left", pad=4, color=stream_colour(panel.stream,
                                                                       [panel.stream]))
     _label_cells(axes, panel)

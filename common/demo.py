@@ -11,58 +11,44 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.compare import copy_decision_maps, write_comparison
 from common.errors import AdaptiveError, ConfigError
 from common.files import repository_root
+from common.launch import RUN_SCRIPTS, Launcher, RunScript
 from common.result_files import find_results
 from common.result_table import format_table
 from common.strategies import find_strategy
 
 STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
-
-
-@dataclass(frozen=True)
-class BackboneDemo:
-    """How a backbone runs the demo: its folder, its script, and where a run of a name goes."""
-
-    folder: str
-    script: str
-    runs: str
-
-
-BACKBONES = {"lxmert": BackboneDemo("LXMERT", "run/vqa_finetune.bash", "snap/vqa")}
 FULL = ("--questions", "4000", "--epochs", "10")
 QUICK = ("--questions", "1500", "--epochs", "2", "--tiny")
 
 
-def run_strategy(backbone: BackboneDemo, strategy: str, gpu: str, flags: Sequence[str]) -> Path:
+def run_strategy(script: RunScript, strategy: str, gpu: str, flags: Sequence[str],
+                 launcher: Launcher) -> Path:
     """Finetune with one strategy through the backbone's run script; returns the run's folder."""
     name = f"demo_{strategy}"
-    command = ["bash", backbone.script, gpu, name, "--dataset", "easy_vqa",
-               f"--strategy={strategy}", "--overwrite", *flags]
-    print(f"\n== {strategy}: in {backbone.folder}/: {' '.join(command)}", flush=True)
-    environment = os.environ | {"PYTHON": sys.executable}
-    folder = repository_root() / backbone.folder
-    status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
-    if status:
+    command = script.train(gpu, name, ["--dataset", "easy_vqa", f"--strategy={strategy}",
+                                       "--overwrite", *flags])
+    print(f"\n== {strategy}: in {script.folder}/: {' '.join(command)}", flush=True)
+    if status := launcher.run(command, script.home):
         raise ConfigError(f"the run {name} failed with exit status {status}; its messages are "
-                          f"above and in {backbone.folder}/{backbone.runs}/{name}/log.log")
-    return folder / backbone.runs / name
+                          f"above and in {script.folder}/{script.runs}/{name}/log.log")
+    return script.run_folder(name)
 
 
 def run_demo(strategies: Sequence[str], gpu: str, flags: Sequence[str], out: Path,
              maps: Path) -> None:
     """All strategies on all backbones, then tables, plots and report."""
     start = time.perf_counter()
-    folders = [run_strategy(backbone, strategy, gpu, flags)
-               for backbone in BACKBONES.values() for strategy in strategies]
+    with Launcher() as launcher:
+        folders = [run_strategy(script, strategy, gpu, flags, launcher)
+                   for script in RUN_SCRIPTS.values() for strategy in strategies]
     results = find_results(folders)
     shutil.rmtree(out / "runs", ignore_errors=True)
     write_comparison(results, out)

@@ -35,6 +35,10 @@ from common.files import exclusive, read_json, sha256, write_json
 from common.pixel_regions import MAX_BOXES, WIDTH, extract_regions
 
 VERSION = 2  # of questions, splits and features: another one is built anew
+DETECTOR = (
+    f"pixels in the box (common.pixel_regions, version {VERSION}); not a learned detector, not "
+    "comparable with Faster R-CNN features"
+)
 PREFIX = "EASY"
 TEST_OFFSET = 4000
 SPLITS = ("pretrain", "train", "nominival", "minival")
@@ -215,8 +219,7 @@ def _write_images(folder: Path, paths: dict[str, Path]) -> None:
     for part in ("train", "test"):
         (folder / "images" / part).mkdir(parents=True, exist_ok=True)
     with RegionFeatureWriter(
-        folder / "features", WIDTH, detector=f"pixels in the box (common.pixel_regions, "
-        f"version {VERSION}); not a learned detector, not comparable with Faster R-CNN features",
+        folder / "features", WIDTH, detector=DETECTOR,
         box_policy=f"tight boxes of foreground, windows, whole image; at most {MAX_BOXES}",
         optional=optional, source=f"easy-vqa {importlib.metadata.version('easy-vqa')}",
     ) as writer:  # fmt: skip

@@ -19,3 +19,7 @@ class CheckpointError(AdaptiveError, ValueError):
 
 class ConfigError(AdaptiveError, ValueError):
     """A flag, a key or a combination of them that makes no sense."""
+
+
+class StoppedError(AdaptiveError):
+    """The run was asked to stop, and saved; every process of it raises this."""

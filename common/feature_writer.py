@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.features import FORMAT, OPTIONAL, VERSION, RegionFeatures
+from common.features import CLASSES, FORMAT, IMAGES, OPTIONAL, VERSION, RegionFeatures
 from common.files import read_json, sha256, write_json
 
 HEADER = 128
@@ -78,6 +78,8 @@ class RegionFeatureWriter:
         optional: Sequence[str] = (),
         source: str = "",
         overwrite: bool = False,
+        classes: int | None = None,
+        image_features: bool = False,
     ) -> None:
         """Start a store, or go on with the part that a killed writer left.
 
@@ -90,6 +92,8 @@ class RegionFeatureWriter:
             optional: Those of `features.OPTIONAL` that every image will have.
             source: Where the regions come from; kept in meta.json.
             overwrite: Replace a finished store; otherwise one that is there is an error.
+            classes: K, for the optional array class_probabilities.
+            image_features: Every image also has a feature of the image as a whole.
 
         Raises:
             DataError: A finished store is there, or a partial one with other settings.
@@ -99,6 +103,8 @@ class RegionFeatureWriter:
                 f"{path}: dtype {dtype!r} must be float16 or float32, optional arrays "
                 f"{sorted(optional)} must be among {sorted(OPTIONAL)}"
             )
+        if (CLASSES in optional) != (classes is not None):
+            raise DataError(f"{path}: {classes} classes: belongs to the optional array {CLASSES}")
         self.path = Path(path)
         if self.path.exists() and not overwrite:
             raise DataError(f"{self.path}: is there already: delete it to make it anew")
@@ -108,12 +114,20 @@ class RegionFeatureWriter:
             "width": width, "dtype": dtype, "detector": detector, "box_policy": box_policy,
             "optional": self.optional, "source": source,
         }  # fmt: skip
+        self._spec |= {} if classes is None else {"classes": classes}
+        self._spec |= {IMAGES: True} if image_features else {}
         self._ids: dict[str, tuple[int, int, int]] = {}
         self.partial.mkdir(parents=True, exist_ok=True)
         self._check_spec()
         kinds = {"features": (dtype, (width,)), "boxes": ("float32", (4,))}
         kinds |= {name: (OPTIONAL[name], ()) for name in self.optional}
+        if classes is not None:
+            kinds[CLASSES] = (OPTIONAL[CLASSES], (classes,))
         self._files = {n: _RowFile(self.partial / f"{n}.npy", *k) for n, k in kinds.items()}
+        # One row per image, not per region.
+        self._image_file = (
+            _RowFile(self.partial / f"{IMAGES}.npy", dtype, (width,)) if image_features else None
+        )
         self._journal = open(self.partial / "journal.jsonl", "a+b")
         self._recover()
 
@@ -131,13 +145,14 @@ class RegionFeatureWriter:
     def _recover(self) -> None:
         """Find the images whose records are complete, and cut off what is behind them."""
         complete = min(file.rows() for file in self._files.values())
+        images = None if self._image_file is None else self._image_file.rows()
         self._journal.seek(0)
         kept = rows = 0
         for line in self._journal.read().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 break
             image_id, count, width, height = json.loads(line)
-            if rows + count > complete:
+            if rows + count > complete or len(self._ids) == images:
                 break
             self._ids[image_id] = (count, width, height)
             rows += count
@@ -145,6 +160,8 @@ class RegionFeatureWriter:
         self._journal.truncate(kept)
         for file in self._files.values():
             file.cut(rows)
+        if self._image_file is not None:
+            self._image_file.cut(len(self._ids))
 
     def __len__(self) -> int:
         """Number of images written so far."""
@@ -168,12 +185,17 @@ class RegionFeatureWriter:
 
     def close(self) -> None:
         """Close the files; without `finish` the part written so far stays, to go on with."""
-        for file in (*(f.file for f in self._files.values()), self._journal):
-            file.close()
+        for file in self._row_files().values():
+            file.file.close()
+        self._journal.close()
+
+    def _row_files(self) -> dict[str, _RowFile]:
+        """Every array by name."""
+        return self._files | ({} if self._image_file is None else {IMAGES: self._image_file})
 
     def add(
         self, image_id: str, width: int, height: int, boxes: Rows, features: Rows,
-        **optional: Rows,
+        image_feature: Rows | None = None, **optional: Rows,
     ) -> None:  # fmt: skip
         """Append the regions of one image, strongest first.
 
@@ -183,7 +205,9 @@ class RegionFeatureWriter:
             height: Of the image, pixels.
             boxes: (R, 4) x1, y1, x2, y2 in pixels.
             features: (R, C).
-            **optional: (R,) each; exactly those named in the constructor.
+            image_feature: (C,), of the image as a whole, where the constructor was told so.
+            **optional: (R,) each, class_probabilities (R, K); exactly those named in the
+                constructor.
 
         Raises:
             DataError: The image is there already, or an array has another shape than stated
@@ -198,18 +222,26 @@ class RegionFeatureWriter:
                 f"image {image_id!r}: optional arrays {sorted(optional)}, the store has "
                 f"{self.optional}"
             )
+        if (image_feature is None) != (self._image_file is None):
+            raise DataError(
+                f"image {image_id!r}: feature of the whole image: all images have one, or none"
+            )
         given = {"features": features, "boxes": boxes} | optional
         count = len(boxes)
         ready = {name: self._cast(image_id, name, rows, count) for name, rows in given.items()}
+        if image_feature is not None:
+            row = torch.as_tensor(image_feature)[None]
+            ready[IMAGES] = self._cast(image_id, IMAGES, row, 1)
+        files = self._row_files()
         for name, rows in ready.items():
-            self._files[name].append(rows)
+            files[name].append(rows)
         self._journal.write(json.dumps([image_id, count, width, height]).encode() + b"\n")
         self._journal.flush()
         self._ids[image_id] = (count, width, height)
 
     def _cast(self, image_id: str, name: str, rows: Rows, count: int) -> Tensor:
         """Rows in the dtype of their file, checked."""
-        file = self._files[name]
+        file = self._row_files()[name]
         values = torch.as_tensor(rows)
         expected = (count, *file.tail)
         if count < 1 or values.shape != expected:
@@ -238,8 +270,8 @@ class RegionFeatureWriter:
         if not self._ids:
             raise DataError(f"{self.partial}: no image was written: nothing to finish")
         counts = np.array([r[0] for r in self._ids.values()], dtype=np.int64)
-        for file in self._files.values():
-            file.finish(int(counts.sum()))
+        for name, file in self._row_files().items():
+            file.finish(len(self) if name == IMAGES else int(counts.sum()))
         self.close()
         with open(self.partial / "index.npz", "wb") as file:
             np.savez(
@@ -261,7 +293,7 @@ class RegionFeatureWriter:
         return RegionFeatures.open(self.path)
 
     def _checksums(self) -> dict[str, str]:
-        paths = [self.partial / f"{name}.npy" for name in self._files]
+        paths = [self.partial / f"{name}.npy" for name in self._row_files()]
         paths.append(self.partial / "index.npz")
         total = sum(path.stat().st_size for path in paths)
         with tqdm(total=total, unit="B", unit_scale=True, desc="checksums", delay=2) as bar:

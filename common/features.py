@@ -3,6 +3,8 @@
     features.npy     (rows, C) float16 or float32, all regions of all images
     boxes.npy        (rows, 4) float32: x1, y1, x2, y2 in pixels
     object_ids.npy, object_conf.npy, attribute_ids.npy, attribute_conf.npy   optional, (rows,)
+    class_probabilities.npy   optional, (rows, K) float16, of the detector's K classes
+    image_features.npy        optional, (images, C), of each image as a whole
     index.npz        per image: id, first row, number of regions, width and height in pixels
     meta.json        format version, detector, box policy, counts, SHA-256 of every other file
 
@@ -33,7 +35,10 @@ OPTIONAL = {
     "object_conf": "float32",
     "attribute_ids": "int32",
     "attribute_conf": "float32",
+    "class_probabilities": "float16",
 }
+CLASSES = "class_probabilities"
+IMAGES = "image_features"
 BOX_TOLERANCE = 1e-5
 
 
@@ -79,6 +84,10 @@ class Regions:
     object_conf: Tensor | None = None
     attribute_ids: Tensor | None = None
     attribute_conf: Tensor | None = None
+    class_probabilities: Tensor | None = None
+    """(R, K) float32 in 0..1."""
+    image_features: Tensor | None = None
+    """(C,) float32, of the image as a whole."""
 
     def normalised_boxes(self) -> Tensor:
         """(R, 4) boxes as fractions of the image; see `normalise_boxes`."""
@@ -105,6 +114,16 @@ class RegionBatch:
     """(B, R) float32 in 0..1, 0 in the padding."""
     attribute_ids: Tensor | None = None
     attribute_conf: Tensor | None = None
+    class_probabilities: Tensor | None = None
+    """(B, R, K) float32 in 0..1, 0 in the padding; only where it was asked for."""
+    image_features: Tensor | None = None
+    """(B, C) float32, of the images as a whole."""
+
+    def whole_image(self) -> Tensor:
+        """(B, C) features of the images as a whole: the store's, else the mean of the regions."""
+        if self.image_features is not None:
+            return self.image_features
+        return self.features.sum(1) / self.mask.sum(1, keepdim=True)
 
     def normalised_boxes(self) -> Tensor:
         """(B, R, 4) boxes as fractions of their images; see `normalise_boxes`."""
@@ -130,10 +149,15 @@ class RegionFeatures:
         self._order = np.argsort(self._ids, kind="stable")
         self._sorted = self._ids[self._order]
         tails = {"features": (self.width,), "boxes": (4,)} | {n: () for n in self.meta["optional"]}
+        if CLASSES in tails:
+            tails[CLASSES] = (self.meta["classes"],)
         self._arrays = {
             name: _map_array(self.path / f"{name}.npy", (self.meta["regions"], *tail))
             for name, tail in tails.items()
         }
+        if self.meta.get(IMAGES):
+            shape = (self.meta["images"], self.width)
+            self._arrays[IMAGES] = _map_array(self.path / f"{IMAGES}.npy", shape)
 
     @classmethod
     def open(cls, path: Path | str, expect_width: int | None = None) -> "RegionFeatures":
@@ -193,19 +217,22 @@ class RegionFeatures:
         Raises:
             DataError: The store has no record of the image.
         """
-        batch = self.read([image_id])
+        batch = self.read([image_id], classes=True)
         width, height = batch.sizes[0].tolist()
-        extra = {n: getattr(batch, n)[0] for n in self.meta["optional"]}
+        extra = {n: getattr(batch, n)[0] for n in self._arrays if n not in ("features", "boxes")}
         return Regions(
             image_id, int(width), int(height), batch.features[0], batch.boxes[0], **extra
         )
 
-    def read(self, image_ids: Sequence[str], max_regions: int | None = None) -> RegionBatch:
+    def read(
+        self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+    ) -> RegionBatch:
         """Regions of B images.
 
         Args:
             image_ids: B ids; repetitions are fine.
             max_regions: Keep only the first so many regions of each image.
+            classes: Read the class probabilities too, if the store has them.
 
         Raises:
             DataError: An image has no record, or its record holds values that are not finite.
@@ -228,7 +255,11 @@ class RegionFeatures:
             mask=regions < torch.tensor(counts).unsqueeze(1),
             sizes=torch.from_numpy(self._sizes[rows]).float(),
         )
+        if IMAGES in self._arrays:
+            batch.image_features = self._arrays[IMAGES][torch.from_numpy(rows)].float()
         for name in self.meta["optional"]:
+            if name == CLASSES and not classes:
+                continue
             dtype = torch.int64 if OPTIONAL[name].startswith("int") else torch.float32
             setattr(batch, name, self._gather(name, spans, dtype))
         self._check_finite(batch)

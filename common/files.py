@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ def repository_root() -> Path:
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 
-def read_json(path: Path | str, hint: str = "") -> Any:
+def read_json(
+    path: Path | str, hint: str = "", replace: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
     """Parse a JSON file.
 
     Args:
         path: The file.
         hint: Where the file comes from; added to the error when it is missing.
+        replace: Called with every object as soon as it is read; what it returns takes its place.
 
     Raises:
         DataError: The file is missing, or is no JSON (with line and column), for example because
@@ -34,7 +37,7 @@ def read_json(path: Path | str, hint: str = "") -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=replace)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file{'; ' + hint if hint else ''}") from None
     except json.JSONDecodeError as error:

@@ -159,7 +159,7 @@ def finetune(run: Run) -> dict[str, Any]:
     if run.args.global_k is not None:
         check_global_k(part, run.args.global_k)
     trainer.begin(run.args.resume, run.args.overwrite)
-    if run.prepare is not None:
+    if run.prepare is not None and run.runtime.world.main:
         run.prepare()
     trainer.fit(lambda record: _after_epoch(run, record, trainer.step))
     if trainer.epoch < options.epochs:
@@ -177,7 +177,7 @@ def _after_epoch(run: Run, record: EpochRecord, step: int) -> None:
     run.tracker.log(f"\nEpoch {values['epoch']}: Train {values['train_accuracy']:.2f}\n"
                     f"Epoch {values['epoch']}: Valid {values['heldout_score']:.2f}\n"
                     f"Epoch {values['epoch']}: Best {values['best_score']:.2f}")
-    if values.get("decisions") is None or run.args.no_plots:
+    if values.get("decisions") is None or run.args.no_plots or not run.runtime.world.main:
         return
     partial = run.identity | {
         "decisions": decision_table(run.model, values["decisions"]["share"],
@@ -202,6 +202,7 @@ def decision_table(model: nn.Module, share: Sequence[float], count: int,
 
 def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     """Evaluate the best epoch and write result.json, plots and the HTML report."""
+    run.runtime.world.barrier()  # until the first process has saved everything
     state, _ = load_checkpoint(run.out_dir / "BEST.safetensors")
     load_into(run.model, state["model"], what="BEST")
     if run.strategy.adaptive and run.args.policy_eval == "global":
@@ -209,6 +210,8 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     val = run.task.evaluate(run.model, run.val, "validation")
     train = run.task.evaluate(run.model, run.task.train, "training questions")
     result = collect(run, trainer, train, val)
+    if not run.runtime.world.main:
+        return result
     write_json(run.out_dir / "result.json", result, indent=1)
     if not run.args.no_plots:
         draw(result, run.out_dir)
@@ -243,9 +246,10 @@ def fix_global_policy(run: Run) -> None:
     counts = run.task.evaluate(run.model, run.task.train, "global policy").decisions
     set_global_decisions(part, torch.tensor(counts.share), run.args.global_k)
     part.options.policy_eval = "global"
-    path = run.out_dir / "BEST.safetensors"
-    state, meta = load_checkpoint(path)
-    save_checkpoint(path, state | {"model": dict(run.model.state_dict())}, meta)
+    if run.runtime.world.main:
+        path = run.out_dir / "BEST.safetensors"
+        state, meta = load_checkpoint(path)
+        save_checkpoint(path, state | {"model": dict(run.model.state_dict())}, meta)
 
 
 def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> dict[str, Any]:
@@ -265,7 +269,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
     seconds = [epoch["step_seconds"] for epoch in trainer.history]
     return run.identity | {
         "command": run.command, "versions": versions(), "device": str(run.runtime.device),
-        "precision": run.runtime.precision,
+        "precision": run.runtime.precision, "processes": run.runtime.world.size,
         "accuracy": {"train": train.scores | {"count": len(run.task.train)},
                      "val": val.scores | {"count": len(run.val)}},
         "generalization_error": train.scores["overall"] - val.scores["overall"],
@@ -273,7 +277,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "policy_eval": run.args.policy_eval if run.strategy.adaptive else None,
         "time": {"train_step_s": statistics.median(seconds),
                  "eval_sample_s": val.seconds_per_sample,
-                 "total_s": time.perf_counter() - run.start},
+                 "total_s": trainer.earlier_seconds + time.perf_counter() - run.start},
         "memory": trainer.peak_memory or peak_memory(), "recipe": vars(run.recipe),
         "selection": f"{100 * run.args.holdout:g} % of the training images held out "
                      f"({len(run.task.heldout)} questions)" + (

@@ -6,12 +6,29 @@ that `common.steps` runs on these modules. Shape legend: B batch, T tokens, C ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import ConfigError
 
 LAYER_NORM_EPS = 1e-12
 INITIAL_STD = 0.02
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "relu": F.relu, "swish": F.silu}
+
+
+def find_activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of that name (gelu is the erf form).
+
+    Raises:
+        ConfigError: unknown name; lists the valid ones.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation {name!r} (hidden_act); valid: "
+                          f"{', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
 class SelfAttention(nn.Module):
@@ -44,7 +61,7 @@ class DenseResidual(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """The widening dense layer of the FFN; GELU (erf form) is part of its step."""
+    """The widening dense layer of the FFN; its activation is part of its step."""
 
     def __init__(self, channels: int, expanded: int) -> None:
         super().__init__()
@@ -72,14 +89,14 @@ class BertLayer(nn.Module):
         self.output = DenseResidual(expanded, channels, hidden_dropout)
 
 
-def init_bert_weights(modules: Iterable[nn.Module]) -> None:
-    """Draw linear and embedding weights from N(0, 0.02); biases 0, LayerNorm 1 and 0 (BERT).
+def init_bert_weights(modules: Iterable[nn.Module], std: float = INITIAL_STD) -> None:
+    """Draw linear and embedding weights from N(0, std); biases 0, LayerNorm 1 and 0 (BERT).
 
     Rows at an embedding's `padding_idx` are drawn like the others, as upstream does.
     """
     for module in modules:
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=INITIAL_STD)
+            nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
         if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:

@@ -22,7 +22,7 @@ SCHEDULES = ("linear", "constant")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OptimizerKind:
     """How a name becomes an optimiser.
 
     Attributes:
@@ -55,14 +55,14 @@ def _adamw(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
     return optimizer
 
 
-RECIPES: dict[str, Recipe] = {
-    "bert": Recipe(_bert, 0.01, {"b1": 0.9, "b2": 0.999, "e": 1e-6, "max_grad_norm": -1}),
-    "adamw": Recipe(_adamw, 0.01),
-    "adam": Recipe(lambda groups, options: torch.optim.Adam(groups, **options)),
-    "adamax": Recipe(lambda groups, options: torch.optim.Adamax(groups, **options)),
-    "sgd": Recipe(lambda groups, options: torch.optim.SGD(groups, **options)),
-    "rms": Recipe(lambda groups, options: torch.optim.RMSprop(groups, **options)),
-    "lamb": Recipe(_lamb, 0.01),
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "bert": OptimizerKind(_bert, 0.01, {"b1": 0.9, "b2": 0.999, "e": 1e-6, "max_grad_norm": -1}),
+    "adamw": OptimizerKind(_adamw, 0.01),
+    "adam": OptimizerKind(lambda groups, options: torch.optim.Adam(groups, **options)),
+    "adamax": OptimizerKind(lambda groups, options: torch.optim.Adamax(groups, **options)),
+    "sgd": OptimizerKind(lambda groups, options: torch.optim.SGD(groups, **options)),
+    "rms": OptimizerKind(lambda groups, options: torch.optim.RMSprop(groups, **options)),
+    "lamb": OptimizerKind(_lamb, 0.01),
 }
 
 
@@ -215,7 +215,7 @@ def make_optimizer(name: str, params: Parameters, lr: float, total_steps: int,
     """An optimiser with its schedule.
 
     Args:
-        name: a key of RECIPES; any name with `bert` in it means `bert` (as upstream).
+        name: a key of OPTIMIZERS; any name with `bert` in it means `bert` (as upstream).
         params: parameters, or groups (dicts with `params` and, if wanted, `lr`, `weight_decay`).
         lr: highest learning rate.
         total_steps: updates in the whole run (all epochs), also if this process does fewer.
@@ -230,19 +230,19 @@ def make_optimizer(name: str, params: Parameters, lr: float, total_steps: int,
         ConfigError: unknown name or option, or a value that makes no sense.
     """
     key = "bert" if "bert" in name.lower() else name.lower()
-    if key not in RECIPES:
-        raise ConfigError(f"unknown optimiser {name!r}; valid: {', '.join(RECIPES)}")
+    if key not in OPTIMIZERS:
+        raise ConfigError(f"unknown optimiser {name!r}; valid: {', '.join(OPTIMIZERS)}")
     if first_step is None:
         first_step = 0 if key == "bert" else 1
     plan = Schedule(schedule, total_steps, warmup, first_step)
     _check_schedule(plan, key, lr)
-    recipe, groups = RECIPES[key], _groups(params)
-    decay = recipe.weight_decay if weight_decay is None else weight_decay
-    arguments = {**recipe.defaults, "lr": lr, "weight_decay": decay, **options}
+    kind, groups = OPTIMIZERS[key], _groups(params)
+    decay = kind.weight_decay if weight_decay is None else weight_decay
+    arguments = {**kind.defaults, "lr": lr, "weight_decay": decay, **options}
     if key == "bert":
         arguments |= {"schedule": f"warmup_{schedule}", "warmup": warmup, "t_total": total_steps}
     try:
-        optimizer = recipe.build(groups, arguments)
+        optimizer = kind.build(groups, arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimiser {key}: {error}") from error
     return OptimizerWithSchedule(key, optimizer, plan)

@@ -14,7 +14,7 @@ from common.strategies import STRATEGIES, find_strategy
 from common.training import LoopOptions
 
 
-def _flag(group: argparse._ArgumentGroup, name: str, **settings: object) -> None:
+def _flag(group: argparse._ActionsContainer, name: str, **settings: object) -> None:
     """Add a flag under its hyphenated spelling and, as the originals have it, with underscores."""
     spellings = [name]
     if "_" not in name and "-" in name.lstrip("-"):
@@ -70,11 +70,16 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Device, precision, saving, resuming and logging."""
     group = parser.add_argument_group("running")
-    _flag(group, "--gpus", default="0", help="GPU number, or cpu (default 0; CPU if there is none)")
+    _flag(group, "--gpus", default="0",
+          help="GPU number; several (0,1) train together, one process each; or cpu (default 0; "
+               "the CPU if there is no GPU)")
     _flag(group, "--threads", type=int,
           help="threads on the CPU (default: 1 for the small model, where more are slower; "
                "otherwise one per core)")
     _flag(group, "--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    _flag(group, "--accumulate", type=int, default=1, metavar="N",
+          help="gradient accumulation: divide every batch into N parts to need less memory; the "
+               "batch size stays that of the whole (default 1)")
     _flag(group, "--resume", action="store_true",
           help="go on from LAST in the output folder, bit for bit on CPU")
     _flag(group, "--overwrite", action="store_true",
@@ -92,6 +97,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--quiet", action="store_true", help="no progress bars")
 
 
+def add_seeds_option(parser: argparse.ArgumentParser) -> None:
+    """Several runs that differ in their seed; see `common.seeds`."""
+    _flag(parser, "--seeds", type=int, default=1, metavar="N",
+          help="train with N seeds, --seed and the following ones, one after the other, each in "
+               "OUTPUT/seed_<seed>/; reports mean and standard deviation (default 1)")
+
+
 # Flag → lowest and highest value, and whether these two are allowed themselves.
 LIMITS: dict[str, tuple[float, float, bool]] = {
     "temperature": (0, math.inf, False), "temperature_end": (0, math.inf, False),
@@ -99,7 +111,9 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "policy_clip": (0, math.inf, True), "constrain_k": (0, math.inf, True),
     "target_rate": (0, 1, True), "dropout": (0, 1, True), "workers": (0, math.inf, True),
     "save_every": (0, math.inf, True), "max_steps": (0, math.inf, True),
-    "batch_size": (1, math.inf, True), "eval_batch_size": (1, math.inf, True),
+    "accumulate": (1, math.inf, True), "seeds": (1, math.inf, True),
+    "batch_size": (1, math.inf, True),
+    "eval_batch_size": (1, math.inf, True),
     "epochs": (1, math.inf, True), "threads": (1, math.inf, True),
     "lr": (0, math.inf, True), "warmup": (0, 1, True),
     "clip": (0, math.inf, True), "holdout": (0, 1, False),
@@ -151,7 +165,8 @@ def loop_options(args: argparse.Namespace, epochs: int, batch_size: int, clip: f
     end = args.temperature if args.temperature_end is None else args.temperature_end
     return LoopOptions(epochs=epochs, batch_size=batch_size, seed=args.seed, clip=clip,
                        policy_clip=args.policy_clip, temperature=args.temperature,
-                       temperature_end=end, budget=budget_options(args), workers=workers,
+                       temperature_end=end, budget=budget_options(args),
+                       accumulate=args.accumulate, workers=workers,
                        save_every=args.save_every, max_steps=args.max_steps,
                        progress=not args.quiet)
 

@@ -112,11 +112,12 @@ def _table_title(section: Section) -> str:
 def format_table(results: Iterable[Result]) -> str:
     """Aligned plain text for a terminal: a table per section, the legend and the notes."""
     results = list(results)
-    blocks = [_text_table(table) for table in make_tables(results)]
+    blocks = [text_table(table) for table in make_tables(results)]
     return "\n\n".join([*blocks, _footer(results, _wrap)]) + "\n"
 
 
-def _text_table(table: Table) -> str:
+def text_table(table: Table) -> str:
+    """One table as aligned plain text under its title."""
     lines = [tuple(upper for upper, _ in table.headings), tuple(low for _, low in table.headings)]
     cells = [*lines, *table.rows, *table.baseline_rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.headings))]
@@ -136,11 +137,12 @@ def _text_table(table: Table) -> str:
 def format_markdown(results: Iterable[Result]) -> str:
     """The same as Markdown tables."""
     results = list(results)
-    blocks = [_markdown_table(table) for table in make_tables(results)]
+    blocks = [markdown_table(table) for table in make_tables(results)]
     return "\n\n".join([*blocks, _footer(results, _escape_markdown, "- ")]) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """One table in Markdown under its title."""
     headings = [_escape_markdown(" ".join(filter(None, heading))) for heading in table.headings]
     marks = [":--" if i == 0 else "--:" for i in range(len(headings))]
     rows = [[_escape_markdown(cell) for cell in row] for row in table.rows]

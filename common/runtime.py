@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.distributed import World
 from common.errors import ConfigError
 
 PACKAGE = "adaptive-finetuning"
@@ -36,12 +37,14 @@ class Runtime:
         precision: a key of PRECISIONS.
         scaler: loss scaling; passes everything through unless the precision is fp16.
         devices: all CUDA devices that were asked for; empty on the CPU.
+        world: the processes that train together.
     """
 
     device: torch.device
     precision: str
     scaler: torch.amp.GradScaler
     devices: tuple[torch.device, ...] = ()
+    world: World = World()
 
     def autocast(self) -> AbstractContextManager:
         """Context in which matrix products run in the precision of the run."""
@@ -62,10 +65,12 @@ class Runtime:
             where = f"{self.device} ({torch.cuda.get_device_name(self.device)})"
         else:
             where = f"CPU ({torch.get_num_threads()} threads)"
-        return f"{where}, {self.precision}, torch {torch.__version__}"
+        several = f", {self.world.size} processes" if self.world.size > 1 else ""
+        return f"{where}{several}, {self.precision}, torch {torch.__version__}"
 
 
-def make_runtime(gpus: str | None = None, precision: str = "fp32", local_rank: int = 0) -> Runtime:
+def make_runtime(gpus: str | None = None, precision: str = "fp32",
+                 world: World | None = None) -> Runtime:
     """Choose the device and precision of this process.
 
     Args:
@@ -74,13 +79,16 @@ def make_runtime(gpus: str | None = None, precision: str = "fp32", local_rank: i
             of it. None: all GPUs that are visible. On a machine without a GPU any number means
             the CPU, and a line on the screen says so.
         precision: `fp32`, `bf16` or `fp16`.
-        local_rank: number of this process on this machine; it takes the GPU of that position.
+        world: the processes that train together; default: this one alone. A process takes the
+            GPU of its position on its machine.
 
     Raises:
         ConfigError: no such GPU or precision, or a precision that the device does not have.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; valid: {', '.join(PRECISIONS)}")
+    world = world or World()
+    local_rank = world.local_rank
     numbers = _parse_gpus(gpus)
     devices: tuple[torch.device, ...] = ()
     if numbers != [] and torch.cuda.is_available():
@@ -88,7 +96,7 @@ def make_runtime(gpus: str | None = None, precision: str = "fp32", local_rank: i
         if not 0 <= local_rank < len(devices):
             raise ConfigError(f"process {local_rank} of this machine has no GPU: only "
                               f"{len(devices)} are given; start one process per GPU")
-    elif numbers and local_rank == 0:
+    elif numbers and world.main:
         print(f"No GPU is usable here (torch {torch.__version__}), but GPU {gpus} was asked for: "
               "running on the CPU.", flush=True)
     device = devices[local_rank] if devices else torch.device("cpu")
@@ -96,7 +104,7 @@ def make_runtime(gpus: str | None = None, precision: str = "fp32", local_rank: i
     if device.type == "cuda":
         torch.cuda.set_device(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return Runtime(device, precision, scaler, devices)
+    return Runtime(device, precision, scaler, devices, world)
 
 
 def _parse_gpus(gpus: str | None) -> list[int] | None:
@@ -155,7 +163,7 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def set_threads(wanted: int | None, small: bool) -> None:
+def set_threads(wanted: int | None, small: bool, processes: int = 1) -> None:
     """Threads of this process on the CPU.
 
     The operators of a small model are so short that waking a second thread costs more than it
@@ -164,9 +172,12 @@ def set_threads(wanted: int | None, small: bool) -> None:
     Args:
         wanted: number of threads, or None for the default.
         small: whether the model is small; the default is then 1, else torch's.
+        processes: on this machine, which share its cores.
     """
     if wanted is not None or small:
         torch.set_num_threads(wanted or 1)
+    elif processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
 def seed_everything(seed: int) -> None:

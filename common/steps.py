@@ -7,9 +7,9 @@ module that has the attribute paths it names: a layer of ours, its frozen twin, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,20 @@ class Step:
 
     `component` names the decision of the `SpotTune` strategy (steps that share weights share it),
     `part` the stretch between two skip connections to which the step belongs (`SpotTune_Res`).
+
+    A step with `first_only` computes the first position of what it writes, because no other is
+    read: it narrows those of its inputs (`positionwise`) of which position t of the output needs
+    position t only. Which steps these are is the business of `live_steps`.
     """
+
+    positionwise: ClassVar[slice] = slice(None)
 
     component: str
     part: str
     module: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    first_only: bool = False
 
     @property
     def per_head(self) -> bool:
@@ -43,15 +50,31 @@ class Step:
         """Compute the written slots from the read ones with the weights of `layer`."""
         raise NotImplementedError
 
+    def inputs(self, state: State) -> list[Tensor | None]:
+        """The slots that are read, (B, T, C) or, narrowed, (B, 1, C); masks (B, 1, 1, T)."""
+        values = [state[slot] for slot in self.reads]
+        if self.first_only:
+            values[self.positionwise] = map(first_position, values[self.positionwise])
+        return values
+
+    def reads_in_full(self) -> set[str]:
+        """Slots of which more than the first position is read."""
+        whole = list(self.reads)
+        if self.first_only:
+            del whole[self.positionwise]
+        return set(whole)
+
 
 @dataclass(frozen=True)
 class HeadsStep(Step):
     """Attention heads up to and without the output projection: reads query, key stream, mask."""
 
+    positionwise: ClassVar[slice] = slice(1)
+
     def run(self, layer: nn.Module, state: State) -> State:
         """query (B, T, C), keys (B, S, C), mask (B, 1, 1, S) or None -> context (B, T, C)."""
         attention = layer.get_submodule(self.module)
-        query, keys, mask = (state[slot] for slot in self.reads)
+        query, keys, mask = self.inputs(state)
         q, k, v = (split_heads(linear(x), attention.num_attention_heads)
                    for linear, x in ((attention.query, query), (attention.key, keys),
                                      (attention.value, keys)))
@@ -66,8 +89,8 @@ class HeadsStep(Step):
         that was not chosen.
         """
         branches = [layer.get_submodule(self.module) for layer in layers]
-        query, keys, mask = (state[slot] for slot in self.reads)
-        if self.reads[0] == self.reads[1]:
+        query, keys, mask = self.inputs(state)
+        if query is keys:
             q, k, v = routed_projection(query, branches, ("query", "key", "value"),
                                         routes, columns, flip)
         else:
@@ -83,18 +106,26 @@ class DenseStep(Step):
     def run(self, layer: nn.Module, state: State) -> State:
         """x (B, T, C'), residual (B, T, C) -> (B, T, C)."""
         module = layer.get_submodule(self.module)
-        x, residual = (state[slot] for slot in self.reads)
+        x, residual = self.inputs(state)
         return {self.writes[0]: module(x, residual)}
 
 
 @dataclass(frozen=True)
 class ExpandStep(Step):
-    """`gelu(dense(x))`, the erf form."""
+    """`activation(dense(x))`; gelu is the erf form."""
+
+    activation: Callable[[Tensor], Tensor] = F.gelu
 
     def run(self, layer: nn.Module, state: State) -> State:
         """x (B, T, C) -> (B, T, C')."""
         dense = layer.get_submodule(self.module).dense
-        return {self.writes[0]: F.gelu(dense(state[self.reads[0]]))}
+        (x,) = self.inputs(state)
+        return {self.writes[0]: self.activation(dense(x))}
+
+
+def first_position(x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, 1, C)."""
+    return x[:, :1]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -139,7 +170,8 @@ def head_weights(attention: nn.Module, names: Sequence[str],
 
 def bert_steps(stream: str, prefix: str = "", attention: str = "attention",
                intermediate: str = "intermediate", output: str = "output",
-               mask: str | None = None, source: str | None = None) -> tuple[Step, ...]:
+               mask: str | None = None, source: str | None = None,
+               activation: Callable[[Tensor], Tensor] = F.gelu) -> tuple[Step, ...]:
     """The four steps of a BERT layer (or of one stream's half of a cross layer).
 
     Args:
@@ -148,6 +180,7 @@ def bert_steps(stream: str, prefix: str = "", attention: str = "attention",
         attention, intermediate, output: attribute paths of the modules.
         mask: slot of the additive key mask; default `<stream>.mask`.
         source: slot read instead of `stream` when an earlier step of the layer replaced it.
+        activation: of the intermediate step.
     """
     source = source or stream
     context, attended, expanded = (f"{stream}.{s}" for s in ("context", "attended", "expanded"))
@@ -157,7 +190,8 @@ def bert_steps(stream: str, prefix: str = "", attention: str = "attention",
                   (source, source, mask or f"{stream}.mask"), (context,)),
         DenseStep(f"{prefix}attention.output", self_attention, f"{attention}.output",
                   (context, source), (attended,)),
-        ExpandStep(f"{prefix}intermediate", ffn, intermediate, (attended,), (expanded,)),
+        ExpandStep(f"{prefix}intermediate", ffn, intermediate, (attended,), (expanded,),
+                   activation=activation),
         DenseStep(f"{prefix}output", ffn, output, (expanded, attended), (stream,)),
     )
 
@@ -182,30 +216,38 @@ class Layer:
     heads: int
 
 
-def live_steps(layers: Sequence[Layer], reads: Sequence[str],
-               skippable: bool = False) -> tuple[list[tuple[Step, ...]], list[tuple[str, ...]]]:
+def live_steps(layers: Sequence[Layer], reads: Sequence[str], skippable: bool = False,
+               first: Sequence[str] = ()) -> tuple[list[tuple[Step, ...]], list[tuple[str, ...]]]:
     """Which steps of each layer can reach the slots read at the end, and which streams it hands on.
 
     Args:
         layers: in execution order.
         reads: slots that are read after the last layer.
         skippable: whether a layer may be bypassed, so that its streams are read before it too.
+        first: those of `reads` of which only the first position is read; steps that reach nothing
+            else are `first_only`.
 
     Returns:
         Per layer the live steps, and per layer the streams that are needed after it.
     """
     needed = set(reads)
+    whole = needed - set(first)
     steps: list[tuple[Step, ...]] = []
     streams: list[tuple[str, ...]] = []
     for layer in reversed(layers):
-        after = needed & set(layer.streams)
+        after, whole_after = needed & set(layer.streams), whole & set(layer.streams)
         streams.append(tuple(s for s in layer.streams if s in after))
         live = []
         for step in reversed(layer.steps):
-            if needed & set(step.writes):
+            written = set(step.writes)
+            if needed & written:
+                if not whole & written:
+                    step = replace(step, first_only=True)
                 live.append(step)
-                needed = (needed - set(step.writes)) | set(step.reads)
+                needed = (needed - written) | set(step.reads)
+                whole = (whole - written) | step.reads_in_full()
         steps.append(tuple(reversed(live)))
         if skippable:
             needed |= after
+            whole |= whole_after
     return steps[::-1], streams[::-1]

@@ -45,6 +45,11 @@ class Strategy:
         """What decision 1 means, for tables and plots."""
         return {"twin": "finetuned", "skip": "kept", "linear": "kept"}.get(self.other or "", "")
 
+    @property
+    def other_word(self) -> str:
+        """What decision 0 means."""
+        return {"twin": "frozen", "skip": "skipped", "linear": "replaced"}.get(self.other or "", "")
+
 
 STRATEGIES: dict[str, Strategy] = {row.name: row for row in (
     Strategy("standard", None, None, "none", "every weight is finetuned"),
@@ -99,6 +104,7 @@ class Site:
         steps: its live steps, in order of execution.
         columns: its decisions in the vector (one, or one for each attention head).
         inputs, outputs: slots that it reads from outside, and that are read after it.
+        narrowed: those of `outputs` of which only the first position is computed.
         per_head: whether every attention head decides for itself.
         live: whether any of its decisions can matter.
     """
@@ -111,6 +117,7 @@ class Site:
     outputs: tuple[str, ...]
     per_head: bool
     live: bool
+    narrowed: tuple[str, ...] = ()
 
     def decision_names(self) -> list[str]:
         """Components of the site's decisions: `head.1` … where heads decide, else the component."""
@@ -119,8 +126,8 @@ class Site:
         return [self.component]
 
 
-def plan_sites(layers: Sequence[Layer], strategy: Strategy,
-               reads: Sequence[str]) -> list[list[Site]]:
+def plan_sites(layers: Sequence[Layer], strategy: Strategy, reads: Sequence[str],
+               first: Sequence[str] = ()) -> list[list[Site]]:
     """Group the steps of every layer into the sites of a strategy, in order of execution.
 
     The order of the steps in a layer's table is the order of its decisions (as in the original:
@@ -130,16 +137,18 @@ def plan_sites(layers: Sequence[Layer], strategy: Strategy,
         layers: the encoder's layers in execution order.
         strategy: its `grouping` must not be None.
         reads: slots read after the last layer; what cannot reach them is dead.
+        first: those of `reads` of which only the first position is read.
     """
-    live, streams = live_steps(layers, reads, skippable=strategy.other in ("skip", "linear"))
+    live, streams = live_steps(layers, reads, strategy.other in ("skip", "linear"), first)
     plans: list[list[Site]] = []
     start = 0
     for layer, layer_live, layer_streams in zip(layers, live, streams, strict=True):
         sites = []
+        live_groups = _group(layer_live, strategy.grouping)
         for component, steps in _group(layer.steps, strategy.grouping).items():
             per_head = strategy.grouping == "component" and steps[0].per_head
             width = layer.heads if per_head else 1
-            kept = tuple(step for step in steps if step in layer_live)
+            kept = live_groups.get(component, ())
             site = Site(layer.name, component, kept, range(start, start + width), _inputs(kept),
                         (), per_head, bool(kept))
             sites.append(site)
@@ -147,14 +156,14 @@ def plan_sites(layers: Sequence[Layer], strategy: Strategy,
         sites = _with_outputs(sites, layer_streams)
         if strategy.other in ("skip", "linear"):
             sites = [replace(s, inputs=tuple(dict.fromkeys(s.inputs + s.outputs))) for s in sites]
-        _check_order(layer, sites)
+        _check_order(layer.name, layer_live, sites)
         plans.append(sites)
     return plans
 
 
 def _group(steps: Sequence[Step], grouping: str | None) -> dict[str, tuple[Step, ...]]:
     if grouping == "layer":
-        return {"": tuple(steps)}
+        return {"": tuple(steps)} if steps else {}
     if grouping not in ("part", "component"):
         raise ConfigError(f"strategy without decisions has no sites (grouping {grouping!r})")
     groups: dict[str, tuple[Step, ...]] = {}
@@ -180,12 +189,15 @@ def _with_outputs(sites: Sequence[Site], streams: Sequence[str]) -> list[Site]:
     done: list[Site] = []
     for site in reversed(sites):
         written = dict.fromkeys(slot for step in site.steps for slot in step.writes)
-        done.append(replace(site, outputs=tuple(slot for slot in written if slot in needed)))
+        narrowed = {slot for step in site.steps if step.first_only for slot in step.writes}
+        outputs = tuple(slot for slot in written if slot in needed)
+        done.append(replace(site, outputs=outputs,
+                            narrowed=tuple(slot for slot in outputs if slot in narrowed)))
         needed = (needed - set(written)) | set(site.inputs)
     return done[::-1]
 
 
-def _check_order(layer: Layer, sites: Sequence[Site]) -> None:
+def _check_order(layer: str, live: Sequence[Step], sites: Sequence[Site]) -> None:
     """The sites, run one after the other, must feed every step what the layer's order feeds it."""
     def producers(steps: Sequence[Step]) -> dict[int, tuple[int | None, ...]]:
         last: dict[str, int] = {}
@@ -195,7 +207,5 @@ def _check_order(layer: Layer, sites: Sequence[Site]) -> None:
             last |= dict.fromkeys(step.writes, id(step))
         return found
 
-    grouped = producers([step for site in sites for step in site.steps])
-    straight = producers([s for s in layer.steps if id(s) in grouped])
-    if grouped != straight:
-        raise ConfigError(f"the sites of layer {layer.name} are not closed under its dependencies")
+    if producers([step for site in sites for step in site.steps]) != producers(live):
+        raise ConfigError(f"the sites of layer {layer} are not closed under its dependencies")

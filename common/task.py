@@ -25,19 +25,24 @@ class TaskBatch:
         inputs: keyword arguments of the model, (B, …).
         labels: what the losses need, (B, …).
         types: B question types, or empty.
+        weights: {loss: number of things it is a mean over in this batch}, such as its labelled
+            words; a loss that is not named is a mean over the B samples. Parts of a batch, on
+            other processes or in other micro-batches, are put together with them.
     """
 
     samples: list[int]
     inputs: dict[str, Tensor | None]
     labels: dict[str, Tensor] = field(default_factory=dict)
     types: Sequence[str | None] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> TaskBatch:
         """The same batch on a device."""
         def move(tensors: Mapping[str, Any]) -> dict[str, Any]:
             return {k: x if x is None else x.to(device, non_blocking=True)
                     for k, x in tensors.items()}
-        return TaskBatch(self.samples, move(self.inputs), move(self.labels), self.types)
+        return TaskBatch(self.samples, move(self.inputs), move(self.labels), self.types,
+                         self.weights)
 
 
 @dataclass
@@ -108,6 +113,15 @@ class DecisionCounts:
         return {kind: {"count": self.type_counts[kind],
                        "share": (ones / self.type_counts[kind]).tolist()}
                 for kind, ones in self.by_type.items()}
+
+    def join(self, state: Mapping[str, Any]) -> None:
+        """Add what another process counted (its `state_dict`)."""
+        self.count += state["count"]
+        if state["ones"] is not None:
+            self.ones = state["ones"] if self.ones is None else self.ones + state["ones"]
+        for kind, ones in state["by_type"].items():
+            self.by_type[kind] = self.by_type.get(kind, 0) + ones
+        self.type_counts.update(state["type_counts"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "ones": self.ones, "by_type": dict(self.by_type),

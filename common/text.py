@@ -18,25 +18,40 @@ from common.errors import ConfigError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_TOKENS = 20
+VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
+
+
+def has_vocabulary(folder: Path | str) -> bool:
+    """Whether a folder has a file that `Tokenizer` reads."""
+    return any((Path(folder) / name).exists() for name in VOCABULARY_FILES)
 
 
 class Tokenizer:
-    """WordPiece tokenizer of a folder with a `vocab.txt` (uncased, as BERT-base-uncased)."""
+    """WordPiece tokenizer of a folder with a `vocab.txt` (uncased, as BERT-base-uncased).
+
+    A `tokenizer.json`, which is what `transformers` 5 saves, does as well.
+    """
 
     def __init__(self, folder: Path | str) -> None:
-        """Read `vocab.txt` of the folder.
+        """Read the vocabulary of the folder.
 
         Raises:
-            ConfigError: the file is missing; names it and where it comes from.
+            ConfigError: it is missing (named, with where it comes from), or tells capital letters
+                from small ones.
         """
         self.folder = Path(folder)
-        self.vocabulary_file = self.folder / "vocab.txt"
-        if not self.vocabulary_file.exists():
+        self.vocabulary_file = self.folder / VOCABULARY_FILES[0]
+        if not has_vocabulary(folder):
             raise ConfigError(f"{self.vocabulary_file} is missing: the vocabulary of BERT-base-"
                               "uncased (vocab.txt of that model), in the folder given by --bert")
+        if not self.vocabulary_file.exists():
+            self.vocabulary_file = self.folder / VOCABULARY_FILES[1]
         from transformers import BertTokenizer
         self._tokenizer = BertTokenizer.from_pretrained(str(self.folder))
         self.mask_id = self._tokenizer.mask_token_id
+        if any(self.pieces(c) != self.pieces(c.upper()) for c in string.ascii_lowercase):
+            raise ConfigError(f"{self.folder}: its tokenizer tells capital letters from small "
+                              "ones; only uncased vocabularies are supported")
 
     def __len__(self) -> int:
         return len(self._tokenizer)
@@ -61,8 +76,11 @@ class Tokenizer:
         return self._tokenizer.tokenize(sentence)
 
     def text(self) -> str:
-        """The content of `vocab.txt`."""
-        return self.vocabulary_file.read_text(encoding="utf-8")
+        """The content of `vocab.txt`: one piece a line, in the order of their numbers."""
+        if self.vocabulary_file.suffix == ".txt":
+            return self.vocabulary_file.read_text(encoding="utf-8")
+        numbers = self._tokenizer.get_vocab()
+        return "".join(f"{piece}\n" for piece in sorted(numbers, key=numbers.__getitem__))
 
 
 def small_vocabulary(sentences: Iterable[str]) -> list[str]:

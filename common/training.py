@@ -2,27 +2,28 @@
 
 An epoch visits the training samples in an order keyed by (seed, epoch); everything drawn at random
 is keyed or part of the checkpoint, so that a run that was killed continues bit for bit on CPU.
-Shape legend: B batch, D decisions.
+A batch may be divided over processes and, within them, into micro-batches: every loss is weighted
+so that the gradient is that of the whole batch. Shape legend: B batch, D decisions.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.adapt import adaptive_part
+from common.batch_order import BatchOrder, MicroBatches, iterate
 from common.budget import BudgetOptions, budget_losses
 from common.checkpoint import (
     check_compatible,
@@ -32,15 +33,21 @@ from common.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from common.errors import AdaptiveError, ConfigError
+from common.distributed import peers
+from common.errors import AdaptiveError, ConfigError, StoppedError
 from common.optim import OptimizerWithSchedule
 from common.run_folder import SnapshotNames, check_unused, remove_run
+from common.running_totals import RunningTotals
 from common.runtime import Runtime, peak_memory, versions
-from common.task import DecisionCounts, StepOutput, Task, TaskBatch
+from common.stop_signal import StopSignal
+from common.task import Task, TaskBatch
 from common.tracking import Tracker
 from common.weights import load_into
 
-CHECKPOINT_VERSION = 1
+__all__ = ["BatchOrder", "EpochRecord", "LoopOptions", "RunningTotals", "Trainer", "iterate"]
+
+CHECKPOINT_VERSION = 2
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,11 @@ class LoopOptions:
 
     Attributes:
         epochs: passes over the training samples.
-        batch_size: samples per step; an incomplete last batch is dropped, as upstream.
+        batch_size: samples per step, of all processes and micro-batches together; an incomplete
+            last batch is dropped, as upstream.
+        accumulate: micro-batches that a process divides its part of a batch into, to need less
+            memory. The result is that of the whole batch but for budget losses, which are of
+            each micro-batch (of all processes), and for dropout, whose masks are drawn anew.
         seed: of the order of samples and of the policy's noise.
         clip: largest norm of the model's gradient (without the policy's); 0 = no clipping.
         policy_clip: the same for the policy network.
@@ -70,6 +81,7 @@ class LoopOptions:
     temperature: float = 5.0
     temperature_end: float = 5.0
     budget: BudgetOptions = field(default_factory=BudgetOptions)
+    accumulate: int = 1
     workers: int = 0
     save_every: int = 0
     max_steps: int = 0
@@ -81,34 +93,6 @@ class EpochRecord:
     """What is reported of one epoch: JSON-able, one entry of `epochs` in result.json."""
 
     values: dict[str, Any]
-
-
-class BatchOrder:
-    """Which samples make up which batch of an epoch."""
-
-    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
-        if samples < 1:
-            raise ConfigError("the training set is empty")
-        self.batch_size = min(batch_size, samples)
-        self.samples, self.seed = samples, seed
-        self.steps = samples // self.batch_size
-
-    def epoch(self, epoch: int, skip: int = 0) -> list[list[int]]:
-        """The batches of an epoch, without the first `skip`."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(self.samples, generator=generator).tolist()
-        size = self.batch_size
-        return [order[i * size:(i + 1) * size] for i in range(skip, self.steps)]
-
-
-class _Reader(Dataset):
-    """A data set whose items are whole batches."""
-
-    def __init__(self, task: Task, epoch: int) -> None:
-        self.task, self.epoch = task, epoch
-
-    def __getitem__(self, indices: list[int]) -> TaskBatch:
-        return self.task.read(indices, self.epoch)
 
 
 class Trainer:
@@ -126,13 +110,17 @@ class Trainer:
             meta: what a checkpoint must agree on to be resumed (backbone, strategy, sizes …).
         """
         self.model, self.task, self.runtime = model, task, runtime
+        self.world = runtime.world
         self.optimizers = {"main": optimizer}
         if policy_optimizer is not None:
             self.optimizers["policy"] = policy_optimizer
         self.options, self.out_dir, self.tracker = options, Path(out_dir), tracker
-        self.meta, self.names = meta, names or SnapshotNames()
+        self.meta = meta | {"checkpoint_version": CHECKPOINT_VERSION}
+        self.names = names or SnapshotNames()
         self.part = adaptive_part(model)
         self.order = BatchOrder(len(task), options.batch_size, options.seed)
+        self.order.check_divisible(self.world.size, options.accumulate)
+        self.parallel = self._parallel()
         self.total_steps = self.order.steps * options.epochs
         self.epoch = self.step_in_epoch = self.step = 0
         self.best_score = -math.inf
@@ -140,16 +128,27 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.running = RunningTotals()
         self.peak_memory: dict[str, int | None] = {}
-        self._stop = False
+        self.start, self.earlier_seconds = time.perf_counter(), 0.0
+        self._signal, self._stop = StopSignal(), False
+
+    def _parallel(self) -> nn.Module:
+        """The model whose backward pass averages gradients over the processes."""
+        if self.world.size == 1:
+            return self.model
+        device = self.runtime.device
+        with peers():
+            return DistributedDataParallel(
+                self.model, device_ids=[device] if device.type == "cuda" else None)
 
     def fit(self, after_epoch: Callable[[EpochRecord], None] | None = None) -> None:
         """Train until the last epoch (or `max_steps`), saving the best and the last state.
 
         Args:
-            after_epoch: called with the record of every finished epoch (plots, logs).
+            after_epoch: called with the record of every finished epoch (plots, logs), on every
+                process.
         """
-        with _SignalGuard(self):
-            while self.epoch < self.options.epochs and not self._done():
+        with self._signal:
+            while self.epoch < self.options.epochs and not (self._stop or self._done()):
                 self._train_epoch()
                 if self._stop or self.step_in_epoch < self.order.steps:
                     break
@@ -157,62 +156,100 @@ class Trainer:
                 if after_epoch is not None:
                     after_epoch(EpochRecord(record))
                 self.save_last()
-        if self._stop:
+                self._stop = self.world.any(self._signal.received)
+        if self._stop and self.epoch < self.options.epochs:
             self.save_last()
-            raise AdaptiveError(f"stopped by a signal at step {self.step}; continue with the same "
-                                f"command and --resume ({self.out_dir / self.names.last})")
+            raise StoppedError(f"stopped by a signal at step {self.step}; continue with the same "
+                               f"command and --resume ({self.out_dir / self.names.last})")
 
     def _done(self) -> bool:
         return bool(self.options.max_steps) and self.step >= self.options.max_steps
 
     def _train_epoch(self) -> None:
         batches = self.order.epoch(self.epoch, self.step_in_epoch)
-        loader = DataLoader(_Reader(self.task, self.epoch), sampler=batches, batch_size=None,
+        reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
+        loader = DataLoader(reader, sampler=batches, batch_size=None,
                             num_workers=self.options.workers, generator=torch.Generator())
         with tqdm(loader, total=self.order.steps, initial=self.step_in_epoch, unit="step",
-                  desc=f"epoch {self.epoch}", disable=not self.options.progress,
-                  dynamic_ncols=True) as bar:
-            for batch in bar:
+                  desc=f"epoch {self.epoch}", dynamic_ncols=True,
+                  disable=not (self.options.progress and self.world.main)) as bar:
+            for parts in bar:
+                counts = self._agree(parts)
+                if self._stop:
+                    break
                 start = time.perf_counter()
-                self._train_step(batch.to(self.runtime.device))
+                self._train_step(self.runtime.move(parts), counts)
                 self.running.step_seconds.append(time.perf_counter() - start)
-                bar.set_postfix(self.running.summary(), refresh=False)
+                bar.set_postfix(self.running.summary(self.world.size), refresh=False)
                 if self.options.save_every and self.step % self.options.save_every == 0:
                     self.save_last()
-                if self._stop or self._done():
+                if self._done():
                     break
+        self._stop = self._stop or self.world.any(self._signal.received)
         self.peak_memory = peak_memory()
         if self._done():
             self.save_last()
 
-    def _train_step(self, batch: TaskBatch) -> None:
+    def _agree(self, parts: Sequence[TaskBatch]) -> dict[str, float]:
+        """Numbers of things that the losses of the whole batch are means over; a wish to stop."""
+        counts: dict[str, float] = {"stop": float(self._signal.received)}
+        for part in parts:
+            for name, number in part_counts(part).items():
+                counts[name] = counts.get(name, 0.0) + number
+        counts = self.world.sum(counts)
+        self._stop = counts.pop("stop") > 0
+        return counts
+
+    def _train_step(self, parts: Sequence[TaskBatch], counts: Mapping[str, float]) -> None:
         self.model.train()
-        if self.part is not None:
-            self.part.options.temperature = self.temperature()
-            self.part.key_noise(self.options.seed, self.step, batch.samples)
-        with self.runtime.autocast():
-            output = self.task.step(self.model, batch)
-        losses = dict(output.losses)
-        if self.part is not None:
-            decisions = self.part.last.decisions
-            losses |= budget_losses(decisions, self.part.live, self.options.budget)
-            self.running.decisions.add(decisions, batch.types)
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        self._check_finite(losses, batch)
-        self._update(total)
-        self.running.add(output, losses)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        shown: dict[str, float] = {}
+        for part in parts:
+            wait = self.world.size > 1 and part is not parts[-1]
+            with self.parallel.no_sync() if wait else nullcontext():
+                losses = self._micro_batch(part, counts, len(parts))
+            shown = {name: shown.get(name, 0.0) + value for name, value in losses.items()}
+        self._update()
+        self.running.add(shown)
         self.step += 1
         self.step_in_epoch += 1
         if self.step % 50 == 0:
-            self.tracker.scalars({f"train/{k}": float(v.detach()) for k, v in losses.items()}
-                                 | {f"lr/{k}": o.lr for k, o in self.optimizers.items()},
-                                 self.step)
+            self.tracker.scalars(
+                {f"train/{k}": v * self.world.size for k, v in shown.items()}
+                | {f"lr/{k}": o.lr for k, o in self.optimizers.items()}, self.step)
 
-    def _update(self, total: Tensor) -> None:
+    def _micro_batch(self, batch: TaskBatch, counts: Mapping[str, float],
+                     micro_batches: int) -> dict[str, float]:
+        """Forward and backward; returns what the batch adds to each loss of the whole batch."""
+        if self.part is not None:
+            self.part.options.temperature = self.temperature()
+            self.part.key_noise(self.options.seed, self.step, batch.samples)
+        with peers(), self.runtime.autocast():
+            output = self.task.step(self.parallel, batch)
+        own = part_counts(batch)
+        shares = {name: _share(own, counts, name) for name in output.losses}
+        losses = dict(output.losses)
+        if self.part is not None:
+            decisions = self.part.last.decisions
+            if self.options.budget.active:
+                losses |= budget_losses(self.world.mean(decisions), self.part.live,
+                                        self.options.budget)
+            self.running.decisions.add(decisions, batch.types)
+        self._check_finite(losses, batch)
+        # The processes' gradients are averaged, so what belongs to one process counts size times.
+        size = self.world.size
+        factors = {name: shares[name] * size if name in shares else 1 / micro_batches
+                   for name in losses}
+        total = torch.stack([full_precision(loss) * factors[name]
+                             for name, loss in losses.items()]).sum()
+        with peers():
+            self.runtime.scaler.scale(total).backward()
+        self.running.count_scores(output)
+        return {name: float(loss.detach()) * factors[name] / size for name, loss in losses.items()}
+
+    def _update(self) -> None:
         scaler = self.runtime.scaler
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
-        scaler.scale(total).backward()
         limits = {"main": self.options.clip, "policy": self.options.policy_clip}
         for name, optimizer in self.optimizers.items():
             if limits[name]:
@@ -225,7 +262,8 @@ class Trainer:
         bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
         if not bad:
             return
-        path = self.out_dir / "non_finite_batch.safetensors"
+        process = f"_process_{self.world.rank}" if self.world.size > 1 else ""
+        path = self.out_dir / f"non_finite_batch{process}.safetensors"
         save_checkpoint(path, {"samples": batch.samples, "inputs": batch.inputs,
                                "labels": batch.labels}, {"step": self.step})
         raise AdaptiveError(f"loss {', '.join(bad)} is not finite at step {self.step}; the batch "
@@ -240,7 +278,8 @@ class Trainer:
 
     def _finish_epoch(self) -> dict[str, Any]:
         validation = self.task.validate(self.model)
-        record = self.running.record() | {"epoch": self.epoch, "lr": self.optimizers["main"].lr,
+        totals = RunningTotals.joined(self.world.gather(self.running.state_dict()))
+        record = totals.record() | {"epoch": self.epoch, "lr": self.optimizers["main"].lr,
                                           "heldout_score": validation.score} | validation.details
         if self.part is not None:
             record["policy_temperature"] = self.temperature()
@@ -266,17 +305,19 @@ class Trainer:
         self._save(self.names.last, training=True)
 
     def _save(self, name: str, training: bool) -> None:
+        own = {"rng": rng_state(), "running": self.running.state_dict()} if training else None
+        processes = self.world.gather(own) if training else []
+        if not self.world.main:
+            return
         state: dict[str, Any] = {"model": dict(self.model.state_dict())}
         if training:
             state |= {"optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
-                      "scaler": self.runtime.scaler.state_dict(), "rng": rng_state(),
-                      "running": self.running.state_dict()}
-        progress = {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": self.step,
-                    "best_score": self.best_score, "best_epoch": self.best_epoch,
-                    "history": self.history}
-        state["progress"] = progress
-        meta = {"checkpoint_version": CHECKPOINT_VERSION, "step": self.step,
-                "versions": versions()}
+                      "scaler": self.runtime.scaler.state_dict(), "processes": processes}
+        state["progress"] = {
+            "epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": self.step,
+            "best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history,
+            "seconds": self.earlier_seconds + time.perf_counter() - self.start}
+        meta = {"step": self.step, "versions": versions()}
         save_checkpoint(self.out_dir / f"{name}.safetensors", state, self.meta | meta)
 
     def begin(self, resume: bool, overwrite: bool) -> None:
@@ -290,8 +331,10 @@ class Trainer:
             self.tracker.log(f"resumed at step {self.step} of {self.total_steps}")
         else:
             check_unused(self.out_dir, overwrite, self.names)
-            remove_run(self.out_dir, self.names)
-            self.tracker.forget_earlier()
+            self.world.barrier()  # no process removes what another one has not looked at yet
+            if self.world.main:
+                remove_run(self.out_dir, self.names)
+                self.tracker.forget_earlier()
 
     def resume(self) -> None:
         """Go on from the last checkpoint in the output folder."""
@@ -304,86 +347,37 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.runtime.scaler.load_state_dict(state["scaler"])
-        self.running.load_state_dict(state["running"])
         progress = state["progress"]
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
         self.step, self.history = progress["step"], progress["history"]
         self.best_score, self.best_epoch = progress["best_score"], progress["best_epoch"]
-        set_rng_state(state["rng"])
+        self.earlier_seconds = progress["seconds"]
+        self._resume_process(state["processes"])
+
+    def _resume_process(self, processes: Sequence[Mapping[str, Any]]) -> None:
+        """Random numbers and running totals of this process."""
+        if len(processes) == self.world.size:
+            self.running.load_state_dict(processes[self.world.rank]["running"])
+            set_rng_state(processes[self.world.rank]["rng"])
+            return
+        self.tracker.log(f"{self.out_dir / self.names.last} was saved by {len(processes)} "
+                         f"processes, these are {self.world.size}: dropout draws other masks now")
+        if self.world.main:
+            states = [process["running"] for process in processes]
+            self.running.load_state_dict(RunningTotals.joined(states).state_dict())
 
 
-class RunningTotals:
-    """Sums over the steps of an epoch."""
-
-    def __init__(self) -> None:
-        self.losses: dict[str, float] = {}
-        self.score = 0.0
-        self.count = self.steps = 0
-        self.step_seconds: list[float] = []
-        self.decisions = DecisionCounts()
-
-    def add(self, output: StepOutput, losses: dict[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + float(loss.detach())
-        self.score += output.score_sum
-        self.count += output.count
-        self.steps += 1
-
-    def summary(self) -> dict[str, str]:
-        """For the progress bar."""
-        steps = max(1, self.steps)
-        return {"loss": f"{sum(self.losses.values()) / steps:.3f}",
-                "score": f"{100 * self.score / max(1, self.count):.1f}"}
-
-    def record(self) -> dict[str, Any]:
-        """For result.json: mean losses, running accuracy in percent, shares, seconds."""
-        steps = max(1, self.steps)
-        share = self.decisions.share
-        return {"train_loss": sum(self.losses.values()) / steps,
-                "train_losses": {k: v / steps for k, v in self.losses.items()},
-                "train_accuracy": 100 * self.score / max(1, self.count),
-                "train_decisions": None if share is None else
-                {"share": share, "count": self.decisions.count},
-                "seconds": sum(self.step_seconds),
-                "step_seconds": statistics.median(self.step_seconds or [0.0])}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": dict(self.losses), "score": self.score, "count": self.count,
-                "steps": self.steps, "step_seconds": list(self.step_seconds),
-                "decisions": self.decisions.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses = dict(state["losses"])
-        self.score, self.count = state["score"], state["count"]
-        self.steps, self.step_seconds = state["steps"], list(state["step_seconds"])
-        self.decisions.load_state_dict(state["decisions"])
+def part_counts(batch: TaskBatch) -> dict[str, float]:
+    """What the losses of a (micro-)batch are means over: samples, unless the batch says else."""
+    return {SAMPLES: float(len(batch.samples)), **batch.weights}
 
 
-class _SignalGuard:
-    """Within it SIGTERM and Ctrl-C let the running step finish and then save.
-
-    A second signal of the same kind acts as usual.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        def stop(number: int, frame: Any) -> None:
-            self.trainer._stop = True
-            signal.signal(number, self.previous[number])
-
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.previous[number] = signal.signal(number, stop)
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+def full_precision(loss: Tensor) -> Tensor:
+    """In float32 at least."""
+    return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
-def iterate(samples: int, batch_size: int) -> Iterator[list[int]]:
-    """Indices 0 … samples - 1 in order, in batches; the last may be smaller."""
-    for start in range(0, samples, batch_size):
-        yield list(range(start, min(samples, start + batch_size)))
+def _share(own: Mapping[str, float], counts: Mapping[str, float], loss: str) -> float:
+    """Share of a micro-batch in a loss of the whole batch, 0..1."""
+    name = loss if loss in own else SAMPLES
+    return own[name] / counts[name] if counts[name] else 0.0

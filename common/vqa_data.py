@@ -22,6 +22,7 @@ from common.datasets import (
     TINY_IMAGES,
     Dataset,
     FeatureSources,
+    check_disjoint,
     load_split,
     open_features,
     resolve_dataset,
@@ -29,6 +30,7 @@ from common.datasets import (
     subset_by_images,
 )
 from common.errors import DataError
+from common.feature_sources import explain_missing
 from common.features import RegionFeatures
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "FeatureSources",
     "VQABatch",
     "VQADataset",
+    "check_disjoint",
     "load_split",
     "open_features",
     "resolve_dataset",
@@ -101,7 +104,8 @@ class VQADataset:
 
         Args:
             examples: One at least.
-            features: Has a record of every image.
+            features: Has a record of every image, but for those that an import skipped where
+                `FeatureSources.skip_bad` allows it: questions about them are left out.
             vocabulary: The A answers that targets are over.
             max_regions: Use only the first so many regions of each image.
             unknown: Answers outside the vocabulary: `skip` (said once) or `error`.
@@ -109,22 +113,40 @@ class VQADataset:
         Raises:
             DataError: No examples, images without features, or an unknown answer with `error`.
         """
-        if not examples:
+        self.features = (
+            features if isinstance(features, FeatureSources) else FeatureSources([features])
+        )
+        self.examples = self._with_features(examples)
+        self.vocabulary, self.max_regions = vocabulary, max_regions
+        if not self.examples:
             raise DataError("no questions: the split, or the subset of its images, is empty")
-        self.examples = list(examples)
-        self.features, self.vocabulary, self.max_regions = features, vocabulary, max_regions
-        self._check_features()
         self._start, self._labels, self._scores = self._encode(unknown)
 
-    def _check_features(self) -> None:
-        counts = Counter(example.image_id for example in self.examples)
-        if missing := self.features.missing(counts):
-            example = next(e for e in self.examples if e.image_id == missing[0])
+    def _with_features(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples; without those whose images were skipped on import, if they may be."""
+        counts = Counter(example.image_id for example in examples)
+        missing = self.features.missing(counts)
+        if not missing:
+            return list(examples)
+        # An id that could not be read is not in the report: so many images may lack features.
+        skipped = sum(store.meta.get("skipped_rows", 0) for store in self.features.stores)
+        if not self.features.skip_bad or len(missing) > skipped:
+            reported = self.features.skipped()
+            image = next((i for i in missing if i not in reported), missing[0])
+            example = next(e for e in examples if e.image_id == image)
             raise DataError(
-                f"no region features of image {missing[0]!r}, which question "
-                f"{example.question_id} ({example.question!r}) is about; {len(missing)} of "
-                f"{len(counts)} images have none: use the features of this split, all of them"
+                f"no region features of image {image!r}, which question {example.question_id} "
+                f"({example.question!r}) is about; {len(missing)} of {len(counts)} images have "
+                f"none: {explain_missing(self.features, image)}"
             )
+        without = set(missing)
+        kept = [example for example in examples if example.image_id not in without]
+        print(
+            f"{len(examples) - len(kept)} of {len(examples)} questions are left out: the features "
+            f"of their {len(missing)} images were skipped on import (--skip-bad); results are "
+            "about the other questions"
+        )
+        return kept
 
     def _encode(self, unknown: str) -> tuple[np.ndarray, Tensor, Tensor]:
         """Targets of all examples, one behind the other: first places, labels and scores."""

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.adapt import adaptive_part
+from common.batch_order import iterate
 from common.runtime import Runtime
 from common.task import DecisionCounts, StepOutput, TaskBatch, Validation
-from common.training import iterate
 from common.vqa_data import VQABatch, VQADataset
 from common.vqa_metric import score
 
@@ -98,17 +98,21 @@ class VQATask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: VQADataset, name: str) -> Evaluation:
-        """Answer every question of a data set, in evaluation mode, each counted once."""
+        """Answer every question of a data set, in evaluation mode, each counted once.
+
+        Every process answers a part of the batches and gets the result of all.
+        """
         model.eval()
+        world = self.runtime.world
         part = adaptive_part(model)
         predictions: dict[Any, str] = {}
         counts = DecisionCounts()
         start = time.perf_counter()
-        batches = list(iterate(len(data), self.eval_batch_size))
+        batches = world.share(list(iterate(len(data), self.eval_batch_size)))
         for indices in tqdm(batches, desc=name, unit="batch", leave=False,
-                            disable=not self.progress, dynamic_ncols=True):
+                            disable=not (self.progress and world.main), dynamic_ncols=True):
             read = data.read(indices)
-            batch = self._convert(read).to(self.runtime.device)
+            batch = self.runtime.move(self._convert(read))
             if part is not None:
                 part.key_noise(self.seed, EVALUATION, batch.samples)
             with self.runtime.autocast():
@@ -116,10 +120,22 @@ class VQATask:
             counts.add_last(model, batch.types)
             predictions |= zip(read.question_ids, data.vocabulary.decode(logits.float().cpu()),
                                strict=True)
+        predictions, counts = _joined(world.gather((predictions, counts.state_dict())))
         seconds = (time.perf_counter() - start) / max(1, len(data))
         answered = all(example.answers is not None for example in data.examples)
         scores = score(predictions, data.examples) if answered else None
         return Evaluation(predictions, scores, counts, seconds)
+
+
+def _joined(parts: Sequence[tuple[dict[Any, str], dict[str, Any]]]
+            ) -> tuple[dict[Any, str], DecisionCounts]:
+    """Predictions and counts of all processes."""
+    predictions: dict[Any, str] = {}
+    counts = DecisionCounts()
+    for found, state in parts:
+        predictions |= found
+        counts.join(state)
+    return predictions, counts
 
 
 def sample_key(question_id: int | str) -> int:

@@ -56,6 +56,11 @@ def test_every_module_command_parses(name, command):
                            capture_output=True, text=True, env=ENVIRONMENT)
     assert found.returncode == 0, found.stderr
     sub = words[3] if len(words) > 3 and not words[3].startswith(("-", "LXMERT")) else None
+    if sub is not None:
+        assert sub in found.stdout, f"{sub} is not in the help of {words[2]}"
+        found = subprocess.run([sys.executable, *words[1:4], "--help"], cwd=ROOT, check=False,
+                               capture_output=True, text=True, env=ENVIRONMENT)
+        assert found.returncode == 0, found.stderr
     for word in (w for w in [sub, *words[3:]] if w and (w.startswith("--") or w == sub)):
         assert word in found.stdout, f"{word} is not in the help of {words[2]}"
 
@@ -71,6 +76,16 @@ def test_every_run_script_exists_and_its_flags_are_known(name, command):
     assert parser.parse_args(flags) is not None
 
 
+@pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("torchrun")])
+def test_every_torchrun_command_parses(name, command):
+    from torch.distributed.run import parse_args
+
+    from lxrt.options import vqa_parser
+    given = parse_args(shlex.split(command)[1:])
+    assert (ROOT / "LXMERT" / given.training_script).is_file()
+    assert vqa_parser().parse_args(given.training_script_args) is not None
+
+
 def test_the_first_commands_of_lxmert_run(tmp_path):
     """The block a newcomer copies, word for word but for fewer questions and another name."""
     folder = ROOT / "LXMERT" / "snap" / "vqa" / "readme_test"
@@ -82,6 +97,7 @@ def test_the_first_commands_of_lxmert_run(tmp_path):
                                capture_output=True, text=True, env=ENVIRONMENT, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
         assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
+        assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
         assert (folder / "result.json").is_file() and (folder / "report.html").is_file()
     finally:
         subprocess.run(["rm", "-rf", str(folder)], check=True)

@@ -18,7 +18,8 @@ start() {
 
 # keep_code FLAG …: copy the code to the output folder, unless a run is there that stays as it is.
 keep_code() {
-    if [ -e "$OUTPUT/LAST.safetensors" ] && [[ " $* " != *" --overwrite "* ]]; then return; fi
+    if [[ " $* " != *" --overwrite "* ]] && { [ -e "$OUTPUT/LAST.safetensors" ] ||
+        compgen -G "$OUTPUT/seed_*/LAST.safetensors" > /dev/null; }; then return; fi
     rm -rf "$OUTPUT/src"
     mkdir -p "$OUTPUT/src"
     cp -r src/. ../common "$OUTPUT/src/"

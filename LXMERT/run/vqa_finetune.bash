@@ -9,5 +9,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.bash"
 start vqa "${BASH_SOURCE[0]}" "$@"
 keep_code "$@"
 exec "$PYTHON" src/tasks/vqa.py --gpus "$1" --version "$2" \
-    --train train,nominival --valid minival --loadLXMERTQA default \
-    --output "$OUTPUT" "${@:3}"
+    --loadLXMERTQA default --output "$OUTPUT" "${@:3}"

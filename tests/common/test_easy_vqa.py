@@ -297,7 +297,7 @@ def test_command_line_makes_lists_and_explains(
     assert "MISSING features" in shown and "there   train.json" in shown
     assert "nlp.cs.unc.edu" in shown and "python -m common.data easy_vqa" in shown
     (tmp_path / "notes.txt").write_text("mine")
-    assert main(["easy_vqa_cp", "--out", str(tmp_path)]) == 1
+    assert main(["easy_vqa_cp", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert main(["easy_vqa_cp", "--out", str(tmp_path / "cp")]) == 0
     assert "made in" in capsys.readouterr().out

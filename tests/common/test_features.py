@@ -350,7 +350,7 @@ def test_command_line_imports_and_prints_errors_in_one_line(
     assert main(["--tsv", str(path), "--width", "6"]) == 0
     assert "1 images, 2 regions x 6" in capsys.readouterr().out
     assert json.loads((tmp_path / "f" / "meta.json").read_text())["source"] == "f.tsv"
-    assert main(["--tsv", str(tmp_path / "g.tsv")]) == 1
+    assert main(["--tsv", str(tmp_path / "g.tsv")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "g.tsv: no such file" in error
     assert error.count("\n") == 1 and issubclass(DataError, AdaptiveError)

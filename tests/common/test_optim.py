@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import CheckpointError, ConfigError
-from common.optim import RECIPES, OptimizerWithSchedule, clip_grad_norm, make_optimizer
+from common.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = list(RECIPES)
+NAMES = list(OPTIMIZERS)
 
 
 def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -147,13 +147,13 @@ def test_save_and_load_give_the_same_outputs_and_decisions():
 def test_budget_losses_are_their_closed_forms_over_live_decisions():
     decisions = torch.tensor([[1., 0., 1., 1.], [1., 1., 0., 1.]], requires_grad=True)
     live = torch.tensor([True, True, True, False])
-    assert constrain_k(decisions, live, 1.0).item() == pytest.approx(1.0)
-    assert target_rate(decisions, live, 0.5).item() == pytest.approx((2 / 3 - 0.5) ** 2)
-    assert deterministic(decisions, live).item() == pytest.approx(2 * math.log(2), abs=1e-4)
-    assert budget_losses(decisions, live, BudgetOptions()) == {}
-    losses = budget_losses(decisions, live, BudgetOptions(constrain_k=1, constrain_k_scale=3,
-                                                          deterministic_scale=2,
-                                                          target_rate=0.5))
+    assert constrain_k(decisions.mean(0), live, 1.0).item() == pytest.approx(1.0)
+    assert target_rate(decisions.mean(0), live, 0.5).item() == pytest.approx((2 / 3 - 0.5) ** 2)
+    assert deterministic(decisions.mean(0), live).item() == pytest.approx(2 * math.log(2), abs=1e-4)
+    assert budget_losses(decisions.mean(0), live, BudgetOptions()) == {}
+    options = BudgetOptions(constrain_k=1, constrain_k_scale=3, deterministic_scale=2,
+                            target_rate=0.5)
+    losses = budget_losses(decisions.mean(0), live, options)
     assert {k: round(v.item(), 3) for k, v in losses.items()} == {
         "constrain_k": 3.0, "deterministic": 2.773, "target_rate": 0.028}
     sum(losses.values()).backward()
@@ -163,7 +163,7 @@ def test_budget_losses_are_their_closed_forms_over_live_decisions():
 def test_the_entropy_of_decisions_is_symmetric_and_peaks_at_one_half():
     live = torch.tensor([True])
     def entropy(share):
-        return deterministic(torch.tensor([[1.0]] * share + [[0.0]] * (10 - share)), live).item()
+        return deterministic(torch.tensor([share / 10]), live).item()
     values = [entropy(n) for n in range(11)]
     assert values == pytest.approx(values[::-1], abs=1e-5)
     assert max(values) == values[5] == pytest.approx(math.log(2), abs=1e-5)
@@ -177,7 +177,7 @@ def test_a_budget_pulls_a_policy_towards_its_target():
     for step in range(150):
         part.key_noise(0, step, list(range(6)))
         run(model, "single")
-        loss = constrain_k(part.last.decisions, part.live, 1.0)
+        loss = constrain_k(part.last.decisions.mean(0), part.live, 1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common import runtime
+from common.distributed import World
 from common.errors import ConfigError
 from common.runtime import (
     has_nvidia_apex,
@@ -41,7 +42,8 @@ def test_a_gpu_number_without_a_gpu_says_so_and_runs_on_the_cpu(
     assert make_runtime("0,1").device == torch.device("cpu")
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "GPU 0,1 was asked for" in printed and "CPU" in printed
-    for quiet in (make_runtime("cpu"), make_runtime(None), make_runtime("0", local_rank=1)):
+    second = make_runtime("0", world=World(1, 2, 1, 2))
+    for quiet in (make_runtime("cpu"), make_runtime(None), second):
         assert quiet.device.type == "cpu"
     assert capsys.readouterr().out == ""
 
@@ -62,11 +64,11 @@ def test_precisions_that_cannot_work_name_the_way_out(no_gpu: None) -> None:
 def test_gpu_numbers_are_those_of_cuda_visible_devices(
         four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [d.index for d in make_runtime(None).devices] == [0, 1, 2, 3]
-    assert make_runtime("3,1", local_rank=1).device == torch.device("cuda", 1)
+    assert make_runtime("3,1", world=World(1, 2, 1, 2)).device == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match="no GPU 4 here; visible are 0, 1, 2, 3"):
         make_runtime("4")
     with pytest.raises(ConfigError, match="process 2 of this machine has no GPU"):
-        make_runtime("0,1", local_rank=2)
+        make_runtime("0,1", world=World(2, 3, 2, 3))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert make_runtime("2").device == torch.device("cuda", 1)

@@ -8,96 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from tests.common.tiny_models import adapted, single_inputs
+from tests.common.toy_task import ToyTask, final_state, make_trainer, same
 
-from common.adapt import adaptive_part, parameter_groups
+from common.adapt import adaptive_part
 from common.budget import BudgetOptions
 from common.checkpoint import load_checkpoint
 from common.errors import AdaptiveError, CheckpointError, ConfigError
-from common.optim import make_optimizer
-from common.runtime import make_runtime, seed_everything
-from common.task import StepOutput, TaskBatch, Validation
-from common.tracking import Tracker
-from common.training import BatchOrder, LoopOptions, Trainer
-
-SAMPLES = 22
-
-
-class ToyTask:
-    """Classify token sequences by their first token's parity; reads are deterministic."""
-
-    def __init__(self, scores: list[float] | None = None, poison: int | None = None) -> None:
-        self.inputs = single_inputs(SAMPLES)
-        self.labels = self.inputs["input_ids"][:, 0] % 5
-        self.scores, self.poison, self.steps = scores, poison, 0
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def read(self, indices, epoch):
-        return TaskBatch(list(indices), {k: x[indices] for k, x in self.inputs.items()},
-                         {"label": self.labels[indices]},
-                         ["even" if i % 2 else "odd" for i in indices])
-
-    def step(self, model, batch):
-        logits = model(**batch.inputs)
-        loss = torch.nn.functional.cross_entropy(logits, batch.labels["label"])
-        if self.steps == self.poison:
-            loss = loss * float("nan")
-        self.steps += 1
-        right = (logits.argmax(1) == batch.labels["label"]).sum()
-        return StepOutput({"answer": loss}, float(right), len(batch.samples))
-
-    def validate(self, model):
-        model.eval()
-        with torch.no_grad():
-            logits = model(**self.inputs)
-        score = 100 * (logits.argmax(1) == self.labels).float().mean().item()
-        return Validation(self.scores.pop(0) if self.scores else score, {"heldout": score})
-
-
-def make_trainer(folder: Path, max_steps: int = 0, task: ToyTask | None = None,
-                 strategy: str = "SpotTune", **options) -> Trainer:
-    seed_everything(1)
-    model = adapted("single", strategy, dropout=0.2).float()
-    settings = {"epochs": 3, "batch_size": 4, "seed": 5, "max_steps": max_steps,
-                "progress": False, "temperature": 5.0, "temperature_end": 1.0,
-                "budget": BudgetOptions(target_rate=0.5)} | options
-    task = task or ToyTask()
-    steps = BatchOrder(SAMPLES, settings["batch_size"], 0).steps * settings["epochs"]
-    groups = parameter_groups(model)
-    main = make_optimizer("bert", groups["trainable"], 1e-2, steps)
-    policy = make_optimizer("adamw", groups["policy"], 1e-2, steps) if groups["policy"] else None
-    return Trainer(model, task, main, policy, make_runtime("cpu"), LoopOptions(**settings), folder,
-                   Tracker(folder, tensorboard=False), {"strategy": strategy})
-
-
-def final_state(folder: Path) -> dict:
-    state, _ = load_checkpoint(folder / "LAST.safetensors")
-    return state
-
-
-def same(a, b, path="") -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            if key not in ("seconds", "step_seconds", "lr"):
-                same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{path}[{i}]")
-    elif hasattr(a, "shape"):
-        assert (a == b).all(), path
-    else:
-        assert a == b, path
-
+from common.training import BatchOrder
 
 @pytest.mark.parametrize("stop", [1, 5, 8, 12])
 def test_n_steps_are_k_steps_and_resumed_n_minus_k_steps_bit_for_bit(tmp_path, stop):
@@ -108,6 +28,34 @@ def test_n_steps_are_k_steps_and_resumed_n_minus_k_steps_bit_for_bit(tmp_path, s
     assert resumed.step == stop
     resumed.fit()
     same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+def test_it_resumes_with_workers_and_accumulation_bit_for_bit(tmp_path):
+    settings = {"accumulate": 2, "workers": 2}
+    make_trainer(tmp_path / "whole", **settings).fit()
+    make_trainer(tmp_path / "parts", max_steps=7, **settings).fit()
+    resumed = make_trainer(tmp_path / "parts", **settings)
+    resumed.resume()
+    assert (resumed.epoch, resumed.step_in_epoch) == (1, 2)
+    resumed.fit()
+    same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, accumulate):
+    """Losses that are means over other things than samples included; budgets are not."""
+    settings = {"double": True, "dropout": 0.0, "budget": BudgetOptions(), "batch_size": 7,
+                "max_steps": 4}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    parts = make_trainer(tmp_path / "parts", accumulate=accumulate, **settings)
+    whole.fit()
+    parts.fit()
+    for (name, p), q in zip(whole.model.named_parameters(), parts.model.parameters(),
+                            strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-9, atol=1e-11, msg=name)
+    assert parts.history[0]["train_losses"] == pytest.approx(whole.history[0]["train_losses"])
+    with pytest.raises(ConfigError, match="a batch of 7 samples .* 1 processes × 8 micro-batches"):
+        make_trainer(tmp_path / "more", accumulate=8, **settings)
 
 
 def test_workers_and_a_second_run_change_nothing(tmp_path):
@@ -153,7 +101,7 @@ def test_best_is_the_best_epoch_and_last_the_last(tmp_path):
     record = trainer.history[0]
     assert record["train_decisions"]["count"] == 20
     assert len(record["train_decisions"]["share"]) == len(adaptive_part(trainer.model).live)
-    assert set(record["train_losses"]) == {"answer", "target_rate"}
+    assert set(record["train_losses"]) == {"answer", "marked", "target_rate"}
 
 
 def test_every_epoch_visits_every_sample_once_in_an_order_of_its_own():
@@ -201,7 +149,7 @@ def test_a_folder_with_a_run_is_overwritten_only_when_asked_and_then_wholly(tmp_
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from tests.common.test_training import make_trainer, ToyTask
+from tests.common.toy_task import make_trainer, ToyTask
 class Slow(ToyTask):
     def read(self, indices, epoch):
         time.sleep(0.05)

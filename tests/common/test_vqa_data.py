@@ -84,7 +84,7 @@ def test_a_part_of_vqa_is_an_error_that_lists_the_rest(tmp_path: Path) -> None:
 
 
 def test_unknown_data_set_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown data set 'gqa'; there are: vqa, easy_vqa, easy"):
+    with pytest.raises(ConfigError, match="unknown data set 'gqa'; there are: vqa, vqa_official, "):
         resolve_dataset("gqa", tmp_path)
 
 
@@ -250,5 +250,8 @@ def test_holdout_has_an_image_on_both_sides_even_of_two() -> None:
 
 def test_table_names_a_source_for_every_file() -> None:
     for kind in DATASETS.values():
-        assert kind.splits.keys() == kind.features.keys()
-        assert all(any(p.startswith(s) for s in kind.sources) for p in kind.splits.values())
+        files = kind.files(optional=True)
+        assert all(files.values()) and kind.files().items() <= files.items()
+        assert {s.questions for s in kind.splits.values()} <= files.keys()
+        for split in (*kind.train.split(","), kind.valid):
+            assert split in kind.splits and split not in kind.optional

@@ -28,7 +28,7 @@ class SingleStreamEncoder(RoutedEncoder):
         self.channels, self.heads = channels, heads
         self.layer = nn.ModuleList(BertLayer(channels, heads, 2 * channels, dropout, dropout)
                                    for _ in range(layers))
-        self.reads = ("hidden",)
+        self.set_reads(("hidden",), first=("hidden",))
         init_bert_weights(self.modules())
 
     def layers(self) -> list[Layer]:
@@ -103,9 +103,15 @@ def pretrained(family: str, dropout: float = 0.0) -> nn.Module:
 
 
 def adapted(family: str, strategy: str, drift: float = 0.1, dropout: float = 0.0,
-            policy: str = "small", **options: object) -> nn.Module:
-    """An adapted model whose finetuned weights have drifted away from the twins."""
+            policy: str = "small", narrowed: bool = True, **options: object) -> nn.Module:
+    """An adapted model whose finetuned weights have drifted away from the twins.
+
+    With `narrowed` its last layer computes only the first position, which is all that is read.
+    """
     model = pretrained(family, dropout)
+    if not narrowed:
+        encoder = next(m for m in model.modules() if isinstance(m, RoutedEncoder))
+        encoder.set_reads(encoder.reads)
     extra = {"LastK": {"trainable_layers": "last:1"}, "FrozenLayers": {"frozen_layers": "2"}}
     torch.manual_seed(4)
     adapt(model, strategy, policy, options=AdaptiveOptions(**options), **extra.get(strategy, {}))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.lxmert.pretraining_files import PretrainingFiles, write_data
 from tests.lxmert.runs import DROPOUT_RUN, small_run
 from torch import nn
 
@@ -16,6 +17,7 @@ from common.files import text_digest
 from common.text import Tokenizer, small_vocabulary
 from lxrt.config import size_config
 from lxrt.modeling import PretrainingModel
+from lxrt.pretrain import main as pretrain
 from lxrt.vqa import main
 
 QUESTIONS = {"train": 300, "nominival": 20, "minival": 100}
@@ -104,3 +106,18 @@ def stopped(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathF
            "--output", str(out)]
     assert main([*run, "--max-steps", "4"]) == 0
     return out, run
+
+
+@pytest.fixture(scope="session")
+def pretraining_files(tmp_path_factory: pytest.TempPathFactory) -> PretrainingFiles:
+    """LXMERT's pretraining data in the original files, a few images of each."""
+    return write_data(tmp_path_factory.mktemp("pretraining"))
+
+
+@pytest.fixture(scope="session")
+def whole_pretraining(pretraining_files: PretrainingFiles,
+                      tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs of 9 steps with dropout that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole_pretraining")
+    assert pretrain(pretraining_files.flags(out, "--dropout", "0.2")) == 0
+    return out

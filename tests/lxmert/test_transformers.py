@@ -129,7 +129,7 @@ def test_at_base_size_outputs_and_all_gradients_equal_those_of_transformers(base
 def test_the_vqa_model_gives_the_logits_of_transformers_question_answering(base_models):
     ours, hf = base_models
     arguments = inputs(2, 2048, 30522) | {"region_mask": None, "segment_ids": None}
-    ours.bert.encoder.set_reads(("lang",))
+    ours.bert.encoder.set_reads(("lang",), first=("lang",))
     with torch.no_grad():
         expected = hf(**theirs(arguments)).question_answering_score
         torch.testing.assert_close(ours(**arguments), expected, rtol=0, atol=1e-5)
@@ -363,9 +363,13 @@ def test_question_answering_of_transformers_gives_the_same_answers_adapted():
         found = model.eval()(**arguments).question_answering_score
     expected = plain(**arguments).question_answering_score
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
-    states = model(**arguments, output_hidden_states=True).vision_hidden_states
-    assert states[-1].isnan().all(), "the dead half is not computed: no number may pass for it"
-    assert not any(state.isnan().any() for state in states[:-1])
+    out = model(**arguments, output_hidden_states=True)
+    unread = "what is not read is not computed: no number may pass for it"
+    assert out.vision_hidden_states[-1].isnan().all(), unread
+    assert out.language_hidden_states[-1][:, 1:].isnan().all(), unread
+    assert not out.language_hidden_states[-1][:, 0].isnan().any()
+    for states in (out.vision_hidden_states, out.language_hidden_states):
+        assert not any(state.isnan().any() for state in states[:-1])
     model.train()(**arguments, labels=torch.tensor([1, 5, 2])).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 

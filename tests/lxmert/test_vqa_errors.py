@@ -87,7 +87,7 @@ def test_a_global_policy_that_was_never_computed_is_an_error(stopped, vqa_data, 
                                                      "published, random:<share>"]),
     (["--valid", "minivall"], ["split minivall of vqa: it has train, nominival, minival, test"]),
     (["--train", "train,trian"], ["split trian of vqa"]),
-    (["--dataset", "vqa2"], ["unknown data set 'vqa2'; there are: vqa, easy_vqa, easy_vqa_cp"]),
+    (["--dataset", "vqa2"], ["unknown data set 'vqa2'; there are: vqa, vqa_official, vqa_cp, "]),
     (["--questions", "9999"], ["--questions 9999: there are", "training questions in "
                                "train,nominival of vqa"]),
     (["--questions", "0"], ["--questions 0: there are"]),

@@ -87,7 +87,8 @@ def test_overwriting_removes_what_the_earlier_run_left_and_keeps_its_own_curves(
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     curves = {name for name in left if name.startswith("tensorboard/events.out.tfevents")}
     assert len(curves) == 1, "the curves of this run"
-    assert left - curves == {"LAST.safetensors", "log.log", "vocab.txt", "notes.txt"}
+    assert left - curves == {"LAST.safetensors", "log.log", "vocab.txt", "answers.json",
+                             "notes.txt"}
     assert load_checkpoint(tmp_path / "LAST.safetensors")[1]["strategy"] == "standard"
 
 

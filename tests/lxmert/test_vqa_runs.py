@@ -56,6 +56,7 @@ def evaluate(checkpoint: Path, data: Path, part: str) -> tuple[Scores, VQAModel]
     args = parse(vqa_parser(), ["--dataset", "vqa", "--data", str(data), "--questions", "64",
                                 "--load", str(checkpoint)])
     dataset = resolve_dataset("vqa", data_root=data)
+    args.train, args.valid = dataset.choose_splits(args.train, args.valid)
     features = open_features(dataset, "train,minival")
     with Tracker(checkpoint.parent, enabled=False) as tracker:
         built = build(args, dataset, features, tracker)

@@ -12,12 +12,14 @@ from common.adapt import adapt
 from common.checkpoint import check_compatible, load_meta
 from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
+from common.opened_run import answer_digest
 from common.options import adaptive_options
 from common.strategies import Strategy, find_strategy
-from common.text import Tokenizer, packaged_bert_folder
-from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
-from lxrt.config import HOME, SMALL_PRETRAINED, LxmertConfig, size_config
-from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa, pretrained_path
+from common.text import Tokenizer, has_vocabulary, packaged_bert_folder
+from common.weights import load_into, load_weights, strip_prefix
+from lxrt.config import HOME, SIZES, SMALL_PRETRAINED, LxmertConfig, nearest_size, size_config
+from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
+from lxrt.loading import finetuned_path, load_bert, load_lxmert, load_lxmert_qa, pretrained_path
 from lxrt.modeling import VQAModel
 from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS
 
@@ -37,12 +39,22 @@ class Built:
 
 
 def chosen_size(args: argparse.Namespace, dataset: str, found: dict[str, Any]) -> str:
-    """The size from the flags, else from the checkpoint, else by the data set."""
+    """The size from the flags, else from the weights, else by the data set."""
     if args.size:
         return args.size
     if "size" in found:
         return found["size"]
+    folder = weights_folder(args)
+    if folder is not None:
+        return nearest_size(folder.config)
     return "small" if dataset.startswith("easy_vqa") else "base"
+
+
+def weights_folder(args: argparse.Namespace) -> HFFolder | None:
+    """The folder of `transformers` that the flags name, which brings its own sizes."""
+    names = (args.load, args.load_lxmert_qa, args.load_lxmert)
+    path = next((name for name in names if name and is_hf_folder(name)), None)
+    return None if path is None else read_hf_folder(path)
 
 
 def default_weights(args: argparse.Namespace, size: str) -> None:
@@ -64,11 +76,12 @@ def find_tokenizer(args: argparse.Namespace, dataset: str, size: str,
 
 def find_vocabulary(args: argparse.Namespace, dataset: str, size: str, say: Say) -> Path:
     """The folder whose vocab.txt fits the weights and the data."""
-    beside = [Path(p).parent for p in (args.load, args.load_lxmert_qa, args.load_lxmert) if p]
+    beside = [Path(p) if is_hf_folder(p) else Path(p).parent
+              for p in (args.load, args.load_lxmert_qa, args.load_lxmert) if p]
     if size == "small" and dataset.startswith("easy_vqa") and not args.bert:
         beside.append(SMALL_PRETRAINED.parent)
     for folder in beside:
-        if (folder / "vocab.txt").exists():
+        if has_vocabulary(folder):
             return folder
     folder = args.bert or HOME / "data" / "bert-base-uncased"
     packaged = packaged_bert_folder()
@@ -89,12 +102,16 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
         features: `width` and `detector` of the region features.
         data: folder with upstream's `lxmert/all_ans.json`.
     """
-    path = resolve_checkpoint(args.load) if args.load else None
+    path = finetuned_path(args.load) if args.load else None
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
     size = chosen_size(args, dataset, found)
     default_weights(args, size)
     tokenizer = find_tokenizer(args, dataset, size, say)
-    config = _config(args, size, len(tokenizer), len(answers), features["width"], found)
+    config = _config(args, size, found, vocab_size=len(tokenizer), num_answers=len(answers),
+                     visual_feat_dim=features["width"])
+    if (folder := weights_folder(args)) is not None:
+        say(f"{folder.path}: width {config.hidden_size}, {config.l_layers}-{config.x_layers}-"
+            f"{config.r_layers} layers; trained with the recipe of size {size}")
     saved = found.get("strategy_flags", {})
     strategy, k = find_strategy(args.strategy or saved.get("strategy", "standard"))
     if saved and find_strategy(saved["strategy"])[0] is not strategy:
@@ -106,7 +123,7 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
     policy = flags["policy"] if strategy.adaptive else None
     meta = {"backbone": "lxmert", "task": "vqa", "strategy": strategy.name, "policy": policy,
             "size": size, "config": config.to_dict(), "features": features,
-            "answers": {"count": len(answers), "sha256": text_digest("\n".join(answers))},
+            "answers": answer_digest(answers),
             "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())}}
     # Files of strategies that decide nothing hold exactly the standard names.
     adapted_file = path is not None and find_strategy(
@@ -114,10 +131,12 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
     if found:
         _check_settings(found, meta if adapted_file else
                         meta | {"strategy": found.get("strategy"), "policy": None}, path)
+    elif path is not None and path.is_dir():
+        _check_folder(read_hf_folder(path), meta, answers, say)
     model = VQAModel(config)
     model.bert.policy_layers = tuple(flags["policy_layers"])
     if path is not None and not adapted_file:
-        _load_finetuned(model, path)
+        load_finetuned(model, path)
     elif path is None:
         _load_pretrained(model, args, answers, data, meta, say)
     name = strategy.name if k is None else f"last_{k}"
@@ -125,19 +144,32 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
           trainable_layers=flags["trainable_layers"], frozen_layers=flags["frozen_layers"],
           initial_share=args.policy_init, options=adaptive_options(args))
     if adapted_file:
-        _load_finetuned(model, path)
+        load_finetuned(model, path)
     meta["strategy_flags"] = flags | {"strategy": name}
     return Built(model, tokenizer, strategy, policy, size, meta)
 
 
-def _config(args: argparse.Namespace, size: str, words: int, answers: int, width: int,
-            found: dict[str, Any]) -> LxmertConfig:
-    layers = {"l_layers": args.llayers, "x_layers": args.xlayers, "r_layers": args.rlayers}
-    saved = {k: v for k, v in found.get("config", {}).items() if k in layers}
-    layers = saved | {k: v for k, v in layers.items() if v is not None}
-    return size_config(size, vocab_size=words, num_answers=answers, visual_feat_dim=width,
-                       hidden_dropout_prob=args.dropout,
-                       attention_probs_dropout_prob=args.dropout, **layers)
+def _config(args: argparse.Namespace, size: str, found: dict[str, Any],
+            **data: int) -> LxmertConfig:
+    """The sizes that the weights bring, else those of the named size; layers as the flags say.
+
+    Args:
+        found: the meta of the checkpoint to load.
+        data: what vocabulary, answers and features decide.
+    """
+    flags = {"l_layers": args.llayers, "x_layers": args.xlayers, "r_layers": args.rlayers}
+    folder = weights_folder(args)
+    if folder is None:
+        brought = {k: v for k, v in found.get("config", {}).items() if k not in RATES}
+    else:
+        brought = folder.config.to_dict()
+        if args.size and SIZES[args.size].hidden_size != folder.config.hidden_size:
+            raise ConfigError(f"--size {args.size} has width {SIZES[args.size].hidden_size}, the "
+                              f"model in {folder.path} {folder.config.hidden_size}: leave --size "
+                              "out, the folder says how large its model is")
+    flags = {k: v for k, v in flags.items() if v is not None}
+    dropout = {} if args.dropout is None else dict.fromkeys(RATES, args.dropout)
+    return size_config(size, **(brought | data | flags | dropout))
 
 
 def _strategy_flags(args: argparse.Namespace, saved: dict[str, Any]) -> dict[str, Any]:
@@ -162,8 +194,25 @@ def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> 
     check_compatible(found, {key: meta[key] for key in keys}, path)
 
 
-def _load_finetuned(model: VQAModel, path: Path) -> None:
-    weights = strip_prefix(load_weights(path), anywhere=True)
+def _check_folder(folder: HFFolder, meta: dict[str, Any], answers: list[str], say: Say) -> None:
+    """The same for a finetuned model that `transformers` saved."""
+    folder.check_fits({key: meta[key] for key in ("features", "vocabulary")})
+    folder.check_answers(answers)
+    if folder.answers is None:
+        say(f"{folder.path} does not name its {len(answers)} answers: taken to be those of the "
+            "data set, in their order")
+
+
+def load_finetuned(model: VQAModel, path: Path) -> None:
+    """Load every weight of a finetuned model: ours, upstream's or a folder of `transformers`.
+
+    Raises:
+        CheckpointError: the file holds another kind of model, or does not fit.
+    """
+    if path.is_dir():
+        weights = read_hf_folder(path).finetuned_weights()
+    else:
+        weights = strip_prefix(load_weights(path), anywhere=True)
     if not any(name.startswith("logit_fc.") for name in weights):
         raise CheckpointError(f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "
                               "snapshot is loaded with --loadLXMERTQA")

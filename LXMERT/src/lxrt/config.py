@@ -73,3 +73,9 @@ def size_config(size: str, **changes: Any) -> LxmertConfig:
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; valid: {', '.join(SIZES)}")
     return replace(SIZES[size], **{k: v for k, v in changes.items() if v is not None})
+
+
+def nearest_size(config: LxmertConfig) -> str:
+    """The widest named size that is not wider than a model: whose recipe suits it best."""
+    fitting = [name for name in SIZES if SIZES[name].hidden_size <= config.hidden_size]
+    return max(fitting or ["small"], key=lambda name: SIZES[name].hidden_size)

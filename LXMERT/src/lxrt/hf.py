@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.adaptive import RoutedEncoder
 from common.errors import ConfigError
@@ -29,6 +30,13 @@ class RoutedHFEncoder(RoutedEncoder):
     def layers(self) -> list[Layer]:
         return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
 
+    def layers_removed(self) -> None:
+        counts = {"l_layers": len(self.layer), "x_layers": len(self.x_layers),
+                  "r_layers": len(self.r_layers)}
+        self.config.update(counts | {"num_hidden_layers": {
+            "language": counts["l_layers"], "cross_encoder": counts["x_layers"],
+            "vision": counts["r_layers"]}})
+
     def forward(self, lang_feats: Tensor, lang_attention_mask: Tensor | None, visual_feats: Tensor,
                 visual_pos: Tensor, visual_attention_mask: Tensor | None = None,
                 output_attentions: bool | None = None) -> tuple:
@@ -46,8 +54,11 @@ class RoutedHFEncoder(RoutedEncoder):
         lang, vision = len(self.layer), len(self.r_layers)
         lang_states = [s["lang"] for s in passed[:lang] + passed[lang + vision:]]
         vision_states = [s["vision"] for s in passed[lang:]]
-        if "vision" not in self.reads:  # the last state is not computed: no number may pass for it
+        # What is not read is not computed: no number may pass for it.
+        if "vision" not in self.reads:
             vision_states[-1] = torch.full_like(vision_states[-1], torch.nan)
+        unread = lang_feats.shape[1] - lang_states[-1].shape[1]
+        lang_states[-1] = F.pad(lang_states[-1], (0, 0, 0, unread), value=torch.nan)
         return (tuple(vision_states), None), (tuple(lang_states), None), None
 
 
@@ -58,5 +69,5 @@ def wrap(model: nn.Module) -> RoutedEncoder | None:
         return None
     owner.encoder = RoutedHFEncoder(owner.encoder)
     if type(model).__name__ == "LxmertForQuestionAnswering":  # reads the pooled language only
-        owner.encoder.set_reads(("lang",))
+        owner.encoder.set_reads(("lang",), first=("lang",))
     return owner.encoder

@@ -1,4 +1,7 @@
-"""Where LXMERT's weights come from: BERT folders, pretraining snapshots, finetuned snapshots."""
+"""Where LXMERT's weights come from: BERT folders, pretraining snapshots, finetuned snapshots.
+
+Each of the latter two may also be a folder that `transformers` saved (`lxrt.hf_folder`).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.checkpoint import check_compatible, load_meta
-from common.errors import CheckpointError, ConfigError, DataError
-from common.files import read_json
+from common.errors import CheckpointError, ConfigError
 from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
-from lxrt.answers import transfer_answer_head
+from lxrt.answers import read_answers, transfer_answer_head
 from lxrt.config import SMALL_PRETRAINED
+from lxrt.hf_folder import is_hf_folder, read_hf_folder
 from lxrt.modeling import LXRTModel, VQAModel
 
 WHERE = ("LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "
@@ -28,9 +31,13 @@ Say = Callable[[str], None]
 def pretrained_path(name: Path | str) -> Path:
     """The file of a pretraining snapshot: `P_LXRT.safetensors`, `P_LXRT.pth` or a full name.
 
+    Or the name itself, if it is a folder of `transformers`.
+
     Raises:
         CheckpointError: it does not exist; says where it comes from and names `--fromScratch`.
     """
+    if is_hf_folder(name):
+        return Path(name)
     try:
         return resolve_checkpoint(name, lxrt=True)
     except CheckpointError as error:
@@ -39,26 +46,41 @@ def pretrained_path(name: Path | str) -> Path:
         raise CheckpointError(f"{error}. {hint}") from None
 
 
+def finetuned_path(name: Path | str) -> Path:
+    """What `--load NAME` means: a file of ours or of upstream's, or a folder of `transformers`.
+
+    Raises:
+        CheckpointError: nothing is there; lists every path that was tried.
+    """
+    if is_hf_folder(name):
+        return Path(name)
+    try:
+        return resolve_checkpoint(name)
+    except CheckpointError as error:
+        hint = " It is a folder without a config.json, so transformers did not save it either."
+        raise CheckpointError(f"{error}.{hint if Path(name).is_dir() else ''}") from None
+
+
 def read_pretrained(path: Path) -> dict[str, Tensor]:
     """Weights of a pretraining snapshot, ours or upstream's, with or without `module.`."""
+    if path.is_dir():
+        return read_hf_folder(path).weights()
     return {name: tensor.float() for name, tensor in
             strip_prefix(load_weights(path), "module.").items()}
 
 
 def pretraining_answers(path: Path, data: Path) -> list[str]:
     """The answers of a snapshot's head: from its own metadata, else upstream's all_ans.json."""
+    if path.is_dir() and (answers := read_hf_folder(path).answers) is not None:
+        return list(answers)
     if path.suffix == ".safetensors":
         meta = load_meta(path)
         if "answers" in meta:
             return list(meta["answers"])
-    file = data / "lxmert" / "all_ans.json"
-    entries = read_json(file, hint=f"the 9,500 answers of LXMERT's pretraining are needed for the "
-                                   f"answer head of {path}; --loadLXMERT loads it without")
-    try:
-        return [entry["ans"] for entry in entries]
-    except (KeyError, TypeError):
-        raise DataError(f"{file}: not a list of entries with `ans`, as upstream's all_ans.json; "
-                        "fetch it again, or use --loadLXMERT") from None
+    return read_answers(
+        data / "lxmert" / "all_ans.json",
+        f"the 9,500 answers of LXMERT's pretraining are needed for the answer head of {path}; "
+        "--loadLXMERT loads it without", "use --loadLXMERT")
 
 
 def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict: bool,
@@ -94,7 +116,9 @@ def check_fits(path: Path, fits: Mapping[str, Any] | None) -> None:
     Upstream's files remember nothing: their features are those of its detector, their vocabulary
     is that of BERT-base-uncased.
     """
-    if fits is not None and path.suffix == ".safetensors":
+    if fits is not None and path.is_dir():
+        read_hf_folder(path).check_fits(fits)
+    elif fits is not None and path.suffix == ".safetensors":
         meta = load_meta(path)
         check_compatible(meta, {key: fits[key] for key in fits if key in meta}, path)
 
@@ -150,11 +174,11 @@ def _check_head(source: dict[str, Tensor], target: dict[str, Tensor], known: Seq
                               "pretrained with, or use --loadLXMERT")
 
 
-def load_bert(model: LXRTModel, folder: Path | str, say: Say = print) -> None:
-    """Start the language half from a BERT folder: embeddings, language layers, pooler.
+def bert_file(folder: Path | str) -> Path:
+    """The weights in a BERT folder.
 
-    Args:
-        folder: with model.safetensors or pytorch_model.bin of a BERT of the same width.
+    Raises:
+        ConfigError: there are none.
     """
     folder = Path(folder)
     files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
@@ -163,6 +187,18 @@ def load_bert(model: LXRTModel, folder: Path | str, say: Say = print) -> None:
         raise ConfigError(f"no BERT weights in {folder}: neither {files[0].name} nor "
                           f"{files[1].name}; give a BERT-base-uncased folder with --bert, or "
                           "start from random weights with --fromScratch")
+    return path
+
+
+def load_bert(model: LXRTModel, folder: Path | str, say: Say = print,
+              heads: nn.Module | None = None) -> None:
+    """Start the language half from a BERT folder: embeddings, language layers, pooler.
+
+    Args:
+        folder: with model.safetensors or pytorch_model.bin of a BERT of the same width.
+        heads: upstream's `cls` of a pretraining model, which BERT's own heads start.
+    """
+    path = bert_file(folder)
     weights = bert_names(load_weights(path))
     state = model.state_dict()
     wanted = [name for name in state if not name.startswith(
@@ -185,6 +221,14 @@ def load_bert(model: LXRTModel, folder: Path | str, say: Say = print) -> None:
     load_into(model, {name: weights[name] for name in wanted}, strict=False, what=str(path))
     say(f"{path}: {len(wanted)} tensors of the language half loaded; vision layers, cross layers "
         "and visual encoder start at random values")
+    if heads is not None:
+        # The decoder is the word embeddings, which are loaded above.
+        theirs = {name.removeprefix("cls."): x for name, x in weights.items()
+                  if name.startswith("cls.") and name != "cls.predictions.decoder.weight"}
+        known = {name: x for name, x in theirs.items() if name in heads.state_dict()}
+        if known:
+            load_into(heads, known, strict=False, what=str(path))
+        say(f"{path}: {len(known)} tensors of the heads of masked words and matching loaded")
 
 
 def bert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

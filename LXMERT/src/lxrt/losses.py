@@ -1,4 +1,4 @@
-"""Losses of LXMERT's tasks (formulas of the original system).
+"""Losses of LXMERT's pretraining (formulas of the original system), in float32 at least.
 
 Shape legend: B batch, T tokens, R regions, V vocabulary, A answers.
 """
@@ -16,46 +16,61 @@ VISUAL_LOSS_WEIGHT = 1 / 0.15
 LOSS_ORDER = ("Mask_LM", "Matched", "Obj", "Attr", "Feat", "QA")
 
 
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy over the places whose label is not -1; logits (…, V), labels (…).
 
     0 where no place is labelled (upstream: 0 / 0 = NaN for the whole step).
     """
     flat = labels.flatten()
-    loss = F.cross_entropy(logits.flatten(0, -2).float(), flat, ignore_index=IGNORED,
+    loss = F.cross_entropy(_precise(logits.flatten(0, -2)), flat, ignore_index=IGNORED,
                            reduction="sum")
     return loss / (flat != IGNORED).sum().clamp(min=1)
 
 
-def region_class_loss(logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
-    """Cross-entropy of all regions weighted by the detector's confidence, mean over B * R.
+def _mean_over_regions(each: Tensor, present: Tensor | None) -> Tensor:
+    """Mean of (B, R) numbers over the regions that are present, (B, R) of 1 / 0; None: all."""
+    if present is None:
+        return each.mean()
+    return (each * present).sum() / present.sum().clamp(min=1)
 
-    logits (B, R, classes), labels and confidence (B, R). Not restricted to masked regions.
+
+def region_class_loss(logits: Tensor, labels: Tensor, confidence: Tensor,
+                      present: Tensor | None = None) -> Tensor:
+    """Cross-entropy of all regions, masked or not, weighted by the detector's confidence.
+
+    logits (B, R, classes), labels and confidence (B, R), present (B, R) of 1 / 0. The mean is over
+    the number of regions (upstream always has 36), not over the sum of the confidences.
     """
-    each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
-    return (each * confidence.flatten()).mean() * VISUAL_LOSS_WEIGHT
+    each = F.cross_entropy(_precise(logits.flatten(0, 1)), labels.flatten(), reduction="none")
+    return _mean_over_regions(each.view_as(labels) * confidence, present) * VISUAL_LOSS_WEIGHT
 
 
-def region_feature_loss(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Smooth L1 of masked regions, mean over features, then over all B * R.
+def region_feature_loss(predicted: Tensor, target: Tensor, masked: Tensor,
+                        present: Tensor | None = None) -> Tensor:
+    """Smooth L1 of masked regions, mean over features, then over all regions.
 
-    predicted and target (B, R, F), masked (B, R) of 1 / 0.
+    predicted and target (B, R, F), masked and present (B, R) of 1 / 0.
     """
-    each = F.smooth_l1_loss(predicted.float(), target.float(), reduction="none").mean(-1)
-    return (each * masked).mean() * VISUAL_LOSS_WEIGHT
+    each = F.smooth_l1_loss(_precise(predicted), target, reduction="none").mean(-1)
+    return _mean_over_regions(each * masked, present) * VISUAL_LOSS_WEIGHT
 
 
 def pretraining_losses(outputs: Mapping[str, Tensor],
                        batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All losses for which the batch has labels, in the order of `LOSS_ORDER`.
+    """All losses that the batch has labels for, in the order of `LOSS_ORDER`.
 
     Args:
         outputs: of `PretrainingModel`.
         batch: any of word_labels (B, T), matched_label (B,), obj_labels and obj_conf (B, R),
             attr_labels and attr_conf (B, R), feat_target (B, R, F) with feat_mask (B, R),
-            answer_label (B,).
+            answer_label (B,); and region_present (B, R) of 1 / 0 where there is padding.
     """
     losses: dict[str, Tensor] = {}
+    present = batch.get("region_present")
     if "word_labels" in batch:
         losses["Mask_LM"] = labelled_cross_entropy(outputs["words"], batch["word_labels"])
     if "matched_label" in batch:
@@ -63,10 +78,10 @@ def pretraining_losses(outputs: Mapping[str, Tensor],
     for name, key in (("Obj", "obj"), ("Attr", "attr")):
         if f"{key}_labels" in batch and key in outputs:
             losses[name] = region_class_loss(outputs[key], batch[f"{key}_labels"],
-                                             batch[f"{key}_conf"])
+                                             batch[f"{key}_conf"], present)
     if "feat_target" in batch and "feat" in outputs:
         losses["Feat"] = region_feature_loss(outputs["feat"], batch["feat_target"],
-                                             batch["feat_mask"])
+                                             batch["feat_mask"], present)
     if "answer_label" in batch:
         losses["QA"] = labelled_cross_entropy(outputs["answers"], batch["answer_label"])
     if not losses:

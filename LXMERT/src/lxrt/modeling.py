@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.adapt import freeze_dead
 from common.adaptive import RoutedEncoder
+from common.heads import Pooler, WordPrediction
 from common.layers import (
     LAYER_NORM_EPS,
     Attention,
@@ -27,13 +27,17 @@ from common.layers import (
 from common.policy import PolicyInputs, set_initial_share
 from common.steps import DenseStep, HeadsStep, Layer, State, Step, bert_steps
 from lxrt.config import LxmertConfig
+from lxrt.heads import RegionPrediction
 
 MASKED = -10000.0
 
 
 @dataclass
 class LxmertOutput:
-    """lang (B, T, C), pooled (B, C), and vision (B, R, C) where it is read, else None."""
+    """lang (B, T, C), pooled (B, C), and vision (B, R, C) where it is read, else None.
+
+    lang is (B, 1, C) where the encoder was told that only its first position is read.
+    """
 
     lang: Tensor
     vision: Tensor | None
@@ -171,17 +175,9 @@ class LXRTEncoder(RoutedEncoder):
     def layers(self) -> list[Layer]:
         return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
 
-
-class Pooler(nn.Module):
-    """tanh(dense(first token))."""
-
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, lang: Tensor) -> Tensor:
-        """lang (B, T, C) -> (B, C)."""
-        return torch.tanh(self.dense(lang[:, 0]))
+    def layers_removed(self) -> None:
+        self.config = replace(self.config, l_layers=len(self.layer), x_layers=len(self.x_layers),
+                              r_layers=len(self.r_layers))
 
 
 class LXRTModel(nn.Module):
@@ -192,13 +188,16 @@ class LXRTModel(nn.Module):
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
-        self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = LXRTEncoder(config)
-        self.pooler = Pooler(config)
+        self.pooler = Pooler(config.hidden_size)
         self.encoder.published_policy = self._published_policy
         self.policy_layers = (2, 1, 1)
         init_bert_weights(self.modules())
+
+    @property
+    def config(self) -> LxmertConfig:
+        return self.encoder.config
 
     def forward(self, input_ids: Tensor, input_mask: Tensor, features: Tensor, boxes: Tensor,
                 segment_ids: Tensor | None = None,
@@ -257,7 +256,7 @@ class PublishedPolicy(nn.Module):
         self.bert = LXRTModel(config).to(next(backbone.parameters()).dtype)
         weights = backbone.state_dict()
         self.bert.load_state_dict({name: weights[name] for name in self.bert.state_dict()})
-        self.bert.encoder.set_reads(("lang",))
+        self.bert.encoder.set_reads(("lang",), first=("lang",))
         freeze_dead(self.bert.encoder.layers(), ("lang",))
         self.logit_fc = answer_head(config.hidden_size, 2 * decisions)
         set_initial_share(self.logit_fc[-1], initial_share)
@@ -281,88 +280,66 @@ class VQAModel(nn.Module):
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
-        self.config = config
         self.lxrt_encoder = _Holder(model=_Holder(bert=LXRTModel(config)))
         self.logit_fc = answer_head(config.hidden_size, config.num_answers)
-        self.bert.encoder.set_reads(("lang",))
+        self.bert.encoder.set_reads(("lang",), first=("lang",))
 
     @property
     def bert(self) -> LXRTModel:
         return self.lxrt_encoder.model.bert
+
+    @property
+    def config(self) -> LxmertConfig:
+        return self.bert.config
 
     def forward(self, **inputs: Tensor | None) -> Tensor:
         """Inputs of `LXRTModel.forward` (B, …) -> answer logits (B, A)."""
         return self.logit_fc(self.bert(**inputs).pooled)
 
 
-class HeadTransform(nn.Module):
-    """dense, GELU, LayerNorm in front of the pretraining decoders."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(channels, channels)
-        self.LayerNorm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return self.LayerNorm(F.gelu(self.dense(x)))
-
-
-class WordPrediction(nn.Module):
-    """Logits over the vocabulary; the decoder shares the word embeddings' weight."""
-
-    def __init__(self, words: nn.Embedding) -> None:
-        super().__init__()
-        self.transform = HeadTransform(words.embedding_dim)
-        self.decoder = nn.Linear(words.embedding_dim, words.num_embeddings, bias=False)
-        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
-        init_bert_weights(self.modules())
-        self.decoder.weight = words.weight
-
-    def forward(self, lang: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, V)."""
-        return self.decoder(self.transform(lang)) + self.bias
-
-
-class RegionPrediction(nn.Module):
-    """Object, attribute and feature predictions for every region."""
-
-    def __init__(self, config: LxmertConfig, losses: tuple[str, ...]) -> None:
-        super().__init__()
-        sizes = {"obj": config.obj_id_num, "attr": config.attr_id_num,
-                 "feat": config.visual_feat_dim}
-        self.transform = HeadTransform(config.hidden_size)
-        self.decoder_dict = nn.ModuleDict(
-            {name: nn.Linear(config.hidden_size, sizes[name]) for name in losses})
-        init_bert_weights(self.modules())
-
-    def forward(self, vision: Tensor) -> dict[str, Tensor]:
-        """(B, R, C) -> {loss name: (B, R, classes or feature width)}."""
-        x = self.transform(vision)
-        return {name: decoder(x) for name, decoder in self.decoder_dict.items()}
-
-
 class PretrainingModel(nn.Module):
-    """LXMERT with all pretraining heads: words, matching, regions, question answering."""
+    """LXMERT with its pretraining heads: words and matching, regions, question answering.
+
+    Attributes:
+        outputs: those that `forward` computes; see `lxrt.objectives.train_outputs`.
+    """
 
     def __init__(self, config: LxmertConfig,
-                 visual_losses: tuple[str, ...] = ("obj", "attr", "feat")) -> None:
+                 visual_losses: tuple[str, ...] = ("obj", "attr", "feat"),
+                 qa: bool = True) -> None:
+        """Build it with random weights; heads that are not wanted do not exist, as upstream."""
         super().__init__()
-        self.config = config
         self.bert = LXRTModel(config)
         self.cls = _Holder(predictions=WordPrediction(self.bert.embeddings.word_embeddings),
                            seq_relationship=nn.Linear(config.hidden_size, 2))
-        self.obj_predict_head = RegionPrediction(config, visual_losses)
-        self.answer_head = _Holder(logit_fc=answer_head(config.hidden_size, config.num_answers))
+        self.obj_predict_head = RegionPrediction(config, visual_losses) if visual_losses else None
+        self.answer_head = None
+        if qa:
+            self.answer_head = _Holder(logit_fc=answer_head(config.hidden_size,
+                                                            config.num_answers))
+        self.outputs = ("words", "matched", *(("answers",) if qa else ()), *visual_losses)
         init_bert_weights([self.cls.seq_relationship])
 
-    def forward(self, **inputs: Tensor | None) -> dict[str, Tensor]:
-        """Inputs of `LXRTModel.forward` (B, …) -> logits of every head.
+    @property
+    def config(self) -> LxmertConfig:
+        return self.bert.config
 
-        words (B, T, V), matched (B, 2), answers (B, A), and obj, attr, feat (B, R, ·).
+    def forward(self, word_places: Tensor | None = None,
+                **inputs: Tensor | None) -> dict[str, Tensor]:
+        """Inputs of `LXRTModel.forward` (B, …) -> logits of the heads, as far as in `outputs`.
+
+        words (B, T, V), matched (B, 2), answers (B, A), and obj, attr, feat (B, R, ·); with
+        word_places (B, T) bool the logits of the W words there only, (W, V).
         """
         out = self.bert(**inputs)
-        return {"words": self.cls.predictions(out.lang),
-                "matched": self.cls.seq_relationship(out.pooled),
-                "answers": self.answer_head.logit_fc(out.pooled),
-                **self.obj_predict_head(out.vision)}
+        found: dict[str, Tensor] = {}
+        if "words" in self.outputs:
+            found["words"] = self.cls.predictions(
+                out.lang if word_places is None else out.lang[word_places])
+        if "matched" in self.outputs:
+            found["matched"] = self.cls.seq_relationship(out.pooled)
+        if "answers" in self.outputs:
+            found["answers"] = self.answer_head.logit_fc(out.pooled)
+        if self.obj_predict_head is not None and out.vision is not None:
+            found |= self.obj_predict_head(out.vision, self.outputs)
+        return found

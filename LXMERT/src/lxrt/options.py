@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from common.dataset_table import DATASETS
 from common.finetune import Recipe
-from common.options import add_run_options, add_strategy_options
+from common.options import add_run_options, add_seeds_option, add_strategy_options
 from lxrt.config import SIZES
 
 BASE_PRETRAINED = Path("snap/pretrained/model")
@@ -41,9 +42,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                        help="BERT-base-uncased: vocab.txt, and weights for the language half "
                             "(default LXMERT/data/bert-base-uncased)")
     group.add_argument("--load", metavar="PATH",
-                       help="a finetuned model: our .safetensors or upstream's .pth")
+                       help="a finetuned model: our .safetensors, upstream's .pth, or a folder of "
+                            "transformers (LxmertForQuestionAnswering)")
     group.add_argument("--loadLXMERT", dest="load_lxmert", metavar="PREFIX",
-                       help="encoder of a pretraining snapshot PREFIX_LXRT.{safetensors,pth}")
+                       help="encoder of a pretraining snapshot PREFIX_LXRT.{safetensors,pth}, or "
+                            "of a folder of transformers, which brings its sizes and vocabulary")
     group.add_argument("--loadLXMERTQA", dest="load_lxmert_qa", metavar="PREFIX",
                        help="its encoder and answer head; `default` takes snap/pretrained/model "
                             "for base and the committed small model for small")
@@ -71,13 +74,21 @@ def vqa_parser() -> argparse.ArgumentParser:
         prog="python src/tasks/vqa.py", description="Finetune and test LXMERT on visual question "
         "answering, plainly or adaptively. Called by run/vqa_finetune.bash and run/vqa_test.bash.")
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", help="vqa, easy_vqa or easy_vqa_cp (default: vqa if its files "
-                                        "are there, easy_vqa if none of them is)")
-    data.add_argument("--data", type=Path, help="folder of VQA v2's files (default LXMERT/data)")
-    data.add_argument("--train", default="train,nominival", help="training splits")
-    data.add_argument("--valid", default="minival", help="the split that is reported")
-    data.add_argument("--test", help="only test: a name with `test` predicts that split, one with "
-                                     "`val` evaluates on minival")
+    rows = "; ".join(f"{name}: {kind.summary}" for name, kind in DATASETS.items())
+    data.add_argument("--dataset", help=f"{rows} (default: vqa or vqa_official if their files are "
+                                        "there, easy_vqa if none of them is)")
+    data.add_argument("--data", type=Path, help="folder of the files of vqa, vqa_official and "
+                                                "vqa_cp (default LXMERT/data)")
+    data.add_argument("--train", help="training splits (default: those of the data set, "
+                                      "train,nominival; for vqa_cp train)")
+    data.add_argument("--valid", help="the split that is reported, never used to choose the best "
+                                      "epoch (default: minival; for vqa_cp test)")
+    data.add_argument("--test", help="only test: a split with `test` or `val` in its name; other "
+                                     "names with `val` mean the split that is reported")
+    data.add_argument("--skip-bad", dest="skip_bad", action="store_true",
+                      help="where features have to be imported first: leave out records that "
+                           "cannot be read, with a report beside the store, and leave out the "
+                           "questions about their images")
     data.add_argument("--tiny", action="store_true", help="512 images of each split; the small "
                       f"model is then trained for {TINY_EPOCHS} epochs unless --epochs says more")
     data.add_argument("--fast", action="store_true", help="5,000 images of each split")
@@ -86,6 +97,7 @@ def vqa_parser() -> argparse.ArgumentParser:
                       help="processes that read batches (default 0: in this one)")
     add_model_options(parser)
     add_recipe_options(parser)
+    add_seeds_option(parser)
     add_strategy_options(parser)
     add_run_options(parser)
     parser.add_argument("--output", type=Path, default=Path("snap/test"), help="folder of the run")

@@ -3,236 +3,239 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.easy_captions import caption_examples
-from common.errors import AdaptiveError, ConfigError
-from common.files import text_digest
+from common.adapt import parameter_counts
+from common.checkpoint import load_checkpoint, load_meta, save_checkpoint
+from common.distributed import one_voice, start_world
+from common.errors import ConfigError
+from common.files import text_digest, write_bytes, write_json
 from common.optim import make_optimizer
-from common.options import add_run_options, check_options, command_line
+from common.options import check_options, command_line
+from common.processes import start_processes, wanted_processes
 from common.run_folder import SnapshotNames, check_unused
-from common.runtime import make_runtime, seed_everything, set_threads
-from common.text import Tokenizer, small_vocabulary
+from common.runtime import make_runtime, peak_memory, seed_everything, set_threads, versions
+from common.text import Tokenizer
 from common.tracking import Tracker
-from common.training import BatchOrder, EpochRecord, LoopOptions, Trainer, iterate
-from common.vqa_data import (
-    FAST_IMAGES,
-    TINY_IMAGES,
-    Dataset,
-    FeatureSources,
-    VQADataset,
-    load_split,
-    open_features,
-    resolve_dataset,
-    split_holdout,
-)
-from lxrt.config import SIZES, size_config
-from lxrt.loading import load_bert
+from common.training import BatchOrder, EpochRecord, LoopOptions, Trainer
+from lxrt.config import HOME, LxmertConfig, size_config
 from lxrt.modeling import PretrainingModel
-from lxrt.pretraining import Objectives, PretrainingTask
+from lxrt.objectives import Objectives, train_outputs
+from lxrt.pretraining import PretrainingTask
+from lxrt.pretraining_data import (
+    DataOptions,
+    PretrainingData,
+    load_pretraining_data,
+    region_classes,
+    resolve_pretraining,
+)
+from lxrt.pretraining_options import (
+    Recipe,
+    chosen_data,
+    chosen_objectives,
+    chosen_recipe,
+    pretrain_parser,
+)
+from lxrt.pretraining_weights import (
+    check_weight_flags,
+    earlier_snapshot,
+    load_start,
+    make_tokenizer,
+)
 
-NAMES = SnapshotNames(best="BEST_EVAL_LOSS_LXRT", last="LAST", epoch="Epoch{:02d}_LXRT", keep=2)
-# Batch size, learning rate, epochs and optimiser; base is upstream's recipe.
-RECIPES = {"base": (256, 1e-4, 20, "bert"), "small": (32, 7e-4, 10, "adamw")}
-
-
-def pretrain_parser() -> argparse.ArgumentParser:
-    """The parser of src/pretrain/lxmert_pretrain.py; flags as upstream."""
-    parser = argparse.ArgumentParser(prog="python src/pretrain/lxmert_pretrain.py",
-                                     description="Pretrain LXMERT.")
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="easy_vqa", help="easy_vqa (its split pretrain)")
-    data.add_argument("--train", default="pretrain", help="splits")
-    data.add_argument("--no-captions", action="store_true",
-                      help="pretrain on the questions only, not on captions made of their answers")
-    data.add_argument("--tiny", action="store_true", help="512 images")
-    data.add_argument("--fast", action="store_true", help="5,000 images")
-    data.add_argument("--numWorkers", dest="workers", type=int, default=0)
-    goals = parser.add_argument_group("objectives (all of them unless some are named)")
-    goals.add_argument("--taskMatched", dest="matched", action="store_true")
-    goals.add_argument("--taskMaskLM", dest="mask_lm", action="store_true")
-    goals.add_argument("--taskObjPredict", dest="obj_predict", action="store_true")
-    goals.add_argument("--taskQA", dest="qa", action="store_true")
-    goals.add_argument("--visualLosses", dest="visual_losses", default="obj,attr,feat")
-    goals.add_argument("--wordMaskRate", dest="word_mask_rate", type=float, default=0.15)
-    goals.add_argument("--objMaskRate", dest="obj_mask_rate", type=float, default=0.15)
-    model = parser.add_argument_group("model")
-    model.add_argument("--size", choices=tuple(SIZES), default="small")
-    model.add_argument("--hiddenSize", dest="hidden_size", type=int)
-    model.add_argument("--llayers", type=int)
-    model.add_argument("--xlayers", type=int)
-    model.add_argument("--rlayers", type=int)
-    model.add_argument("--bert", type=Path, metavar="FOLDER",
-                       help="start the language half from this BERT, with its vocabulary (default: "
-                            "random weights, and a vocabulary of the data's words)")
-    model.add_argument("--fromScratch", dest="from_scratch", action="store_true",
-                       help="random weights even with --bert, whose vocabulary is used")
-    recipe = parser.add_argument_group("optimisation (defaults: by size)")
-    recipe.add_argument("--batchSize", dest="batch_size", type=int)
-    recipe.add_argument("--lr", type=float)
-    recipe.add_argument("--epochs", type=int)
-    recipe.add_argument("--optim")
-    recipe.add_argument("--seed", type=int, default=9595)
-    add_run_options(parser)
-    parser.set_defaults(holdout=0.05)
-    for name in ("--tqdm", "--multiGPU"):  # upstream's flags that need nothing here
-        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path("snap/pretrain/lxmert"))
-    parser.add_argument("--export", type=Path, metavar="FOLDER",
-                        help="also write the best snapshot as FOLDER/model_LXRT.safetensors, in "
-                             "float16 and without the training state, with vocab.txt beside it")
-    return parser
+NAMES = SnapshotNames(best="BEST_EVAL_LOSS_LXRT", last="LAST", epoch="Epoch{:02d}_LXRT")
+SCRIPT = HOME / "src" / "pretrain" / "lxmert_pretrain.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = pretrain_parser().parse_args(arguments)
-    command = command_line("python src/pretrain/lxmert_pretrain.py",
-                           sys.argv[1:] if arguments is None else arguments)
-    try:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = command_line("python src/pretrain/lxmert_pretrain.py", words)
+
+    def run() -> int:
         check_options(args)
+        if args.keep_epochs < 1:
+            raise ConfigError(f"--keep-epochs {args.keep_epochs}: give a number of at least 1")
+        check_weight_flags(args)
+        if (processes := wanted_processes(args.gpus)) > 1:
+            return start_processes(processes, [str(SCRIPT), *words])
         pretrain(args, command)
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return one_voice(run)
 
 
 def pretrain(args: argparse.Namespace, command: str) -> None:
     """Pretrain and save snapshots under upstream's names."""
+    start = time.perf_counter()
+    objectives = chosen_objectives(args)
     if not args.resume:
         check_unused(args.output, args.overwrite, NAMES)
-    runtime = make_runtime(args.gpus, args.precision)
-    set_threads(args.threads, args.size == "small")
-    seed_everything(args.seed)
-    dataset = resolve_dataset(args.dataset)
-    if "pretrain" not in dataset.kind.splits:
-        raise ConfigError(f"data set {dataset.name} has no split for pretraining; use easy_vqa")
-    with Tracker(args.output, not args.no_tensorboard, args.wandb) as tracker:
+    world = start_world()
+    runtime = make_runtime(args.gpus, args.precision, world)
+    with world.main_first():
+        source = resolve_pretraining(args.dataset, args.data, args.train)
+    embedded = source.dataset is not None
+    earlier = earlier_snapshot(args)
+    size = args.size or earlier.get("size") or ("small" if embedded else "base")
+    from_bert = not embedded and size == "base"
+    check_weight_flags(args, from_bert)
+    set_threads(args.threads, size == "small", world.local_size)
+    with open_tracker(args, world.main) as tracker:
         tracker.log(command)
         tracker.log(runtime.describe())
-        images = TINY_IMAGES if args.tiny else FAST_IMAGES if args.fast else None
-        examples = load_split(dataset, args.train, images)
-        if not args.no_captions:
-            examples += caption_examples(examples)
-        features = open_features(dataset, args.train)
-        tokenizer = make_tokenizer(args, [e.question for e in examples])
-        model = build(args, dataset, features, tokenizer, tracker).to(runtime.device)
-        parts = [VQADataset(part, features, dataset.vocabulary())
-                 for part in split_holdout(examples, args.holdout)]
-        tracker.log(f"{len(parts[0])} sentences for training, {len(parts[1])} held out")
-        task = PretrainingTask(*parts, tokenizer, chosen_objectives(args), runtime, args.seed,
-                               progress=not args.quiet)
-        run(args, task, model, dataset, tracker, tokenizer)
+        options = chosen_data(args, source.name)
+        data = load_pretraining_data(source, options, tracker.log)
+        tracker.log(f"{source.name}: {len(data.train)} sentences for training, "
+                    f"{len(data.heldout)} for validation; {len(data.answers)} answers")
+        tokenizer = make_tokenizer(args, source.name,
+                                   [*data.train.texts(), *data.heldout.texts()]
+                                   if embedded else None, tracker.log)
+        seed_everything(args.seed)
+        config = model_config(args, size, data, tokenizer, earlier.get("config", {}),
+                              region_classes(source, data.features, objectives.regions))
+        model = PretrainingModel(config, objectives.regions, objectives.qa)
+        meta = settings(source.name, size, config, data, tokenizer, objectives)
+        load_start(model, args, from_bert,
+                   {key: meta[key] for key in ("features", "vocabulary")}, data.answers,
+                   tracker.log)
+        train_outputs(model, objectives.outputs)
+        seed_everything((args.seed + world.rank) % 2**32)  # dropout differs between processes
+        recipe = chosen_recipe(args, size)
+        task = PretrainingTask(data, tokenizer, objectives,
+                               {"obj": config.obj_id_num, "attr": config.attr_id_num}, runtime,
+                               args.seed, recipe.eval_batch_size, args.workers, not args.quiet)
+        trainer = make_trainer(args, task, model.to(runtime.device), recipe, meta, options,
+                               tracker)
+        run(args, trainer, tokenizer, command, start)
 
 
-def chosen_objectives(args: argparse.Namespace) -> Objectives:
-    """Those named on the command line, or all of them if none is."""
-    names = ("matched", "mask_lm", "obj_predict", "qa")
-    chosen = {name: getattr(args, name) for name in names}
-    if not any(chosen.values()):
-        chosen = dict.fromkeys(names, True)
-    losses = tuple(args.visual_losses.split(","))
-    unknown = set(losses) - {"obj", "attr", "feat"}
-    if unknown:
-        raise ConfigError(f"--visualLosses: unknown {', '.join(sorted(unknown))}; valid: obj, "
-                          "attr, feat")
-    return Objectives(**chosen, visual_losses=losses, word_mask_rate=args.word_mask_rate,
-                      obj_mask_rate=args.obj_mask_rate)
+def open_tracker(args: argparse.Namespace, enabled: bool) -> Tracker:
+    """Log and curves of the run; a resumed run goes on with those of before."""
+    last = args.output / f"{NAMES.last}.safetensors"
+    step = load_meta(last).get("step") if args.resume and last.exists() else None
+    return Tracker(args.output, not args.no_tensorboard, args.wandb,
+                   {k: str(v) for k, v in vars(args).items()}, step, enabled)
 
 
-def make_tokenizer(args: argparse.Namespace, sentences: list[str]) -> Tokenizer:
-    """BERT's vocabulary, or one made of the words of the data, kept in the output folder."""
-    if args.bert:
-        return Tokenizer(args.bert)
-    args.output.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(small_vocabulary(sentences)) + "\n"
-    (args.output / "vocab.txt").write_text(text, encoding="utf-8")
-    return Tokenizer(args.output)
-
-
-def build(args: argparse.Namespace, dataset: Dataset, features: FeatureSources,
-          tokenizer: Tokenizer, tracker: Tracker) -> PretrainingModel:
-    """The pretraining model; object and attribute classes are those that the data has."""
-    losses = chosen_objectives(args).visual_losses
-    wanted = losses if chosen_objectives(args).obj_predict else ()
-    classes = region_classes(features, wanted)
-    config = size_config(args.size, vocab_size=len(tokenizer),
-                         num_answers=len(dataset.vocabulary()), visual_feat_dim=features.width,
-                         hidden_size=args.hidden_size, l_layers=args.llayers,
-                         x_layers=args.xlayers, r_layers=args.rlayers, **classes)
+def model_config(args: argparse.Namespace, size: str, data: PretrainingData, tokenizer: Tokenizer,
+                 saved: Mapping[str, Any], classes: Mapping[str, int]) -> LxmertConfig:
+    """Sizes from the flags, else those of the snapshot to start from, else those of the size."""
+    wanted = {"l_layers": args.llayers, "x_layers": args.xlayers, "r_layers": args.rlayers,
+              "hidden_size": args.hidden_size}
+    wanted = {k: saved.get(k) if given is None else given for k, given in wanted.items()}
     if args.hidden_size:
-        config = size_config(args.size, **(config.to_dict() | {
-            "intermediate_size": 4 * args.hidden_size,
-            "num_attention_heads": max(1, args.hidden_size // 32)}))
-    model = PretrainingModel(config, losses)
-    if args.bert and not args.from_scratch:
-        load_bert(model.bert, args.bert, tracker.log)
-    return model
+        wanted |= {"intermediate_size": 4 * args.hidden_size,
+                   "num_attention_heads": max(1, args.hidden_size // 32)}
+    return size_config(size, vocab_size=len(tokenizer), num_answers=len(data.answers),
+                       visual_feat_dim=data.features.width, hidden_dropout_prob=args.dropout,
+                       attention_probs_dropout_prob=args.dropout, **wanted, **classes)
 
 
-def region_classes(features: FeatureSources, losses: Sequence[str]) -> dict[str, int]:
-    """Numbers of object and attribute classes: one more than the largest in the stores."""
-    classes = {"obj_id_num": 1, "attr_id_num": 1}
-    if not {"obj", "attr"} & set(losses):
-        return classes
-    for store in features.stores:
-        ids = store.ids()
-        for indices in iterate(len(ids), 512):
-            batch = store.read([ids[i] for i in indices])
-            for name, found in (("obj_id_num", batch.object_ids),
-                                ("attr_id_num", batch.attribute_ids)):
-                if name.split("_")[0] not in losses:
-                    continue
-                if found is None:
-                    raise ConfigError(f"{store.path} has no {name.split('_')[0]} classes; leave "
-                                      "the loss out of --visualLosses")
-                classes[name] = max(classes[name], int(found.max()) + 1)
-    return classes
-
-
-def run(args: argparse.Namespace, task: PretrainingTask, model: PretrainingModel,
-        dataset: Dataset, tracker: Tracker, tokenizer: Tokenizer) -> None:
-    """The training loop with the recipe of the size; then the export."""
-    batch_size, lr, epochs, optim = (
-        given if given is not None else default for given, default in
-        zip((args.batch_size, args.lr, args.epochs, args.optim), RECIPES[args.size], strict=True))
-    steps = BatchOrder(len(task), batch_size, args.seed).steps * epochs
-    optimizer = make_optimizer(optim, [p for p in model.parameters() if p.requires_grad], lr,
-                               steps, warmup=0.05, weight_decay=0.01)
-    meta = {"backbone": "lxmert", "task": "pretraining", "size": args.size,
-            "config": model.config.to_dict(), "answers": list(dataset.vocabulary().answers),
-            "features": task.train.features.described(),
+def settings(dataset: str, size: str, config: LxmertConfig, data: PretrainingData,
+             tokenizer: Tokenizer, objectives: Objectives) -> dict[str, Any]:
+    """What a snapshot remembers, for finetuning and for going on."""
+    answers = {"answers": list(data.answers)} if objectives.qa else {}
+    return {"backbone": "lxmert", "task": "pretraining", "dataset": dataset, "size": size,
+            "config": config.to_dict(), "features": data.features.described(), **answers,
             "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
-            "training": {"lr": lr, "batch_size": batch_size, "epochs": epochs, "optim": optim,
-                         "seed": args.seed, "train": args.train, "sentences": len(task),
-                         "objectives": asdict(task.objectives), "captions": not args.no_captions}}
-    options = LoopOptions(epochs, batch_size, seed=args.seed, clip=1.0, workers=args.workers,
-                          save_every=args.save_every, max_steps=args.max_steps,
-                          progress=not args.quiet)
-    trainer = Trainer(model, task, optimizer, None, task.runtime, options, args.output, tracker,
-                      meta, NAMES)
+            "objectives": asdict(objectives),
+            "sentences": {"train": len(data.train), "held out": len(data.heldout)}}
+
+
+def make_trainer(args: argparse.Namespace, task: PretrainingTask, model: PretrainingModel,
+                 recipe: Recipe, meta: Mapping[str, Any], options: DataOptions,
+                 tracker: Tracker) -> Trainer:
+    """The shared training loop with the recipe of the size."""
+    total = BatchOrder(len(task), recipe.batch_size, args.seed).steps * recipe.epochs
+    optimizer = make_optimizer(recipe.optim, [p for p in model.parameters() if p.requires_grad],
+                               recipe.lr, total, warmup=recipe.warmup,
+                               weight_decay=recipe.weight_decay)
+    data = {name: value for name, value in asdict(options).items() if name != "progress"}
+    training = {k: v for k, v in asdict(recipe).items() if k != "eval_batch_size"}
+    meta = {**meta, "data": data, "training": training | {"seed": args.seed}}
+    loop = LoopOptions(recipe.epochs, recipe.batch_size, seed=args.seed, clip=recipe.clip,
+                       accumulate=args.accumulate, workers=args.workers,
+                       save_every=args.save_every, max_steps=args.max_steps,
+                       progress=not args.quiet)
+    return Trainer(model, task, optimizer, None, task.runtime, loop, args.output, tracker, meta,
+                   replace(NAMES, keep=args.keep_epochs))
+
+
+def run(args: argparse.Namespace, trainer: Trainer, tokenizer: Tokenizer, command: str,
+        start: float) -> None:
+    """Train to the end; then write result.json and the export."""
+    tracker, main_process = trainer.tracker, trainer.world.main
     trainer.begin(args.resume, args.overwrite)
+    if main_process:
+        write_bytes(args.output / "vocab.txt", tokenizer.text().encode())
 
     def after_epoch(record: EpochRecord) -> None:
-        losses = ", ".join(f"{k} {v:.4f}" for k, v in record.values["heldout_losses"].items())
-        tracker.log(f"Epoch {record.values['epoch']}: train loss "
-                    f"{record.values['train_loss']:.4f}; held out: {losses}, QA accuracy "
-                    f"{record.values['heldout_qa_accuracy']:.2f}")
+        report_epoch(record.values, tracker, trainer.step)
 
     trainer.fit(after_epoch)
-    if args.export and trainer.epoch < epochs:
-        tracker.log(f"stopped after {trainer.step} of {trainer.total_steps} steps: nothing is "
-                    "exported")
-    elif args.export:
-        export(args.output / f"{NAMES.best}.safetensors", args.export, tokenizer, tracker)
+    if trainer.epoch < trainer.options.epochs:
+        what = "nothing is exported, " if args.export else ""
+        tracker.log(f"stopped after {trainer.step} of {trainer.total_steps} steps; {what}go on "
+                    "with --resume and without --max-steps")
+    elif main_process:
+        write_json(args.output / "result.json", result(args, trainer, command, start), indent=1)
+        if args.export:
+            export(args.output / f"{NAMES.best}.safetensors", args.export, tokenizer, tracker)
+
+
+def report_epoch(values: Mapping[str, Any], tracker: Tracker, step: int) -> None:
+    """Losses by part and answer accuracy of an epoch, on the screen, in log.log and as curves."""
+    def parts(losses: Mapping[str, float]) -> str:
+        return " ".join(f"{name}: {loss:.4f}" for name, loss in losses.items())
+
+    name = f"Epoch {values['epoch']}"
+    tracker.log(f"\n{name}: train loss {values['train_loss']:.4f}  "
+                f"{parts(values['train_losses'])}")
+    tracker.log(f"{name}: valid loss {-values['heldout_score']:.4f}  "
+                f"{parts(values['heldout_losses'])}")
+    accuracy = values.get("heldout_qa_accuracy", {})
+    if accuracy:
+        tracker.log(f"{name}: QA accuracy train {values['train_accuracy']:.2f}, valid "
+                    + ", ".join(f"{kind} {share:.2f}" for kind, share in accuracy.items()))
+    tracker.log(f"{name}: best valid loss {-values['best_score']:.4f}")
+    tracker.scalars({f"heldout/{part}": loss for part, loss in values["heldout_losses"].items()}
+                    | {f"heldout/QA accuracy {kind}": share for kind, share in accuracy.items()},
+                    step)
+
+
+def result(args: argparse.Namespace, trainer: Trainer, command: str,
+           start: float) -> dict[str, Any]:
+    """Everything that result.json holds; accuracies are of question answering, in percent."""
+    best = trainer.history[trainer.best_epoch]
+    meta, runtime, task = trainer.meta, trainer.runtime, trainer.task
+    valid = meta["data"]["valid"]
+    return {
+        "backbone": "lxmert", "task": "pretraining", "dataset": meta["dataset"],
+        "strategy": "standard", "policy": None, "size": meta["size"], "seed": args.seed,
+        "name": args.output.name, "command": command, "versions": versions(),
+        "device": str(runtime.device), "precision": runtime.precision,
+        "processes": runtime.world.size,
+        "accuracy": {"train": {}, "val": best.get("heldout_qa_accuracy", {})
+                     | {"count": len(task.heldout)}},
+        "losses": {"train": best["train_losses"], "val": best["heldout_losses"]},
+        "parameters": parameter_counts(trainer.model), "decisions": None,
+        "time": {"train_step_s": statistics.median(e["step_seconds"] for e in trainer.history),
+                 "total_s": time.perf_counter() - start},
+        "memory": trainer.peak_memory or peak_memory(), "recipe": meta["training"],
+        "selection": f"sum of the losses on {valid}" if valid else
+                     f"sum of the losses on {100 * args.holdout:g} % of the training images",
+        "best_epoch": trainer.best_epoch, "epochs": trainer.history}
 
 
 def export(snapshot: Path, folder: Path, tokenizer: Tokenizer, tracker: Tracker) -> None:
@@ -246,3 +249,4 @@ def export(snapshot: Path, folder: Path, tokenizer: Tokenizer, tracker: Tracker)
     save_checkpoint(path, {"model": weights}, meta)
     (folder / "vocab.txt").write_text(tokenizer.text(), encoding="utf-8")
     tracker.log(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+

@@ -1,98 +1,70 @@
 """LXMERT's pretraining: masked words, masked regions, matching, question answering.
 
-Shape legend: B batch, T tokens, R regions, F feature width.
+Shape legend: B batch, T tokens, R regions, F feature width, K answers of a sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from common.batch_order import iterate
+from common.errors import ConfigError, DataError
+from common.features import RegionBatch
 from common.runtime import Runtime
 from common.task import StepOutput, TaskBatch, Validation
 from common.text import Tokenizer
-from common.training import iterate
-from common.vqa_data import VQABatch, VQADataset
-from common.vqa_task import sample_key
 from lxrt.losses import IGNORED, pretraining_losses
+from lxrt.masking import (
+    ANSWER,
+    MATCHING,
+    PICKED_IMAGE,
+    PICKED_REGION,
+    Draws,
+    choose_regions,
+    draw_answer,
+    mask_words,
+)
+from lxrt.objectives import Objectives
+from lxrt.pretraining_data import PretrainingData
+from lxrt.sentences import Sentences
 
-MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
-
-
-@dataclass(frozen=True)
-class Objectives:
-    """Which objectives are trained, and how much is masked.
-
-    Attributes:
-        matched, mask_lm, obj_predict, qa: upstream's --taskMatched, --taskMaskLM,
-            --taskObjPredict, --taskQA.
-        visual_losses: any of obj, attr, feat.
-        word_mask_rate, obj_mask_rate: shares of words and of regions, 0..1.
-    """
-
-    matched: bool = True
-    mask_lm: bool = True
-    obj_predict: bool = True
-    qa: bool = True
-    visual_losses: tuple[str, ...] = ("obj", "attr", "feat")
-    word_mask_rate: float = 0.15
-    obj_mask_rate: float = 0.15
-
-
-def mask_words(ids: Tensor, mask: Tensor, rate: float, tokenizer: Tokenizer,
-               generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mask word pieces: 80 % [MASK], 10 % a random piece, 10 % kept.
-
-    Args:
-        ids, mask: (B, T); the first and the last token of a sentence are never masked.
-
-    Returns:
-        Masked ids (B, T), and labels (B, T): the original id where masked, else -1.
-    """
-    lengths = mask.sum(1, keepdim=True)
-    places = torch.arange(ids.shape[1])[None]
-    inner = (places > 0) & (places < lengths - 1)
-    chosen = inner & (torch.rand(ids.shape, generator=generator) < rate)
-    how = torch.rand(ids.shape, generator=generator)
-    random_ids = torch.randint(0, len(tokenizer), ids.shape, generator=generator)
-    masked = torch.where(chosen & (how < MASK_SHARE), tokenizer.mask_id, ids)
-    replaced = chosen & (how >= MASK_SHARE) & (how < MASK_SHARE + RANDOM_SHARE)
-    return (torch.where(replaced, random_ids, masked),
-            torch.where(chosen, ids, torch.full_like(ids, IGNORED)))
-
-
-def mask_regions(features: Tensor, present: Tensor, others: Tensor, rate: float,
-                 generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mask regions: 80 % zeros, 10 % a region of another image, 10 % kept.
-
-    Args:
-        features: (B, R, F). present: (B, R) bool. others: (N, F), regions to replace with.
-
-    Returns:
-        Masked features (B, R, F), and which were masked, (B, R) of 1 / 0.
-    """
-    chosen = present & (torch.rand(present.shape, generator=generator) < rate)
-    how = torch.rand(present.shape, generator=generator)
-    picked = others[torch.randint(0, len(others), present.shape, generator=generator)]
-    zeroed = chosen & (how < MASK_SHARE)
-    replaced = chosen & (how >= MASK_SHARE) & (how < MASK_SHARE + RANDOM_SHARE)
-    masked = torch.where(zeroed[..., None], torch.zeros_like(features), features)
-    return torch.where(replaced[..., None], picked, masked), chosen.to(features.dtype)
+VALIDATION = -1  # the epoch that keys what is drawn for validation, the same every time
+REGION_LOSSES = ("Obj", "Attr", "Feat")
 
 
 class PretrainingTask:
-    """Sentences with images; everything random is keyed by (seed, epoch, batch)."""
+    """Sentences with images; everything random is keyed by (seed, epoch, sentence)."""
 
-    def __init__(self, train: VQADataset, heldout: VQADataset, tokenizer: Tokenizer,
-                 objectives: Objectives, runtime: Runtime, seed: int, eval_batch_size: int = 256,
-                 progress: bool = True) -> None:
-        self.train, self.heldout, self.tokenizer = train, heldout, tokenizer
-        self.objectives, self.runtime, self.seed = objectives, runtime, seed
-        self.eval_batch_size, self.progress = eval_batch_size, progress
+    def __init__(self, data: PretrainingData, tokenizer: Tokenizer, objectives: Objectives,
+                 classes: Mapping[str, int], runtime: Runtime, seed: int,
+                 eval_batch_size: int = 256, workers: int = 0, progress: bool = True) -> None:
+        """Put data and objectives together.
+
+        Args:
+            classes: numbers of object and attribute classes that the model has (`obj`, `attr`).
+            seed: of everything that is drawn.
+            workers: processes that read batches for validation.
+
+        Raises:
+            ConfigError: an objective for which the data have nothing.
+        """
+        self.train, self.heldout, self.features = data.train, data.heldout, data.features
+        self.tokenizer, self.objectives, self.classes = tokenizer, objectives, dict(classes)
+        self.runtime, self.seed = runtime, seed
+        self.eval_batch_size, self.workers, self.progress = eval_batch_size, workers, progress
+        if objectives.qa and not len(self.train.labels):
+            raise ConfigError("no training sentence has a known answer: leave out --taskQA, or "
+                              "use data with questions")
+        for part, name in ((self.train, "training"), (self.heldout, "held-out")):
+            if objectives.matched and len(part.used_images()) < 2:
+                raise ConfigError(f"all {name} sentences are about one image, so none can be "
+                                  "replaced by one about another: use more images, or leave out "
+                                  "--taskMatched")
 
     def __len__(self) -> int:
         return len(self.train)
@@ -101,101 +73,188 @@ class PretrainingTask:
         """The training sentences at some places, masked and mismatched for this epoch."""
         return self.draw(self.train, indices, epoch)
 
-    def draw(self, data: VQADataset, indices: Sequence[int], epoch: int) -> TaskBatch:
-        """Mask and mismatch the examples at some places."""
-        generator = torch.Generator().manual_seed(
-            ((self.seed * 1_000_003 + epoch) * 1_000_003 + indices[0]) % 2**63)
-        batch = data.read(indices)
-        sentences, matched = self._sentences(data, batch, generator)
-        ids, mask = self.tokenizer.encode(sentences)
+    def draw(self, data: Sentences, indices: Sequence[int], epoch: int) -> TaskBatch:
+        """Mask and mismatch the sentences at some places."""
+        goals, draws = self.objectives, Draws(self.seed, epoch, indices)
+        regions = self.features.read([data.image_id(i) for i in indices])
+        rows, matched = self._rows(data, indices, draws)
+        ids, mask = self.tokenizer.encode([data.sentence(row) for row in rows])
+        inputs: dict[str, Tensor | None] = {
+            "input_mask": mask, "boxes": regions.normalised_boxes(), "features": regions.features,
+            "region_mask": None if bool(regions.mask.all()) else regions.mask.long()}
         labels: dict[str, Tensor] = {}
-        goals = self.objectives
+        weights: dict[str, float] = {}
         if goals.matched:
             labels["matched_label"] = matched
         if goals.mask_lm:
-            ids, labels["word_labels"] = mask_words(ids, mask, goals.word_mask_rate,
-                                                    self.tokenizer, generator)
-        features = batch.features
-        if goals.obj_predict:
-            others = data.read(torch.randint(0, len(data), (len(indices),),
-                                             generator=generator).tolist())
-            pool = others.features[others.region_mask]
-            features, masked = mask_regions(features, batch.region_mask, pool,
-                                            goals.obj_mask_rate, generator)
-            labels |= self._region_labels(batch, masked)
+            ids, words = mask_words(ids, mask, goals.word_mask_rate, self.tokenizer, draws)
+            # Only the masked places get logits: the vocabulary is large.
+            inputs["word_places"] = words != IGNORED
+            labels["word_labels"] = words
+            weights["Mask_LM"] = float(inputs["word_places"].sum())
+        if goals.regions:
+            inputs["features"], masked = self._masked(regions, draws)
+            labels |= self._region_labels(regions, masked)
+            count = float(regions.mask.sum())
+            weights |= {name: count for name in REGION_LOSSES if name in goals.losses}
         if goals.qa:
-            target = batch.target
-            if target is None:
-                target = torch.zeros(len(batch), len(data.vocabulary))
-            labels["answer_label"] = answer_labels(target, matched, generator)
-        regions = None if bool(batch.region_mask.all()) else batch.region_mask.long()
-        inputs = {"input_ids": ids, "input_mask": mask, "features": features,
-                  "boxes": batch.boxes, "region_mask": regions}
-        return TaskBatch([sample_key(q) for q in batch.question_ids], inputs, labels)
+            labels |= self._answers(data, indices, matched, draws)
+            weights["QA"] = float((labels["answer_label"] != IGNORED).sum())
+        inputs["input_ids"] = ids
+        return TaskBatch(list(indices), inputs, labels, weights=weights)
 
-    def _sentences(self, data: VQADataset, batch: VQABatch,
-                   generator: torch.Generator) -> tuple[list[str], Tensor]:
-        """Half of the sentences replaced by one about another image; labels (B,), 1 = matched."""
-        matched = torch.ones(len(batch), dtype=torch.int64)
-        sentences = list(batch.questions)
+    def _rows(self, data: Sentences, indices: Sequence[int],
+              draws: Draws) -> tuple[list[int], Tensor]:
+        """Half of the sentences replaced by ones about other images; labels (B,), 1 = matched."""
+        matched = torch.ones(len(indices), dtype=torch.int64)
         if not self.objectives.matched:
-            return sentences, matched
-        for place in (torch.rand(len(batch), generator=generator) < 0.5).nonzero().flatten():
-            other = data.examples[int(torch.randint(0, len(data), (1,), generator=generator))]
-            if other.image_id != batch.image_ids[place]:
-                sentences[place] = other.question
-                matched[place] = 0
-        return sentences, matched
+            return list(indices), matched
+        numbers = draws.fine(MATCHING, 2)
+        matched[numbers[:, 0] < 0.5] = 0
+        others = data.of_other_images(indices, numbers[:, 1])
+        return [row if own else other for row, other, own in
+                zip(indices, others, matched.tolist(), strict=True)], matched
 
-    def _region_labels(self, batch: VQABatch, masked: Tensor) -> dict[str, Tensor]:
-        wanted = self.objectives.visual_losses
+    def _masked(self, regions: RegionBatch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Features (B, R, F) with some regions masked, and which were masked, (B, R) of 1 / 0."""
+        chosen, blanked, replaced = choose_regions(regions.mask, self.objectives.obj_mask_rate,
+                                                   draws)
+        features = torch.where(blanked[..., None], 0.0, regions.features)
+        if bool(replaced.any()):
+            features[replaced] = self._random_regions(replaced, draws)
+        return features, chosen.to(features.dtype)
+
+    def _random_regions(self, places: Tensor, draws: Draws) -> Tensor:
+        """A random region of a random training image for each of N places in (B, R): (N, F)."""
+        width = places.shape[1]
+        rows = (draws.fine(PICKED_IMAGE, width)[places] * len(self.train)).long().tolist()
+        images = [self.train.image_id(row) for row in rows]
+        place = {image: number for number, image in enumerate(dict.fromkeys(images))}
+        found = self.features.read(list(place))
+        where = torch.tensor([place[image] for image in images])
+        counts = found.mask.sum(1)[where]
+        which = (draws.uniform(PICKED_REGION, width)[places].double() * counts).long()
+        return found.features[where, which]
+
+    def _region_labels(self, regions: RegionBatch, masked: Tensor) -> dict[str, Tensor]:
+        wanted = self.objectives.regions
         labels: dict[str, Tensor] = {}
-        if "obj" in wanted:
-            labels |= {"obj_labels": batch.object_ids, "obj_conf": batch.object_conf}
-        if "attr" in wanted:
-            labels |= {"attr_labels": batch.attribute_ids, "attr_conf": batch.attribute_conf}
+        for name, ids, confidence in (
+                ("obj", regions.object_ids, regions.object_conf),
+                ("attr", regions.attribute_ids, regions.attribute_conf)):
+            if name in wanted:
+                self._check_classes(name, ids, regions.image_ids)
+                labels |= {f"{name}_labels": ids, f"{name}_conf": confidence}
         if "feat" in wanted:
-            labels |= {"feat_target": batch.features, "feat_mask": masked}
+            labels |= {"feat_target": regions.features, "feat_mask": masked}
+        if not bool(regions.mask.all()):
+            labels["region_present"] = regions.mask.to(masked.dtype)
         return labels
 
+    def _check_classes(self, name: str, ids: Tensor, image_ids: Sequence[str]) -> None:
+        wrong = ((ids < 0) | (ids >= self.classes[name])).any(1)
+        if bool(wrong.any()):
+            image = int(wrong.nonzero()[0])
+            raise DataError(f"image {image_ids[image]!r}: {name} classes {ids[image].tolist()} "
+                            f"are not all in 0..{self.classes[name] - 1}, which the model has: "
+                            "the features are of another detector; leave "
+                            f"{name} out of --visualLosses, or use the detector's own features")
+
+    def _answers(self, data: Sentences, indices: Sequence[int], matched: Tensor,
+                 draws: Draws) -> dict[str, Tensor]:
+        """An answer to learn (B,), all answers and their scores (B, K), what is a question (B,)."""
+        found = [data.answers(i) for i in indices]
+        numbers = draws.uniform(ANSWER, 1)[:, 0].tolist()
+        drawn = torch.tensor([draw_answer(labels, scores, number) for (labels, scores), number
+                              in zip(found, numbers, strict=True)])
+        most = max(1, *(len(labels) for labels, _ in found))
+        known = torch.full((len(indices), most), IGNORED)
+        scores = torch.zeros(len(indices), most)
+        for row, (labels, soft) in enumerate(found):
+            known[row, :len(labels)] = torch.from_numpy(labels.copy())
+            scores[row, :len(labels)] = torch.from_numpy(soft.copy())
+        asked = torch.from_numpy(data.questions[list(indices)]) & (matched == 1)
+        return {"answer_label": torch.where(asked, drawn, torch.full_like(drawn, IGNORED)),
+                "answers": known, "answer_scores": scores, "asked": asked}
+
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
-        """All losses; the score is the number of right answers among the labelled ones."""
-        outputs = model(**batch.inputs)
-        losses = pretraining_losses(outputs, batch.labels)
-        right, count = 0.0, len(batch.samples)
-        if "answer_label" in batch.labels:
-            labelled = batch.labels["answer_label"] != IGNORED
-            guesses = outputs["answers"].detach().argmax(1)
-            right = float((guesses == batch.labels["answer_label"])[labelled].sum())
-            count = int(labelled.sum())
-        return StepOutput(losses, right, count)
+        """All losses; the score is the soft score of the likeliest answers to the questions."""
+        losses, scores = self._run(model, batch)
+        if scores is None:
+            return StepOutput(losses, 0.0, 0)
+        return StepOutput(losses, float(scores.sum()), int(batch.labels["asked"].sum()))
+
+    def _run(self, model: nn.Module, batch: TaskBatch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Losses, and (B,) the soft scores of the likeliest answers (0 where nothing is asked)."""
+        outputs, labels = model(**batch.inputs), batch.labels
+        if "word_labels" in labels:
+            labels = labels | {"word_labels": labels["word_labels"][batch.inputs["word_places"]]}
+        losses = pretraining_losses(outputs, labels)
+        if "answers" not in outputs:
+            return losses, None
+        guesses = outputs["answers"].detach().argmax(1, keepdim=True)
+        right = (labels["answers"] == guesses) * labels["answer_scores"]
+        return losses, right.sum(1) * labels["asked"]
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Validation:
-        """Mean losses over the held-out part; the score is minus their sum."""
+        """Mean losses over the held-out part; the score is minus their sum.
+
+        A loss is the mean over all held-out words, regions or sentences that it is about, however
+        they fall into batches. Every process takes a part of the batches.
+        """
         model.eval()
-        sums: dict[str, float] = {}
-        right = labelled = 0.0
-        for indices in tqdm(list(iterate(len(self.heldout), self.eval_batch_size)), leave=False,
-                            desc="held out", disable=not self.progress):
-            batch = self.draw(self.heldout, indices, 0).to(self.runtime.device)
-            with self.runtime.autocast():
-                found = self.step(model, batch)
-            for name, loss in found.losses.items():
-                sums[name] = sums.get(name, 0.0) + float(loss) * len(indices)
-            right, labelled = right + found.score_sum, labelled + found.count
-        losses = {name: value / len(self.heldout) for name, value in sums.items()}
-        details = {"heldout_losses": losses,
-                   "heldout_qa_accuracy": 100 * right / max(1.0, labelled)}
+        world, data = self.runtime.world, self.heldout
+        names = [*self.objectives.losses, *(f"asked {kind}" for kind in data.categories)]
+        sums = dict.fromkeys([f"{name} {part}" for name in names for part in ("sum", "count")], 0.0)
+        batches = world.share(list(iterate(len(data), self.eval_batch_size)))
+        loader = DataLoader(_Drawn(self, data), sampler=batches, batch_size=None,
+                            num_workers=self.workers, generator=torch.Generator())
+        for batch in tqdm(loader, desc="held out", leave=False, dynamic_ncols=True,
+                          disable=not (self.progress and world.main)):
+            self._add(sums, model, batch.to(self.runtime.device))
+        return self._finish(world.sum(sums))
+
+    def _add(self, sums: dict[str, float], model: nn.Module, batch: TaskBatch) -> None:
+        """Add the numerators and denominators of a batch's means."""
+        with self.runtime.autocast():
+            losses, scores = self._run(model, batch)
+        for name, loss in losses.items():
+            count = batch.weights.get(name, float(len(batch.samples)))
+            sums[f"{name} sum"] += float(loss) * count
+            sums[f"{name} count"] += count
+        if scores is None:
+            return
+        kinds = self.heldout.kinds[batch.samples]
+        for row, (score, asked) in enumerate(zip(scores.tolist(), batch.labels["asked"].tolist(),
+                                                 strict=True)):
+            if asked:
+                kind = self.heldout.categories[kinds[row]]
+                sums[f"asked {kind} sum"] += score
+                sums[f"asked {kind} count"] += 1
+
+    def _finish(self, sums: Mapping[str, float]) -> Validation:
+        """The means, from sums over all processes."""
+        def mean(names: Sequence[str]) -> float | None:
+            count = sum(sums[f"{name} count"] for name in names)
+            return sum(sums[f"{name} sum"] for name in names) / count if count else None
+
+        losses = {name: mean([name]) or 0.0 for name in self.objectives.losses}
+        details: dict[str, object] = {"heldout_losses": losses}
+        if self.objectives.qa:
+            kinds = [f"asked {kind}" for kind in self.heldout.categories]
+            shares = {"overall": mean(kinds)} | {
+                kind.removeprefix("asked "): mean([kind]) for kind in sorted(kinds)}
+            details["heldout_qa_accuracy"] = {
+                name: 100 * share for name, share in shares.items() if share is not None}
         return Validation(-sum(losses.values()), details)
 
 
-def answer_labels(target: Tensor, matched: Tensor, generator: torch.Generator) -> Tensor:
-    """One answer per sentence, drawn from its normalised soft scores (B, A); (B,).
+class _Drawn(Dataset):
+    """A data set whose items are whole batches for validation."""
 
-    -1 where the sentence has no answer or does not belong to the image.
-    """
-    has = (target.sum(1) > 0) & (matched == 1)
-    scores = torch.where(has[:, None], target, torch.ones_like(target))
-    drawn = torch.multinomial(scores, 1, generator=generator).squeeze(1)
-    return torch.where(has, drawn, torch.full_like(drawn, IGNORED))
+    def __init__(self, task: PretrainingTask, data: Sentences) -> None:
+        self.task, self.data = task, data
+
+    def __getitem__(self, indices: list[int]) -> TaskBatch:
+        return self.task.draw(self.data, indices, VALIDATION)

@@ -10,12 +10,16 @@ from typing import Any
 
 from common.annotations import Example
 from common.checkpoint import load_meta
-from common.errors import AdaptiveError, ConfigError
+from common.distributed import one_voice, start_world
+from common.errors import ConfigError
 from common.files import write_bytes
 from common.finetune import Run, finetune
+from common.opened_run import save_answers
 from common.options import check_options, command_line
+from common.processes import start_processes, wanted_processes
 from common.run_folder import check_unused
 from common.runtime import Runtime, make_runtime, seed_everything, set_threads
+from common.seeds import run_seeds
 from common.tracking import Tracker
 from common.vqa_data import (
     FAST_IMAGES,
@@ -23,6 +27,7 @@ from common.vqa_data import (
     Dataset,
     FeatureSources,
     VQADataset,
+    check_disjoint,
     load_split,
     open_features,
     resolve_dataset,
@@ -30,49 +35,60 @@ from common.vqa_data import (
 )
 from common.vqa_metric import write_predictions
 from common.vqa_task import VQATask
-from lxrt.building import Built, build_vqa, chosen_size
+from lxrt.building import Built, build_vqa, chosen_size, weights_folder
 from lxrt.config import HOME
 from lxrt.options import chosen_recipe, parse, vqa_parser
 from lxrt.vqa_inputs import LxmertInputs
+
+SCRIPT = HOME / "src" / "tasks" / "vqa.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = parse(vqa_parser(), arguments)
-    command = command_line("python src/tasks/vqa.py",
-                           sys.argv[1:] if arguments is None else arguments)
-    try:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = command_line("python src/tasks/vqa.py", words)
+
+    def run() -> int:
         check_options(args)
+        if args.seeds > 1:
+            return run_seeds(args, words, SCRIPT)
+        if (processes := wanted_processes(args.gpus)) > 1:
+            return start_processes(processes, [str(SCRIPT), *words])
         if args.test:
             test(args)
         else:
             train(args, command)
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return one_voice(run)
 
 
 def train(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Finetune; returns the content of result.json."""
     if not args.resume:
         check_unused(args.output, args.overwrite)
-    runtime = make_runtime(args.gpus, args.precision)
+    world = start_world()
+    runtime = make_runtime(args.gpus, args.precision, world)
     seed_everything(args.seed)
-    dataset = resolve_dataset(args.dataset, data_root=args.data)
-    set_threads(args.threads, chosen_size(args, dataset.name, {}) == "small")
+    with world.main_first():
+        dataset = resolve_dataset(args.dataset, data_root=args.data)
+    args.train, args.valid = dataset.choose_splits(args.train, args.valid)
+    set_threads(args.threads, chosen_size(args, dataset.name, {}) == "small", world.local_size)
     resume_step = None
     if args.resume and (args.output / "LAST.safetensors").exists():
         resume_step = load_meta(args.output / "LAST.safetensors").get("step")
     config = {k: str(v) for k, v in vars(args).items()}
-    with Tracker(args.output, not args.no_tensorboard, args.wandb, config, resume_step) as tracker:
+    with Tracker(args.output, not args.no_tensorboard, args.wandb, config, resume_step,
+                 world.main) as tracker:
         tracker.log(command)
         tracker.log(runtime.describe())
-        if len(runtime.devices) > 1:
-            tracker.log(f"{len(runtime.devices)} GPUs given: training runs on the first one only")
-        features = open_features(dataset, f"{args.train},{args.valid}")
+        with world.main_first():  # which imports features, and makes the list of answers
+            dataset.vocabulary()
+            features = open_features(dataset, f"{args.train},{args.valid}",
+                                     skip_bad=args.skip_bad, progress=not args.quiet)
         built = build(args, dataset, features, tracker)
-        seed_everything(args.seed)
+        seed_everything((args.seed + world.rank) % 2**32)  # dropout differs between processes
         run = make_run(args, dataset, features, built, runtime, tracker, command)
         return finetune(run)
 
@@ -83,7 +99,7 @@ def build(args: argparse.Namespace, dataset: Dataset, features: FeatureSources,
     answers = list(dataset.vocabulary().answers)
     built = build_vqa(args, dataset.name, answers, features.described(),
                       args.data or HOME / "data", tracker.log)
-    if args.size is None and not args.load:
+    if args.size is None and not args.load and weights_folder(args) is None:
         tracker.log(f"model size {built.size} (default for {dataset.name}; choose with --size)")
     return built
 
@@ -98,6 +114,7 @@ def make_run(args: argparse.Namespace, dataset: Dataset, features: FeatureSource
         if any(example.answers is None for example in examples):
             raise ConfigError(f"split {splits} of {dataset.name} has questions without answers: it "
                               "can be predicted (--test), not trained or validated on")
+    check_disjoint(train_examples + heldout, val_examples)
     vocabulary = dataset.vocabulary()
     datasets = [VQADataset(examples, features, vocabulary)
                 for examples in (train_examples, heldout, val_examples)]
@@ -111,6 +128,7 @@ def make_run(args: argparse.Namespace, dataset: Dataset, features: FeatureSource
                 "seed": args.seed, "name": args.version or args.output.name}
     def keep_vocabulary() -> None:
         write_bytes(args.output / "vocab.txt", built.tokenizer.text().encode())
+        save_answers(args.output, vocabulary.answers)
 
     return Run(built.model, task, datasets[2], built.strategy, recipe, args, args.output, runtime,
                tracker, identity, built.meta, command, keep_vocabulary)
@@ -135,18 +153,22 @@ def training_examples(args: argparse.Namespace,
 
 
 def test(args: argparse.Namespace) -> None:
-    """Evaluate on minival (names with `val`) or write predictions (names with `test`)."""
+    """Write the predictions of a split and, where its answers are public, say the accuracy."""
     if not args.load:
         raise ConfigError("--test needs the finetuned model: --load snap/vqa/NAME/BEST")
     if "test" not in args.test and "val" not in args.test:
         raise ConfigError(f"--test {args.test!r}: use a split with `test` or `val` in its name")
-    runtime = make_runtime(args.gpus, args.precision)
+    world = start_world()
+    runtime = make_runtime(args.gpus, args.precision, world)
     seed_everything(args.seed)
-    dataset = resolve_dataset(args.dataset, data_root=args.data)
-    set_threads(args.threads, chosen_size(args, dataset.name, {}) == "small")
-    split = args.test if "test" in args.test else "minival"
-    with Tracker(args.output, tensorboard=False) as tracker:
-        features = open_features(dataset, split)
+    with world.main_first():
+        dataset = resolve_dataset(args.dataset, data_root=args.data)
+    set_threads(args.threads, chosen_size(args, dataset.name, {}) == "small", world.local_size)
+    split = dataset.split_to_test(args.test)
+    with Tracker(args.output, tensorboard=False, enabled=world.main) as tracker:
+        with world.main_first():
+            features = open_features(dataset, split, skip_bad=args.skip_bad,
+                                     progress=not args.quiet)
         built = build(args, dataset, features, tracker)
         data = VQADataset(load_split(dataset, split), features, dataset.vocabulary())
         built.model.to(runtime.device)
@@ -155,7 +177,8 @@ def test(args: argparse.Namespace) -> None:
                        args.seed, progress=not args.quiet)
         found = task.evaluate(built.model, data, split)
         path = args.output / f"{split}_predict.json"
-        write_predictions(path, found.predictions)
+        if world.main:
+            write_predictions(path, found.predictions)
         tracker.log(f"{len(found.predictions)} predictions in {path}")
         if found.scores is not None:
             scores = ", ".join(f"{kind} {value:.2f}" for kind, value in found.scores.items()

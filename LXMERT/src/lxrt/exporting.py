@@ -1,0 +1,82 @@
+"""What `common.export` needs to know of LXMERT: training questions, snapshots, `transformers`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.backbones import Exporting
+from common.checkpoint import check_compatible
+from common.errors import DataError
+from common.opened_run import OpenedRun
+from common.vqa_data import VQADataset, open_features, resolve_dataset
+from common.weights import load_into
+from lxrt.config import HOME, LxmertConfig
+from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
+from lxrt.loading import read_pretrained
+from lxrt.modeling import PretrainingModel
+
+
+def training_questions(run: OpenedRun, data_root: Path | None = None) -> VQADataset:
+    """The questions that a run was finetuned on, found again from its command.
+
+    Args:
+        run: finished.
+        data_root: folder of VQA v2's files; default: the one in the command.
+
+    Raises:
+        DataError: the run has no result yet, or these are not the questions that it was
+            finetuned on.
+    """
+    from common.finetune import question_digest  # with its plots, which are slow to import
+    from lxrt.vqa import training_examples
+    args = _command(run)
+    dataset = resolve_dataset(run.dataset, data_root=data_root or _from_home(args.data))
+    args.train, args.valid = dataset.choose_splits(args.train, args.valid)
+    features = open_features(dataset, args.train, skip_bad=args.skip_bad)
+    check_compatible(run.meta, {"features": features.described()}, run.checkpoint)
+    data = VQADataset(training_examples(args, dataset)[0], features, dataset.vocabulary())
+    expected, found = run.meta["training"]["questions"], question_digest(data)
+    if found != expected:
+        raise DataError(f"{dataset.folder}: {found['count']} training questions were found, which "
+                        f"are not the {expected['count']} that {run.folder} was finetuned on; give "
+                        "the folder of the data that it was finetuned on with --data")
+    return data
+
+
+def _command(run: OpenedRun) -> argparse.Namespace:
+    from lxrt.options import parse, vqa_parser
+    if run.result is None:
+        raise DataError(f"{run.folder} has no result.json, so its training questions are not "
+                        "known: finish the run (the same command with --resume)")
+    try:
+        return parse(vqa_parser(), shlex.split(run.result["command"])[2:])
+    except SystemExit:
+        raise DataError(f"{run.folder / 'result.json'}: its command is not understood by this "
+                        f"version: {run.result['command']}") from None
+
+
+def _from_home(path: Path | None) -> Path | None:
+    """The run scripts work in LXMERT/, so that is where a relative path starts."""
+    return path if path is None or path.is_absolute() or path.exists() else HOME / path
+
+
+def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
+    """The pretraining model of a snapshot of ours, in float32, with those heads that it has."""
+    weights = read_pretrained(path)
+    losses = tuple(name for name in VISUAL_LOSSES
+                   if f"obj_predict_head.decoder_dict.{name}.weight" in weights)
+    model = PretrainingModel(LxmertConfig.from_dict(meta["config"]), losses)
+    load_into(model, weights, what=str(path))
+    return model.eval()
+
+
+EXPORTING = Exporting(
+    training_questions=training_questions, open_snapshot=open_snapshot,
+    save_transformers=save_hf_folder,
+    usage="bash run/vqa_test.bash cpu NAME --load {model} --test minival --dataset {dataset}  "
+          "(in LXMERT/)")

@@ -1,0 +1,137 @@
+"""What pretraining starts from: random weights, a BERT, or an earlier pretraining snapshot."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import load_meta
+from common.errors import CheckpointError, ConfigError
+from common.files import write_bytes
+from common.text import Tokenizer, has_vocabulary, small_vocabulary
+from common.weights import load_into
+from lxrt.building import find_vocabulary
+from lxrt.config import HOME
+from lxrt.hf_folder import is_hf_folder
+from lxrt.loading import Say, bert_file, check_fits, load_bert, pretrained_path, read_pretrained
+from lxrt.modeling import PretrainingModel
+
+BERT = HOME / "data" / "bert-base-uncased"
+
+
+def check_weight_flags(args: argparse.Namespace, from_bert: bool = False) -> None:
+    """Refuse flags that contradict each other or name nothing, before any data are read.
+
+    Args:
+        from_bert: whether a model without any such flag starts from BERT-base-uncased.
+    """
+    if args.load and args.load_lxmert:
+        raise ConfigError("--load and --loadLXMERT both name weights to start from: give one")
+    if args.load or args.load_lxmert:
+        pretrained_path(args.load or args.load_lxmert)
+    elif not args.from_scratch and (args.bert or from_bert):
+        if not args.bert and not BERT.exists():
+            raise ConfigError(f"no weights to start from: {BERT} does not exist; give --bert "
+                              "FOLDER (BERT-base-uncased), --loadLXMERT or --load (a pretraining "
+                              "snapshot), or --fromScratch for random weights")
+        bert_file(args.bert or BERT)
+
+
+def earlier_snapshot(args: argparse.Namespace) -> dict[str, Any]:
+    """What the snapshot named by `--load` or `--loadLXMERT` remembers; empty for upstream's."""
+    name = args.load or args.load_lxmert
+    path = pretrained_path(name) if name else None
+    return load_meta(path) if path is not None and path.suffix == ".safetensors" else {}
+
+
+def make_tokenizer(args: argparse.Namespace, dataset: str, own_words: Sequence[str] | None,
+                   say: Say) -> Tokenizer:
+    """The vocabulary beside the weights, else BERT's, else one of the words of small data.
+
+    Args:
+        own_words: sentences whose words make a vocabulary where none is given; None: BERT's does.
+    """
+    given = args.load or args.load_lxmert
+    beside = given and has_vocabulary(given if is_hf_folder(given) else Path(given).parent)
+    if own_words is None or args.bert or beside:
+        paths = argparse.Namespace(load=given, load_lxmert=None, load_lxmert_qa=None,
+                                   bert=args.bert)
+        folder = find_vocabulary(paths, dataset, "base", say)
+    else:
+        folder = args.output
+        text = "\n".join(small_vocabulary(own_words)) + "\n"
+        write_bytes(folder / "vocab.txt", text.encode())
+    tokenizer = Tokenizer(folder)
+    say(f"vocabulary of {len(tokenizer)} word pieces: {tokenizer.vocabulary_file}")
+    return tokenizer
+
+
+def load_start(model: PretrainingModel, args: argparse.Namespace, from_bert: bool,
+               fits: Mapping[str, Any], answers: Sequence[str], say: Say) -> None:
+    """Load what the flags say.
+
+    Args:
+        from_bert: whether a model without any such flag starts from BERT-base-uncased.
+        fits: the features and the vocabulary in use, see `lxrt.loading.check_fits`.
+        answers: of the model's answer head, in order.
+    """
+    if args.load:
+        load_whole(model, args.load, fits, answers, say)
+    elif args.load_lxmert:
+        load_without_answers(model, args.load_lxmert, fits, say)
+    elif args.from_scratch or not (args.bert or from_bert):
+        say("all weights start at random values")
+    else:
+        load_bert(model.bert, args.bert or BERT, say, heads=model.cls)
+
+
+def load_whole(model: PretrainingModel, name: Path | str, fits: Mapping[str, Any],
+               answers: Sequence[str], say: Say = print) -> Path:
+    """`--load`: every tensor of a pretraining snapshot, with its heads.
+
+    Raises:
+        CheckpointError: it does not fit exactly, or its answers are not those of this run.
+    """
+    path = pretrained_path(name)
+    check_fits(path, fits)
+    known = load_meta(path).get("answers") if path.suffix == ".safetensors" else None
+    if model.answer_head is not None and known is not None and list(known) != list(answers):
+        raise CheckpointError(f"{path}: its answer head is for {len(known)} answers that are not "
+                              f"the {len(answers)} of this run in their order; use --loadLXMERT, "
+                              "which leaves the answer head out")
+    try:
+        report = load_into(model, read_pretrained(path), what=str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}\n--load needs a snapshot with the same layers and "
+                              "objectives; --loadLXMERT takes what fits") from None
+    say(f"{path.name}: all {len(report.loaded)} tensors loaded")
+    return path
+
+
+def load_without_answers(model: PretrainingModel, name: Path | str, fits: Mapping[str, Any],
+                         say: Say = print) -> Path:
+    """`--loadLXMERT`: a pretraining snapshot, ours or upstream's, without its answer head.
+
+    What only one side has is counted on the screen.
+
+    Raises:
+        CheckpointError: nothing of the encoder is in the file, or a tensor has another shape.
+    """
+    path = pretrained_path(name)
+    check_fits(path, fits)
+    weights = read_pretrained(path)
+    answers = [name for name in weights if name.startswith("answer_head.")]
+    rest = {name: x for name, x in weights.items() if name not in answers}
+    ours = model.state_dict()
+    if not any(name.startswith("bert.") for name in rest if name in ours):
+        raise CheckpointError(f"{path}: not a LXMERT snapshot, none of its {len(weights)} tensors "
+                              "belongs to the encoder (expected names like bert.encoder.layer.0…)")
+    report = load_into(model, rest, strict=False, what=str(path))
+    missing = [name for name in report.missing if not name.startswith("answer_head.")]
+    say(f"{path.name}: {len(report.loaded)} tensors loaded, {len(missing)} of the model not in "
+        f"the file, {len(report.unexpected)} of the file not in the model; answer head: "
+        f"{len(answers)} tensors of the file left out, "
+        f"{'starts at random values' if model.answer_head is not None else 'not trained'}")
+    return path
