@@ -28,7 +28,10 @@ QuestionId = int | str
 ANSWER_TO_LABEL = "trainval_ans2label.json"
 LABEL_TO_ANSWER = "trainval_label2ans.json"
 # A part of the questions -> the part of COCO whose images they are about, where that differs.
-IMAGES_OF = {"test-dev2015": "test2015"}
+IMAGES_OF = {
+    "test-dev2015": "test2015", "minival2014": "val2014", "valminusminival2014": "val2014",
+}  # fmt: skip
+Scores = Callable[[Sequence[str]], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def read_official(
     questions_path: Path | str,
     annotations_path: Path | str | None = None,
     image_prefix: str = "COCO",
+    scores: Scores = soft_scores,
 ) -> list[Example]:
     """Read official VQA v2 or VQA-CP v2 JSON.
 
@@ -157,6 +161,7 @@ def read_official(
         questions_path: The file of questions.
         annotations_path: The file of annotations; None for a test part.
         image_prefix: Start of image keys: image 42 of train2014 is COCO_train2014_000000000042.
+        scores: Gives the scores of all answers to a question.
 
     Raises:
         DataError: Truncated or invalid JSON, a missing field, an empty question, a duplicate
@@ -164,11 +169,11 @@ def read_official(
     """
     questions_path = Path(questions_path)
     with no_garbage_collection():
-        return _read_official(questions_path, annotations_path, image_prefix)
+        return _read_official(questions_path, annotations_path, image_prefix, scores)
 
 
 def _read_official(
-    questions_path: Path, annotations_path: Path | str | None, image_prefix: str
+    questions_path: Path, annotations_path: Path | str | None, image_prefix: str, scores: Scores
 ) -> list[Example]:
     questions, part = official_rows(questions_path, "questions")
     annotations: dict[QuestionId, Row] = {}
@@ -177,7 +182,7 @@ def _read_official(
         annotations = official_rows(annotations_path, "annotations")[0]
         _check_pairs(questions_path, questions, annotations_path, annotations)
     return [
-        _official_example(row, annotations.get(key), part, image_prefix)
+        _official_example(row, annotations.get(key), part, image_prefix, scores)
         for key, row in questions.items()
     ]
 
@@ -257,7 +262,7 @@ def _check_pairs(
 
 
 def _official_example(
-    row: Row, annotation: Row | None, part: str | None, prefix: str
+    row: Row, annotation: Row | None, part: str | None, prefix: str, scores: Scores
 ) -> Example:
     image = row.get("image_id", int, str)
     key = row.value["question_id"]
@@ -277,7 +282,7 @@ def _official_example(
             f"question is about image {row.value['image_id']!r}"
         )
     return Example(
-        key, image, row.question("question"), soft_scores(_answers(annotation)),
+        key, image, row.question("question"), scores(_answers(annotation)),
         annotation.answer_type(), annotation.get("question_type", str, optional=True) or "",
     )  # fmt: skip
 

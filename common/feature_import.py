@@ -2,10 +2,12 @@
 
     python -m common.data import --tsv data/mscoco_imgfeat/train2014_obj36.tsv
     python -m common.data import --npz FOLDER
+    python -m common.data import --json data/coco/vgbua_res101_precomputed/NAME.zip
 
-LXMERT's TSV is described in `common.tsv_rows`. NPZ: one file `<image id>.npz` per image, as the
-bottom-up-attention extractors write them (`NPZ_KEYS`). Either is read one image at a time, so
-memory does not depend on its size, and an import that was stopped goes on where it was.
+LXMERT's TSV is described in `common.tsv_rows`, VL-BERT's JSON files in `common.feature_json`. NPZ:
+one file `<image id>.npz` per image, as the bottom-up-attention extractors write them (`NPZ_KEYS`).
+All are read one image at a time, so memory does not depend on their size, and an import that was
+stopped goes on where it was.
 With `skip_bad` a record that cannot be read is left out and named in `<store>_skipped.txt`.
 """
 
@@ -161,13 +163,15 @@ def import_tsv(
         rows = _copy_rows(writer, bad, limit, progress)
         return {"rows": rows, "limit": limit}
 
-    return _import(Path(out), settings, BadRows(path, skip_bad, "row"), copy)
+    return import_records(Path(out), settings, BadRows(path, skip_bad, "row"), copy)
 
 
 Copy = Callable[[RegionFeatureWriter, BadRows], dict[str, Any]]
 
 
-def _import(out: Path, settings: dict[str, Any], bad: BadRows, copy: Copy) -> RegionFeatures:
+def import_records(
+    out: Path, settings: dict[str, Any], bad: BadRows, copy: Copy
+) -> RegionFeatures:
     """Make the store `out`, or go on with it, unless it is there.
 
     Args:
@@ -264,7 +268,7 @@ def import_npz(
                 bad.add(number, path.stem, error, len(writer))
         return {}
 
-    return _import(Path(out), settings, BadRows(folder, skip_bad, "file"), copy)
+    return import_records(Path(out), settings, BadRows(folder, skip_bad, "file"), copy)
 
 
 def _add_npz(writer: RegionFeatureWriter, path: Path) -> None:
@@ -292,22 +296,25 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tsv", type=Path, metavar="FILE", help="an LXMERT *_obj36.tsv")
     source.add_argument("--npz", type=Path, metavar="DIR", help="a folder of <image id>.npz")
+    source.add_argument(
+        "--json", type=Path, metavar="DIR|ZIP", help="VL-BERT's <image id>.json, in a folder or ZIP"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
-        help="the store (default: the name without .tsv, or DIR_features)",
+        help="the store (default: the name without .tsv, or NAME_features)",
     )  # fmt: skip
     parser.add_argument("--width", type=int, default=2048, help="numbers per feature vector")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     parser.add_argument(
         "--detector", metavar="NAME", help="what made the features (default: "
-        f"\"{TSV_DETECTOR}\", or \"{NPZ_DETECTOR}\"); a checkpoint takes features of the detector "
-        "that it was trained with, by this name",
+        f"\"{TSV_DETECTOR}\", \"{NPZ_DETECTOR}\", or VL-BERT's); a checkpoint takes features of "
+        "the detector that it was trained with, by this name",
     )  # fmt: skip
     parser.add_argument(
         "--skip-bad", action="store_true",
         help="leave out what cannot be read; a report is written to <store>_skipped.txt",
     )  # fmt: skip
-    parser.add_argument("--limit", type=int, help="only the first so many rows (TSV)")
+    parser.add_argument("--limit", type=int, help="only the first so many images (TSV, JSON)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -317,6 +324,12 @@ def run_import(args: argparse.Namespace) -> None:
         out = args.out or args.tsv.with_suffix("")
         store = import_tsv(args.tsv, out, args.width, args.dtype, args.skip_bad, args.limit,
                            args.detector or TSV_DETECTOR, not args.quiet)  # fmt: skip
+    elif args.json:
+        from common.feature_json import JSON_DETECTOR, import_json, json_store  # needs this module
+
+        out = args.out or json_store(args.json)
+        store = import_json(args.json, out, args.width, args.dtype, args.detector or JSON_DETECTOR,
+                            args.skip_bad, args.limit, not args.quiet)  # fmt: skip
     else:
         out = args.out or npz_store(args.npz)
         store = import_npz(args.npz, out, args.width, args.dtype, args.detector or NPZ_DETECTOR,

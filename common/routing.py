@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.row_routing import Rows, merge_rows, split_rows, straight_through
 from common.steps import State
 
 EXECUTORS = ("dense", "exact", "sampled", "gathered")
@@ -47,7 +48,6 @@ class Routes:
         self.training = training and torch.is_grad_enabled()
         order = torch.argsort(hard, dim=0, stable=True)
         self._order = order.unbind(1)
-        self._inverse = torch.argsort(order, dim=0).unbind(1)
         self._ones = [int(n) for n in hard.sum(0).tolist()]
 
     def rows(self, column: int, value: int) -> Tensor:
@@ -58,12 +58,9 @@ class Routes:
     def count(self, column: int, value: int) -> int:
         return self._ones[column] if value else self.batch - self._ones[column]
 
-    def select_one(self, x: Tensor, column: int, branch: Callable[[int, Tensor], Tensor],
-                   flip: bool = False) -> Tensor:
-        """x (B, ...) -> (B, ...): `branch(value, rows of x)` with each sample's own value."""
-        def run(value: int, state: State) -> State:
-            return {"x": branch(value, state["x"])}
-        return self.select({"x": x}, ("x",), column, run, flip)["x"]
+    def both(self, column: int, flip: bool = False) -> Rows:
+        """The samples that take branch 0 and those that take branch 1 (`flip`: the other way)."""
+        return self.rows(column, int(flip)), self.rows(column, int(not flip))
 
     def select(self, inputs: State, outputs: Sequence[str], column: int,
                run: Callable[[int, State], State], flip: bool = False,
@@ -77,26 +74,30 @@ class Routes:
             run: `run(value, inputs)`, the branch of that value on some rows.
             replay: makes the flipped run draw the dropout masks of the first one.
         """
-        with_grad = self.training and torch.is_grad_enabled()
-        pieces: list[State] = []
-        for value in (0, 1):
-            if not self.count(column, value) and not with_grad:
-                continue
-            whole = self.count(column, value) == self.batch
-            state = inputs if whole else take(inputs, self.rows(column, value))
+        def branch(value: int, state: State) -> State:
             with replay.draw(value) if replay else nullcontext():
-                pieces.append(run(value ^ flip, state))
-        if len(pieces) == 1:
-            return {slot: pieces[0][slot] for slot in outputs}
-        merged = {slot: torch.cat([piece[slot] for piece in pieces]) for slot in outputs}
-        if self.count(column, 0) == 0 or self.count(column, 1) == 0:
-            return merged
-        return take(merged, self._inverse[column])
+                return run(value ^ flip, state)
+
+        with_grad = self.training and torch.is_grad_enabled()
+        for value in (0, 1):
+            if self.count(column, value) == self.batch and not with_grad:
+                found = branch(value, inputs)
+                return {slot: found[slot] for slot in outputs}
+        rows = self.both(column)
+        zero, one = (branch(value, part) for value, part in enumerate(split(inputs, rows)))
+        return {slot: merge_rows(zero[slot], one[slot], rows) for slot in outputs}
 
     def restricted(self, mask: Tensor, decisions: Tensor) -> tuple[Tensor, Routes]:
         """The rows where mask (B,) is true, and the routes of the batch made of them."""
         rows = mask.nonzero().squeeze(1)
         return rows, Routes(decisions.detach().index_select(0, rows), training=False)
+
+
+def split(state: State, rows: Rows) -> tuple[State, State]:
+    """The samples that take branch 0 and those that take branch 1; None stays None."""
+    parts = {slot: (None, None) if x is None else split_rows(x, rows)
+             for slot, x in state.items()}
+    return {slot: p[0] for slot, p in parts.items()}, {slot: p[1] for slot, p in parts.items()}
 
 
 def take(state: State, rows: Tensor) -> State:
@@ -225,9 +226,7 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Sta
         else:
             difference = _sampled_difference(site, index, inputs, chosen, decisions, routing,
                                              replay)
-    gate = decisions - decisions.detach()
-    return {slot: y + site.weigh(gate, difference[slot]).to(y.dtype)
-            for slot, y in chosen.items()}
+    return {slot: straight_through(y, decisions, difference[slot]) for slot, y in chosen.items()}
 
 
 def _dense(site: RoutedSite, inputs: State, decisions: Tensor, replay: DropoutReplay) -> State:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.row_routing import project_by_head
+
 if TYPE_CHECKING:
     from common.routing import Routes
 
@@ -143,29 +145,15 @@ def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
 
 
 def routed_projection(x: Tensor, branches: Sequence[nn.Module], names: Sequence[str],
-                      routes: Routes, columns: range, flip: bool) -> list[Tensor]:
+                      routes: Routes, columns: range, flip: bool) -> tuple[Tensor, ...]:
     """Project x (B, T, C), each (sample, head) by the branch that its decision names.
 
-    One product per head and branch computes all `names`; returns a (B, H, T, c) tensor for each.
+    Returns a (B, H, T, c) tensor for each of `names`.
     """
-    heads = len(columns)
-    weights = [head_weights(branch, names, heads) for branch in branches]
-    projected = []
-    for head, column in enumerate(columns):
-        def branch(value: int, rows: Tensor, head: int = head) -> Tensor:
-            weight, bias = weights[value][head]
-            return F.linear(rows, weight, bias)
-        projected.append(routes.select_one(x, column, branch, flip))
-    return list(torch.stack(projected, 1).chunk(len(names), -1))
-
-
-def head_weights(attention: nn.Module, names: Sequence[str],
-                 heads: int) -> list[tuple[Tensor, Tensor]]:
-    """Per head the rows of the named projections: [(weight (n * c, C), bias (n * c))] * H."""
-    linears = [getattr(attention, name) for name in names]
-    weights = torch.cat([linear.weight.unflatten(0, (heads, -1)) for linear in linears], 1)
-    biases = torch.cat([linear.bias.unflatten(0, (heads, -1)) for linear in linears], 1)
-    return list(zip(weights.unbind(0), biases.unbind(0), strict=True))
+    linears = [getattr(branch, name) for branch in branches for name in names]
+    rows = [routes.both(column, flip) for column in columns]
+    return project_by_head(x, rows, [linear.weight for linear in linears],
+                           [linear.bias for linear in linears]).unbind(0)
 
 
 def bert_steps(stream: str, prefix: str = "", attention: str = "attention",

@@ -36,14 +36,6 @@ class TaskBatch:
     types: Sequence[str | None] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> TaskBatch:
-        """The same batch on a device."""
-        def move(tensors: Mapping[str, Any]) -> dict[str, Any]:
-            return {k: x if x is None else x.to(device, non_blocking=True)
-                    for k, x in tensors.items()}
-        return TaskBatch(self.samples, move(self.inputs), move(self.labels), self.types,
-                         self.weights)
-
 
 @dataclass
 class StepOutput:

@@ -75,6 +75,10 @@ class Tokenizer:
         """The word pieces of a sentence, without special tokens."""
         return self._tokenizer.tokenize(sentence)
 
+    def numbers(self, pieces: Sequence[str]) -> list[int]:
+        """Places of word pieces in the vocabulary."""
+        return self._tokenizer.convert_tokens_to_ids(list(pieces))
+
     def text(self) -> str:
         """The content of `vocab.txt`: one piece a line, in the order of their numbers."""
         if self.vocabulary_file.suffix == ".txt":

@@ -9,7 +9,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -78,15 +78,6 @@ class VQABatch:
 
     def __len__(self) -> int:
         return len(self.question_ids)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "VQABatch":
-        """A copy with every tensor on `device`."""
-        moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)
 
 
 class VQADataset:

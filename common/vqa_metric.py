@@ -9,7 +9,7 @@ so that a question scores the same whichever file format it was read from.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,11 +84,14 @@ def normalise_answer(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+def soft_scores(
+    answers: Sequence[str], spelling: Callable[[str], str] = normalise_answer
+) -> dict[str, float]:
     """Score of every answer that people gave to one question.
 
     Args:
         answers: What each person answered (ten in VQA v2), in any spelling.
+        spelling: Brings an answer to the spelling in which answers are compared.
 
     Returns:
         Normalised answer to score in (0, 1]; with ten people 0.3, 0.6, 0.9 or 1. An answer that
@@ -96,7 +99,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """
     people = len(answers)
     scores = {}
-    for answer, matches in Counter(map(normalise_answer, answers)).items():
+    for answer, matches in Counter(map(spelling, answers)).items():
         others = (people - matches) * min(1.0, matches / 3)
         selves = matches * min(1.0, (matches - 1) / 3)
         if others + selves > 0:

@@ -30,13 +30,13 @@ class VLBertOutput:
     """What the encoder computed.
 
     Attributes:
-        hidden: (B, M, C) after the last layer. Where only one position is read (`read_at`), and
-            the encoder was told so, it is (B, 1, C) or has that position's row first.
+        hidden: (B, M, C) after the last layer. Where the encoder was told that only one position
+            is read, it is (B, 1, C), that position's row.
         packing: what stands at the M positions.
         embedding: (B, M, C), before the first layer.
         read: (B, C), the row of `hidden` at `read_at`; None where none was asked for.
         pooled: (B, C), or None where there is no pooler.
-        layers: (B, M, C) after every layer, if asked for.
+        layers: (B, M, C) after every layer, if asked for; the row that is read comes first.
         attention: (B, H, M, M) probabilities of every layer, without dropout, if asked for.
     """
 
@@ -154,8 +154,8 @@ class VisualLinguisticBert(nn.Module):
         embedding = self.embed(packing, text_input_ids, text_token_type_ids,
                                text_visual_embeddings, object_vl_embeddings)
         hidden, mask = embedding, packing.mask
-        moved = read_at is not None and bool(self.encoder.reads_first)
-        if moved:
+        order = None
+        if read_at is not None and self.encoder.reads_first:
             # The layers treat positions as a set, so the one that is read may come first.
             order = front_order(read_at, packing.mask.shape[1])
             hidden = hidden.gather(1, order[..., None].expand_as(hidden))
@@ -166,10 +166,10 @@ class VisualLinguisticBert(nn.Module):
         last = self.encoder.run_layers(state, raw_inputs, **more)["hidden"]
         read = None
         if read_at is not None:
-            read = last[:, 0] if moved else last[torch.arange(len(last), device=last.device),
-                                                 read_at]
-        pooled = self.pooler(last) if self.config.with_pooler and not moved else None
-        probabilities = self.attention(state, passed) if attention else []
+            read = last[:, 0] if order is not None else last[
+                torch.arange(len(last), device=last.device), read_at]
+        pooled = self.pooler(last) if self.config.with_pooler and order is None else None
+        probabilities = self.attention(state, passed, order) if attention else []
         return VLBertOutput(last, packing, embedding, read, pooled,
                             [s["hidden"] for s in passed] if all_layers else [], probabilities)
 
@@ -203,8 +203,11 @@ class VisualLinguisticBert(nn.Module):
             return getattr(self, f"visual_ln_{kind}")(x)
         return x * getattr(self, f"visual_scale_{kind}")
 
-    def attention(self, state: State, passed: list[State]) -> list[Tensor]:
+    def attention(self, state: State, passed: list[State],
+                  order: Tensor | None) -> list[Tensor]:
         """Attention probabilities (B, H, M, M) of every layer, recomputed from its input.
+
+        `order` (B, M) is the one in which the positions of `state` stand.
 
         Raises:
             ConfigError: the encoder is adaptive, so that there is no one attention.
@@ -219,6 +222,9 @@ class VisualLinguisticBert(nn.Module):
             q, k = (split_heads(linear(hidden), own.num_attention_heads)
                     for linear in (own.query, own.key))
             scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + state["hidden.mask"]
+            if order is not None:  # its own inverse
+                scores = scores.gather(2, order[:, None, :, None].expand_as(scores))
+                scores = scores.gather(3, order[:, None, None].expand_as(scores))
             found.append(scores.softmax(-1))
         return found
 

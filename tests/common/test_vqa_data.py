@@ -170,7 +170,7 @@ def test_a_batch_has_questions_regions_and_targets_in_the_order_asked_for(tmp_pa
     assert torch.allclose(batch.boxes * batch.sizes.repeat(1, 2)[:, None], batch.boxes_px)
     assert batch.target.dtype == torch.float32
     assert torch.equal(batch.target, torch.tensor([[0, 0.9], [0, 0.9]]))
-    assert batch.to("cpu").target is not None and batch.object_ids is None
+    assert batch.target is not None and batch.object_ids is None
 
 
 def test_unknown_answers_are_counted_once_or_refused(

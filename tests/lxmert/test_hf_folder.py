@@ -327,11 +327,13 @@ def test_our_pretraining_model_in_transformers_gives_the_same_heads(tmp_path):
                                    atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_a_pretraining_model_without_some_visual_losses_goes_out_and_in(tmp_path):
-    ours = PretrainingModel(our_model(PretrainingModel).config, ("obj", "feat"))
+@pytest.mark.parametrize(("losses", "qa"), [(("obj", "feat"), True), ((), True), ((), False)])
+def test_a_pretraining_model_without_some_heads_goes_out_and_in(tmp_path, losses, qa):
+    ours = PretrainingModel(our_model(PretrainingModel).config, losses, qa)
     save_hf_folder(ours, tmp_path, VOCABULARY, ANSWERS)
     hf = LxmertForPreTraining.from_pretrained(tmp_path)
-    assert set(hf.obj_predict_head.decoder_dict) == {"obj", "feat"}
+    assert hasattr(hf, "obj_predict_head") == bool(losses) and hasattr(hf, "answer_head") == qa
+    assert not losses or set(hf.obj_predict_head.decoder_dict) == set(losses)
     weights = read_hf_folder(tmp_path).weights()
     assert all(torch.equal(weights[name], x) for name, x in ours.state_dict().items()
                if name != "cls.predictions.decoder.weight")

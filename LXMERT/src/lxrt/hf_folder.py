@@ -224,9 +224,10 @@ def save_hf_folder(model: nn.Module, folder: Path, vocabulary: str,
     kind = transformers.LxmertForQuestionAnswering
     if isinstance(model, PretrainingModel):
         kind = transformers.LxmertForPreTraining
-        heads = model.obj_predict_head.decoder_dict
+        heads = () if model.obj_predict_head is None else model.obj_predict_head.decoder_dict
         theirs |= {f"visual_{name}_loss": name in heads for name in VISUAL_LOSSES}
-        theirs["visual_loss_normalizer"] = VISUAL_LOSS_NORMALIZER
+        theirs |= {"visual_loss_normalizer": VISUAL_LOSS_NORMALIZER, "task_qa":
+                   model.answer_head is not None, "task_obj_predict": len(heads) > 0}
     theirs[RECORD] = dict(record or {})
     weights = {their_name(name): tensor for name, tensor in model.state_dict().items()}
     dtype = next(model.parameters()).dtype

@@ -11,24 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -1
+from common.losses import labelled_cross_entropy, precise
+
 VISUAL_LOSS_WEIGHT = 1 / 0.15
 LOSS_ORDER = ("Mask_LM", "Matched", "Obj", "Attr", "Feat", "QA")
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over the places whose label is not -1; logits (…, V), labels (…).
-
-    0 where no place is labelled (upstream: 0 / 0 = NaN for the whole step).
-    """
-    flat = labels.flatten()
-    loss = F.cross_entropy(_precise(logits.flatten(0, -2)), flat, ignore_index=IGNORED,
-                           reduction="sum")
-    return loss / (flat != IGNORED).sum().clamp(min=1)
 
 
 def _mean_over_regions(each: Tensor, present: Tensor | None) -> Tensor:
@@ -45,7 +31,7 @@ def region_class_loss(logits: Tensor, labels: Tensor, confidence: Tensor,
     logits (B, R, classes), labels and confidence (B, R), present (B, R) of 1 / 0. The mean is over
     the number of regions (upstream always has 36), not over the sum of the confidences.
     """
-    each = F.cross_entropy(_precise(logits.flatten(0, 1)), labels.flatten(), reduction="none")
+    each = F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), reduction="none")
     return _mean_over_regions(each.view_as(labels) * confidence, present) * VISUAL_LOSS_WEIGHT
 
 
@@ -55,7 +41,7 @@ def region_feature_loss(predicted: Tensor, target: Tensor, masked: Tensor,
 
     predicted and target (B, R, F), masked and present (B, R) of 1 / 0.
     """
-    each = F.smooth_l1_loss(_precise(predicted), target, reduction="none").mean(-1)
+    each = F.smooth_l1_loss(precise(predicted), target, reduction="none").mean(-1)
     return _mean_over_regions(each * masked, present) * VISUAL_LOSS_WEIGHT
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from common.gumbel import keyed_uniform
+from common.losses import IGNORED
 from common.text import Tokenizer
-from lxrt.losses import IGNORED
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 # What numbers are for.

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from common.batch_order import iterate
 from common.errors import ConfigError, DataError
 from common.features import RegionBatch
+from common.losses import IGNORED
 from common.runtime import Runtime
 from common.task import StepOutput, TaskBatch, Validation
 from common.text import Tokenizer
-from lxrt.losses import IGNORED, pretraining_losses
+from lxrt.losses import pretraining_losses
 from lxrt.masking import (
     ANSWER,
     MATCHING,
@@ -212,7 +213,7 @@ class PretrainingTask:
                             num_workers=self.workers, generator=torch.Generator())
         for batch in tqdm(loader, desc="held out", leave=False, dynamic_ncols=True,
                           disable=not (self.progress and world.main)):
-            self._add(sums, model, batch.to(self.runtime.device))
+            self._add(sums, model, self.runtime.move(batch))
         return self._finish(world.sum(sums))
 
     def _add(self, sums: dict[str, float], model: nn.Module, batch: TaskBatch) -> None:

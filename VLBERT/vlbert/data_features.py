@@ -1,0 +1,86 @@
+"""Region features that are filed under the number of the image alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import DataError
+from common.feature_json import JsonFeatures, import_json, json_store
+from common.feature_sources import is_store
+from common.features import RegionBatch, RegionFeatures
+from vlbert.images import number_of, part_of
+
+
+class ByNumber:
+    """A store with image `42`, read as one with image COCO_train2014_000000000042.
+
+    The feature files of VL-BERT hold the images of two parts of COCO, and say of neither which.
+    """
+
+    def __init__(self, store: RegionFeatures | JsonFeatures, parts: Iterable[str]) -> None:
+        """Rename the images of a store.
+
+        Args:
+            store: With numbers as ids.
+            parts: Those parts of COCO whose images it has.
+        """
+        self.store, self.parts = store, frozenset(parts)
+        self.path, self.width = store.path, store.width
+        self.meta: dict[str, Any] = store.meta
+
+    def missing(self, image_ids: Iterable[str]) -> list[str]:
+        """Those of the ids that have no record here, in their order."""
+        asked = list(image_ids)
+        numbers = {i: number_of(i) for i in asked if part_of(i) in self.parts}
+        absent = set(self.store.missing(numbers.values()))
+        return [i for i in asked if i not in numbers or numbers[i] in absent]
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and not self.missing([image_id])
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def read(self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+             ) -> RegionBatch:
+        """Regions of B images, as `RegionFeatures.read`."""
+        batch = self.store.read([number_of(i) for i in image_ids], max_regions, classes)
+        return replace(batch, image_ids=list(image_ids))
+
+
+def find_features(name: Path) -> Path | None:
+    """A store, folder or archive of this name; the store that was made of it comes first."""
+    archive = name.with_name(f"{name.name}.zip")
+    for path in (json_store(name), name):
+        if is_store(path):
+            return path
+    return name if name.is_dir() else archive if archive.is_file() else None
+
+
+def open_features(name: Path, parts: Iterable[str], wanted: bool = True, progress: bool = True
+                  ) -> ByNumber:
+    """Open features of COCO images; import them first where they are still JSON files.
+
+    Args:
+        name: Path of their folder; of their archive, without its ending.
+        parts: Of COCO, whose images they are of.
+        wanted: Import them; otherwise they are read from the JSON files each time.
+        progress: Show a bar while importing.
+
+    Raises:
+        DataError: There are none, or they are damaged.
+    """
+    path = find_features(name)
+    if path is None:
+        raise DataError(f"{name}: no such features (neither that folder nor {name.name}.zip)")
+    if is_store(path):
+        return ByNumber(RegionFeatures.open(path), parts)
+    if not wanted:
+        return ByNumber(JsonFeatures(path), parts)
+    store = json_store(path)
+    print(f"{store}: not there yet: importing {path.name} (once; DATASET.IMPORT_FEATURES: false "
+          "reads the files each time instead)")
+    return ByNumber(import_json(path, store, None, progress=progress), parts)
