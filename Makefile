@@ -19,7 +19,7 @@ QUICK ?=
 ARGS ?=
 dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
 
-.PHONY: help setup demo experiments test test-slow parity compare diagrams data-easy-vqa \
+.PHONY: help setup demo experiments test test-slow parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa lxmert-train lxmert-test lxmert-full clean
 
 help:  ## show this list
@@ -57,6 +57,9 @@ test-slow: setup  ## the tests that take minutes: the demo, training runs
 
 parity: setup  ## compare LXMERT with numbers of the original system
 	$(BIN)/python -m common.parity --backbone lxmert
+
+bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 4 min)
+	$(BIN)/python -m common.bench $(if $(QUICK),--quick) $(ARGS)
 
 compare: setup  ## table, plots and report over all runs found
 	$(BIN)/python -m common.compare LXMERT/snap/vqa --out results --visualizations visualizations $(ARGS)

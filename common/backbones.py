@@ -65,17 +65,18 @@ class Backbone:
     Attributes:
         name: `lxmert`, `vlbert`, `vilbert`.
         wrap: turns a model of another library into a routed one in place and returns its encoder,
-            or None if the model is not of this backbone.
-        open_run: rebuilds a finetuned VQA model: `open_run(checkpoint file, its meta)`.
-        exporting: what is needed to export its runs as plain models.
+            or None if the model is not of this backbone; None where no library has such models.
+        open_run: rebuilds a finetuned VQA model: `open_run(checkpoint file, its meta)`; None where
+            there are no runs yet.
+        exporting: what is needed to export its runs as plain models; None where there are none.
         parity: {kind of golden case: `run(config, weights, inputs, wanted) -> tensors`}.
         bench: what `common.bench` measures, or None.
     """
 
     name: str
-    wrap: Callable[[nn.Module], RoutedEncoder | None]
-    open_run: Callable[[Path, dict[str, Any]], OpenedModel]
-    exporting: Exporting
+    wrap: Callable[[nn.Module], RoutedEncoder | None] | None = None
+    open_run: Callable[[Path, dict[str, Any]], OpenedModel] | None = None
+    exporting: Exporting | None = None
     parity: Mapping[str, Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor],
                                    list[str]], dict[str, Tensor]]] = field(default_factory=dict)
     bench: Callable[[BenchSettings], BenchModel] | None = None
@@ -102,7 +103,7 @@ def find_encoder(model: nn.Module) -> RoutedEncoder:
                 for e in outer.adaptive.modules()]
     encoders = [e for e in encoders if not any(e is p for p in policies)]
     if not encoders:
-        wrapped = (backbone.wrap(model) for backbone in backbones().values())
+        wrapped = (backbone.wrap(model) for backbone in backbones().values() if backbone.wrap)
         encoders = [encoder for encoder in wrapped if encoder is not None]
     if len(encoders) != 1:
         raise ConfigError(f"{type(model).__name__} has {len(encoders)} encoders that can be "

@@ -4,7 +4,8 @@
 
 Measures training steps (forward, backward, optimiser) and evaluation of every strategy and
 executor at several shares of decisions, with and without a policy network; the activations that a
-step keeps and the peak memory of its process; and the standard model against `transformers`.
+step keeps and the peak memory of its process; the standard model against `transformers`; and how
+fast region features are imported and read.
 Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
 written as JSON, table and chart. What is measured already is kept: the same command goes on where
 it stopped.
@@ -33,16 +34,18 @@ from common.bench_cases import (
     all_cases,
     memory_cases,
 )
+from common.bench_features import measure_features
 from common.bench_measure import Bench, Clock, CpuClock, CudaClock, measure_group
 from common.bench_memory import measure_memory
 from common.bench_plot import plot_bench
-from common.bench_report import format_report, verdicts
+from common.bench_report import format_report, format_summary, verdicts
 from common.bench_results import BenchFile
 from common.errors import AdaptiveError, ConfigError
 from common.files import repository_root, write_bytes
 from common.runtime import versions
 
-MEMORY_COST = 12.0
+MEMORY_COST = 40
+FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
 Supply = Callable[[BenchSettings], BenchModel]
 
 
@@ -69,9 +72,10 @@ def run_bench(settings: BenchSettings, path: Path, quick: bool = False, overwrit
              if only in case.key and case.key not in file.cases]
     memory = [case for case in memory_cases(settings, quick)
               if only in case.key and case.key not in file.memory]
+    features = only in "features" and not file.features
     groups = [list(group) for _, group in groupby(sorted(cases, key=lambda c: c.group),
                                                   key=lambda c: c.group)]
-    total = sum(_cost(group, settings) for group in groups) + MEMORY_COST * len(memory)
+    total = sum(_cost(group, settings) for group in groups) + MEMORY_COST * (len(memory) + features)
     with tqdm(total=total, disable=quiet, bar_format="{desc} {percentage:3.0f}% |{bar}| "
               "{elapsed} < {remaining}") as bar:
         for group in groups:
@@ -86,11 +90,16 @@ def run_bench(settings: BenchSettings, path: Path, quick: bool = False, overwrit
             file.add_memory(case, measure_memory(supply, settings, case))
             file.write()
             bar.update(MEMORY_COST)
+        if features:
+            bar.set_description("reading features")
+            file.add_features(measure_features(*FEATURES["quick" if quick else "full"]))
+            file.write()
+            bar.update(MEMORY_COST)
     write_reports(file)
     return file
 
 
-def _cost(group: Sequence[Case], settings: BenchSettings) -> float:
+def _cost(group: Sequence[Case], settings: BenchSettings) -> int:
     everything = {*group, *(case.baseline() for case in group)}
     return sum(case.cost for case in everything) * (settings.rounds + 1)
 
@@ -137,8 +146,9 @@ def _processor() -> str:
 
 
 def write_reports(file: BenchFile) -> None:
-    """Table (.md) and chart (.png) beside the JSON file."""
+    """Tables (.md, and a short one) and chart (.png) beside the JSON file."""
     write_bytes(file.path.with_suffix(".md"), format_report(file).encode())
+    write_bytes(file.path.with_suffix(".summary.md"), format_summary(file).encode())
     plot_bench(file, file.path.with_suffix(".png"))
 
 
@@ -195,7 +205,8 @@ def bench_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, help="threads on the CPU (default 1)")
     add("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     add("--out", type=Path, help="JSON file; table and chart beside it (default "
-                                 "results/bench/cpu.json, quick-cpu.json, cuda.json)")
+                                 "results/bench/cpu.json or cuda.json, with --quick in "
+                                 "results/quick/bench/)")
     add("--overwrite", action="store_true", help="measure everything anew")
     add("--report", action="store_true", help="measure nothing, write table and chart again")
     add("--quiet", action="store_true", help="no progress bar")
@@ -204,15 +215,15 @@ def bench_parser() -> argparse.ArgumentParser:
 
 def _lines(file: BenchFile) -> Iterator[str]:
     for verdict in verdicts(file):
-        yield f"  {verdict.quantity:<58} {verdict.measured:<20} target {verdict.target:.2f}  " \
+        yield f"  {verdict.quantity:<76} {verdict.measured:<18} target {verdict.target:>8}  " \
               f"{verdict.words}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = bench_parser().parse_args(arguments)
-    name = f"{'quick-' if options.quick else ''}{options.device}.json"
-    path = options.out or repository_root() / "results" / "bench" / name
+    folder = repository_root() / "results" / ("quick/bench" if options.quick else "bench")
+    path = options.out or folder / f"{options.device}.json"
     try:
         if options.report:
             file = BenchFile.read(path)

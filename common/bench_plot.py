@@ -36,12 +36,12 @@ def draw_bench(file: BenchFile) -> Figure:
     total = sum(heights) + (1.9 if compared else 1.2)
     figure = new_figure(total)
     for column, mode in enumerate(MODES):
-        left = 0.2 + 0.41 * column
-        axes = figure.add_axes((left, 1 - (0.4 + heights[0]) / total, 0.37, heights[0] / total))
+        left, width = 0.26 + 0.38 * column, 0.345
+        axes = figure.add_axes((left, 1 - (0.4 + heights[0]) / total, width, heights[0] / total))
         _strategies(axes, file, mode, rows, precision)
         _label(axes, f"{MODES[mode]} / standard ({precision})", column)
         if compared:
-            axes = figure.add_axes((left, 0.62 / total, 0.37, heights[1] / total))
+            axes = figure.add_axes((left, 0.62 / total, width, heights[1] / total))
             _reference(axes, file, mode, compared)
             _label(axes, f"{MODES[mode]} / {file.reference} (fp32)", column)
     figure.legend(handles=_legend(), loc="lower center", ncols=5, borderaxespad=0.1)
@@ -73,6 +73,7 @@ def _strategies(axes: Axes, file: BenchFile, mode: str, rows: list[tuple[str, fl
                 axes.plot(aims[case], place, "|", color="#cc2222", markersize=11,
                           markeredgewidth=1.6, zorder=4)
     axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     for boundary in range(1, len(ADAPTIVE)):
         axes.axhline(boundary * len(rows) / len(ADAPTIVE) - 0.5, color="#dddddd", linewidth=0.6)
 

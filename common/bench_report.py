@@ -25,11 +25,31 @@ class Target:
 
 
 @dataclass(frozen=True)
+class FeatureTarget:
+    """The same of a figure of the region features, in units of `unit`."""
+
+    quantity: str
+    field: str
+    value: float
+    unit: float = 1.0
+    at_least: bool = True
+
+
+FEATURE_TARGETS = (
+    FeatureTarget("region features (float16, cached): images read in a second", "read_per_s",
+                  20_000),
+    FeatureTarget("region features: images of a TSV imported in a second", "import_per_s", 1_000),
+    FeatureTarget("region features: growth of the reading process, MB", "anonymous_bytes", 50, 1e6,
+                  at_least=False),
+)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A target beside what was measured."""
 
     quantity: str
-    target: float
+    target: str
     measured: str
     words: str
 
@@ -82,7 +102,21 @@ def verdicts(file: BenchFile) -> list[Verdict]:
         words = ("reached" if over <= 0 else f"reached within {NOISE}" if over <= NOISE + 1e-9
                  else f"missed by {over:.2f}")
         measured = _cell(record) if target.field == "ratio" else f"{value:.2f}"
-        found.append(Verdict(target.quantity, target.value, measured, words))
+        found.append(Verdict(target.quantity, f"{target.value:.2f}", measured, words))
+    return found + _feature_verdicts(file)
+
+
+def _feature_verdicts(file: BenchFile) -> list[Verdict]:
+    found = []
+    for target in FEATURE_TARGETS:
+        if target.field not in file.features:
+            continue
+        value = file.features[target.field] / target.unit
+        good = value >= target.value if target.at_least else value <= target.value
+        words = "reached" if good else f"missed: {value / target.value:.2f} of it"
+        sign = "≥" if target.at_least else "≤"
+        found.append(Verdict(target.quantity, f"{sign} {target.value:,.0f}", f"{value:,.0f}",
+                             words))
     return found
 
 
@@ -101,7 +135,7 @@ def format_report(file: BenchFile) -> str:
         parts += [_strategies(file, precision)]
         if file.reference:
             parts += [_reference(file, precision)]
-    rows = [f"| {v.quantity} | {v.target:.2f} | {v.measured} | {v.words} |" for v in verdicts(file)]
+    rows = [f"| {v.quantity} | {v.target} | {v.measured} | {v.words} |" for v in verdicts(file)]
     if rows:
         parts.append("\n".join(["| targets (fp32, no policy network unless named) | target | "
                                 "measured | |", "| :-- | --: | --: | :-- |", *rows]))
@@ -179,3 +213,33 @@ def _reference(file: BenchFile, precision: str) -> str:
     if len(lines) == 2:
         return ""
     return "\n".join(lines) + f"\n\nHere: {file.reference_description}."
+
+
+def format_summary(file: BenchFile) -> str:
+    """What a newcomer wants to know: the default executors with the small policy network."""
+    shares = file.settings["shares"]
+    middle = min(shares, key=lambda share: abs(share - MIDDLE))
+    heads = [f"step, share {share:g}" for share in shares] + [
+        f"evaluation, share {middle:g}", "activations"]
+    lines = [f"| plain finetuning = 1 | {' | '.join(heads)} |",
+             "| :-- |" + " --: |" * len(heads)]
+    for strategy in ADAPTIVE:
+        steps = [file.get(Case("train", strategy, "exact", share, "small")) for share in shares]
+        rest = file.get(Case("eval", strategy, "gathered", middle, "small"))
+        kept = file.get(Case("train", strategy, "exact", middle, "small"))
+        cells = [NONE if r is None else f"{r['ratio']:.2f}" for r in (*steps, rest)]
+        cells.append(NONE if kept is None else f"{kept['activation_ratio']:.2f}")
+        if set(cells) != {NONE}:
+            lines.append(f"| {strategy} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _against_reference(file)]).strip() + "\n"
+
+
+def _against_reference(file: BenchFile) -> str:
+    """One sentence on the comparison with the other library."""
+    end = {"against": "reference"}
+    named = (("plain finetuning", Case("train", "standard", **end)),
+             ("SpotTune_Block at share 0.5 with its policy network",
+              Case("train", "SpotTune_Block", "exact", 0.5, "small", **end)),
+             ("evaluation", Case("eval", "standard", **end)))
+    found = [f"{name} {file.get(case)['ratio']:.2f}" for name, case in named if file.get(case)]
+    return f"The same model of `{file.reference}` = 1: {', '.join(found)}." if found else ""

@@ -26,6 +26,7 @@ class BenchFile:
         machine: processor, threads, clock, versions.
         cases: {case's key: record with the case's fields, `ratio`, `low`, `high`, …}.
         memory: {case's key: record with the case's fields, `peak_rss_bytes`, …}.
+        features: of `common.bench_features`.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class BenchFile:
     machine: dict[str, Any]
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    features: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, settings: BenchSettings, supplied: BenchModel, reference: str,
@@ -44,19 +46,17 @@ class BenchFile:
         """The file to go on with, or a new one.
 
         Raises:
-            ConfigError: the figures in the file were measured with other settings.
+            ConfigError: the figures in the file were measured with other settings or elsewhere.
         """
         new = cls(path, asdict(settings), settings.digest(), supplied.description,
                   supplied.reference_name, reference, dict(machine))
         if overwrite or not path.exists():
             return new
         old = cls.read(path)
-        for name, mine, its in (("settings", new.digest, old.digest),
-                                ("machine", new.machine, old.machine)):
-            if mine != its:
-                raise ConfigError(f"{path} was measured with another {name} ({_changes(new, old)})"
-                                  ": --overwrite measures anew, --out FILE writes elsewhere")
-        new.cases, new.memory = old.cases, old.memory
+        if (new.digest, new.machine) != (old.digest, old.machine):
+            raise ConfigError(f"{path} was measured otherwise ({_changes(new, old)}): --overwrite "
+                              "measures anew, --out FILE writes elsewhere")
+        new.cases, new.memory, new.features = old.cases, old.memory, old.features
         return new
 
     @classmethod
@@ -83,6 +83,9 @@ class BenchFile:
 
     def add_memory(self, case: Case, record: Mapping[str, Any]) -> None:
         self.memory[case.key] = asdict(case) | dict(record)
+
+    def add_features(self, record: Mapping[str, float]) -> None:
+        self.features = _rounded(record)
 
     def get(self, case: Case) -> dict[str, Any] | None:
         """The record of a case, or None if it was not measured."""

@@ -7,6 +7,7 @@ numbers (weights of losses, stop requests, predictions) go over the CPU, gradien
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from common.errors import AdaptiveError, ConfigError, StoppedError
 Item = TypeVar("Item")
 TIMEOUT = timedelta(minutes=60)  # the first process may be importing features meanwhile
 WAIT_FOR_PEERS = timedelta(seconds=10)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PeerError(AdaptiveError):
@@ -180,7 +182,7 @@ def split_evenly(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
 
 
 def one_voice(run: Callable[[], int]) -> int:
-    """Run a command and turn its AdaptiveError into a message and an exit status.
+    """Run a command and turn its AdaptiveError, or a full disk, into a message and an exit status.
 
     An error that all processes share (a missing file, an unknown flag) is said by the first one
     only; the others wait to hear it.
@@ -200,6 +202,11 @@ def one_voice(run: Callable[[], int]) -> int:
         message = "" if known else f"error{f' (process {rank})' if rank else ''}: {error}"
         if rank == 0:
             _tell(str(error))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        message = (f"error: {error}: free some space; a run that has saved goes on with the same "
+                   "command and --resume")
     finally:
         end_world()
     if message:
@@ -217,7 +224,8 @@ def _tell(message: str) -> None:
 def _said_by_first(message: str) -> bool:
     """Whether the first process has, or soon has, the same error."""
     if not dist.is_initialized():
-        return True  # the flags are wrong: so they are for the first one
+        # The flags or files are wrong: so they are for the first one of this machine.
+        return os.environ.get("LOCAL_RANK", "0") != "0"
     store = dist.distributed_c10d._get_default_store()
     try:
         store.wait(["error of process 0"], WAIT_FOR_PEERS)

@@ -68,10 +68,17 @@ def publish(runs: Iterable[PlannedRun], out: Path) -> list[Table]:
     if not found:
         return []
     plot_experiments({row.title: results for row, results in found.items()}, out / CHART)
-    tables = [table(row, results) for row, results in found.items()]
+    tables = {row.name: table(row, results) for row, results in found.items()}
+    for name, one in tables.items():
+        write_summary([one], out / name / SUMMARY)
+    write_summary(tables.values(), out / SUMMARY)
+    return list(tables.values())
+
+
+def write_summary(tables: Iterable[Table], path: Path) -> None:
+    """Write tables and their legend as Markdown."""
     text = "\n\n".join([*map(markdown_table, tables), LEGEND.replace("*", "\\*")])
-    write_bytes(out / SUMMARY, f"{text}\n".encode())
-    return tables
+    write_bytes(path, f"{text}\n".encode())
 
 
 def published(run: PlannedRun) -> Result:

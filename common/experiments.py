@@ -37,7 +37,7 @@ from common.experiment_plan import (
     plan,
 )
 from common.experiment_report import CHART, LEGEND, SUMMARY, publish
-from common.files import read_json, repository_root, write_json
+from common.files import exclusive, read_json, repository_root, write_json
 from common.launch import RUN_SCRIPTS, Launcher
 from common.result_files import Result, load_result
 from common.result_table import text_table
@@ -75,7 +75,9 @@ class Runner:
         if launcher.stopped:
             return
         try:
-            result = self._result(run, launcher, jobs)
+            # Another command that does the same runs is waited for; then the result is there.
+            with exclusive(run.folder.with_name(f".{run.folder.name}.lock")):
+                result = self._result(run, launcher, jobs)
         except AdaptiveError as error:
             if not launcher.stopped:
                 self._say(run, f"failed: {error}")
@@ -205,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runner.run_all(options.jobs)
         out = options.out or repository_root() / ("results/quick/experiments" if options.quick
                                                   else "results/experiments")
-        tables = publish(runs, out)
+        with exclusive(SCRIPT.run_folder(runs[0].root) / ".publish.lock"):
+            tables = publish(runs, out)
     except AdaptiveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

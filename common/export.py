@@ -153,9 +153,8 @@ def open_source(path: Path) -> Source:
     """
     if path.is_dir():
         run = open_run(path)
-        backbone = find_backbone(run.meta["backbone"])
         return Source(run.checkpoint, run.meta, run.model, run.tokenizer.text(), run.answers, run,
-                      backbone.exporting)
+                      find_exporting(run.meta["backbone"], path))
     try:
         file = resolve_checkpoint(path, lxrt=True)
     except CheckpointError as error:
@@ -165,10 +164,22 @@ def open_source(path: Path) -> Source:
     if meta.get("task") != "pretraining":
         raise CheckpointError(f"{file} is no pretraining snapshot of this code (its task is "
                               f"{meta.get('task')!r}); of a finetuning run give the folder")
-    exporting = find_backbone(meta["backbone"]).exporting
+    exporting = find_exporting(meta["backbone"], file)
     vocabulary = Tokenizer(file.parent).text()
     return Source(file, meta, exporting.open_snapshot(file, meta), vocabulary,
                   list(meta["answers"]), None, exporting)
+
+
+def find_exporting(backbone: str, path: Path) -> Exporting:
+    """What is needed to export the models of a backbone, such as the one at `path`.
+
+    Raises:
+        ConfigError: they cannot be exported.
+    """
+    exporting = find_backbone(backbone).exporting
+    if exporting is None:
+        raise ConfigError(f"{path}: this version cannot export models of {backbone}")
+    return exporting
 
 
 def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:

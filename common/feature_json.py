@@ -180,8 +180,9 @@ def import_json(
     names = image_names(files)[:limit]
     first = _first_record(files, names, width)
     classes = None if first is None or first.classes is None else first.classes.shape[1]
+    width = width or (2048 if first is None else first.features.shape[1])
     settings = {
-        "width": width or (2048 if first is None else first.features.shape[1]), "dtype": dtype, "detector": detector,
+        "width": width, "dtype": dtype, "detector": detector,
         "box_policy": "as in the JSON files, cut at the edges of the image",
         "optional": [] if classes is None else [CLASSES], "classes": classes,
         "image_features": True,

@@ -91,6 +91,8 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
         raise CheckpointError(f"{checkpoint} is not the checkpoint of a visual-question-answering "
                               f"run of this code (its task is {meta.get('task')!r})")
     backbone = find_backbone(meta["backbone"])
+    if backbone.open_run is None:
+        raise CheckpointError(f"{checkpoint}: this version cannot open runs of {backbone.name}")
     answers = find_answers(folder, meta, data_root)
     opened = backbone.open_run(checkpoint, meta)
     opened.model.eval()

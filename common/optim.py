@@ -7,7 +7,7 @@ per tensor from 0, so that the very first update has learning rate 0, as upstrea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,48 @@ from torch.optim import Optimizer
 from common.errors import CheckpointError, ConfigError
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
-SCHEDULES = ("linear", "constant")
+SCHEDULES = ("linear", "constant", "steps")
+
+
+class DecayAfterAdam(Optimizer):
+    """The AdamW of VL-BERT.
+
+    It differs from torch's in two ways: eps is added to the root of the second moment before that
+    is corrected for its start at 0, and the decay multiplies the updated parameter.
+    """
+
+    def __init__(self, params: Parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-6, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps,
+                                  "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update every parameter that has a gradient; each counts its own updates."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            states = [self.state[p] for p in parameters]
+            for parameter, state in zip(parameters, states, strict=True):
+                if not state:
+                    state.update(step=0, exp_avg=torch.zeros_like(parameter),
+                                 exp_avg_sq=torch.zeros_like(parameter))
+                state["step"] += 1
+            (beta1, beta2), lr = group["betas"], group["lr"]
+            grads = [p.grad for p in parameters]
+            mean, square = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq"))
+            torch._foreach_mul_(mean, beta1)
+            torch._foreach_add_(mean, grads, alpha=1 - beta1)
+            torch._foreach_mul_(square, beta2)
+            torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
+            root = torch._foreach_sqrt(square)
+            torch._foreach_add_(root, group["eps"])
+            sizes = [-lr * (1 - beta2 ** s["step"]) ** 0.5 / (1 - beta1 ** s["step"])
+                     for s in states]
+            torch._foreach_addcdiv_(parameters, mean, root, sizes)
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
 
 
 @dataclass(frozen=True)
@@ -63,6 +104,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "sgd": OptimizerKind(lambda groups, options: torch.optim.SGD(groups, **options)),
     "rms": OptimizerKind(lambda groups, options: torch.optim.RMSprop(groups, **options)),
     "lamb": OptimizerKind(_lamb, 0.01),
+    "vlbert_adamw": OptimizerKind(lambda groups, options: DecayAfterAdam(groups, **options), 1e-4),
 }
 
 
@@ -71,7 +113,7 @@ class Schedule:
     """Factor on the learning rate: linear warm-up, then linear decay to 0 or constant.
 
     Attributes:
-        kind: of SCHEDULES.
+        kind: of SCHEDULES (`steps` is a StepSchedule).
         total_steps: updates in the whole run.
         warmup: share of them that warms up, in [0, 1).
         first_step: what the first update counts as. 0: it has factor 0 (BertAdam). 1: it has the
@@ -91,6 +133,29 @@ class Schedule:
         if self.kind == "constant":
             return 1.0
         return max((progress - 1.0) / (self.warmup - 1.0), 0.0)
+
+
+@dataclass(frozen=True)
+class StepSchedule(Schedule):
+    """Factor on the learning rate: linear warm-up, then a drop at each milestone.
+
+    Attributes:
+        milestones: updates from which on the factor is multiplied by `gamma` once more.
+        gamma: below 1.
+        warmup_factor: where the warm-up starts.
+    """
+
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_factor: float = 0.0
+
+    def factor(self, updates: int) -> float:
+        """Factor of the update that follows `updates` earlier ones."""
+        update = updates + self.first_step
+        warm_updates = round(self.warmup * self.total_steps)
+        warm = min(update / warm_updates, 1.0) if warm_updates else 1.0
+        dropped = self.gamma ** sum(update >= milestone for milestone in self.milestones)
+        return (self.warmup_factor * (1 - warm) + warm) * dropped
 
 
 class OptimizerWithSchedule:
@@ -211,30 +276,38 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
 def make_optimizer(name: str, params: Parameters, lr: float, total_steps: int,
                    warmup: float = 0.1, weight_decay: float | None = None,
                    schedule: str = "linear", first_step: int | None = None,
+                   milestones: Sequence[int] = (), gamma: float = 0.1, warmup_factor: float = 0.0,
                    **options: Any) -> OptimizerWithSchedule:
     """An optimiser with its schedule.
 
     Args:
-        name: a key of OPTIMIZERS; any name with `bert` in it means `bert` (as upstream).
+        name: a key of OPTIMIZERS; any other name with `bert` in it means `bert` (as upstream).
         params: parameters, or groups (dicts with `params` and, if wanted, `lr`, `weight_decay`).
         lr: highest learning rate.
         total_steps: updates in the whole run (all epochs), also if this process does fewer.
         warmup: share of them that warms up, in [0, 1).
         weight_decay: on every tensor, biases and LayerNorm too. None: 0.01 for bert, adamw and
-            lamb (which decay the weight itself), 0 for the others (which add it to the gradient).
-        schedule: `linear` or `constant`, after the warm-up.
+            lamb, 1e-4 for vlbert_adamw (which decay the weight itself), 0 for the others (which
+            add it to the gradient).
+        schedule: `linear`, `constant` or `steps`, after the warm-up.
         first_step: see `Schedule`; None: 0 for bert, 1 for the others.
+        milestones, gamma, warmup_factor: of `steps`, see `StepSchedule`.
         options: further arguments of the optimiser's class, such as `betas`, `eps`, `momentum`.
 
     Raises:
         ConfigError: unknown name or option, or a value that makes no sense.
     """
-    key = "bert" if "bert" in name.lower() else name.lower()
+    key = name.lower()
+    if key not in OPTIMIZERS and "bert" in key:
+        key = "bert"
     if key not in OPTIMIZERS:
         raise ConfigError(f"unknown optimiser {name!r}; valid: {', '.join(OPTIMIZERS)}")
     if first_step is None:
         first_step = 0 if key == "bert" else 1
     plan = Schedule(schedule, total_steps, warmup, first_step)
+    if schedule == "steps":
+        plan = StepSchedule(schedule, total_steps, warmup, first_step, tuple(milestones), gamma,
+                            warmup_factor)
     _check_schedule(plan, key, lr)
     kind, groups = OPTIMIZERS[key], _groups(params)
     decay = kind.weight_decay if weight_decay is None else weight_decay
@@ -256,6 +329,8 @@ def _check_schedule(plan: Schedule, name: str, lr: float) -> None:
                           "the batch larger than the data set?")
     if not 0.0 <= plan.warmup < 1.0:
         raise ConfigError(f"warmup {plan.warmup}: give a share of the steps, 0 ≤ warmup < 1")
+    if name == "bert" and plan.kind == "steps":
+        raise ConfigError("the optimiser bert has no schedule 'steps'; use linear or constant")
     if name == "bert" and plan.first_step != 0:
         raise ConfigError("the optimiser bert counts its updates from 0; first_step is for others")
     if not 0.0 <= lr < float("inf"):

@@ -2,8 +2,10 @@
 
     python -m common.parity --backbone lxmert [--case DIR] [--write OUT.safetensors]
 
-A case is a folder with config.json (its `kind` says what to run), weights.safetensors,
-inputs.safetensors and, to compare with, outputs.safetensors. Exits 1 if a tensor is missing or off.
+A case is a folder with config.json (its `kind` says what to run), weights.safetensors and
+inputs.safetensors as far as its kind needs them and, to compare with, outputs.safetensors. A
+backbone's function finds the path of the folder in the config under `folder`. Exits 1 if a tensor
+is missing or off.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ def find_cases(backbone: Backbone, root: Path = GOLDENS) -> list[Path]:
 
 def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[Difference]:
     """Run one case and compare it with its outputs.safetensors, if there."""
-    config = read_json(case / "config.json")
+    config = read_json(case / "config.json") | {"folder": str(case)}
     kind = config.get("kind")
     if kind not in backbone.parity:
         raise DataError(f"{case / 'config.json'}: kind {kind!r} is not one of {backbone.name}: "
@@ -96,7 +98,8 @@ def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[
     expected = load_weights(path) if path.exists() else {}
     weights = load_weights(case / "weights.safetensors") \
         if (case / "weights.safetensors").exists() else {}
-    inputs = load_weights(case / "inputs.safetensors")
+    inputs = load_weights(case / "inputs.safetensors") \
+        if (case / "inputs.safetensors").exists() else {}
     wanted = list(expected) or [f"grad.{name}" for name in config.get("grad_params", [])]
     torch.manual_seed(0)
     found = {name: tensor.detach() for name, tensor

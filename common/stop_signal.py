@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
+
+# A signal to a whole tree of processes (SLURM, systemd, kill -- -GROUP) reaches a process twice: by
+# itself, and passed on by the launcher.
+REPEATS = 3.0  # seconds in which further signals are the same wish
 
 
 class StopSignal:
     """Within it SIGTERM and Ctrl-C are only remembered: the run looks at `received` and saves.
 
-    A second signal of the same kind acts as usual.
+    One that comes more than `REPEATS` seconds after the first acts as usual.
     """
 
     def __init__(self) -> None:
         self.received = False
+        self._first = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        def remember(number: int, frame: Any) -> None:
-            self.received = True
-            signal.signal(number, self._previous[number])
-
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, remember)
+                self._previous[number] = signal.signal(number, self._remember)
         return self
+
+    def _remember(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._first = True, now
+        elif now - self._first > REPEATS:
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._previous.items():

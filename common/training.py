@@ -34,7 +34,7 @@ from common.checkpoint import (
     set_rng_state,
 )
 from common.distributed import peers
-from common.errors import AdaptiveError, ConfigError, StoppedError
+from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
 from common.optim import OptimizerWithSchedule
 from common.run_folder import SnapshotNames, check_unused, remove_run
 from common.running_totals import RunningTotals
@@ -157,8 +157,9 @@ class Trainer:
                     after_epoch(EpochRecord(record))
                 self.save_last()
                 self._stop = self.world.any(self._signal.received)
-        if self._stop and self.epoch < self.options.epochs:
-            self.save_last()
+            if self._stop and (self.step_in_epoch or not self.step):  # else it has just been saved
+                self.save_last()
+        if self._stop:
             raise StoppedError(f"stopped by a signal at step {self.step}; continue with the same "
                                f"command and --resume ({self.out_dir / self.names.last})")
 
@@ -342,6 +343,11 @@ class Trainer:
         if not path.exists():
             raise ConfigError(f"nothing to resume: {path} does not exist; start without --resume")
         state, meta = load_checkpoint(path)
+        if (version := meta.get("checkpoint_version")) != CHECKPOINT_VERSION:
+            raise CheckpointError(f"{path}: saved by another version of this code (format "
+                                  f"{version}, this one's is {CHECKPOINT_VERSION}), which has to "
+                                  "finish that run; its BEST can be tested and asked here. Or "
+                                  "start again with --overwrite")
         check_compatible(meta, self.meta, path)
         load_into(self.model, state["model"], what=str(path))
         for name, optimizer in self.optimizers.items():

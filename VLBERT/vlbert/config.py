@@ -1,305 +1,371 @@
-"""Sizes and options of VL-BERT models, and how the keys of the original configs become them."""
+"""Config files: YAML with the keys of the original, checked, over its defaults.
+
+    config = load_config("cfgs/vqa/base_4x16G_fp32.yaml")
+    config.NETWORK.VLBERT.hidden_size, config.TRAIN.LR
+
+A config may name another one as its BASE and then only has what differs. A key that does not exist
+and a value that is not of the type of its default are errors. (`vlbert.sizes` makes the sizes of
+a network of the sections NETWORK and POLICY.)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from common.errors import ConfigError
-from common.files import repository_root
-from common.layers import find_activation
+from vlbert.sizes import HOME
+from vlbert.config_defaults import CHOICES, LISTS, Defaults, defaults
 
-HOME = repository_root() / "VLBERT"
-CLASSIFIERS = ("mlm", "1fc", "2fc")
-DEPTHS = (18, 34, 50, 101, 152)
+PRETRAINING = "ForPretraining"  # in MODULE
+OVERRIDE = Path("(override)")
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The encoder; the defaults are VL-BERT-base of the released models.
+class Section(dict[str, Any]):
+    """The values of one level of a config; `section.KEY` and `section["KEY"]` are the same."""
 
-    Attributes:
-        vocab_size: word pieces.
-        hidden_size, num_attention_heads, intermediate_size: of every layer.
-        visual_size: width of the visual embeddings that text tokens and objects carry.
-        hidden_act: gelu (the erf form), relu or swish.
-        max_position_embeddings: at least tokens + objects + 1, and more with an offset.
-        type_vocab_size: rows of the token types; objects and the end have type 2.
-        initializer_range: standard deviation of fresh weights.
-        visual_ln: normalise visual embeddings (with a gain); otherwise scale them by one number.
-        visual_scale_text_init, visual_scale_object_init: those gains or scales at the start.
-        word_embedding_frozen: freeze the word table but for a copy of its first 1000 rows.
-        pos_embedding_frozen: freeze the position table.
-        with_pooler: tanh of a dense layer on the first token, which the relationship head reads.
-        position_padding_idx: positions start one after it (RoBERTa: 1).
-        visual_region_classes: classes of masked regions in pretraining.
-    """
+    def __getattr__(self, key: str) -> Any:
+        if key in self:
+            return self[key]
+        raise AttributeError(f"no key {key!r} in this section of the config{nearest(key, self)}")
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    visual_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 3
-    initializer_range: float = 0.02
-    visual_ln: bool = True
-    visual_scale_text_init: float = 0.0
-    visual_scale_object_init: float = 0.0
-    word_embedding_frozen: bool = False
-    pos_embedding_frozen: bool = False
-    with_pooler: bool = False
-    position_padding_idx: int = -1
-    visual_region_classes: int = 1601
-
-    def __post_init__(self) -> None:
-        find_activation(self.hidden_act)
-        if self.num_hidden_layers < 1:
-            raise ConfigError(f"num_hidden_layers {self.num_hidden_layers}: needs at least 1")
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"hidden_size {self.hidden_size} does not divide into "
-                              f"{self.num_attention_heads} attention heads")
-        if self.type_vocab_size < 3:
-            raise ConfigError(f"type_vocab_size {self.type_vocab_size}: objects have type 2, so "
-                              "at least 3 are needed")
-
-    @classmethod
-    def from_upstream(cls, keys: Mapping[str, Any]) -> EncoderConfig:
-        """From the keys of `NETWORK.VLBERT`; keys without a meaning here are left out.
-
-        Raises:
-            ConfigError: an option that the original system does not support either.
-        """
-        if not keys.get("obj_pos_id_relative", True):
-            raise ConfigError("NETWORK.VLBERT.obj_pos_id_relative false is not supported: objects "
-                              "share the position after the text")
-        if keys.get("object_word_embed_mode", 2) != 2:
-            raise ConfigError(f"NETWORK.VLBERT.object_word_embed_mode "
-                              f"{keys['object_word_embed_mode']} is not supported, only 2 (one "
-                              "linguistic embedding for all objects)")
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in keys.items() if key in known})
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError("a config is not changed; give overrides to load_config")
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """The image side: region features from a file, or a ResNet on the image.
+class Config:
+    """A checked config: its sections are attributes (`config.TRAIN.LR`)."""
 
-    Attributes:
-        precomputed: region features come with the boxes; no ResNet exists.
-        feature_size: their width. A ResNet has its own, see `region_size`.
-        final_dim: width of the visual embeddings; must be the encoder's `visual_size`.
-        waves: sines (and as many cosines) for each of the four coordinates of a box.
-        depth: layers of the ResNet, one of DEPTHS.
-        channels: of its first layer (64 in every published ResNet).
-        dilated: the last stage keeps the resolution (14 x 14) and is dilated; otherwise it halves.
-        stride_in_1x1: a stage halves in its first 1x1 convolution (Caffe), not in its 3x3.
-        frozen_stages: 1 = first convolution, 2..4 = layer1..3, 5 = the last stage.
-        frozen_bn: no batch normalisation learns, all use their stored statistics.
-        dropout: on what the visual embedding is computed from.
-    """
+    values: Section
+    path: Path
+    """The YAML file."""
+    given: frozenset[str] = field(default_factory=frozenset)
+    """Keys that a file or an override gives, e.g. TRAIN.LR; the others have their default."""
 
-    precomputed: bool = True
-    feature_size: int = 2048
-    final_dim: int = 768
-    waves: int = 256
-    depth: int = 101
-    channels: int = 64
-    dilated: bool = True
-    stride_in_1x1: bool = True
-    frozen_stages: tuple[int, ...] = (1, 2)
-    frozen_bn: bool = True
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "frozen_stages", tuple(self.frozen_stages))
-        if self.depth not in DEPTHS:
-            raise ConfigError(f"ResNet with {self.depth} layers (IMAGE_NUM_LAYERS) is not known; "
-                              f"valid: {', '.join(map(str, DEPTHS))}")
-        wrong = set(self.frozen_stages) - {1, 2, 3, 4, 5}
-        if wrong:
-            raise ConfigError(f"IMAGE_FROZEN_BACKBONE_STAGES {sorted(wrong)}: stages are 1 to 5")
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_") or key == "values":  # while it is copied or unpickled
+            raise AttributeError(key)
+        return getattr(self.values, key)
 
     @property
-    def region_size(self) -> int:
-        """Width of a region's features."""
-        if self.precomputed:
-            return self.feature_size
-        return self.channels * 8 * (4 if self.depth >= 50 else 1)
+    def name(self) -> str:
+        """Of the file, without its ending; the original names folders after it."""
+        return self.path.stem
 
-    @classmethod
-    def from_upstream(cls, network: Mapping[str, Any], feature_size: int = 2048) -> ImageConfig:
-        """From the keys of `NETWORK`.
+    @property
+    def pretraining(self) -> bool:
+        return PRETRAINING in self.values["MODULE"]
 
-        Raises:
-            ConfigError: an option that VQA has no data for, or that is defective upstream.
-        """
-        precomputed = bool(network.get("IMAGE_FEAT_PRECOMPUTED", True))
-        for key in ("IMAGE_SEMANTIC", "OUTPUT_CONV5", "BLIND", "ENABLE_CNN_REG_LOSS"):
-            if network.get(key) and not (precomputed and key == "ENABLE_CNN_REG_LOSS"):
-                raise ConfigError(f"NETWORK.{key} true is not supported; set it to false")
-        names = {"IMAGE_FINAL_DIM": "final_dim", "IMAGE_NUM_LAYERS": "depth",
-                 "IMAGE_C5_DILATED": "dilated", "IMAGE_STRIDE_IN_1x1": "stride_in_1x1",
-                 "IMAGE_FROZEN_BACKBONE_STAGES": "frozen_stages", "IMAGE_FROZEN_BN": "frozen_bn"}
-        given = {ours: network[theirs] for theirs, ours in names.items() if theirs in network}
-        return cls(precomputed=precomputed, feature_size=feature_size, **given)
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Numbers of the word pieces that assemble a text (those of BERT-base-uncased)."""
-
-    cls: int = 101
-    sep: int = 102
-    mask: int = 103
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """A VQA network.
-
-    Attributes:
-        encoder, image: its two halves.
-        num_answers: of the classifier.
-        classifier: mlm (as BERT's word prediction), 1fc or 2fc.
-        classifier_hidden_size: of 2fc.
-        classifier_dropout: in the classifier.
-        no_grounding: text tokens carry no visual embedding.
-        tokens: the special word pieces of the vocabulary.
-    """
-
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    image: ImageConfig = field(default_factory=ImageConfig)
-    num_answers: int = 3129
-    classifier: str = "mlm"
-    classifier_hidden_size: int = 1024
-    classifier_dropout: float = 0.1
-    no_grounding: bool = False
-    tokens: SpecialTokens = SpecialTokens()
-
-    def __post_init__(self) -> None:
-        if self.classifier not in CLASSIFIERS:
-            raise ConfigError(f"unknown classifier {self.classifier!r} (NETWORK.CLASSIFIER_TYPE); "
-                              f"valid: {', '.join(CLASSIFIERS)}")
-        check_widths(self.encoder, self.image)
-
-    @classmethod
-    def from_upstream(cls, network: Mapping[str, Any], num_answers: int,
-                      tokens: SpecialTokens | None = None,
-                      feature_size: int = 2048) -> NetworkConfig:
-        """From the keys of `NETWORK` in an original config.
-
-        Args:
-            network: the keys; those that are missing keep the values of the released model.
-            num_answers: `DATASET.ANSWER_VOCAB_SIZE`.
-            tokens: of the vocabulary; None: those of BERT-base-uncased.
-            feature_size: width of the precomputed features.
-        """
-        names = {"CLASSIFIER_TYPE": "classifier", "CLASSIFIER_DROPOUT": "classifier_dropout",
-                 "CLASSIFIER_HIDDEN_SIZE": "classifier_hidden_size",
-                 "NO_GROUNDING": "no_grounding"}
-        given = {ours: network[theirs] for theirs, ours in names.items() if theirs in network}
-        return cls(EncoderConfig.from_upstream(network.get("VLBERT", {})),
-                   ImageConfig.from_upstream(network, feature_size), num_answers,
-                   tokens=tokens or SpecialTokens(), **given)
+    @property
+    def datasets(self) -> tuple[Section, ...]:
+        """The sections DATASET: several in pretraining, else one."""
+        found = self.values["DATASET"]
+        return found if isinstance(found, tuple) else (found,)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return asdict(self)
+        """Plain nested dictionaries and lists, for a checkpoint or a log."""
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(v) for key, v in value.items()}
+            return [plain(v) for v in value] if isinstance(value, tuple) else value
+        return plain(self.values)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
-        """Back from `to_dict`."""
-        return cls(**{**values, "encoder": EncoderConfig(**values["encoder"]),
-                      "image": ImageConfig(**values["image"]),
-                      "tokens": SpecialTokens(**values["tokens"])})
+    def samples_per_update(self, processes: int) -> int:
+        """Samples that one update of the weights is made of."""
+        images = self.values["TRAIN"]["BATCH_IMAGES"]
+        per_process = sum(images) if isinstance(images, tuple) else images
+        return per_process * self.values["TRAIN"]["GRAD_ACCUMULATE_STEPS"] * processes
 
-    def without_dropout(self) -> NetworkConfig:
-        return replace(self, classifier_dropout=0.0, image=replace(self.image, dropout=0.0),
-                       encoder=replace(self.encoder, hidden_dropout_prob=0.0,
-                                       attention_probs_dropout_prob=0.0))
+    def effective_lr(self, processes: int, section: str = "TRAIN") -> float:
+        """Learning rate of an update; LR is per sample."""
+        return self.values[section]["LR"] * self.samples_per_update(processes)
 
 
-@dataclass(frozen=True)
-class PretrainingConfig:
-    """A pretraining network; the defaults are those of the released models (multitask).
+def locate(text: str) -> Path:
+    """The file or folder that a config names.
 
-    Attributes:
-        encoder, image: its two halves.
-        relationship, words, regions: which heads and losses there are.
-        multitask: batches also hold text without an image.
-        words_by_sample, regions_by_sample: average a loss over each sample first
-            (`MLM_LOSS_NORM_IN_BATCH_FIRST`, `MVRC_LOSS_NORM_IN_BATCH_FIRST`).
-        mask_raw_pixels: masked regions are already black in the images; otherwise, and always
-            with precomputed features, their features are replaced by a learned vector.
+    A relative path is meant from the working folder, which for the original is its own folder;
+    where it is not there, from VLBERT/.
     """
-
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    image: ImageConfig = field(default_factory=ImageConfig)
-    relationship: bool = False
-    words: bool = True
-    regions: bool = True
-    multitask: bool = True
-    words_by_sample: bool = False
-    regions_by_sample: bool = False
-    mask_raw_pixels: bool = True
-
-    def __post_init__(self) -> None:
-        check_widths(self.encoder, self.image)
-        if self.relationship and not self.encoder.with_pooler:
-            raise ConfigError("the relationship loss (WITH_REL_LOSS) reads the pooled output: set "
-                              "NETWORK.VLBERT.with_pooler to true")
-
-    @classmethod
-    def from_upstream(cls, network: Mapping[str, Any], multitask: bool,
-                      feature_size: int = 2048) -> PretrainingConfig:
-        """From the keys of `NETWORK`; `multitask` is decided by the name of the module."""
-        names = {"WITH_REL_LOSS": "relationship", "WITH_MLM_LOSS": "words",
-                 "WITH_MVRC_LOSS": "regions", "MASK_RAW_PIXELS": "mask_raw_pixels",
-                 "MLM_LOSS_NORM_IN_BATCH_FIRST": "words_by_sample",
-                 "MVRC_LOSS_NORM_IN_BATCH_FIRST": "regions_by_sample"}
-        given = {ours: network[theirs] for theirs, ours in names.items() if theirs in network}
-        return cls(EncoderConfig.from_upstream(network.get("VLBERT", {})),
-                   ImageConfig.from_upstream(network, feature_size), multitask=multitask, **given)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PretrainingConfig:
-        """Back from `to_dict`."""
-        return cls(**{**values, "encoder": EncoderConfig(**values["encoder"]),
-                      "image": ImageConfig(**values["image"])})
+    path = Path(text)
+    inside = HOME / path
+    return inside if not path.is_absolute() and not path.exists() and inside.exists() else path
 
 
-def check_widths(encoder: EncoderConfig, image: ImageConfig) -> None:
-    """The image side must deliver what the encoder reads."""
-    if encoder.visual_size != image.final_dim:
-        raise ConfigError(f"NETWORK.IMAGE_FINAL_DIM {image.final_dim} and NETWORK.VLBERT."
-                          f"visual_size {encoder.visual_size} must be equal")
+def find_config(path: Path | str) -> Path:
+    """The config of this name; capital and small letters may be mixed up.
+
+    The published instructions write base_4X16G_fp32.yaml, the file is base_4x16G_fp32.yaml.
+
+    Raises:
+        ConfigError: There is none; names those that are there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    folder = path.parent if path.parent.is_dir() else HOME / path.parent
+    there = sorted(folder.glob("*.yaml")) if folder.is_dir() else []
+    same = [other for other in there if other.name.lower() == path.name.lower()]
+    if same:
+        return same[0]
+    listed = ", ".join(other.name for other in there) or "none"
+    raise ConfigError(f"{path}: no such config; configs in {folder}: {listed}")
 
 
-ENCODER_SIZES: dict[str, EncoderConfig] = {
-    "base": EncoderConfig(),
-    "large": EncoderConfig(hidden_size=1024, visual_size=1024, num_hidden_layers=24,
-                           num_attention_heads=16, intermediate_size=4096),
-    "small": EncoderConfig(hidden_size=128, visual_size=128, num_hidden_layers=4,
-                           num_attention_heads=4, intermediate_size=512,
-                           max_position_embeddings=128, hidden_dropout_prob=0.0,
-                           attention_probs_dropout_prob=0.0),
+def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read and check a config.
+
+    Args:
+        path: See `find_config`.
+        overrides: Values that win over the file's, by key (`TRAIN.END_EPOCH`).
+
+    Raises:
+        ConfigError: No such file, no YAML, an unknown key, a value of another type, or a
+            combination that cannot work; names file, key and value.
+    """
+    path = find_config(path)
+    layers = _read_with_base(path)
+    if overrides:
+        layers.append((OVERRIDE, _nested(overrides)))
+    module = next((tree["MODULE"] for _, tree in reversed(layers) if "MODULE" in tree), "")
+    known = defaults(PRETRAINING in str(module))
+    values, given = known, set()
+    for source, tree in layers:
+        values = _merge(values, known, tree, source, "", given)
+    config = Config(_sections(values), path, frozenset(given))
+    check_config(config)
+    return config
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that occurs twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False
+                          ) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice",
+                                                        node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}{where}: not valid YAML ({problem})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {tree!r}")
+    return tree
+
+
+def _read_with_base(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Trees of a config and of its bases, the innermost base first."""
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    current: Path | None = path
+    while current is not None:
+        if any(current.resolve() == other.resolve() for other, _ in layers):
+            raise ConfigError(f"{path}: key BASE: {current} is its own base in the end")
+        tree = _read_yaml(current)
+        layers.insert(0, (current, tree))
+        base = tree.get("BASE")
+        current = None if base in (None, "") else find_config(current.parent / str(base))
+    return layers
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in overrides.items():
+        *sections, key = path.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return tree
+
+
+def nearest(key: object, known: Mapping[str, Any]) -> str:
+    """Ends an error: the known key that a wrong one is nearest to, in any case of letters."""
+    by_lower = {name.lower(): name for name in known}
+    near = get_close_matches(str(key).lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+
+
+def _unknown(key: object, known: Mapping[str, Any], place: str) -> str:
+    """Ends an error: the sections that have such a key, else the nearest key of this one."""
+    wanted = str(key).lower()
+    elsewhere = [path for path in all_keys(defaults(True))
+                 if path.rpartition(".")[2].lower() == wanted]
+    if elsewhere and wanted not in (name.lower() for name in known):
+        pretraining = set(elsewhere).isdisjoint(all_keys(defaults(False)))
+        return f"; there is {' and '.join(elsewhere)}{' (of pretraining)' if pretraining else ''}"
+    return nearest(key, known) or f"; valid in {place or 'a config'}: {', '.join(known)}"
+
+
+def all_keys(known: Defaults, at: str = "") -> Iterator[str]:
+    """Paths of all keys: TRAIN.LR."""
+    for key, value in known.items():
+        if isinstance(value, dict):
+            yield from all_keys(value, f"{at}{key}.")
+        else:
+            yield at + key
+
+
+def _merge(values: Any, known: Defaults, tree: Any, source: Path, at: str,
+           given: set[str]) -> Defaults:
+    """`values` with those of a tree in their place; both have the structure of `known`."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: key {at.rstrip('.')}: {tree!r}: expected keys and values")
+    merged = dict(values) if isinstance(values, dict) else dict(known)
+    for key, value in tree.items():
+        if key not in known:
+            place = at.rstrip(".")
+            raise ConfigError(f"{source}: unknown key {at}{key}{_unknown(key, known, place)}")
+        if isinstance(known[key], dict) and isinstance(value, list) and key == "DATASET":
+            merged[key] = tuple(_merge(known[key], known[key], part, source, f"DATASET[{i}].",
+                                       given) for i, part in enumerate(value))
+            given.add(key)
+        elif isinstance(known[key], dict):
+            merged[key] = _merge(merged[key], known[key], value, source, f"{at}{key}.", given)
+        else:
+            merged[key] = _typed(key, value, known[key], f"{source}: key {at}{key}")
+            given.add(f"{at}{key}")
+    return merged
+
+
+def _typed(key: str, value: Any, default: Any, where: str) -> Any:
+    """A value as the type of its default.
+
+    Raises:
+        ConfigError: It is not one.
+    """
+    if key in CHOICES:
+        if str(value) not in CHOICES[key]:
+            raise ConfigError(f"{where}: {value!r}; valid: {', '.join(CHOICES[key])}")
+        return str(value)
+    if key == "LOSS_LOGGERS":
+        return tuple(_pair(entry, where) for entry in _listed(value, where))
+    if key == "LR_MULT":
+        return tuple(_multiplier(entry, where) for entry in _listed(value, where))
+    if key == "LR_STEP" and isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    if key in LISTS:
+        return tuple(_scalar(entry, LISTS[key], where) for entry in _listed(value, where))
+    if key == "BATCH_IMAGES" and isinstance(value, list):
+        return tuple(_scalar(entry, int, where) for entry in value)
+    if key == "GPUS" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if key == "FP16_LOSS_SCALE" and value == "dynamic":
+        return value
+    return _scalar(value, type(default), where)
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where}: {value!r}: expected a list")
+    return list(value)
+
+
+def _pair(value: Any, where: str) -> tuple[str, str]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or len(parts) != 2:
+        raise ConfigError(f"{where}: {value!r}: expected \"output,name to show\"")
+    return str(parts[0]), str(parts[1])
+
+
+def _multiplier(value: Any, where: str) -> tuple[str, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ConfigError(f"{where}: {value!r}: expected [part of a parameter's name, factor]")
+    return _scalar(value[0], str, where), _scalar(value[1], float, where)
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _scalar(value: Any, kind: type, where: str) -> Any:
+    found = value
+    if kind is float and isinstance(value, str):
+        found = _number(value)  # YAML reads 1e-4, which lacks a point, as a text
+    if kind is float and isinstance(found, int) and not isinstance(found, bool):
+        found = float(found)
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        raise ConfigError(f"{where}: {value!r} ({type(value).__name__}): expected {KINDS[kind]}")
+    return found
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _sections(values: Any) -> Any:
+    """Dictionaries as sections, at every level."""
+    if isinstance(values, dict):
+        return Section((key, _sections(value)) for key, value in values.items())
+    if isinstance(values, tuple) and values and isinstance(values[0], dict):
+        return tuple(_sections(value) for value in values)
+    return values
+
+
+# Key → what is wrong with `true`.
+REFUSED = {
+    "DATASET.CACHE_MODE": "images are not kept in memory; set false",
+    "NETWORK.OUTPUT_CONV5": "the original names this part of the network but lacks it; set false",
+    "NETWORK.BLIND": "the original's network does not run without visual input; set false",
 }
 
 
-def size_config(size: str) -> tuple[EncoderConfig, ImageConfig]:
-    """Encoder and image side of a named size, for precomputed features of width 2048."""
-    if size not in ENCODER_SIZES:
-        raise ConfigError(f"unknown size {size!r}; valid: {', '.join(ENCODER_SIZES)}")
-    encoder = ENCODER_SIZES[size]
-    dropout = encoder.hidden_dropout_prob
-    return encoder, ImageConfig(final_dim=encoder.visual_size, dropout=dropout)
+def check_config(config: Config) -> None:
+    """Combinations that cannot work.
+
+    Raises:
+        ConfigError: One of them; names file, key and value.
+    """
+    def wrong(key: str, value: object, why: str) -> ConfigError:
+        return ConfigError(f"{config.path}: key {key}: {value}: {why}")
+
+    for path, why in REFUSED.items():
+        section, key = path.split(".")
+        parts = config.datasets if section == "DATASET" else (config.values[section],)
+        if any(part[key] for part in parts):
+            raise wrong(path, "true", why)
+    for name in ("NETWORK", *(("POLICY",) if "POLICY.IMAGE_FINAL_DIM" in config.given else ())):
+        part = config.values[name]
+        if part.IMAGE_FINAL_DIM != part.VLBERT.visual_size:
+            raise wrong(f"{name}.IMAGE_FINAL_DIM", part.IMAGE_FINAL_DIM, "must be equal to "
+                        f"{name}.VLBERT.visual_size, {part.VLBERT.visual_size}: it makes what that "
+                        "reads")
+    for name in ("TRAIN", "VAL", "TEST"):
+        part = config.values[name]
+        if not 0 <= part.FLIP_PROB <= 1:
+            raise wrong(f"{name}.FLIP_PROB", part.FLIP_PROB, "must lie between 0 and 1")
+        images = part.BATCH_IMAGES
+        if min(images if isinstance(images, tuple) else (images,), default=0) < 1:
+            raise wrong(f"{name}.BATCH_IMAGES", images, "must be positive")
+    if not 0 < config.HOLDOUT < 1:
+        raise wrong("HOLDOUT", config.HOLDOUT, "must lie between 0 and 1")
+    if config.TRAIN.GRAD_ACCUMULATE_STEPS < 1:
+        raise wrong("TRAIN.GRAD_ACCUMULATE_STEPS", config.TRAIN.GRAD_ACCUMULATE_STEPS,
+                    "must be positive")
+    if len(config.SCALES) not in (0, 2) or min(config.SCALES, default=1) < 1:
+        raise wrong("SCALES", list(config.SCALES), "give the shorter and the longer side in pixels")
+    network = config.NETWORK
+    if not network.IMAGE_FEAT_PRECOMPUTED and not (
+            len(network.PIXEL_MEANS) == len(network.PIXEL_STDS) == 3 and all(network.PIXEL_STDS)):
+        raise wrong("NETWORK.PIXEL_MEANS, NETWORK.PIXEL_STDS",
+                    f"{list(network.PIXEL_MEANS)}, {list(network.PIXEL_STDS)}",
+                    "where images are read, give three numbers each (blue, green, red)")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from common.errors import DataError
 from vlbert.boxes import box_mask, coordinate_embedding
-from vlbert.config import ImageConfig
 from vlbert.resnet import ResNetBackbone, last_stage
 from vlbert.roi_align import roi_align
+from vlbert.sizes import ImageConfig
 
 STRIDE = 16
 GRID = 14  # bins per side that the last stage reads

@@ -18,8 +18,8 @@ from common.errors import ConfigError
 from common.heads import Pooler
 from common.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights
 from common.steps import Layer, State, bert_steps, split_heads
-from vlbert.config import EncoderConfig
 from vlbert.packing import Packing, check_positions, pack
+from vlbert.sizes import EncoderConfig
 
 MASKED = -10000.0
 SPECIAL_WORDS = 1000

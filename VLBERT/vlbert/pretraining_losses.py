@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.losses import IGNORED, labelled_cross_entropy, precise
-from vlbert.config import PretrainingConfig
+from vlbert.sizes import PretrainingConfig
 
 LABEL_TOLERANCE = 0.1  # a region is labelled if its class probabilities sum to 1 within this
 SMALL = 1e-4

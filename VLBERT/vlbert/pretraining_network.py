@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from common.errors import ConfigError
 from common.heads import WordPrediction
 from common.layers import find_activation, init_bert_weights
-from vlbert.config import EncoderConfig, PretrainingConfig
 from vlbert.fast_rcnn import FastRCNN, Regions
 from vlbert.modeling import VisualLinguisticBert
+from vlbert.sizes import EncoderConfig, PretrainingConfig
 
 
 class RegionPrediction(nn.Module):
@@ -56,7 +56,11 @@ class VisualLinguisticBertForPretraining(VisualLinguisticBert):
 
 
 class ResNetVLBERTForPretraining(nn.Module):
-    """VL-BERT with its pretraining heads; state-dict names of the released models."""
+    """VL-BERT with its pretraining heads; state-dict names of the released models.
+
+    Attributes:
+        hides_features: masked regions have their features replaced, not their pixels.
+    """
 
     def __init__(self, config: PretrainingConfig) -> None:
         super().__init__()
@@ -64,7 +68,9 @@ class ResNetVLBERTForPretraining(nn.Module):
         encoder = config.encoder
         self.image_feature_extractor = FastRCNN(config.image)
         self.object_linguistic_embeddings = nn.Embedding(1, encoder.hidden_size)
-        self.object_mask_visual_embedding = nn.Embedding(1, config.image.region_size)
+        self.hides_features = config.image.precomputed or not config.mask_raw_pixels
+        if self.hides_features:
+            self.object_mask_visual_embedding = nn.Embedding(1, config.image.region_size)
         if config.regions:
             self.object_mask_word_embedding = nn.Embedding(1, encoder.hidden_size)
         if config.multitask:
@@ -72,7 +78,8 @@ class ResNetVLBERTForPretraining(nn.Module):
         for module in self.children():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=encoder.initializer_range)
-        nn.init.zeros_(self.object_mask_visual_embedding.weight)
+        if self.hides_features:
+            nn.init.zeros_(self.object_mask_visual_embedding.weight)
         self.vlbert = VisualLinguisticBertForPretraining(encoder, config.relationship,
                                                          config.words, config.regions)
 
@@ -122,10 +129,8 @@ class ResNetVLBERTForPretraining(nn.Module):
                       tokens: int) -> tuple[Regions, Tensor, Tensor]:
         """Regions, visual embeddings of the text (B, T, ·) and object embeddings (B, K, ·)."""
         config = self.config
-        hide = config.image.precomputed or not config.mask_raw_pixels
-        regions = self.image_feature_extractor(
-            boxes, im_info, image, masked,
-            self.object_mask_visual_embedding.weight[0] if hide else None)
+        hidden = self.object_mask_visual_embedding.weight[0] if self.hides_features else None
+        regions = self.image_feature_extractor(boxes, im_info, image, masked, hidden)
         masked = masked[:, :regions.mask.shape[1], None]
         linguistic = self.object_linguistic_embeddings.weight[0].expand(*regions.mask.shape, -1)
         if config.regions:

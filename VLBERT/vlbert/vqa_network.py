@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from common.heads import HeadTransform
 from common.policy import PolicyInputs, set_initial_share
-from vlbert.config import EncoderConfig, NetworkConfig
 from vlbert.fast_rcnn import FastRCNN, Regions
 from vlbert.modeling import VisualLinguisticBert, VLBertOutput
+from vlbert.sizes import EncoderConfig, NetworkConfig
 
 POLICY_LAYERS, POLICY_INTERMEDIATE = 2, 512
 

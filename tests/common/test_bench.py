@@ -15,8 +15,9 @@ from tests.common.tiny_models import SingleStream, single_inputs
 
 from common import bench
 from common.adapt import adaptive_part
-from common.bench import main, run_bench
+from common.bench import bench_parser, describe_machine, main, make_settings, run_bench
 from common.bench_cases import ADAPTIVE, BenchModel, BenchSettings, Case, all_cases, memory_cases
+from common.bench_features import measure_features, write_tsv
 from common.bench_measure import (
     ActivationBytes,
     Bench,
@@ -27,9 +28,10 @@ from common.bench_measure import (
 )
 from common.bench_memory import measure_memory
 from common.bench_plot import draw_bench, plot_bench
-from common.bench_report import format_report, verdicts
+from common.bench_report import format_report, format_summary, verdicts
 from common.bench_results import BenchFile
 from common.errors import ConfigError, DataError
+from common.feature_import import import_tsv
 
 BATCH = 6
 SETTINGS = BenchSettings(backbone="tiny", layers=2, reference_layers=3, batch=BATCH, rounds=1,
@@ -54,6 +56,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench, "find_supply", lambda backbone: tiny_supply)
     monkeypatch.setattr(bench, "measure_memory", lambda *_: {
         "peak_rss_bytes": 10**9, "peak_cuda_bytes": None})
+    monkeypatch.setattr(bench, "FEATURES", {"quick": (4, 2)})
 
 
 def quick(path, settings=SETTINGS, **options):
@@ -93,6 +96,7 @@ def test_a_run_writes_figures_table_and_chart_and_a_second_one_measures_nothing(
     before = path.read_bytes()
     monkeypatch.setattr(bench, "measure_group", None)
     monkeypatch.setattr(bench, "measure_memory", None)
+    monkeypatch.setattr(bench, "measure_features", None)
     assert quick(path).cases == file.cases and path.read_bytes() == before
 
 
@@ -121,7 +125,7 @@ def test_figures_of_other_settings_are_never_mixed(tiny, tmp_path):
     path = tmp_path / "bench.json"
     quick(path, only="eval/SpotTune_Block")
     assert len(quick(path, replace(SETTINGS, shares=(0.25,)), only="eval/BlockDrop").cases) > 3
-    with pytest.raises(ConfigError, match=r"another settings \(batch: 6 there, 4 now\).*overwrite"):
+    with pytest.raises(ConfigError, match=r"otherwise \(batch: 6 there, 4 now\).*overwrite"):
         quick(path, replace(SETTINGS, batch=4))
     found = quick(path, replace(SETTINGS, batch=4), overwrite=True, only="eval/BlockDrop")
     assert {r["strategy"] for r in found.cases.values()} == {"BlockDrop"}
@@ -238,6 +242,31 @@ def test_a_gpu_is_timed_between_events_after_it_has_finished():
     assert CpuClock().measure(lambda: sum(range(1000)))["seconds"] >= 0
 
 
+def test_low_precision_runs_beside_the_reference_in_full_precision(tiny, tmp_path):
+    both = replace(SETTINGS, precisions=("fp32", "bf16"))
+    file = quick(tmp_path / "x.json", both, only="bf16/train/S")
+    quick(tmp_path / "x.json", both, only="bf16/train/standard")
+    file = BenchFile.read(tmp_path / "x.json")
+    assert {r["precision"] for r in file.cases.values()} == {"bf16"}
+    table = (tmp_path / "x.md").read_text()
+    assert "| SpotTune, exact / gathered | none |" in table
+    assert "elsewhere in fp32 = 1; ours in bf16" in table and "step, standard bf16 /" in table
+
+
+def test_on_a_gpu_the_whole_model_is_measured_in_both_precisions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    settings = make_settings(bench_parser().parse_args(["--device", "cuda"]))
+    assert (settings.layers, settings.reference_layers, settings.batch) == (None, None, 32)
+    assert settings.precisions == ("fp32", "bf16") and settings.digest() != SETTINGS.digest()
+    machine = describe_machine(settings)
+    assert machine["device"] == "a GPU" and machine["clock"] == "time between CUDA events"
+    changed = make_settings(bench_parser().parse_args(
+        "--device cuda --layers 3 --precision bf16 --shares 0.2,0.8 --batch 8".split()))
+    assert (changed.layers, changed.precisions) == (3, ("bf16",))
+    assert (changed.shares, changed.batch) == ((0.2, 0.8), 8)
+
+
 def result_file(tmp_path, **ratios):
     """A results file with these ratios of the exact training step, by strategy."""
     file = BenchFile.open(tmp_path / "made.json", replace(SETTINGS, shares=(0.1, 0.5)),
@@ -253,11 +282,24 @@ def result_file(tmp_path, **ratios):
 def test_figures_stand_beside_their_targets_with_a_verdict(tmp_path):
     file = result_file(tmp_path, SpotTune_Block=1.18, SpotTune_Res=1.26, SpotTune=1.43)
     words = {v.quantity: (v.target, v.words) for v in verdicts(file)}
-    assert words["step, SpotTune_Block exact, 50% finetuned"] == (1.20, "reached")
-    assert words["step, SpotTune_Res exact, 50% finetuned"] == (1.22, "reached within 0.05")
-    assert words["step, SpotTune exact, 50% finetuned"] == (1.32, "missed by 0.11")
-    assert words["activations, SpotTune_Block exact, 50% finetuned"] == (0.90, "reached")
+    assert words["step, SpotTune_Block exact, 50% finetuned"] == ("1.20", "reached")
+    assert words["step, SpotTune_Res exact, 50% finetuned"] == ("1.22", "reached within 0.05")
+    assert words["step, SpotTune exact, 50% finetuned"] == ("1.32", "missed by 0.11")
+    assert words["activations, SpotTune_Block exact, 50% finetuned"] == ("0.90", "reached")
     assert len(words) == 6, "only what was measured has a verdict"
+
+
+def test_features_are_read_back_as_they_were_made_and_judged_in_images_a_second(tmp_path):
+    found = measure_features(images=3, batches=2)
+    assert found["import_per_s"] > 0 and found["read_per_s"] > 0
+    write_tsv(tmp_path / "f.tsv", 2)
+    batch = import_tsv(tmp_path / "f.tsv", tmp_path / "s", progress=False).read(["1", "0"])
+    assert batch.features.shape == (2, 36, 2048) and 0.4 < batch.features.mean() < 0.6
+    file = result_file(tmp_path)
+    file.add_features({"read_per_s": 10_000.0, "import_per_s": 1_500.0, "anonymous_bytes": 10**7})
+    judged = [(v.target, v.measured, v.words) for v in verdicts(file)]
+    assert judged == [("≥ 20,000", "10,000", "missed: 0.50 of it"),
+                      ("≥ 1,000", "1,500", "reached"), ("≤ 50", "10", "reached")]
 
 
 def test_table_and_chart_come_from_the_file_alone(tmp_path):
@@ -271,10 +313,17 @@ def test_table_and_chart_come_from_the_file_alone(tmp_path):
         "1.25 |" in table
     assert "tiny encoder, 2 layers. a processor, 2 cores, 1 thread, torch 9.9." in table
     assert "(standard 2.00 GB" in table and "BlockDrop" not in table
+    file.add_case(replace(EXACT, policy="small"), {
+        "ratio": 1.204, "low": 1.2, "high": 1.3, "activation_ratio": 0.95})
+    file.add_case(Case("eval", "standard", against="reference"), {
+        "ratio": 0.8, "low": 0.8, "high": 0.8})
+    summary = format_summary(file)
+    assert "| SpotTune_Block | – | 1.20 | – | 0.95 |" in summary
+    assert summary.endswith("The same model of `elsewhere` = 1: evaluation 0.80.\n")
     picture = BytesIO()
     plot_bench(BenchFile.read(file.path), picture)
     assert len(picture.getvalue()) > 10_000
-    (steps, _) = draw_bench(file).axes
+    steps, *_ = draw_bench(file).axes
     assert "SpotTune_Block, 50% finetuned" in [t.get_text() for t in steps.get_yticklabels()]
 
 

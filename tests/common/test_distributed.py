@@ -5,6 +5,7 @@ Real processes that talk through gloo, started as the run scripts and as torchru
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from tests.common.toy_task import final_state, make_trainer, same
 
 from common.budget import BudgetOptions
 from common.checkpoint import load_checkpoint
-from common.distributed import World, split_evenly, start_world
+from common.distributed import World, one_voice, split_evenly, start_world
 from common.errors import ConfigError
 from common.processes import main, wanted_processes
 
@@ -155,6 +156,27 @@ def test_the_processes_that_a_list_of_gpus_means(monkeypatch):
         1, 1, 1, 2, 3]
     monkeypatch.setenv("RANK", "0")
     assert wanted_processes("0,1") == 1
+
+
+def test_a_full_disk_is_a_message_and_other_faults_of_files_are_not_hidden(capsys):
+    def write(number: int) -> int:
+        raise OSError(number, os.strerror(number))
+    assert one_voice(lambda: write(errno.ENOSPC)) == 2
+    assert "No space left on device: free some space" in capsys.readouterr().err
+    with pytest.raises(OSError, match="I/O"):
+        one_voice(lambda: write(errno.EIO))
+
+
+def test_an_error_before_the_processes_met_is_said_once_on_every_machine(monkeypatch, capsys):
+    def fail() -> int:
+        raise ConfigError("no such file")
+    shown = {}
+    for rank, local_rank in (("0", "0"), ("1", "1"), ("2", "0")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert one_voice(fail) == 2
+        shown[rank] = capsys.readouterr().err.count("no such file")
+    assert shown == {"0": 1, "1": 0, "2": 1}
 
 
 def test_incomplete_settings_of_a_launcher_are_named(monkeypatch, capsys):

@@ -255,6 +255,16 @@ def test_several_runs_at_a_time_give_the_same(repository):
     assert len(list(repository.out.rglob("result.json"))) == 5
 
 
+def test_two_commands_at_once_do_every_run_once(repository):
+    threads = [threading.Thread(target=repository.command, args=("--only", "all_questions"))
+               for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(repository.trained()) == 5
+
+
 def test_list_and_bad_flags(repository, capsys):
     assert repository.command("--list") == 0
     assert len(capsys.readouterr().out.splitlines()) == 56

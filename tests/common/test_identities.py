@@ -21,7 +21,7 @@ from common.adaptive import AdaptiveOptions, RoutedEncoder
 
 TWINS = ("SpotTune_Block", "SpotTune_Res", "SpotTune")
 EXECUTORS = ("dense", "exact", "sampled")
-both_families = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def forced(model, family, value: float, training: bool = True):
@@ -52,7 +52,7 @@ def same_gradients(ours, theirs, names):
                                    else expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: n + m)
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", TWINS)
 @pytest.mark.parametrize("executor", ["dense", "exact"])
 def test_all_ones_is_standard_in_outputs_and_gradients(family, strategy, executor):
@@ -67,7 +67,7 @@ def test_all_ones_is_standard_in_outputs_and_gradients(family, strategy, executo
     same_gradients(grads, expected_grads, expected_grads)
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", TWINS)
 @pytest.mark.parametrize("executor", ["dense", "exact"])
 def test_all_zeros_is_frozen_in_outputs_and_gradients(family, strategy, executor):
@@ -85,7 +85,7 @@ def test_all_zeros_is_frozen_in_outputs_and_gradients(family, strategy, executor
                 assert parameter.grad is not None and parameter.grad.abs().sum() == 0
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("executor", ["dense", "exact"])
 def test_blockdrop_all_zeros_is_the_encoder_without_layers(family, executor):
     model = adapted(family, "BlockDrop", executor=executor)
@@ -96,7 +96,7 @@ def test_blockdrop_all_zeros_is_the_encoder_without_layers(family, executor):
     torch.testing.assert_close(logits, run(bare, family), rtol=0, atol=1e-12)
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", ["BlockDrop", "BlockReplace"])
 def test_all_blocks_kept_is_standard(family, strategy):
     standard = pretrained(family)
@@ -107,7 +107,7 @@ def test_all_blocks_kept_is_standard(family, strategy):
     same_gradients(grads, expected_grads, expected_grads)
 
 
-@both_families
+@every_family
 def test_blockreplace_all_zeros_is_its_chain_of_linear_maps(family):
     model = adapted(family, "BlockReplace")
     logits, _ = forced(model, family, 0.0)
@@ -125,7 +125,7 @@ def test_blockreplace_all_zeros_is_its_chain_of_linear_maps(family):
     torch.testing.assert_close(logits, run(bare, family), rtol=1e-11, atol=1e-11)
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 @pytest.mark.parametrize("which", ["random", "zeros", "ones", "policy"])
 def test_exact_is_dense_in_outputs_and_all_gradients(family, strategy, which):
@@ -161,7 +161,7 @@ def test_exact_is_dense_in_outputs_and_all_gradients(family, strategy, which):
         torch.testing.assert_close(exact_leaf.grad, dense_leaf.grad, rtol=1e-9, atol=1e-9)
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 def test_gathered_is_dense_in_evaluation(family, strategy):
     model = adapted(family, strategy).eval()
@@ -205,7 +205,7 @@ def test_sampled_policy_gradient_is_unbiased(strategy):
     torch.testing.assert_close(policy_gradient(), exact, rtol=1e-9, atol=1e-10)
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 def test_every_live_decision_has_an_effect_and_a_gradient_and_dead_ones_have_none(
         family, strategy):
@@ -228,7 +228,7 @@ def test_every_live_decision_has_an_effect_and_a_gradient_and_dead_ones_have_non
             assert change == 0 and gradient == 0, name
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", TWINS)
 def test_twins_never_change_in_training(family, strategy):
     model = adapted(family, strategy).train()
@@ -245,7 +245,7 @@ def test_twins_never_change_in_training(family, strategy):
     assert sum(not torch.equal(a, b) for a, b in zip(start, trained, strict=True)) > 10
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
 def test_a_sample_does_not_depend_on_its_batch_and_evaluation_repeats(family, strategy):
     model = adapted(family, strategy).eval()
@@ -258,7 +258,7 @@ def test_a_sample_does_not_depend_on_its_batch_and_evaluation_repeats(family, st
     assert torch.equal(whole, again)
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 def test_the_policy_decides_by_sample_and_learns(family, strategy):
     model = adapted(family, strategy).train()

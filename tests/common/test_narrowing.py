@@ -22,7 +22,7 @@ from common.adaptive import RoutedEncoder
 from common.errors import ConfigError
 from common.steps import first_position, live_steps
 
-both_families = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def encoder_of(model):
@@ -50,7 +50,7 @@ def outcome(family, strategy, executor, narrowed, decided):
     return logits.detach(), decisions, gradients(model), None if leaf is None else leaf.grad
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("decided", ["forced", "policy"])
 @pytest.mark.parametrize("strategy, executor", [
     ("standard", "dense"),
@@ -73,7 +73,7 @@ def test_narrowed_is_full_in_outputs_decisions_and_all_gradients(
         assert full_leaf.abs().sum() > 0
 
 
-@both_families
+@every_family
 @pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
 def test_narrowing_saves_work_and_changes_no_layer_but_the_last(family, strategy):
     flops, handed_on = [], []

@@ -15,8 +15,9 @@ from tests.common.toy_task import ToyTask, final_state, make_trainer, same
 
 from common.adapt import adaptive_part
 from common.budget import BudgetOptions
-from common.checkpoint import load_checkpoint
-from common.errors import AdaptiveError, CheckpointError, ConfigError
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
+from common.stop_signal import StopSignal
 from common.training import BatchOrder
 
 @pytest.mark.parametrize("stop", [1, 5, 8, 12])
@@ -192,3 +193,60 @@ def test_history_is_json(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.fit()
     assert len(json.loads(json.dumps(trainer.history))) == 3
+
+
+class Signalled(ToyTask):
+    """Gets a signal twice, by itself and from its launcher, at some call of a method."""
+
+    def __init__(self, method: str, call: int) -> None:
+        super().__init__()
+        self.left = {method: call}
+
+    def signal(self, method: str) -> None:
+        self.left[method] = self.left.get(method, 0) - 1
+        if self.left[method] == 0:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    def read(self, indices, epoch):
+        self.signal("read")
+        return super().read(indices, epoch)
+
+    def validate(self, model):
+        self.signal("validate")
+        return super().validate(model)
+
+
+@pytest.mark.parametrize(("method", "call", "steps"), [
+    ("read", 1, 0), ("read", 6, 5), ("read", 8, 7), ("validate", 1, 5), ("validate", 3, 15)])
+def test_a_signal_saves_and_stops_wherever_the_run_is(tmp_path, method, call, steps):
+    make_trainer(tmp_path / "whole").fit()
+    with pytest.raises(StoppedError, match=f"at step {steps}; .* --resume"):
+        make_trainer(tmp_path / "parts", task=Signalled(method, call)).fit()
+    assert final_state(tmp_path / "parts")["progress"]["step"] == steps
+    resumed = make_trainer(tmp_path / "parts")
+    resumed.resume()
+    resumed.fit()
+    same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+def test_a_later_second_signal_acts_as_usual(monkeypatch):
+    monkeypatch.setattr("common.stop_signal.REPEATS", -1.0)
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: numbers.append(number))
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.received and not numbers
+            signal.raise_signal(signal.SIGTERM)
+            assert numbers == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_checkpoint_of_another_version_of_the_code_is_refused_by_that_name(tmp_path):
+    make_trainer(tmp_path, max_steps=2).fit()
+    state, meta = load_checkpoint(tmp_path / "LAST.safetensors")
+    save_checkpoint(tmp_path / "LAST.safetensors", state, meta | {"checkpoint_version": 1})
+    with pytest.raises(CheckpointError, match="another version of this code.*--overwrite"):
+        make_trainer(tmp_path).resume()

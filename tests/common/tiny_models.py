@@ -1,4 +1,4 @@
-"""Tiny models of both encoder families, in float64, for the property tests of the core."""
+"""Tiny models of every encoder family, in float64, for the property tests of the core."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from common.policy import SmallPolicy
 from common.steps import Layer, bert_steps
 from lxrt.config import LxmertConfig
 from lxrt.modeling import VQAModel
+from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig, SpecialTokens
+from vlbert.vqa_network import ResNetVLBERT
 
 ADAPTIVE = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop", "BlockReplace")
 BATCH = 6
@@ -87,9 +89,29 @@ def single_inputs(batch: int) -> dict[str, Tensor]:
     return {"input_ids": inputs["input_ids"], "mask": inputs["input_mask"]}
 
 
+def vlbert_config(dropout: float = 0.0) -> NetworkConfig:
+    encoder = EncoderConfig(vocab_size=40, hidden_size=12, visual_size=12, num_hidden_layers=3,
+                            num_attention_heads=3, intermediate_size=20,
+                            max_position_embeddings=24, hidden_dropout_prob=dropout,
+                            attention_probs_dropout_prob=dropout)
+    image = ImageConfig(feature_size=7, final_dim=12, waves=2, dropout=dropout)
+    return NetworkConfig(encoder, image, num_answers=5, classifier_dropout=dropout,
+                         tokens=SpecialTokens(1, 2, 3))
+
+
+def vlbert_inputs(batch: int) -> dict[str, Tensor]:
+    inputs = lxmert_inputs(batch)
+    boxes = inputs["boxes"].cumsum(-1) * 20  # x1 < y1 < x2 < y2
+    present = inputs["region_mask"][..., None].bool()
+    return {"boxes": torch.cat([boxes, inputs["features"]], -1).where(present, -2.0),
+            "im_info": torch.tensor([[90.0, 80.0]], dtype=torch.float64).expand(batch, -1),
+            "question": inputs["input_ids"]}
+
+
 FAMILIES = {
     "single": Family("single", lambda dropout: SingleStream(dropout=dropout), single_inputs),
     "lxmert": Family("lxmert", lambda dropout: VQAModel(lxmert_config(dropout)), lxmert_inputs),
+    "vlbert": Family("vlbert", lambda dropout: ResNetVLBERT(vlbert_config(dropout)), vlbert_inputs),
 }
 
 
@@ -168,4 +190,4 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
 
 __all__ = ["ADAPTIVE", "BATCH", "FAMILIES", "Family", "SingleStream", "SingleStreamEncoder",
            "adapted", "drift_layers", "frozen_copy", "gradients", "lxmert_config", "pretrained",
-           "random_decisions", "run", "spread_policy"]
+           "random_decisions", "run", "spread_policy", "vlbert_config"]

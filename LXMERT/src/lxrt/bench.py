@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from common.bench_cases import BenchModel, BenchSettings
 from lxrt.config import LxmertConfig
+from lxrt.hf_folder import THEIR_NAMES
 from lxrt.modeling import VQAModel
 
 PADDED = 20
@@ -65,11 +66,9 @@ class ReferenceAnswers(nn.Module):
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
-        from transformers import LxmertConfig as TheirConfig
-        from transformers import LxmertForQuestionAnswering
-        self.model = LxmertForQuestionAnswering(TheirConfig(
-            num_qa_labels=config.num_answers, l_layers=config.l_layers,
-            x_layers=config.x_layers, r_layers=config.r_layers))
+        import transformers
+        sizes = {THEIR_NAMES.get(name, name): value for name, value in config.to_dict().items()}
+        self.model = transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**sizes))
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Inputs of `LxmertModel` (B, …) -> answer logits (B, A)."""

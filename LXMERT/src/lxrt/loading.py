@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.bert_folder import bert_names, find_bert_weights
 from common.checkpoint import check_compatible, load_meta
 from common.errors import CheckpointError, ConfigError
 from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
@@ -180,14 +181,8 @@ def bert_file(folder: Path | str) -> Path:
     Raises:
         ConfigError: there are none.
     """
-    folder = Path(folder)
-    files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
-    path = next((file for file in files if file.exists()), None)
-    if path is None:
-        raise ConfigError(f"no BERT weights in {folder}: neither {files[0].name} nor "
-                          f"{files[1].name}; give a BERT-base-uncased folder with --bert, or "
-                          "start from random weights with --fromScratch")
-    return path
+    return find_bert_weights(folder, "give a BERT-base-uncased folder with --bert, or start from "
+                                     "random weights with --fromScratch")
 
 
 def load_bert(model: LXRTModel, folder: Path | str, say: Say = print,
@@ -229,13 +224,3 @@ def load_bert(model: LXRTModel, folder: Path | str, say: Say = print,
         if known:
             load_into(heads, known, strict=False, what=str(path))
         say(f"{path}: {len(known)} tensors of the heads of masked words and matching loaded")
-
-
-def bert_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """BERT weights under LXMERT's names: no `bert.` prefix, no TensorFlow gamma and beta."""
-    renamed = {}
-    for name, tensor in weights.items():
-        name = name.removeprefix("bert.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
-    return renamed

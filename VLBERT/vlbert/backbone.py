@@ -1,0 +1,20 @@
+"""What VL-BERT offers to the core: found by `common.backbones` through the package entry point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from common.backbones import Backbone
+from vlbert.parity import PARITY
+
+
+def run_vqa_data(config: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor],
+                 wanted: list[str]) -> dict[str, Tensor]:
+    """Kind `vqa_data`; the readers of raw data are imported only for it."""
+    from vlbert import data_parity
+    return data_parity.run_vqa_data(config, weights, inputs, wanted)
+
+
+VLBERT = Backbone(name="vlbert", parity=PARITY | {"vqa_data": run_vqa_data})

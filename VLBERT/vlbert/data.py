@@ -1,0 +1,233 @@
+"""The data of a config: questions, regions, images and answers, for training and for testing.
+
+    source = VQASource(load_config("cfgs/easy_vqa/base.yaml"))
+    splits = source.splits()
+    splits.train.read([0, 1, 2], epoch=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from common import datasets as tables
+from common.annotations import AnswerVocabulary, Example
+from common.errors import ConfigError, DataError
+from common.feature_sources import FeatureSources
+from common.text import Tokenizer
+from vlbert.config import Config, Section, locate
+from vlbert.data_answers import AnswerFile
+from vlbert.data_coco import COCO, NOT_TRAINED_ON, SETS, check_files, read_examples, split_sets
+from vlbert.data_features import open_features
+from vlbert.images import ImageFiles, part_of
+from vlbert.vqa_dataset import Size, Transform, VLBertData
+
+__all__ = ["COCO", "Splits", "VQASource", "overlap", "read_examples"]
+
+EMBEDDED = {name: kind for name, kind in tables.DATASETS.items() if kind.embedded}
+
+
+@dataclass
+class Splits:
+    """What a training run needs, and what there is to say about it."""
+
+    train: VLBertData
+    heldout: VLBertData
+    """Questions about other images of the training part: the best epoch is chosen on them."""
+    valid: VLBertData
+    """Reported, and used for nothing else."""
+    remarks: list[str] = field(default_factory=list)
+
+
+class VQASource:
+    """Opens the data that a config names."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False
+                 ) -> None:
+        """Look at the config; files are opened when they are needed.
+
+        Args:
+            config: Of VQA, not of pretraining.
+            tokenizer: Of the questions; default: that of NETWORK.BERT_MODEL_NAME.
+            quiet: Show no progress bars.
+
+        Raises:
+            ConfigError: An unknown data set, or a kind of file that is not read.
+        """
+        self.config, self.settings, self.quiet = config, config.DATASET, quiet
+        if not isinstance(self.settings, Section):
+            raise ConfigError(f"{config.path}: key DATASET: a list of data sets is for "
+                              "pretraining; VQA has one")
+        self.name: str = self.settings.DATASET
+        if self.name not in SETS and self.name not in EMBEDDED:
+            raise ConfigError(f"{config.path}: key DATASET.DATASET: {self.name!r}; valid: "
+                              f"{', '.join([*SETS, *EMBEDDED])}")
+        if self.name in SETS and self.settings.USE_IMDB:
+            raise ConfigError(f"{config.path}: key DATASET.USE_IMDB: true (the default): those "
+                              ".npy files are pickled and could run code; set false to read the "
+                              "official JSON files")
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer or Tokenizer(locate(self.config.NETWORK.BERT_MODEL_NAME))
+
+    @cached_property
+    def folder(self) -> Path:
+        """DATASET_PATH; of an embedded data set its own folder."""
+        if self.name in EMBEDDED:
+            return self._table.folder
+        return locate(self.settings.DATASET_PATH)
+
+    @cached_property
+    def _table(self) -> tables.Dataset:
+        return tables.resolve_dataset(self.name)
+
+    @cached_property
+    def vocabulary(self) -> AnswerVocabulary:
+        """The answers: ANSWER_VOCAB_FILE, or the embedded data set's own."""
+        path, size = self.settings.ANSWER_VOCAB_FILE, self.settings.ANSWER_VOCAB_SIZE
+        if path:
+            verbatim = self.settings.ANSWER_SPELLING == "verbatim"
+            return AnswerFile(locate(path), size, verbatim)
+        if self.name not in EMBEDDED:
+            raise ConfigError(f"{self.config.path}: key DATASET.ANSWER_VOCAB_FILE: is empty: give "
+                              "the file with one answer per line (answers_vqa.txt)")
+        vocabulary = self._table.vocabulary()
+        if len(vocabulary) != size:
+            raise ConfigError(f"{self.config.path}: key DATASET.ANSWER_VOCAB_SIZE: {size}: "
+                              f"{self.name} has {len(vocabulary)} answers")
+        return vocabulary
+
+    def examples(self, sets: str, test_mode: bool = False) -> list[Example]:
+        """Questions of an image set, or of several joined with +.
+
+        Args:
+            sets: As TRAIN_IMAGE_SET.
+            test_mode: Leave the answers away.
+
+        Raises:
+            ConfigError: An unknown set.
+            DataError: Files are missing or damaged.
+        """
+        names = split_sets(sets)
+        if not names:
+            raise ConfigError(f"{self.config.path}: no image set is given for {self.name}")
+        if self.name in EMBEDDED:
+            examples = tables.load_split(self._table, ",".join(names))
+        else:
+            verbatim = self.settings.ANSWER_SPELLING == "verbatim"
+            examples = read_examples(self.folder, names, verbatim, self.name)
+        if self.settings.TOY:
+            examples = examples[: self.settings.TOY_SAMPLES]
+        return [replace(e, answers=None) for e in examples] if test_mode else examples
+
+    def features(self, examples: Sequence[Example]) -> FeatureSources:
+        """Region features of the images of some questions.
+
+        Raises:
+            DataError: They are missing or damaged.
+        """
+        if self.name in EMBEDDED:
+            store = tables.open_features(self._table, self._table.kind.valid)
+            return FeatureSources(store.stores)
+        paths = COCO.of(examples).features(self.settings.BOXES, self.folder)
+        try:
+            return FeatureSources([
+                open_features(self.folder / path, parts, self.settings.IMPORT_FEATURES,
+                              not self.quiet)
+                for path, parts in paths.items()
+            ])
+        except DataError:
+            absent = [path for path in paths if not (self.folder / path).parent.is_dir()]
+            check_files(self.folder, (f"{path}.zip" for path in absent))
+            raise
+
+    def images(self, examples: Sequence[Example]) -> ImageFiles | None:
+        """Image files, or None with precomputed features.
+
+        Raises:
+            DataError: They are missing.
+        """
+        if self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
+            return None
+        if self.name in EMBEDDED:
+            folder = tables.resolve_dataset("easy_vqa").folder / "images"
+            parts = dict.fromkeys(part_of(example.image_id) for example in examples)
+            return ImageFiles({part: folder / part for part in parts}, ".png")
+        return COCO.of(examples).images(self.folder, self.settings.ZIP_MODE)
+
+    def sizes(self, examples: Sequence[Example]) -> dict[str, Size] | None:
+        """Sizes of the images from COCO's files; None where the features have to know them."""
+        if self.name in EMBEDDED:
+            return None
+        return COCO.of(examples).sizes(self.folder, examples)
+
+    def transform(self, part: str = "TRAIN") -> Transform:
+        """How images and boxes are prepared; FLIP_PROB is that of a section of the config."""
+        network = self.config.NETWORK
+        return Transform(self.config.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS,
+                         self.settings.ADD_IMAGE_AS_A_BOX, self.config.values[part].FLIP_PROB,
+                         max(0, self.config.RNG_SEED))
+
+    def data(self, examples: Sequence[Example], part: str = "TEST") -> VLBertData:
+        """Questions with everything that belongs to them.
+
+        Args:
+            examples: From `examples`.
+            part: Section of the config whose FLIP_PROB holds: TRAIN, VAL or TEST.
+
+        Raises:
+            DataError: Files are missing or damaged.
+        """
+        return VLBertData(examples, self.features(examples), self.vocabulary, self.tokenizer,
+                          self.transform(part), self.images(examples), self.sizes(examples))
+
+    def splits(self) -> Splits:
+        """Training, held-out and reported questions; what is held out is not trained on.
+
+        Raises:
+            ConfigError: Training on a set that is there to be reported.
+            DataError: Files are missing or damaged.
+        """
+        settings, remarks = self.settings, []
+        reported_only = (EMBEDDED[self.name].reported_only if self.name in EMBEDDED
+                         else NOT_TRAINED_ON.get(self.name, ()))
+        for name in split_sets(settings.TRAIN_IMAGE_SET):
+            if name in reported_only:
+                raise ConfigError(f"{self.config.path}: key DATASET.TRAIN_IMAGE_SET: {name}: this "
+                                  f"set of {self.name} is there to report on; its answers must not "
+                                  "be known to training")
+        train = self.examples(settings.TRAIN_IMAGE_SET)
+        valid = self.examples(settings.VAL_IMAGE_SET)
+        for sets, examples in ((settings.TRAIN_IMAGE_SET, train), (settings.VAL_IMAGE_SET, valid)):
+            if any(example.answers is None for example in examples):
+                raise ConfigError(f"{self.config.path}: image set {sets} of {self.name} has "
+                                  "questions without answers: it can be tested, not trained or "
+                                  "validated on")
+        if said := overlap(settings.TRAIN_IMAGE_SET, train, settings.VAL_IMAGE_SET, valid):
+            remarks.append(said)
+        if "TRAIN.ASPECT_GROUPING" in self.config.given and self.config.TRAIN.ASPECT_GROUPING:
+            remarks.append("TRAIN.ASPECT_GROUPING true has no effect: batches are drawn at random, "
+                           "and images are padded to the largest of each batch")
+        if self.config.TRAIN.FLIP_PROB and self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
+            remarks.append(f"TRAIN.FLIP_PROB {self.config.TRAIN.FLIP_PROB} mirrors boxes and words "
+                           "of precomputed features, not the features themselves (as published)")
+        kept, heldout = tables.split_holdout(train, self.config.HOLDOUT)
+        return Splits(self.data(kept, "TRAIN"), self.data(heldout, "VAL"), self.data(valid, "VAL"),
+                      remarks)
+
+
+def overlap(train_sets: str, train: Sequence[Example], valid_sets: str, valid: Sequence[Example]
+            ) -> str | None:
+    """In words, how many reported questions are trained on as well; None if none is."""
+    known = {example.question_id for example in train}
+    common = sum(example.question_id in known for example in valid)
+    if not common:
+        return None
+    return (f"{common} of {len(valid)} questions of {valid_sets} are in the training set "
+            f"{train_sets} as well: the accuracy on {valid_sets} says how well answers are "
+            "remembered, not how well new questions are answered; for that set "
+            "DATASET.TRAIN_IMAGE_SET to train2014 alone")

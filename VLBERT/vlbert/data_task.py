@@ -1,0 +1,32 @@
+"""Visual question answering with VL-BERT's data, for the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from common.runtime import Runtime
+from common.task import TaskBatch
+from common.vqa_task import VQATask
+from vlbert.vqa_dataset import VLBertBatch, VLBertData
+
+
+def make_inputs(batch: VLBertBatch) -> dict[str, Tensor | None]:
+    """Arguments of the network: image, boxes, im_info, question."""
+    return batch.inputs()
+
+
+class VLBertTask(VQATask):
+    """`VQATask` whose training samples may be mirrored, in each epoch anew."""
+
+    train: VLBertData
+
+    def __init__(self, train: VLBertData, heldout: VLBertData, runtime: Runtime,
+                 eval_batch_size: int, seed: int = 0, progress: bool = True) -> None:
+        """Put data together; arguments as of `VQATask`."""
+        super().__init__(train, heldout, make_inputs, runtime, eval_batch_size, seed, progress)
+
+    def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
+        """The training questions at some places, as they look in this epoch."""
+        return self._convert(self.train.read(indices, epoch))

@@ -1,0 +1,204 @@
+"""VQA in the batches that VL-BERT reads, with precomputed features or from images.
+
+Shape legend: B batch, K objects (the image as a whole is the first), T word pieces, C channels,
+A answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from common.annotations import AnswerVocabulary, Example, QuestionId
+from common.errors import DataError
+from common.feature_sources import FeatureSources
+from common.features import RegionBatch
+from common.text import Tokenizer
+from common.vqa_data import VQADataset
+from vlbert.images import ImageFiles
+from vlbert.transforms import (
+    PADDING,
+    image_info,
+    is_flipped,
+    mirror_answers,
+    mirror_words,
+    pad_images,
+    transform_boxes,
+    transform_image,
+)
+
+Size = tuple[int, int]
+
+
+@dataclass
+class VLBertBatch:
+    """B questions as VL-BERT reads them."""
+
+    question_ids: list[QuestionId]
+    image_ids: list[str]
+    questions: list[str]
+    answer_types: list[str | None]
+    image: Tensor | None
+    """(B, 3, H, W) float32, blue-green-red, normalised, zeros behind smaller images; None with
+    precomputed features."""
+    boxes: Tensor
+    """(B, K, 4 + C) float32: box in pixels of the scaled image, then its feature; (B, K, 4) from
+    images. Rows of padding are all -2."""
+    im_info: Tensor
+    """(B, 4) float32: width and height after scaling, factors of both directions."""
+    question: Tensor
+    """(B, T) int64 word pieces without special tokens; padding is 0."""
+    target: Tensor | None
+    """(B, A) float32 soft scores; None where there are no answers."""
+
+    def __len__(self) -> int:
+        return len(self.question_ids)
+
+    def inputs(self) -> dict[str, Tensor | None]:
+        """Arguments of the network, by the names and in the order of the original."""
+        return {"image": self.image, "boxes": self.boxes, "im_info": self.im_info,
+                "question": self.question}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How images and boxes are prepared.
+
+    Attributes:
+        scales: shorter and longer side in pixels; empty keeps the size.
+        means, deviations: of blue, green and red, in 0..255; read with images only.
+        whole_image: the image as a whole is the first box.
+        flip: probability that a sample is mirrored while training.
+        seed: of that.
+    """
+
+    scales: Sequence[int] = ()
+    means: Sequence[float] = (0.0, 0.0, 0.0)
+    deviations: Sequence[float] = (1.0, 1.0, 1.0)
+    whole_image: bool = True
+    flip: float = 0.0
+    seed: int = 0
+
+
+class VLBertData(VQADataset):
+    """Questions with regions, and images or features; read in batches."""
+
+    def __init__(self, examples: Sequence[Example], features: FeatureSources,
+                 vocabulary: AnswerVocabulary, tokenizer: Tokenizer, transform: Transform,
+                 images: ImageFiles | None = None, sizes: Mapping[str, Size] | None = None) -> None:
+        """Put everything together.
+
+        Args:
+            examples: One at least.
+            features: Boxes and features of every image.
+            vocabulary: The A answers.
+            tokenizer: Of the questions.
+            transform: Of images and boxes.
+            images: Where images are read from, and only the boxes of `features` are used; None
+                takes the features.
+            sizes: Width and height in pixels by image, where they are known from elsewhere; the
+                others are those of `features`.
+
+        Raises:
+            DataError: No examples, or images without regions, file or size.
+        """
+        super().__init__(examples, features, vocabulary)
+        self.tokenizer, self.transform = tokenizer, transform
+        self.images, self.sizes = images, sizes
+        if images is not None and (missing := images.missing({e.image_id for e in self.examples})):
+            raise DataError(f"no image file of {missing[0]}{images.suffix} ({len(missing)} images "
+                            "have none): fetch all images of this part")
+
+    def read(self, indices: Sequence[int], epoch: int | None = None) -> VLBertBatch:
+        """The examples at some places as one batch.
+
+        Args:
+            indices: B places.
+            epoch: Of training, in which samples may be mirrored; None mirrors none.
+
+        Raises:
+            DataError: A damaged record or image, a size that is not known, or a question without
+                word pieces.
+        """
+        chosen = [self.examples[i] for i in indices]
+        flips = [self._is_flipped(example, epoch) for example in chosen]
+        regions = self.features.read([e.image_id for e in chosen])
+        sizes = self._sizes(regions)
+        info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
+        image = None if self.images is None else self._images(chosen, info, flips)
+        return VLBertBatch(
+            question_ids=[e.question_id for e in chosen],
+            image_ids=regions.image_ids,
+            questions=[e.question for e in chosen],
+            answer_types=[e.answer_type for e in chosen],
+            image=image,
+            boxes=self._boxes(regions, sizes, info, torch.tensor(flips)),
+            im_info=info,
+            question=self._questions(chosen, flips),
+            target=self._flipped_targets(chosen, flips),
+        )
+
+    def _is_flipped(self, example: Example, epoch: int | None) -> bool:
+        return epoch is not None and is_flipped(self.transform.seed, epoch, example.question_id,
+                                                self.transform.flip)
+
+    def _sizes(self, regions: RegionBatch) -> list[Size]:
+        """Width and height of each image."""
+        known = self.sizes or {}
+        found = [known.get(image_id, (int(width), int(height))) for image_id, (width, height)
+                 in zip(regions.image_ids, regions.sizes.tolist())]
+        for image_id, size in zip(regions.image_ids, found):
+            if min(size) < 1:
+                raise DataError(f"image {image_id!r}: its size is not known: neither the COCO JSON "
+                                "(annotations/) nor the features have it")
+        return found
+
+    def _boxes(self, regions: RegionBatch, sizes: Sequence[Size], info: Tensor, flip: Tensor
+               ) -> Tensor:
+        """(B, K, 4 + C), or (B, K, 4) where images are read."""
+        boxes, mask, features = regions.boxes, regions.mask, regions.features
+        if self.transform.whole_image:
+            last = torch.tensor(sizes, dtype=torch.float32) - 1
+            whole = torch.cat([torch.zeros_like(last), last], 1)
+            boxes = torch.cat([whole[:, None], boxes], 1)
+            mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
+            features = torch.cat([regions.whole_image()[:, None], features], 1)
+        boxes = transform_boxes(boxes, info, flip)
+        if self.images is None:
+            boxes = torch.cat([boxes, features], -1)
+        return boxes.masked_fill_(~mask[..., None], PADDING)
+
+    def _images(self, examples: Sequence[Example], info: Tensor, flips: Sequence[bool]) -> Tensor:
+        images = []
+        for example, size, flip in zip(examples, info[:, :2].int().tolist(), flips):
+            image = self.images.read(example.image_id)
+            images.append(transform_image(image, size, flip, self.transform.means,
+                                          self.transform.deviations))
+        return pad_images(images)
+
+    def _questions(self, examples: Sequence[Example], flips: Sequence[bool]) -> Tensor:
+        rows = []
+        for example, flip in zip(examples, flips):
+            pieces = self.tokenizer.pieces(example.question)
+            if not pieces:
+                raise DataError(f"question {example.question_id} ({example.question!r}) has no "
+                                "word pieces: remove it")
+            numbers = self.tokenizer.numbers(mirror_words(pieces) if flip else pieces)
+            rows.append(torch.tensor(numbers))
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def _flipped_targets(self, examples: Sequence[Example], flips: Sequence[bool]
+                         ) -> Tensor | None:
+        """(B, A) soft scores; None if no example of the batch has answers."""
+        if all(example.answers is None for example in examples):
+            return None
+        target = torch.zeros(len(examples), len(self.vocabulary))
+        for row, example, flip in zip(target, examples, flips):
+            if flip and example.answers:
+                example = replace(example, answers=mirror_answers(example.answers))
+            for label, value in self.vocabulary.encode(example).items():
+                row[label] = value
+        return target
