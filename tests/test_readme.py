@@ -15,8 +15,8 @@ from common.files import repository_root
 from common.readme import fill, main
 
 ROOT = repository_root()
-READMES = ("README.md", "LXMERT/README.md", "common/README.md", "images/README.md",
-           "results/README.md", "visualizations/README.md", "tests/README.md")
+READMES = ("README.md", "LXMERT/README.md", "VLBERT/README.md", "common/README.md",
+           "images/README.md", "results/README.md", "visualizations/README.md", "tests/README.md")
 ENVIRONMENT = os.environ | {"PYTHON": sys.executable, "OMP_WAIT_POLICY": "passive",
                             "PATH": f"{Path(sys.executable).parent}{os.pathsep}"
                                     f"{os.environ['PATH']}"}

@@ -208,13 +208,10 @@ def encoder_weights(vlbert: VisualLinguisticBert, weights: Mapping[str, Tensor],
     chosen = {ours: weights[theirs] for ours, theirs in names.items() if theirs in weights}
     rows = len(state["position_embeddings.weight"])
     chosen["position_embeddings.weight"] = chosen["position_embeddings.weight"][:rows]
-    types, given = state["token_type_embeddings.weight"].clone(), chosen[
-        "token_type_embeddings.weight"].to(state["token_type_embeddings.weight"])
+    types, given = state["token_type_embeddings.weight"], chosen["token_type_embeddings.weight"]
     if given.shape[1] == types.shape[1]:  # another width is refused below
-        types[:len(given)] = given[:len(types)] if len(given) > 1 else given
-        if len(given) == 1:
-            types[:] = given
-        chosen["token_type_embeddings.weight"] = types
+        rest = given.expand(len(types), -1) if len(given) == 1 else types
+        chosen["token_type_embeddings.weight"] = torch.cat([given, rest[len(given):]])
     wrong = {name: tuple(x.shape) for name, x in chosen.items() if x.shape != state[name].shape}
     if wrong:
         name, shape = next(iter(wrong.items()))

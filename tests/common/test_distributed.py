@@ -124,6 +124,22 @@ def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_p
     assert state["step"] == 15 and len(state["history"]) == 3
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes as Linux does")
+def test_processes_whose_launcher_was_killed_save_and_end(tmp_path):
+    """Otherwise they would go on writing into the folder in which the run is resumed."""
+    launcher = subprocess.Popen(command("train", tmp_path), env=environment(), text=True,
+                                stderr=subprocess.PIPE)
+    last, deadline = tmp_path / "LAST.safetensors", time.time() + LIMIT
+    while not last.exists() and launcher.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    launcher.kill()
+    error = launcher.communicate(timeout=LIMIT)[1]  # open until the last one has ended
+    assert len(children) == 2 and error.count("stopped by a signal at step") == 1
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert 0 < final_state(tmp_path)["progress"]["step"] < 15
+
+
 def test_torchrun_over_two_nodes(tmp_path):
     """Two agents on one machine, as two machines would start them."""
     with socket.socket() as free:
@@ -163,7 +179,7 @@ def test_a_full_disk_is_a_message_and_other_faults_of_files_are_not_hidden(capsy
         raise OSError(number, os.strerror(number))
     assert one_voice(lambda: write(errno.ENOSPC)) == 2
     assert "No space left on device: free some space" in capsys.readouterr().err
-    with pytest.raises(OSError, match="I/O"):
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         one_voice(lambda: write(errno.EIO))
 
 

@@ -31,7 +31,7 @@ def test_it_starts_at_random_values_of_its_own_and_two_layers():
     model = published()
     network = adaptive_part(model).policy.network
     assert len(network.vlbert.encoder.layer) == 2
-    assert network.vlbert.word_embeddings.weight.std() == pytest.approx(0.02, rel=0.1)
+    assert network.vlbert.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not torch.equal(network.vlbert.word_embeddings.weight,
                            model.vlbert.word_embeddings.weight)
     head, count = network.final_mlp[-1], len(adaptive_part(model).live)

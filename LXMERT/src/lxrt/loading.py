@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.bert_folder import bert_names, find_bert_weights
 from common.checkpoint import check_compatible, load_meta
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError
 from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 from lxrt.answers import read_answers, transfer_answer_head
 from lxrt.config import SMALL_PRETRAINED
