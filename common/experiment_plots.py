@@ -41,18 +41,18 @@ def draw_experiments(experiments: Mapping[str, Sequence[Result]]) -> Figure:
     margin = 0.02 + 0.0083 * max(len(_label(group)) for members in groups.values()
                                  for group in members)
     middle = margin + (0.98 - margin) / 2
-    top, right = total, None
+    top = total
     for (title, members), height in zip(groups.items(), heights, strict=True):
         bottom, inner = (top - height + 0.4) / total, (height - 0.75) / total
         left = figure.add_axes((margin, bottom, middle - margin - 0.02, inner))
-        right = figure.add_axes((middle + 0.02, bottom, 0.96 - middle, inner), sharex=right)
+        right = figure.add_axes((middle + 0.02, bottom, 0.96 - middle, inner))
         _panel(left, members, "accuracy.val.overall", labels=True)
         _panel(right, members, "generalization_error", labels=False)
         right.axvline(0, color="#222222", linewidth=0.8, zorder=1)
         left.set_title(title, loc="left")
         top -= height
     left.set_xlabel("validation accuracy (%)")
-    right.set_xlabel("generalization error: train − validation (points)")
+    right.set_xlabel("generalization error (points)")
     figure.legend(handles=_legend(), loc="lower center", ncols=2, borderaxespad=0.2)
     return figure
 
@@ -68,7 +68,7 @@ def _panel(axes: Axes, groups: Sequence[RunGroup], dotted: str, labels: bool) ->
             axes.errorbar(figure.mean, place + OFFSET[epoch], xerr=figure.sd, fmt="o",
                           color=colour, markersize=5.5, capsize=2.5, linewidth=1.2,
                           markerfacecolor=colour if epoch == "kept" else "white", zorder=3)
-            axes.annotate(f"{figure.mean:.1f}",
+            axes.annotate(f"{round(figure.mean, 1) + 0.0:.1f}",  # not -0.0
                           (figure.mean + (figure.sd or 0.0), place + OFFSET[epoch]), (5, 0),
                           textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(groups)), map(_label, groups) if labels else [""] * len(groups))

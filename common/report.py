@@ -30,6 +30,7 @@ from common.result_files import (
     Result,
     backbone_title,
     comparison_notes,
+    group_results,
     load_result,
     lookup,
     sort_results,
@@ -105,9 +106,11 @@ def write_comparison_report(results: Iterable[Result], path: Path | str,
     body += [f"<p class='legend'>{html.escape(LEGEND)}</p>", *_section("Accuracy and "
              "generalization error", _figure(plot_comparison, results, "Validation (filled) and "
                                              "train (hollow) accuracy, with the baselines."))]
-    decided = [result for result in results if result.get("decisions")]
+    decided = [group for section in group_results(results) for group in section.groups
+               if group.results[0].get("decisions")]
     body += _section("What the policies decided", "".join(
-        _figure(plot_decisions, result, _caption(result)) for result in decided))
+        _figure(plot_decisions, group.results[0], _caption(group.results[0], len(group.results)))
+        for group in decided))
     commands = "\n".join(str(result.get("command") or NONE) for result in results)
     body += ["<h2>Commands of the runs</h2>", f"<pre>{html.escape(commands)}</pre>"]
     write_bytes(Path(path), _page("Comparison of finetuning strategies",
@@ -205,10 +208,12 @@ def _decisions(result: Result) -> str:
     return "\n".join(_section("What the policy decided", "".join(parts)))
 
 
-def _caption(result: Result) -> str:
+def _caption(result: Result, seeds: int = 1) -> str:
+    """What a map shows; of several seeds it is the first one's."""
     live = result["decisions"]["live"]
     dead = len(live) - sum(live)
-    text = f"{result['strategy']}: {len(live)} decisions"
+    seed = f" with seed {result.get('seed')}, the first of {seeds}" if seeds > 1 else ""
+    text = f"{result['strategy']}{seed}: {len(live)} decisions"
     return text + (f", {dead} of them without effect on the answer." if dead else ".")
 
 

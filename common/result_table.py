@@ -40,7 +40,8 @@ class Column:
         """`mean`, or `mean ± sd` over several runs, in the column's unit; a dash for none."""
         if figure is None:
             return NONE
-        mean = f"{figure.mean * self.factor:,.{self.decimals}f}"
+        rounded = round(figure.mean * self.factor, self.decimals) + 0.0  # not -0.0
+        mean = f"{rounded:,.{self.decimals}f}"
         if figure.sd is None or not self.spread:
             return mean
         return f"{mean} ± {figure.sd * self.factor:,.{self.decimals}f}"

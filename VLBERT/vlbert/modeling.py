@@ -36,7 +36,7 @@ class VLBertOutput:
         embedding: (B, M, C), before the first layer.
         read: (B, C), the row of `hidden` at `read_at`; None where none was asked for.
         pooled: (B, C), or None where there is no pooler.
-        layers: (B, M, C) after every layer, if asked for; the row that is read comes first.
+        layers: (B, M, C) after every layer, if asked for; the last one is `hidden`.
         attention: (B, H, M, M) probabilities of every layer, without dropout, if asked for.
     """
 
@@ -155,23 +155,21 @@ class VisualLinguisticBert(nn.Module):
                                text_visual_embeddings, object_vl_embeddings)
         hidden, mask = embedding, packing.mask
         order = None
-        if read_at is not None and self.encoder.reads_first:
+        if read_at is not None:
             # The layers treat positions as a set, so the one that is read may come first.
             order = front_order(read_at, packing.mask.shape[1])
-            hidden = hidden.gather(1, order[..., None].expand_as(hidden))
-            mask = mask.gather(1, order)
+            hidden, mask = reordered(hidden, order), mask.gather(1, order)
         state: State = {"hidden": hidden, "hidden.mask": additive_mask(mask, hidden.dtype)}
         passed: list[State] = []
         more = {"passed": passed} if all_layers or attention else {}
         last = self.encoder.run_layers(state, raw_inputs, **more)["hidden"]
-        read = None
-        if read_at is not None:
-            read = last[:, 0] if order is not None else last[
-                torch.arange(len(last), device=last.device), read_at]
-        pooled = self.pooler(last) if self.config.with_pooler and order is None else None
+        read = None if order is None else last[:, 0]
         probabilities = self.attention(state, passed, order) if attention else []
-        return VLBertOutput(last, packing, embedding, read, pooled,
-                            [s["hidden"] for s in passed] if all_layers else [], probabilities)
+        narrowed = bool(self.encoder.reads_first)
+        layers = [reordered(s["hidden"], order) for s in passed] if all_layers else []
+        last = reordered(last, order)
+        pooled = self.pooler(last) if self.config.with_pooler and not narrowed else None
+        return VLBertOutput(last, packing, embedding, read, pooled, layers, probabilities)
 
     def embed(self, packing: Packing, text_input_ids: Tensor, text_token_type_ids: Tensor,
               text_visual_embeddings: Tensor, object_vl_embeddings: Tensor) -> Tensor:
@@ -222,7 +220,7 @@ class VisualLinguisticBert(nn.Module):
             q, k = (split_heads(linear(hidden), own.num_attention_heads)
                     for linear in (own.query, own.key))
             scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + state["hidden.mask"]
-            if order is not None:  # its own inverse
+            if order is not None:
                 scores = scores.gather(2, order[:, None, :, None].expand_as(scores))
                 scores = scores.gather(3, order[:, None, None].expand_as(scores))
             found.append(scores.softmax(-1))
@@ -234,8 +232,18 @@ def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (~mask).to(dtype)[:, None, None] * MASKED
 
 
+def reordered(x: Tensor, order: Tensor | None) -> Tensor:
+    """Rows of x (B, M, C) in an order (B, M); as they are without one, or if there is one row."""
+    if order is None or x.shape[1] == 1:
+        return x
+    return x.gather(1, order[..., None].expand_as(x))
+
+
 def front_order(place: Tensor, width: int) -> Tensor:
-    """Orders (B, M) of M positions in which `place` (B,) has changed places with the first."""
+    """Orders (B, M) of M positions in which `place` (B,) has changed places with the first.
+
+    Every one is its own inverse.
+    """
     order = torch.arange(width, device=place.device).repeat(len(place), 1)
     order.scatter_(1, place[:, None], 0)
     order[:, 0] = place

@@ -124,19 +124,16 @@ def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_p
     assert state["step"] == 15 and len(state["history"]) == 3
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes as Linux does")
 def test_processes_whose_launcher_was_killed_save_and_end(tmp_path):
     """Otherwise they would go on writing into the folder in which the run is resumed."""
     launcher = subprocess.Popen(command("train", tmp_path), env=environment(), text=True,
-                                stderr=subprocess.PIPE)
+                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     last, deadline = tmp_path / "LAST.safetensors", time.time() + LIMIT
     while not last.exists() and launcher.poll() is None and time.time() < deadline:
         time.sleep(0.02)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     launcher.kill()
-    error = launcher.communicate(timeout=LIMIT)[1]  # open until the last one has ended
-    assert len(children) == 2 and error.count("stopped by a signal at step") == 1
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    error = launcher.communicate(timeout=LIMIT)[1]  # open until the last of them has ended
+    assert error.count("stopped by a signal at step") == 1
     assert 0 < final_state(tmp_path)["progress"]["step"] < 15
 
 

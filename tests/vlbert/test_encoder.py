@@ -79,12 +79,10 @@ def test_attention_probabilities_give_the_context_of_the_layer(network, narrow):
     probabilities = output.attention[1]
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, 3, 6).double())
     assert probabilities[1, :, :, 5].max() < 1e-12, "padding is attended to"
-    hidden = output.layers[0]
-    if narrow:  # the row that is read stands first there
-        swap = torch.tensor([[2, 1, 0, 3, 4, 5], [1, 0, 2, 3, 4, 5]])
-        hidden = hidden.gather(1, swap[..., None].expand_as(hidden))
-        seen["context"] = seen["context"].gather(1, swap[..., None].expand_as(hidden))
-    value = vlbert.encoder.layer[1].attention.self.value(hidden)
+    # Within the layers the row that is read stands first.
+    swap = torch.tensor([[2, 1, 0, 3, 4, 5], [1, 0, 2, 3, 4, 5]])[..., None].expand(-1, -1, 12)
+    seen["context"] = seen["context"].gather(1, swap)
+    value = vlbert.encoder.layer[1].attention.self.value(output.layers[0])
     context = probabilities @ value.unflatten(-1, (3, -1)).transpose(1, 2)
     torch.testing.assert_close(context.transpose(1, 2).flatten(2), seen["context"])
 
