@@ -98,8 +98,8 @@ def verdicts(file: BenchFile) -> list[Verdict]:
         if record is None:
             continue
         value = record[target.field]
-        over = value - target.value
-        words = ("reached" if over <= 0 else f"reached within {NOISE}" if over <= NOISE + 1e-9
+        over = round(value - target.value, 2)
+        words = ("reached" if over <= 0 else f"reached within {NOISE}" if over <= NOISE
                  else f"missed by {over:.2f}")
         measured = _cell(record) if target.field == "ratio" else f"{value:.2f}"
         found.append(Verdict(target.quantity, f"{target.value:.2f}", measured, words))
