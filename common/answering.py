@@ -112,7 +112,7 @@ def make_batch(regions: Regions, question: str) -> VQABatch:
     """One image and one question as a batch of a VQA data set."""
     extra: dict[str, Tensor | None] = {
         name: None if value is None else value[None] for name in
-        ("object_ids", "object_conf", "attribute_ids", "attribute_conf")
+        ("object_ids", "object_conf", "attribute_ids", "attribute_conf", "image_features")
         for value in [getattr(regions, name)]}
     return VQABatch([0], [regions.image_id], [question], [None],
                     regions.features[None], regions.normalised_boxes()[None], regions.boxes[None],

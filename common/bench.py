@@ -1,11 +1,12 @@
 """`make bench`: what the strategies and executors cost, as ratios to plain finetuning.
 
-    python -m common.bench [--quick] [--device cpu|cuda] [--overwrite]
+    python -m common.bench [--backbone NAME,…] [--quick] [--device cpu|cuda] [--overwrite]
 
 Measures training steps (forward, backward, optimiser) and evaluation of every strategy and
 executor at several shares of decisions, with and without a policy network; the activations that a
-step keeps and the peak memory of its process; the standard model against `transformers`; and how
-fast region features are imported and read.
+step keeps and the peak memory of its process; the standard model against `transformers`; what
+evaluation with dropped blocks takes, by the number of blocks kept; and how fast region features are
+imported and read.
 Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
 written as JSON, table and chart. What is measured already is kept: the same command goes on where
 it stopped.
@@ -19,6 +20,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.backbones import find_backbone
+from common.backbones import backbones, find_backbone
 from common.bench_cases import (
     BenchModel,
     BenchSettings,
@@ -46,11 +48,26 @@ from common.runtime import versions
 
 MEMORY_COST = 40
 FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
+WHOLE = ("reference", "whole")  # what is compared with it has `reference_layers`
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Layers in every stack that a backbone is measured with; None = all."""
+
+    layers: int | None = 2
+    quick_layers: int | None = 1
+    quick_reference_layers: int | None = 1
+
+
+# A single stream has one stack, and its last layer is cheap: only one of its positions is read.
+DEPTHS = {"vlbert": Depth(4, 2, None)}
 Supply = Callable[[BenchSettings], BenchModel]
 
 
 def run_bench(settings: BenchSettings, path: Path, quick: bool = False, overwrite: bool = False,
-              only: str = "", quiet: bool = False, supply: Supply | None = None) -> BenchFile:
+              only: str = "", quiet: bool = False, supply: Supply | None = None,
+              features: bool = True) -> BenchFile:
     """Measure what is missing in the results file; write JSON, table and chart beside each other.
 
     Args:
@@ -61,18 +78,21 @@ def run_bench(settings: BenchSettings, path: Path, quick: bool = False, overwrit
         only: measure only cases whose name contains this.
         quiet: without progress bar.
         supply: makes models and inputs; default: what the backbone's package offers.
+        features: also measure the reading of region features.
     """
     supply = supply or find_supply(settings.backbone)
     torch.set_num_threads(settings.threads)
     supplied = supply(settings)
-    compared = supply(settings.of_reference()) if supplied.reference else supplied
+    compared = (supply(settings.of_reference()) if supplied.reference or supplied.kept
+                else supplied)
     file = BenchFile.open(path, settings, supplied, compared.description,
                           describe_machine(settings), overwrite)
-    cases = [case for case in all_cases(settings, quick, supplied.reference is not None)
+    cases = [case for case in all_cases(settings, quick, supplied.reference is not None,
+                                        supplied.kept)
              if only in case.key and case.key not in file.cases]
     memory = [case for case in memory_cases(settings, quick)
               if only in case.key and case.key not in file.memory]
-    features = only in "features" and not file.features
+    features = features and only in "features" and not file.features
     groups = [list(group) for _, group in groupby(sorted(cases, key=lambda c: c.group),
                                                   key=lambda c: c.group)]
     total = sum(_cost(group, settings) for group in groups) + MEMORY_COST * (len(memory) + features)
@@ -80,7 +100,7 @@ def run_bench(settings: BenchSettings, path: Path, quick: bool = False, overwrit
               "{elapsed} < {remaining}") as bar:
         for group in groups:
             bar.set_description(" ".join(part for part in group[0].group if part))
-            chosen = ((compared, settings.of_reference()) if group[0].against == "reference"
+            chosen = ((compared, settings.of_reference()) if group[0].against in WHOLE
                       else (supplied, settings))
             for case, record in _measure(group, *chosen, bar).items():
                 file.add_case(case, record)
@@ -113,6 +133,11 @@ def _measure(group: Sequence[Case], supplied: BenchModel, settings: BenchSetting
     del bench
     gc.collect()  # the next group's models come before these would go by themselves
     return records
+
+
+def measurable() -> list[str]:
+    """The installed backbones that have something to measure."""
+    return sorted(name for name, backbone in backbones().items() if backbone.bench is not None)
 
 
 def find_supply(backbone: str) -> Supply:
@@ -152,14 +177,17 @@ def write_reports(file: BenchFile) -> None:
     plot_bench(file, file.path.with_suffix(".png"))
 
 
-def make_settings(options: argparse.Namespace) -> BenchSettings:
-    """Defaults by device and size, changed by what the command line names."""
+def make_settings(options: argparse.Namespace, backbone: str) -> BenchSettings:
+    """Defaults by backbone, device and size, changed by what the command line names."""
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here")
-    values: dict[str, Any] = {"backbone": options.backbone, "device": options.device}
+    depth = DEPTHS.get(backbone, Depth())
+    values: dict[str, Any] = {"backbone": backbone, "device": options.device,
+                              "layers": depth.layers}
     if options.quick:
-        values |= {"layers": 1, "reference_layers": 1, "shares": (0.5,), "rounds": 3}
+        values |= {"layers": depth.quick_layers, "shares": (0.5,), "rounds": 3,
+                   "reference_layers": depth.quick_reference_layers}
     elif cuda:
         values |= {"layers": None, "batch": 32, "rounds": 20}
     if cuda:
@@ -188,29 +216,42 @@ def bench_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m common.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--backbone", default="lxmert", help="default lxmert")
+    add("--backbone", type=_names, metavar="NAME,…",
+        help="default: all that have something to measure, one after the other")
     add("--quick", action="store_true",
-        help="one layer in every stack, share 0.5, 3 rounds, fewer executors: about 4 minutes")
+        help="one layer in every stack (VL-BERT: two), share 0.5, 3 rounds, fewer executors: about "
+             "5 minutes")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     add("--precision", dest="precisions", type=_precisions, metavar="P,…",
         help="fp32, bf16 (autocast); default fp32, on a GPU both")
     add("--layers", type=int, metavar="N",
-        help="layers in every stack at most, 0 = all (default 2, on a GPU all)")
+        help="layers in every stack at most, 0 = all (default 2, VL-BERT 4, on a GPU all)")
     add("--reference-layers", type=int, metavar="N",
-        help="the same for the comparison with transformers (default all)")
+        help="the same for the comparison with transformers and for dropped blocks (default all)")
     add("--batch", type=int, help="pairs in a step (default 16, on a GPU 32)")
     add("--shares", type=_floats, metavar="S,…",
         help="shares of decisions that are 1 (default 0.1,0.5,0.9)")
     add("--rounds", type=int, help="runs of every case (default 5, on a GPU 20)")
     add("--threads", type=int, help="threads on the CPU (default 1)")
     add("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
-    add("--out", type=Path, help="JSON file; table and chart beside it (default "
-                                 "results/bench/cpu.json or cuda.json, with --quick in "
-                                 "results/quick/bench/)")
+    add("--out", type=Path, help="JSON file; table and chart beside it; one backbone (default "
+                                 "results/bench/cpu.json or cuda.json, for others than LXMERT in "
+                                 "results/bench/BACKBONE/, with --quick in results/quick/bench/)")
     add("--overwrite", action="store_true", help="measure everything anew")
     add("--report", action="store_true", help="measure nothing, write table and chart again")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def results_path(options: argparse.Namespace, backbone: str) -> Path:
+    """Where a backbone's figures go."""
+    folder = repository_root() / "results" / ("quick/bench" if options.quick else "bench")
+    own = folder if backbone == "lxmert" else folder / backbone
+    return options.out or own / f"{options.device}.json"
 
 
 def _lines(file: BenchFile) -> Iterator[str]:
@@ -222,23 +263,34 @@ def _lines(file: BenchFile) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = bench_parser().parse_args(arguments)
-    folder = repository_root() / "results" / ("quick/bench" if options.quick else "bench")
-    path = options.out or folder / f"{options.device}.json"
     try:
-        if options.report:
-            file = BenchFile.read(path)
-            write_reports(file)
-        else:
-            file = run_bench(make_settings(options), path, options.quick, options.overwrite,
-                             options.only, options.quiet)
+        names = options.backbone or measurable()
+        if options.out and len(names) > 1:
+            raise ConfigError(f"--out names one file, but {', '.join(names)} are measured: name "
+                              "one with --backbone")
+        for name in names:
+            _bench(options, name, results_path(options, name))
     except AdaptiveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _bench(options: argparse.Namespace, backbone: str, path: Path) -> None:
+    """Measure one backbone, or write its tables again, and print its verdicts."""
+    if options.report:
+        file = BenchFile.read(path)
+        write_reports(file)
+    else:
+        # Region features are the same for all backbones, so they belong to the first.
+        features = backbone == measurable()[0]
+        file = run_bench(make_settings(options, backbone), path, options.quick, options.overwrite,
+                         options.only, options.quiet, features=features)
+    print(f"{file.description}:")
     print("\n".join(_lines(file)))
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     print(f"\nresults: {shown}, table: {shown.with_suffix('.md')}, "
-          f"chart: {shown.with_suffix('.png')}")
-    return 0
+          f"chart: {shown.with_suffix('.png')}\n")
 
 
 if __name__ == "__main__":

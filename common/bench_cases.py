@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ class BenchSettings:
         device: cpu or cuda.
         precisions: fp32, and bf16 (autocast) beside it.
         layers: at most so many layers in every stack of the encoder; None = all.
-        reference_layers: the same for the comparison with the reference implementation.
+        reference_layers: the same for the comparison with the reference implementation, and for
+            the cases in which blocks are dropped from the whole model.
         batch: pairs in a step.
         shares: of decisions that are 1.
         rounds: how often every case runs.
@@ -62,7 +63,7 @@ class BenchSettings:
             raise ConfigError(f"shares {self.shares}: give numbers from 0 to 1")
 
     def of_reference(self) -> BenchSettings:
-        """The settings of the comparison with the reference implementation."""
+        """The settings of the comparisons with `reference` and `whole`."""
         return replace(self, layers=self.reference_layers)
 
     def digest(self) -> str:
@@ -85,6 +86,8 @@ class BenchModel:
         loss: scalar from logits.
         reference: makes the same model of another library, or None; its name is
             `reference_name`, and it reads `reference_inputs` of the same pairs.
+        kept: shares of blocks at which evaluation with dropped blocks is measured in the whole
+            model; empty where it is not.
     """
 
     description: str
@@ -94,6 +97,7 @@ class BenchModel:
     reference: Callable[[], nn.Module] | None = None
     reference_name: str = ""
     reference_inputs: Mapping[str, Tensor | None] | None = None
+    kept: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ class Case:
         share: of decisions that are 1; None where it does not matter.
         policy: `none` (decisions are given, and have a gradient in training), small or published.
         precision: fp32 or bf16.
-        against: what it is compared with: standard, or reference.
+        against: what it is compared with: standard, the standard model with `reference_layers`
+            (whole), or reference.
+        decided: for every sample by itself, or once for all (global).
     """
 
     mode: str
@@ -117,13 +123,15 @@ class Case:
     policy: str = "none"
     precision: str = "fp32"
     against: str = "standard"
+    decided: str = "sample"
 
     @property
     def key(self) -> str:
         """The case's name in the file of results."""
         parts = [self.precision, self.mode, self.strategy, self.executor,
                  "" if self.share is None else f"{self.share:g}",
-                 "" if self.policy == "none" else self.policy]
+                 "" if self.policy == "none" else self.policy,
+                 "" if self.decided == "sample" else self.decided]
         return "/".join(part for part in parts if part) + f" : {self.against}"
 
     @property
@@ -140,16 +148,19 @@ class Case:
     def baseline(self) -> Case:
         """What it is compared with; the reference is always in fp32."""
         precision = "fp32" if self.against == "reference" else self.precision
-        return Case(self.mode, self.against, precision=precision, against=self.against)
+        strategy = "reference" if self.against == "reference" else "standard"
+        return Case(self.mode, strategy, precision=precision, against=self.against)
 
 
-def all_cases(settings: BenchSettings, quick: bool, reference: bool) -> list[Case]:
+def all_cases(settings: BenchSettings, quick: bool, reference: bool,
+              kept: Sequence[float] = ()) -> list[Case]:
     """Every case of a run, group after group.
 
     Args:
         settings: shares and precisions.
         quick: without the executors that are no defaults and the published policy.
         reference: whether the backbone has a model of another library to compare with.
+        kept: shares of blocks at which the whole model is evaluated.
     """
     cases: list[Case] = []
     for precision in settings.precisions:
@@ -158,6 +169,8 @@ def all_cases(settings: BenchSettings, quick: bool, reference: bool) -> list[Cas
                 cases += _reference_cases(settings, mode, precision, quick)
             for strategy in ADAPTIVE:
                 cases += _strategy_cases(settings, mode, strategy, precision, quick)
+        for share in kept[::2] if quick else kept:
+            cases += dropping_cases(share, precision, quick)
     return list(dict.fromkeys(cases))
 
 
@@ -193,6 +206,17 @@ def _reference_cases(settings: BenchSettings, mode: str, precision: str,
         yield Case(mode, "SpotTune_Block", "sampled", MIDDLE, "small", **end)
     if not quick:
         yield Case(mode, "SpotTune_Block", DEFAULT_EXECUTOR[mode], MIDDLE, "published", **end)
+
+
+def dropping_cases(share: float, precision: str, quick: bool = False) -> list[Case]:
+    """Evaluation of the whole model with a share of its blocks kept, the rest skipped.
+
+    Decisions for every sample by itself, the same with the policy network that makes them, and one
+    decision for all samples, which needs no policy network.
+    """
+    case = Case("eval", "BlockDrop", "gathered", share, precision=precision, against="whole")
+    return [case, *([] if quick else [replace(case, policy="small")]),
+            replace(case, decided="global")]
 
 
 def memory_cases(settings: BenchSettings, quick: bool) -> list[Case]:

@@ -133,12 +133,22 @@ class Bench:
                 self._policies[strategy, name] = SteeredPolicy(network).to(self.device)
         return model
 
-    def decisions(self, part: Adaptive, share: float) -> Tensor:
-        """(B, D) of 0 / 1 of which `share` are 1, spread evenly over the columns."""
-        batch, count = self.settings.batch, len(part.live)
+    def decisions(self, part: Adaptive, share: float, decided: str = "sample") -> Tensor:
+        """(B, D) of 0 / 1 of which `share` are 1, spread evenly over the columns.
+
+        Decided `global`, all samples have the same row.
+        """
+        count = len(part.live)
+        batch = 1 if decided == "global" else self.settings.batch
         order = torch.rand(batch, count, generator=self._generator).argsort(0).argsort(0)
         ends = (torch.arange(count + 1, dtype=torch.float64) * share * batch).round()
-        return (order < ends.diff()).float().to(self.device)
+        chosen = (order < ends.diff()).float().to(self.device)
+        return chosen.expand(self.settings.batch, -1).contiguous()
+
+    def decision_count(self, case: Case) -> int:
+        """D of the case's model; 0 where nothing is decided."""
+        part = adaptive_part(self._models[case.strategy])
+        return 0 if part is None else len(part.live)
 
     def run(self, case: Case) -> Callable[[], None]:
         """The call to be measured: one training step, or one evaluation of the batch."""
@@ -171,7 +181,7 @@ class Bench:
         options = part.options
         options.executor = case.executor if case.mode == "train" else options.executor
         options.eval_executor = case.executor if case.mode == "eval" else options.eval_executor
-        wanted = self.decisions(part, case.share)
+        wanted = self.decisions(part, case.share, case.decided)
         if case.policy == "none":
             return part.force(wanted.requires_grad_(case.mode == "train"))
         steered = self._policies[case.strategy, case.policy]
@@ -192,8 +202,8 @@ def measure_group(bench: Bench, cases: Sequence[Case], clock: Clock, rounds: int
         done: called after every single run.
 
     Returns:
-        Per case the record of `summarise`, with `activation_bytes` and `activation_ratio` where
-        it trains.
+        Per case the record of `summarise` and its number of `decisions`, with `activation_bytes`
+        and `activation_ratio` where it trains.
     """
     everything = list(dict.fromkeys([c.baseline() for c in cases] + list(cases)))
     saved = {case: warm_up(bench, case, done) for case in everything}
@@ -206,6 +216,7 @@ def measure_group(bench: Bench, cases: Sequence[Case], clock: Clock, rounds: int
     records = {}
     for case in cases:
         records[case] = summarise(times[case], times[case.baseline()])
+        records[case]["decisions"] = bench.decision_count(case)
         if case.mode == "train":
             records[case] |= {"activation_bytes": saved[case], "activation_ratio":
                               saved[case] / saved[case.baseline()]}

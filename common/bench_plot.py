@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common.bench_cases import ADAPTIVE, DEFAULT_EXECUTOR, Case
+from common.bench_dropping import draw_dropping, dropping
 from common.bench_report import targets
 from common.bench_results import BenchFile
 from common.plot_style import STRATEGY_COLOURS, new_figure, save, styled
 from common.strategies import STRATEGIES
 
 ROW = 0.21
+DROPPING = 2.1
 MODES = {"train": "training step", "eval": "evaluation"}
 MARKERS = {"exact": "o", "gathered": "o", "sampled": "^", "dense": "s"}
 
@@ -27,13 +29,18 @@ def plot_bench(file: BenchFile, path: Path | str | BinaryIO) -> None:
 
 @styled
 def draw_bench(file: BenchFile) -> Figure:
-    """Steps on the left, evaluation on the right; strategies above, the reference below."""
+    """Steps on the left, evaluation on the right; strategies above, the reference below.
+
+    At the bottom, over both, evaluation with dropped blocks where it was measured.
+    """
     precision = file.settings["precisions"][-1]
     shares = file.settings["shares"]
     rows = [(strategy, share) for strategy in ADAPTIVE for share in shares]
     compared = reference_rows(file)
     heights = [ROW * len(rows), ROW * len(compared)]
-    total = sum(heights) + (1.9 if compared else 1.2)
+    dropped = dropping(file, precision)
+    below = DROPPING + 0.75 if dropped else 0.0
+    total = sum(heights) + (1.9 if compared else 1.2) + below
     figure = new_figure(total)
     for column, mode in enumerate(MODES):
         left, width = 0.26 + 0.38 * column, 0.345
@@ -41,9 +48,14 @@ def draw_bench(file: BenchFile) -> Figure:
         _strategies(axes, file, mode, rows, precision)
         _label(axes, f"{MODES[mode]} / standard ({precision})", column)
         if compared:
-            axes = figure.add_axes((left, 0.62 / total, width, heights[1] / total))
+            axes = figure.add_axes((left, (0.62 + below) / total, width, heights[1] / total))
             _reference(axes, file, mode, compared)
             _label(axes, f"{MODES[mode]} / {file.reference} (fp32)", column)
+    if dropped:
+        axes = figure.add_axes((0.26, 0.85 / total, 0.725, DROPPING / total))
+        draw_dropping(axes, dropped)
+        axes.set_title(f"evaluation with dropped blocks / standard, all {dropped.blocks} blocks "
+                       f"({precision})", loc="left")
     figure.legend(handles=_legend(), loc="lower center", ncols=5, borderaxespad=0.1)
     return figure
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common.bench_cases import ADAPTIVE, DEFAULT_EXECUTOR, MIDDLE, Case
+from common.bench_dropping import dropping, format_dropping, summary_of_dropping
 from common.bench_results import BenchFile
 
 NONE = "–"
 NOISE = 0.05
+LINE = 0.03  # of plain finetuning's time, above the straight line of `common.bench_dropping`
 TWINS = ("SpotTune_Block", "SpotTune_Res", "SpotTune")
 SHARES = (0.1, 0.5, 0.9)
 
@@ -99,11 +101,24 @@ def verdicts(file: BenchFile) -> list[Verdict]:
             continue
         value = record[target.field]
         over = round(value - target.value, 2)
-        words = ("reached" if over <= 0 else f"reached within {NOISE}" if over <= NOISE
-                 else f"missed by {over:.2f}")
         measured = _cell(record) if target.field == "ratio" else f"{value:.2f}"
-        found.append(Verdict(target.quantity, f"{target.value:.2f}", measured, words))
-    return found + _feature_verdicts(file)
+        found.append(Verdict(target.quantity, f"{target.value:.2f}", measured, _words(over)))
+    return found + _dropping_verdicts(file) + _feature_verdicts(file)
+
+
+def _words(over: float) -> str:
+    if over <= 0:
+        return "reached"
+    return f"reached within {NOISE}" if over <= NOISE else f"missed by {over:.2f}"
+
+
+def _dropping_verdicts(file: BenchFile) -> list[Verdict]:
+    found = dropping(file, "fp32")
+    if found is None:
+        return []
+    value = round(found.distance(), 2)
+    return [Verdict("evaluation, BlockDrop: farthest above the straight line of the blocks kept",
+                    f"{LINE:.2f}", f"{value:.2f}", _words(round(value - LINE, 2)))]
 
 
 def _feature_verdicts(file: BenchFile) -> list[Verdict]:
@@ -135,6 +150,7 @@ def format_report(file: BenchFile) -> str:
         parts += [_strategies(file, precision)]
         if file.reference:
             parts += [_reference(file, precision)]
+        parts.append(format_dropping(file, precision, _cell))
     rows = [f"| {v.quantity} | {v.target} | {v.measured} | {v.words} |" for v in verdicts(file)]
     if rows:
         parts.append("\n".join(["| targets (fp32, no policy network unless named) | target | "
@@ -231,7 +247,8 @@ def format_summary(file: BenchFile) -> str:
         cells.append(NONE if kept is None else f"{kept['activation_ratio']:.2f}")
         if set(cells) != {NONE}:
             lines.append(f"| {strategy} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _against_reference(file)]).strip() + "\n"
+    sentences = [text for text in (_against_reference(file), summary_of_dropping(file)) if text]
+    return "\n".join([*lines, "", *sentences]).strip() + "\n"
 
 
 def _against_reference(file: BenchFile) -> str:

@@ -42,6 +42,22 @@ IMAGES = "image_features"
 BOX_TOLERANCE = 1e-5
 
 
+def whole_image(features: Tensor, mask: Tensor, image_features: Tensor | None) -> Tensor:
+    """Features of images as a whole: those that are given, else the mean of their regions.
+
+    Args:
+        features: (B, R, C), 0 in the padding.
+        mask: (B, R) bool.
+        image_features: (B, C) or None.
+
+    Returns:
+        (B, C).
+    """
+    if image_features is not None:
+        return image_features
+    return features.sum(1) / mask.sum(1, keepdim=True)
+
+
 def normalise_boxes(boxes: Tensor, sizes: Tensor, image_ids: Sequence[str]) -> Tensor:
     """Boxes as fractions of the image, checked to lie inside it.
 
@@ -121,9 +137,7 @@ class RegionBatch:
 
     def whole_image(self) -> Tensor:
         """(B, C) features of the images as a whole: the store's, else the mean of the regions."""
-        if self.image_features is not None:
-            return self.image_features
-        return self.features.sum(1) / self.mask.sum(1, keepdim=True)
+        return whole_image(self.features, self.mask, self.image_features)
 
     def normalised_boxes(self) -> Tensor:
         """(B, R, 4) boxes as fractions of their images; see `normalise_boxes`."""

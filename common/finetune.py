@@ -9,7 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from common.vqa_data import VQADataset
 from common.vqa_metric import majority_answer_baseline, question_only_baseline
 from common.vqa_task import Evaluation, VQATask
 from common.weights import load_into
+
+
+Optimizers = tuple[OptimizerWithSchedule, OptimizerWithSchedule | None]
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ class Run:
         meta: what checkpoints of this run must agree on.
         command: as it was typed.
         prepare: called once the folder may be written to (after the check for an earlier run).
+        names: of the checkpoints.
+        optimizers: makes the optimisers of the model and the policy from the run and the number of
+            updates; default `make_optimizers`.
+        epoch_lines: what is logged after an epoch, from its record; default `epoch_lines`.
+        log_every: steps between two points of the curves.
         warnings: put into result.json.
         start: when the run began, seconds of `time.perf_counter`.
     """
@@ -105,12 +113,15 @@ class Run:
     meta: dict[str, Any]
     command: str
     prepare: Callable[[], None] | None = None
+    names: SnapshotNames = field(default_factory=SnapshotNames)
+    optimizers: Callable[[Run, int], Optimizers] | None = None
+    epoch_lines: Callable[[dict[str, Any]], str] | None = None
+    log_every: int = 50
     warnings: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
 
-def make_optimizers(run: Run, total_steps: int
-                    ) -> tuple[OptimizerWithSchedule, OptimizerWithSchedule | None]:
+def make_optimizers(run: Run, total_steps: int) -> Optimizers:
     """The optimiser of the model and, where there is a policy, its own."""
     groups, recipe = parameter_groups(run.model), run.recipe
     main = make_optimizer(recipe.optim, groups["trainable"], recipe.lr, total_steps,
@@ -126,7 +137,7 @@ def make_optimizers(run: Run, total_steps: int
 
 def training_settings(run: Run, options: LoopOptions) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes, beside the model."""
-    free = ("eval_batch_size", "workers", "save_every", "max_steps", "progress")
+    free = ("eval_batch_size", "workers", "log_every", "save_every", "max_steps", "progress")
     settings = vars(run.recipe) | asdict(options)
     part = adaptive_part(run.model)
     adaptive = asdict(part.options) if part is not None else {}
@@ -147,12 +158,12 @@ def question_digest(data: VQADataset) -> dict[str, Any]:
 def finetune(run: Run) -> dict[str, Any]:
     """Train, take the best epoch, evaluate, and write result.json, plots and report."""
     order = BatchOrder(len(run.task), run.recipe.batch_size, run.args.seed)
-    options = loop_options(run.args, run.recipe.epochs, run.recipe.batch_size, run.recipe.clip,
-                           run.args.workers)
-    main, policy = make_optimizers(run, order.steps * run.recipe.epochs)
+    options = replace(loop_options(run.args, run.recipe.epochs, run.recipe.batch_size,
+                                   run.recipe.clip, run.args.workers), log_every=run.log_every)
+    main, policy = (run.optimizers or make_optimizers)(run, order.steps * run.recipe.epochs)
     meta = run.meta | {"training": training_settings(run, options)}
     trainer = Trainer(run.model, run.task, main, policy, run.runtime, options, run.out_dir,
-                      run.tracker, meta, SnapshotNames())
+                      run.tracker, meta, run.names)
     part = adaptive_part(run.model)
     if part is not None and part.options.policy_eval == "global":
         part.options.policy_eval = "argmax"  # until the best epoch is known, see fix_global_policy
@@ -171,12 +182,16 @@ def finetune(run: Run) -> dict[str, Any]:
     return result
 
 
+def epoch_lines(values: dict[str, Any]) -> str:
+    """LXMERT's format; `Valid` is measured on what was held out of the training split."""
+    return (f"\nEpoch {values['epoch']}: Train {values['train_accuracy']:.2f}\n"
+            f"Epoch {values['epoch']}: Valid {values['heldout_score']:.2f}\n"
+            f"Epoch {values['epoch']}: Best {values['best_score']:.2f}")
+
+
 def _after_epoch(run: Run, record: EpochRecord, step: int) -> None:
     values = record.values
-    # Upstream's format; `Valid` is measured on what was held out of the training split.
-    run.tracker.log(f"\nEpoch {values['epoch']}: Train {values['train_accuracy']:.2f}\n"
-                    f"Epoch {values['epoch']}: Valid {values['heldout_score']:.2f}\n"
-                    f"Epoch {values['epoch']}: Best {values['best_score']:.2f}")
+    run.tracker.log((run.epoch_lines or epoch_lines)(values))
     if values.get("decisions") is None or run.args.no_plots or not run.runtime.world.main:
         return
     partial = run.identity | {

@@ -38,12 +38,6 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
                "for the whole data set (default: as in the checkpoint, else argmax)")
     _flag(group, "--global-k", type=int, metavar="K",
           help="with --policy-eval global: the K most used sites instead of the majority at each")
-    _flag(group, "--policy-optim", default="adamw", help="optimiser of the policy (default adamw)")
-    _flag(group, "--policy-lr", type=float, help="its learning rate (default: by size)")
-    _flag(group, "--policy-clip", type=float, default=1.0,
-          help="largest norm of its gradient, 0 = none (default 1)")
-    _flag(group, "--policy-schedule", default="linear", choices=("linear", "constant"),
-          help="its learning-rate schedule: warm-up and decay as the model's, or constant")
     _flag(group, "--policy-init", type=float, default=0.5, metavar="SHARE",
           help="probability of decision 1 before training (default 0.5)")
     _flag(group, "--temperature", type=float, default=5.0,
@@ -65,6 +59,17 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--target-rate", type=float, metavar="SHARE",
           help="budget loss: (mean share of decisions that are 1 - SHARE)^2")
     _flag(group, "--target-rate-scale", type=float, default=1.0, help="its weight (default 1)")
+
+
+def add_policy_optimizer_options(parser: argparse.ArgumentParser) -> None:
+    """Optimiser of the policy network."""
+    group = parser.add_argument_group("optimiser of the policy network")
+    _flag(group, "--policy-optim", default="adamw", help="optimiser of the policy (default adamw)")
+    _flag(group, "--policy-lr", type=float, help="its learning rate (default: by size)")
+    _flag(group, "--policy-clip", type=float, default=1.0,
+          help="largest norm of its gradient, 0 = none (default 1)")
+    _flag(group, "--policy-schedule", default="linear", choices=("linear", "constant"),
+          help="its learning-rate schedule: warm-up and decay as the model's, or constant")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +12,37 @@ from common.errors import ConfigError
 
 @dataclass(frozen=True)
 class SnapshotNames:
-    """File names (without ending) of the best, the last and the numbered checkpoints."""
+    """File names (without ending) of the best, the last and the numbered checkpoints.
+
+    Attributes:
+        best, last: names.
+        epoch: of the numbered ones, with a place for the number (`Epoch{:02d}`); None: there are
+            none.
+        first: number of the first epoch.
+        every: epochs from one numbered checkpoint to the next.
+        keep: the newest so many numbered ones are kept.
+    """
 
     best: str = "BEST"
     last: str = "LAST"
     epoch: str | None = None
+    first: int = 1
+    every: int = 1
     keep: int = 3
+
+    def of_epoch(self, done: int) -> str | None:
+        """Name of the numbered checkpoint after so many epochs; None where there is none."""
+        if self.epoch is None or done % self.every:
+            return None
+        return self.epoch.format(done - 1 + self.first)
+
+    @property
+    def epoch_files(self) -> str | None:
+        """Pattern of the files of numbered checkpoints."""
+        if self.epoch is None:
+            return None
+        before, after = re.split(r"\{[^}]*\}", self.epoch)
+        return f"{glob.escape(before)}[0-9]*{glob.escape(after)}.safetensors"
 
 
 def check_unused(out_dir: Path, overwrite: bool, names: SnapshotNames | None = None) -> None:
@@ -34,8 +61,8 @@ def remove_run(out_dir: Path, names: SnapshotNames) -> None:
     """Remove what an earlier run left in a folder, so that nothing of it passes for the new one."""
     patterns = [f"{names.best}.safetensors", f"{names.last}.safetensors", "result.json",
                 "report.html", "visualizations/*.png"]
-    if names.epoch is not None:
-        patterns.append(f"{names.epoch.replace('{:02d}', '[0-9][0-9]')}.safetensors")
+    if names.epoch_files is not None:
+        patterns.append(names.epoch_files)
     for pattern in patterns:
         for path in Path(out_dir).glob(pattern):
             path.unlink()

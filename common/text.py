@@ -48,6 +48,7 @@ class Tokenizer:
             self.vocabulary_file = self.folder / VOCABULARY_FILES[1]
         from transformers import BertTokenizer
         self._tokenizer = BertTokenizer.from_pretrained(str(self.folder))
+        self.cls_id, self.sep_id = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
         self.mask_id = self._tokenizer.mask_token_id
         if any(self.pieces(c) != self.pieces(c.upper()) for c in string.ascii_lowercase):
             raise ConfigError(f"{self.folder}: its tokenizer tells capital letters from small "

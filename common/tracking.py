@@ -23,23 +23,27 @@ FLUSH_SECONDS = 30  # what a killed run may lose of its curves
 class Tracker:
     """Writes the log, curves and pictures of one run.
 
-    Use it as a context, or call `close`. Lines appended to an existing `log.log` follow it, so a
+    Use it as a context, or call `close`. Lines of an existing log stay before the new ones, so a
     resumed run continues its log.
     """
 
     def __init__(self, out_dir: str | os.PathLike, tensorboard: bool = True, wandb: str = "off",
                  config: Mapping[str, Any] | None = None, resume_step: int | None = None,
-                 enabled: bool = True) -> None:
+                 enabled: bool = True, log: str = "log.log",
+                 curves: str | os.PathLike = "tensorboard", name: str | None = None) -> None:
         """Open everything that was asked for.
 
         Args:
-            out_dir: folder of the run; `log.log`, `tensorboard/` and `wandb/` appear in it.
+            out_dir: folder of the run; log, curves and `wandb/` appear in it.
             tensorboard: write event files.
             wandb: `off`, `offline` (files only, nothing leaves the machine) or `online`.
             config: settings of the run, shown by wandb.
             resume_step: on resuming, TensorBoard forgets points from this step on, which the
                 interrupted run may have written already.
             enabled: False on every process but the first: nothing is written or shown.
+            log: name of the log file.
+            curves: folder of the TensorBoard files, in `out_dir` unless it is absolute.
+            name: of the run, for wandb; default: of the folder.
 
         Raises:
             ConfigError: unknown mode, or wandb is wanted and not installed.
@@ -51,18 +55,19 @@ class Tracker:
         self._writer: Any = None
         self._wandb: ModuleType | None = None
         self._log: Any = None
-        self._earlier = list((self.out_dir / "tensorboard").glob("events.*"))
+        curves = self.out_dir / curves
+        self._earlier = list(curves.glob("events.*"))
         if not enabled:
             return
         self._wandb = None if wandb == "off" else _import_wandb(wandb)
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        self._log = open(self.out_dir / "log.log", "a", encoding="utf-8")
+        self._log = open(self.out_dir / log, "a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter
-            self._writer = SummaryWriter(str(self.out_dir / "tensorboard"),
-                                         flush_secs=FLUSH_SECONDS, purge_step=resume_step)
+            self._writer = SummaryWriter(str(curves), flush_secs=FLUSH_SECONDS,
+                                         purge_step=resume_step)
         if self._wandb is not None:
-            self._wandb.init(project=PROJECT, name=self.out_dir.name, dir=str(self.out_dir),
+            self._wandb.init(project=PROJECT, name=name or self.out_dir.name, dir=str(self.out_dir),
                              mode=wandb, config=dict(config or {}))
 
     def scalars(self, values: Mapping[str, Any], step: int) -> None:
@@ -93,7 +98,7 @@ class Tracker:
             self._wandb.log({name: self._wandb.Image(os.fspath(path))}, step=step)
 
     def log(self, line: str) -> None:
-        """A line (or several) on the screen, above a progress bar, and in `log.log`."""
+        """A line (or several) on the screen, above a progress bar, and in the log."""
         if not self.enabled:
             return
         tqdm.write(line)

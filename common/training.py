@@ -68,6 +68,7 @@ class LoopOptions:
             geometrically in between.
         budget: the budget losses.
         workers: data-loader processes; 0 reads in this process.
+        log_every: steps between two points of the curves.
         save_every: steps between saves of the last checkpoint; 0 = after every epoch only.
         max_steps: stop after this many steps in all; 0 = no limit.
         progress: whether to show a progress bar.
@@ -83,6 +84,7 @@ class LoopOptions:
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     accumulate: int = 1
     workers: int = 0
+    log_every: int = 50
     save_every: int = 0
     max_steps: int = 0
     progress: bool = True
@@ -215,7 +217,7 @@ class Trainer:
         self.running.add(shown)
         self.step += 1
         self.step_in_epoch += 1
-        if self.step % 50 == 0:
+        if self.step % self.options.log_every == 0:
             self.tracker.scalars(
                 {f"train/{k}": v * self.world.size for k, v in shown.items()}
                 | {f"lr/{k}": o.lr for k, o in self.optimizers.items()}, self.step)
@@ -295,10 +297,9 @@ class Trainer:
         self.running = RunningTotals()
         if better:
             self._save(self.names.best, training=False)
-        if self.names.epoch is not None:
-            self._save(self.names.epoch.format(self.epoch), training=False)
-            prune_checkpoints(self.out_dir, self.names.epoch.replace("{:02d}", "*")
-                              + ".safetensors", self.names.keep)
+        if (name := self.names.of_epoch(self.epoch)) is not None:
+            self._save(name, training=False)
+            prune_checkpoints(self.out_dir, self.names.epoch_files, self.names.keep)
         return record
 
     def save_last(self) -> None:

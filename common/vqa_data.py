@@ -75,6 +75,8 @@ class VQABatch:
     object_conf: Tensor | None = None
     attribute_ids: Tensor | None = None
     attribute_conf: Tensor | None = None
+    image_features: Tensor | None = None
+    """(B, C) float32, of the images as a whole; None where the store has none."""
 
     def __len__(self) -> int:
         return len(self.question_ids)
@@ -186,6 +188,7 @@ class VQADataset:
             object_conf=regions.object_conf,
             attribute_ids=regions.attribute_ids,
             attribute_conf=regions.attribute_conf,
+            image_features=regions.image_features,
         )
 
     def _targets(self, indices: Sequence[int]) -> Tensor | None:

@@ -7,6 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from common.backbones import Backbone
+from vlbert.bench import bench_model
+from vlbert.exporting import EXPORTING
+from vlbert.opening import open_run
 from vlbert.parity import PARITY
 
 
@@ -17,4 +20,5 @@ def run_vqa_data(config: dict[str, Any], weights: dict[str, Tensor], inputs: dic
     return data_parity.run_vqa_data(config, weights, inputs, wanted)
 
 
-VLBERT = Backbone(name="vlbert", parity=PARITY | {"vqa_data": run_vqa_data})
+VLBERT = Backbone(name="vlbert", open_run=open_run, exporting=EXPORTING,
+                  parity=PARITY | {"vqa_data": run_vqa_data}, bench=bench_model)

@@ -92,6 +92,7 @@ ADDED: Defaults = {
     "BASE": "",
     "SIZE": "",
     "HOLDOUT": 0.1,
+    "NETWORK.VLBERT.from_scratch": False,
     "DATASET.ANSWER_SPELLING": "normalised",
     "DATASET.IMPORT_FEATURES": True,
     "POLICY.NETWORK": "published",
@@ -105,6 +106,8 @@ ADDED_MEANING = {
     "BASE": "a config, relative to this one, whose values hold where this one gives none",
     "SIZE": "name of the model's size in tables (default: base or large, by hidden_size)",
     "HOLDOUT": "share of the training images that is held out to choose the best epoch",
+    "NETWORK.VLBERT.from_scratch": "start what no file brings from random weights (a key of "
+                                   "pretraining, here of VQA as well)",
     "DATASET.ANSWER_SPELLING": "normalised: answers are compared as the official metric does; "
                                "verbatim: as typed, as the original has it",
     "DATASET.IMPORT_FEATURES": "import feature files into a store once; else read them each time",

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -39,6 +40,8 @@ class Splits:
     valid: VLBertData
     """Reported, and used for nothing else."""
     remarks: list[str] = field(default_factory=list)
+    planned: int = 0
+    """Training questions of the config without what shortens a run; see `VQASource.splits`."""
 
 
 class VQASource:
@@ -101,12 +104,13 @@ class VQASource:
                               f"{self.name} has {len(vocabulary)} answers")
         return vocabulary
 
-    def examples(self, sets: str, test_mode: bool = False) -> list[Example]:
+    def examples(self, sets: str, test_mode: bool = False, whole: bool = False) -> list[Example]:
         """Questions of an image set, or of several joined with +.
 
         Args:
             sets: As TRAIN_IMAGE_SET.
             test_mode: Leave the answers away.
+            whole: All of them, also with TOY.
 
         Raises:
             ConfigError: An unknown set.
@@ -120,7 +124,7 @@ class VQASource:
         else:
             verbatim = self.settings.ANSWER_SPELLING == "verbatim"
             examples = read_examples(self.folder, names, verbatim, self.name)
-        if self.settings.TOY:
+        if self.settings.TOY and not whole:
             examples = examples[: self.settings.TOY_SAMPLES]
         return [replace(e, answers=None) for e in examples] if test_mode else examples
 
@@ -170,7 +174,7 @@ class VQASource:
         network = self.config.NETWORK
         return Transform(self.config.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS,
                          self.settings.ADD_IMAGE_AS_A_BOX, self.config.values[part].FLIP_PROB,
-                         max(0, self.config.RNG_SEED))
+                         self.seed)
 
     def data(self, examples: Sequence[Example], part: str = "TEST") -> VLBertData:
         """Questions with everything that belongs to them.
@@ -185,39 +189,69 @@ class VQASource:
         return VLBertData(examples, self.features(examples), self.vocabulary, self.tokenizer,
                           self.transform(part), self.images(examples), self.sizes(examples))
 
-    def splits(self) -> Splits:
+    def splits(self, images: int | None = None, questions: int | None = None) -> Splits:
         """Training, held-out and reported questions; what is held out is not trained on.
 
+        Args:
+            images: Use only so many images of each image set.
+            questions: Train only on so many questions, chosen by RNG_SEED.
+
         Raises:
-            ConfigError: Training on a set that is there to be reported.
+            ConfigError: Training on a set that is there to be reported, or too many questions.
             DataError: Files are missing or damaged.
         """
-        settings, remarks = self.settings, []
-        reported_only = (EMBEDDED[self.name].reported_only if self.name in EMBEDDED
-                         else NOT_TRAINED_ON.get(self.name, ()))
-        for name in split_sets(settings.TRAIN_IMAGE_SET):
-            if name in reported_only:
-                raise ConfigError(f"{self.config.path}: key DATASET.TRAIN_IMAGE_SET: {name}: this "
-                                  f"set of {self.name} is there to report on; its answers must not "
-                                  "be known to training")
-        train = self.examples(settings.TRAIN_IMAGE_SET)
+        settings = self.settings
+        self._check_training_set()
+        everything = self.examples(settings.TRAIN_IMAGE_SET, whole=True)
+        train = everything[: settings.TOY_SAMPLES] if settings.TOY else everything
         valid = self.examples(settings.VAL_IMAGE_SET)
         for sets, examples in ((settings.TRAIN_IMAGE_SET, train), (settings.VAL_IMAGE_SET, valid)):
             if any(example.answers is None for example in examples):
                 raise ConfigError(f"{self.config.path}: image set {sets} of {self.name} has "
                                   "questions without answers: it can be tested, not trained or "
                                   "validated on")
+        remarks = self._remarks(train, valid)
+        planned = len(tables.split_holdout(everything, self.config.HOLDOUT)[0])
+        if images is not None:
+            train = tables.subset_by_images(train, images)
+            valid = tables.subset_by_images(valid, images)
+        kept, heldout = tables.split_holdout(train, self.config.HOLDOUT)
+        if questions is not None:
+            if not 0 < questions <= len(kept):
+                raise ConfigError(f"--questions {questions}: there are {len(kept)} training "
+                                  f"questions in {settings.TRAIN_IMAGE_SET} of {self.name}")
+            kept = random.Random(self.seed).sample(kept, questions)
+        return Splits(self.data(kept, "TRAIN"), self.data(heldout, "VAL"), self.data(valid, "VAL"),
+                      remarks, planned)
+
+    @property
+    def seed(self) -> int:
+        """RNG_SEED; 0 where the config gives none."""
+        return max(0, self.config.RNG_SEED)
+
+    def _check_training_set(self) -> None:
+        sets, reported_only = self.settings.TRAIN_IMAGE_SET, NOT_TRAINED_ON.get(self.name, ())
+        if self.name in EMBEDDED:
+            reported_only = EMBEDDED[self.name].reported_only
+        for name in split_sets(sets):
+            if name in reported_only:
+                raise ConfigError(f"{self.config.path}: key DATASET.TRAIN_IMAGE_SET: {name}: this "
+                                  f"set of {self.name} is there to report on; its answers must not "
+                                  "be known to training")
+
+    def _remarks(self, train: Sequence[Example], valid: Sequence[Example]) -> list[str]:
+        """What the user should know of these settings."""
+        settings, train_part = self.settings, self.config.TRAIN
+        remarks = []
         if said := overlap(settings.TRAIN_IMAGE_SET, train, settings.VAL_IMAGE_SET, valid):
             remarks.append(said)
-        if "TRAIN.ASPECT_GROUPING" in self.config.given and self.config.TRAIN.ASPECT_GROUPING:
+        if "TRAIN.ASPECT_GROUPING" in self.config.given and train_part.ASPECT_GROUPING:
             remarks.append("TRAIN.ASPECT_GROUPING true has no effect: batches are drawn at random, "
                            "and images are padded to the largest of each batch")
-        if self.config.TRAIN.FLIP_PROB and self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
-            remarks.append(f"TRAIN.FLIP_PROB {self.config.TRAIN.FLIP_PROB} mirrors boxes and words "
+        if train_part.FLIP_PROB and self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
+            remarks.append(f"TRAIN.FLIP_PROB {train_part.FLIP_PROB} mirrors boxes and words "
                            "of precomputed features, not the features themselves (as published)")
-        kept, heldout = tables.split_holdout(train, self.config.HOLDOUT)
-        return Splits(self.data(kept, "TRAIN"), self.data(heldout, "VAL"), self.data(valid, "VAL"),
-                      remarks)
+        return remarks
 
 
 def overlap(train_sets: str, train: Sequence[Example], valid_sets: str, valid: Sequence[Example]

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from common.runtime import Runtime
 from common.task import TaskBatch
 from common.vqa_task import VQATask
-from vlbert.vqa_dataset import VLBertBatch, VLBertData
-
-
-def make_inputs(batch: VLBertBatch) -> dict[str, Tensor | None]:
-    """Arguments of the network: image, boxes, im_info, question."""
-    return batch.inputs()
+from vlbert.vqa_dataset import VLBertData, VLBertInputs
 
 
 class VLBertTask(VQATask):
@@ -25,7 +18,8 @@ class VLBertTask(VQATask):
     def __init__(self, train: VLBertData, heldout: VLBertData, runtime: Runtime,
                  eval_batch_size: int, seed: int = 0, progress: bool = True) -> None:
         """Put data together; arguments as of `VQATask`."""
-        super().__init__(train, heldout, make_inputs, runtime, eval_batch_size, seed, progress)
+        super().__init__(train, heldout, VLBertInputs(train.tokenizer, train.transform), runtime,
+                         eval_batch_size, seed, progress)
 
     def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
         """The training questions at some places, as they look in this epoch."""

@@ -15,9 +15,9 @@ from torch import Tensor
 from common.annotations import AnswerVocabulary, Example, QuestionId
 from common.errors import DataError
 from common.feature_sources import FeatureSources
-from common.features import RegionBatch
+from common.features import RegionBatch, whole_image
 from common.text import Tokenizer
-from common.vqa_data import VQADataset
+from common.vqa_data import VQABatch, VQADataset
 from vlbert.images import ImageFiles
 from vlbert.transforms import (
     PADDING,
@@ -159,17 +159,9 @@ class VLBertData(VQADataset):
     def _boxes(self, regions: RegionBatch, sizes: Sequence[Size], info: Tensor, flip: Tensor
                ) -> Tensor:
         """(B, K, 4 + C), or (B, K, 4) where images are read."""
-        boxes, mask, features = regions.boxes, regions.mask, regions.features
-        if self.transform.whole_image:
-            last = torch.tensor(sizes, dtype=torch.float32) - 1
-            whole = torch.cat([torch.zeros_like(last), last], 1)
-            boxes = torch.cat([whole[:, None], boxes], 1)
-            mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
-            features = torch.cat([regions.whole_image()[:, None], features], 1)
-        boxes = transform_boxes(boxes, info, flip)
-        if self.images is None:
-            boxes = torch.cat([boxes, features], -1)
-        return boxes.masked_fill_(~mask[..., None], PADDING)
+        features = None if self.images is not None else regions.features
+        return object_boxes(regions.boxes, regions.mask, features, regions.image_features, sizes,
+                            info, flip, self.transform.whole_image)
 
     def _images(self, examples: Sequence[Example], info: Tensor, flips: Sequence[bool]) -> Tensor:
         images = []
@@ -180,15 +172,8 @@ class VLBertData(VQADataset):
         return pad_images(images)
 
     def _questions(self, examples: Sequence[Example], flips: Sequence[bool]) -> Tensor:
-        rows = []
-        for example, flip in zip(examples, flips):
-            pieces = self.tokenizer.pieces(example.question)
-            if not pieces:
-                raise DataError(f"question {example.question_id} ({example.question!r}) has no "
-                                "word pieces: remove it")
-            numbers = self.tokenizer.numbers(mirror_words(pieces) if flip else pieces)
-            rows.append(torch.tensor(numbers))
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        named = [(f"question {e.question_id} ({e.question!r})", e.question) for e in examples]
+        return question_pieces(self.tokenizer, named, flips)
 
     def _flipped_targets(self, examples: Sequence[Example], flips: Sequence[bool]
                          ) -> Tensor | None:
@@ -202,3 +187,84 @@ class VLBertData(VQADataset):
             for label, value in self.vocabulary.encode(example).items():
                 row[label] = value
         return target
+
+
+def object_boxes(boxes: Tensor, mask: Tensor, features: Tensor | None,
+                 image_features: Tensor | None, sizes: Sequence[Size], info: Tensor,
+                 flip: Tensor, with_image: bool) -> Tensor:
+    """Boxes of the scaled images with their features, as the network reads them.
+
+    Args:
+        boxes, mask: (B, R, 4) in pixels of the original images, (B, R) bool.
+        features: (B, R, C), or None where images are read.
+        image_features: (B, C) of the images as a whole; None: the mean of their regions.
+        sizes: B widths and heights in pixels of the original images.
+        info: (B, 4), see `image_info`.
+        flip: (B,) bool, images that are mirrored.
+        with_image: the image as a whole becomes the first box.
+
+    Returns:
+        (B, K, 4 + C), or (B, K, 4) without features; -2 in the padding.
+    """
+    if with_image:
+        if features is not None:
+            whole = whole_image(features, mask, image_features)
+            features = torch.cat([whole[:, None], features], 1)
+        last = torch.tensor(sizes, dtype=torch.float32) - 1
+        edges = torch.cat([torch.zeros_like(last), last], 1)
+        boxes = torch.cat([edges[:, None], boxes], 1)
+        mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
+    boxes = transform_boxes(boxes, info, flip)
+    if features is not None:
+        boxes = torch.cat([boxes, features], -1)
+    return boxes.masked_fill_(~mask[..., None], PADDING)
+
+
+def question_pieces(tokenizer: Tokenizer, questions: Sequence[tuple[str, str]],
+                    flips: Sequence[bool]) -> Tensor:
+    """Word pieces (B, T) of questions without special tokens; padding is 0.
+
+    Args:
+        tokenizer: of the vocabulary.
+        questions: B pairs of what to call a question in an error, and its text.
+        flips: those in which left and right change places.
+
+    Raises:
+        DataError: a question without word pieces.
+    """
+    rows = []
+    for (name, text), flip in zip(questions, flips, strict=True):
+        pieces = tokenizer.pieces(text)
+        if not pieces:
+            raise DataError(f"{name} has no word pieces: remove it")
+        rows.append(torch.tensor(tokenizer.numbers(mirror_words(pieces) if flip else pieces)))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+@dataclass(frozen=True)
+class VLBertInputs:
+    """Turns a batch of questions into the arguments of the network.
+
+    A `VLBertBatch` has them; those of the common VQA data are made here, from features.
+
+    Attributes:
+        tokenizer: of the questions.
+        transform: of the boxes.
+    """
+
+    tokenizer: Tokenizer
+    transform: Transform
+
+    def __call__(self, batch: VLBertBatch | VQABatch) -> dict[str, Tensor | None]:
+        """Image, boxes, im_info and question of a batch."""
+        if isinstance(batch, VLBertBatch):
+            return batch.inputs()
+        sizes = [(int(width), int(height)) for width, height in batch.sizes.tolist()]
+        info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
+        flips = [False] * len(batch)
+        boxes = object_boxes(batch.boxes_px, batch.region_mask, batch.features,
+                             batch.image_features, sizes, info, torch.tensor(flips),
+                             self.transform.whole_image)
+        named = [(f"question {text!r}", text) for text in batch.questions]
+        return {"image": None, "boxes": boxes, "im_info": info,
+                "question": question_pieces(self.tokenizer, named, flips)}

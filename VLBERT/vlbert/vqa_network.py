@@ -52,7 +52,7 @@ class ResNetVLBERT(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.config = config
+        self._config = config
         self.image_feature_extractor = FastRCNN(config.image)
         self.object_linguistic_embeddings = nn.Embedding(1, config.encoder.hidden_size)
         nn.init.normal_(self.object_linguistic_embeddings.weight, std=0.02)
@@ -61,6 +61,11 @@ class ResNetVLBERT(nn.Module):
         self.vlbert.encoder.set_reads(("hidden",), first=("hidden",))
         self.vlbert.encoder.published_policy = self._published_policy
         self.policy_encoder: EncoderConfig | None = None
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Its sizes; with as many layers as are left (`common.merge` may take some out)."""
+        return replace(self._config, encoder=self.vlbert.config)
 
     def forward(self, boxes: Tensor, im_info: Tensor, question: Tensor,
                 image: Tensor | None = None) -> Tensor:
@@ -81,7 +86,7 @@ class ResNetVLBERT(nn.Module):
         regions = self.image_feature_extractor(boxes, im_info, image)
         text = self.assemble(question)
         text_visual = regions.embedding[:, :1].expand(-1, text.ids.shape[1], -1)
-        if self.config.no_grounding:
+        if self._config.no_grounding:
             text_visual = torch.zeros_like(text_visual)
         linguistic = self.object_linguistic_embeddings.weight.expand(
             *regions.mask.shape, -1).to(regions.embedding.dtype)
@@ -95,7 +100,7 @@ class ResNetVLBERT(nn.Module):
 
     def assemble(self, question: Tensor) -> AssembledText:
         """question (B, Q) -> the text that the encoder reads."""
-        tokens = self.config.tokens
+        tokens = self._config.tokens
         lengths = (question > 0).sum(1, keepdim=True)
         index = torch.arange(question.shape[1] + 4, device=question.device)
         shifted = torch.cat([torch.zeros_like(question[:, :1]), question,

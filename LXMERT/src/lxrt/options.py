@@ -9,7 +9,12 @@ from pathlib import Path
 
 from common.dataset_table import DATASETS
 from common.finetune import Recipe
-from common.options import add_run_options, add_seeds_option, add_strategy_options
+from common.options import (
+    add_policy_optimizer_options,
+    add_run_options,
+    add_seeds_option,
+    add_strategy_options,
+)
 from lxrt.config import SIZES
 
 BASE_PRETRAINED = Path("snap/pretrained/model")
@@ -99,6 +104,7 @@ def vqa_parser() -> argparse.ArgumentParser:
     add_recipe_options(parser)
     add_seeds_option(parser)
     add_strategy_options(parser)
+    add_policy_optimizer_options(parser)
     add_run_options(parser)
     parser.add_argument("--output", type=Path, default=Path("snap/test"), help="folder of the run")
     parser.add_argument("--version", help="name of the run (default: name of the output folder)")

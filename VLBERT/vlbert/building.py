@@ -1,0 +1,293 @@
+"""Putting a VQA network together as a config says: sizes, pretrained weights, strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.adapt import adapt, adaptive_part
+from common.checkpoint import check_compatible, load_meta
+from common.errors import CheckpointError, ConfigError
+from common.files import text_digest
+from common.opened_run import answer_digest
+from common.strategies import Strategy
+from common.text import Tokenizer
+from common.weights import load_into, resolve_checkpoint, strip_prefix
+from vlbert.config import Config, locate
+from vlbert.config_adaptive import AdaptiveSettings, check_output_size
+from vlbert.loading import (
+    answer_pieces,
+    classifier_rows,
+    load_bert,
+    load_partial,
+    load_resnet,
+    read_model,
+)
+from vlbert.sizes import EncoderConfig, NetworkConfig, SpecialTokens
+from vlbert.vqa_dataset import Transform
+from vlbert.vqa_network import ResNetVLBERT, set_classifier_rows
+
+Say = Callable[[str], None]
+FROM_SCRATCH = "--set NETWORK.VLBERT.from_scratch=true starts it from random weights"
+
+
+@dataclass
+class Built:
+    """An adapted network with what identifies it."""
+
+    model: ResNetVLBERT
+    strategy: Strategy
+    settings: AdaptiveSettings
+    size: str
+    meta: dict[str, Any]
+
+    @property
+    def policy(self) -> str | None:
+        return self.settings.policy if self.strategy.adaptive else None
+
+
+def build_vqa(config: Config, settings: AdaptiveSettings, tokenizer: Tokenizer,
+              answers: Sequence[str], features: dict[str, Any], transform: Transform,
+              load: Path | None = None, say: Say = print) -> Built:
+    """Build, load and adapt a VQA network.
+
+    Args:
+        config: of VQA.
+        settings: its strategy, see `adaptive_settings`.
+        tokenizer: of the questions.
+        answers: in the order of the classifier.
+        features: `width` and `detector` of the region features.
+        transform: of boxes and images, which the checkpoint remembers.
+        load: a finetuned model to load whole; None starts from the config's pretrained weights.
+        say: where to report to.
+
+    Raises:
+        ConfigError, CheckpointError: what does not fit.
+    """
+    found = saved_meta(load)
+    sizes = network_sizes(config, tokenizer, len(answers), features["width"])
+    if found:  # an exported model may have fewer layers than its config
+        layers = found["config"]["encoder"]["num_hidden_layers"]
+        sizes = replace(sizes, encoder=replace(sizes.encoder, num_hidden_layers=layers))
+    model = ResNetVLBERT(sizes)
+    if any(key.startswith("POLICY.VLBERT.") for key in config.given):
+        model.policy_encoder = policy_sizes(config, sizes)
+    meta = {"backbone": "vlbert", "task": "vqa", "strategy": settings.strategy.name,
+            "policy": settings.policy if settings.strategy.adaptive else None,
+            "size": size_name(config), "config": sizes.to_dict(), "features": features,
+            "answers": answer_digest(list(answers)), "transform": described(transform),
+            "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+            "strategy_flags": flags(config, settings, model.policy_encoder)}
+    if load is None:
+        load_start(model, config, tokenizer, answers, say)
+        adapt_network(model, settings)
+    else:
+        load_finetuned(model, settings, load, found, meta)
+    part = adaptive_part(model)
+    if part is not None and settings.policy == "published":
+        check_output_size(config, len(part.decision_names))
+    return Built(model, settings.strategy, settings, meta["size"], meta)
+
+
+def network_sizes(config: Config, tokenizer: Tokenizer, answers: int, width: int) -> NetworkConfig:
+    """Sizes of the network of a config.
+
+    Raises:
+        ConfigError: the vocabulary, the features or an option do not fit.
+    """
+    words = config.NETWORK.VLBERT.vocab_size
+    if words != len(tokenizer):
+        raise ConfigError(f"{config.path}: key NETWORK.VLBERT.vocab_size: {words}: "
+                          f"{tokenizer.vocabulary_file} has {len(tokenizer)} word pieces")
+    tokens = SpecialTokens(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    try:
+        return NetworkConfig.from_upstream(config.NETWORK, answers, tokens, width)
+    except ConfigError as error:
+        raise ConfigError(f"{config.path}: {error}") from None
+
+
+def policy_sizes(config: Config, sizes: NetworkConfig) -> EncoderConfig:
+    """Sizes of the published policy network; what POLICY.VLBERT leaves out is the backbone's.
+
+    Raises:
+        ConfigError: it does not read what the backbone reads.
+    """
+    given = {key.rpartition(".")[2] for key in config.given if key.startswith("POLICY.VLBERT.")}
+    always = ("num_hidden_layers", "intermediate_size", "visual_scale_text_init",
+              "visual_scale_object_init")
+    values = asdict(sizes.encoder) | {
+        key: value for key, value in config.POLICY.VLBERT.items() if key in given}
+    for key in always:
+        if key not in given:
+            values[key] = {"num_hidden_layers": 2, "intermediate_size": 512}.get(key, 1.0)
+    values["vocab_size"] = sizes.encoder.vocab_size
+    if "vocab_size" in given and config.POLICY.VLBERT.vocab_size != sizes.encoder.vocab_size:
+        raise ConfigError(f"{config.path}: key POLICY.VLBERT.vocab_size: "
+                          f"{config.POLICY.VLBERT.vocab_size}: the policy reads the questions of "
+                          f"the model, whose vocabulary has {sizes.encoder.vocab_size} pieces")
+    try:
+        return EncoderConfig.from_upstream(values)
+    except ConfigError as error:
+        raise ConfigError(f"{config.path}: section POLICY: {error}") from None
+
+
+def size_name(config: Config) -> str:
+    """Of the model in tables: SIZE, else large or base."""
+    return config.SIZE or ("large" if config.NETWORK.VLBERT.hidden_size > 768 else "base")
+
+
+def described(transform: Transform) -> dict[str, Any]:
+    """What a checkpoint remembers of how its boxes were prepared."""
+    return {"scales": list(transform.scales), "whole_image": transform.whole_image}
+
+
+def flags(config: Config, settings: AdaptiveSettings, policy_encoder: EncoderConfig | None
+          ) -> dict[str, Any]:
+    """What shapes the adapted network, for a checkpoint to rebuild it with."""
+    return {"strategy": config.FINETUNE_STRATEGY, "policy": settings.policy,
+            "policy_eval": settings.options.policy_eval,
+            "trainable_layers": settings.trainable_layers,
+            "frozen_layers": settings.frozen_layers and list(settings.frozen_layers),
+            "policy_encoder": policy_encoder and asdict(policy_encoder)}
+
+
+def adapt_network(model: ResNetVLBERT, settings: AdaptiveSettings) -> None:
+    """Give the network its strategy."""
+    frozen = settings.frozen_layers
+    adapt(model, settings.strategy.name, settings.policy,
+          trainable_layers=settings.trainable_layers,
+          frozen_layers=frozen and ",".join(map(str, frozen)),
+          initial_share=settings.initial_share, options=settings.options)
+
+
+def load_start(model: ResNetVLBERT, config: Config, tokenizer: Tokenizer, answers: Sequence[str],
+               say: Say) -> None:
+    """The pretrained weights of a config: BERT, then PARTIAL_PRETRAIN, the CNN, answer rows.
+
+    BERT's are read only where PARTIAL_PRETRAIN does not bring the whole encoder.
+
+    Raises:
+        ConfigError: there are none, and random ones were not asked for.
+        CheckpointError: they do not fit.
+    """
+    network = config.NETWORK
+    missing = [name for name in model.state_dict() if name.startswith("vlbert.")]
+    brought: set[str] = set()
+    if network.PARTIAL_PRETRAIN:
+        path = locate(network.PARTIAL_PRETRAIN)
+        plan = load_partial(model, path, network.PARTIAL_PRETRAIN_PREFIX_CHANGES, say)
+        brought = set(plan.loaded)
+        missing = [name for name in missing if name not in brought]
+    if missing and network.VLBERT.from_scratch:
+        say(f"{len(missing)} tensors of the encoder start from random weights "
+            "(NETWORK.VLBERT.from_scratch)")
+    elif missing:
+        load_bert_of(model, config, say)
+        if network.PARTIAL_PRETRAIN:
+            load_partial(model, path, network.PARTIAL_PRETRAIN_PREFIX_CHANGES, lambda line: None)
+    if not network.IMAGE_FEAT_PRECOMPUTED:
+        load_cnn(model, config, brought, say)
+    if network.CLASSIFIER_PRETRAINED:
+        rows = classifier_rows(model.vlbert.word_embeddings.weight.detach(),
+                               answer_pieces(answers, tokenizer))
+        set_classifier_rows(model, rows)
+
+
+def load_bert_of(model: ResNetVLBERT, config: Config, say: Say) -> None:
+    """BERT's weights: BERT_PRETRAINED, else those in the folder BERT_MODEL_NAME.
+
+    Raises:
+        ConfigError: there are none.
+        CheckpointError: they do not fit.
+    """
+    network = config.NETWORK
+    source = (f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model"
+              if network.BERT_PRETRAINED else network.BERT_MODEL_NAME)
+    try:
+        load_bert(model, locate(source), say)
+    except (ConfigError, CheckpointError) as error:
+        keys = "NETWORK.BERT_PRETRAINED" if network.BERT_PRETRAINED else "NETWORK.BERT_MODEL_NAME"
+        raise type(error)(f"{config.path}: key {keys}: {error}; {FROM_SCRATCH}") from None
+
+
+def load_cnn(model: ResNetVLBERT, config: Config, brought: set[str], say: Say) -> None:
+    """Weights of the CNN: IMAGE_PRETRAINED, or what PARTIAL_PRETRAIN brought.
+
+    Raises:
+        ConfigError: there are none, and parts of the CNN are frozen.
+        CheckpointError: they do not fit.
+    """
+    network = config.NETWORK
+    images = model.image_feature_extractor
+    cnn = {name for name in model.state_dict() if name.startswith("image_feature_extractor.")
+           and ".obj_downsample." not in name}
+    if network.IMAGE_PRETRAINED:
+        path = locate(f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model")
+        load_resnet(images, path)
+        say(f"{path}: CNN loaded")
+    elif not cnn <= brought:
+        if network.IMAGE_FROZEN_BACKBONE_STAGES or network.IMAGE_FROZEN_BN:
+            raise ConfigError(
+                f"{config.path}: key NETWORK.IMAGE_PRETRAINED: is empty, and PARTIAL_PRETRAIN "
+                "brings no CNN: random weights would be frozen; give weights, or train all of it "
+                "(IMAGE_FROZEN_BACKBONE_STAGES: [], IMAGE_FROZEN_BN: false)")
+        say("the CNN starts from random weights")
+
+
+def saved_meta(path: Path | None) -> dict[str, Any]:
+    """The meta of a checkpoint of ours; empty for other files, and for none.
+
+    Raises:
+        CheckpointError: a checkpoint of something else than VQA with VL-BERT.
+    """
+    found = load_meta(path) if path is not None and path.suffix == ".safetensors" else {}
+    if found and (found.get("backbone"), found.get("task")) != ("vlbert", "vqa"):
+        raise CheckpointError(f"{path} is not a finetuned VQA model of VL-BERT (it is of "
+                              f"{found.get('backbone')}, task {found.get('task')!r}); a "
+                              "pretraining model is given with --partial-pretrain")
+    return found
+
+
+def load_finetuned(model: ResNetVLBERT, settings: AdaptiveSettings, path: Path,
+                   found: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Load every weight of a finetuned model, ours or the original's, and adapt it.
+
+    Args:
+        model: not adapted.
+        settings: its strategy.
+        path: of the file.
+        found: its meta, see `saved_meta`.
+        meta: what it has to agree with.
+
+    Raises:
+        CheckpointError: another kind of model, or one that does not fit.
+    """
+    if found:
+        keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary",
+                "features")
+        check_compatible(found, {key: meta[key] for key in keys}, path)
+    weights = strip_prefix(read_model(path), "module.")
+    if not any(key.startswith("final_mlp.") for key in weights):
+        raise CheckpointError(f"{path} is not a finetuned VQA model (no final_mlp.*); a "
+                              "pretraining model is given with --partial-pretrain")
+    # Files of strategies that decide nothing hold exactly the standard names.
+    if settings.strategy.adaptive:
+        adapt_network(model, settings)
+        load_into(model, weights, what=str(path))
+    else:
+        load_into(model, weights, what=str(path))
+        adapt_network(model, settings)
+
+
+def checkpoint_path(name: Path) -> Path:
+    """The file of a checkpoint; the best epoch is BEST, also where PREFIX-best is asked for.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    best = name.parent / "BEST.safetensors"
+    if not name.exists() and name.with_suffix("").name.endswith("-best") and best.exists():
+        return best
+    return resolve_checkpoint(name)

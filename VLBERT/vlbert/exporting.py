@@ -1,0 +1,69 @@
+"""What `common.export` needs to know of VL-BERT: the training questions of a run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.backbones import Exporting
+from common.checkpoint import check_compatible
+from common.datasets import TINY_IMAGES
+from common.errors import ConfigError, DataError
+from common.opened_run import OpenedRun
+from vlbert.config import load_config
+from vlbert.data import VQASource
+from vlbert.vqa_dataset import VLBertData
+
+
+def training_questions(run: OpenedRun, data_root: Path | None = None) -> VLBertData:
+    """The questions that a run was finetuned on, found again from its config and command.
+
+    Args:
+        run: finished.
+        data_root: in place of the config's DATASET_PATH.
+
+    Raises:
+        DataError: the run has no result yet, or these are not the questions that it was
+            finetuned on.
+    """
+    from common.finetune import question_digest  # with its plots, which are slow to import
+    from vlbert.options import train_parser
+    if run.result is None:
+        raise DataError(f"{run.folder} has no result.json, so its training questions are not "
+                        "known: finish the run (the same command with --resume)")
+    try:
+        args = train_parser("", None).parse_args(shlex.split(run.result["command"])[2:])
+    except SystemExit:
+        raise DataError(f"{run.folder / 'result.json'}: its command is not understood by this "
+                        f"version: {run.result['command']}") from None
+    changes = {} if data_root is None else {"DATASET.DATASET_PATH": str(data_root)}
+    config = load_config(run.folder / f"{args.cfg.stem}.yaml", changes)
+    source = VQASource(config, run.tokenizer)
+    data = source.splits(TINY_IMAGES if args.tiny else None, args.questions).train
+    check_compatible(run.meta, {"features": data.features.described()}, run.checkpoint)
+    expected, found = run.meta["training"]["questions"], question_digest(data)
+    if found != expected:
+        raise DataError(f"{source.folder}: {found['count']} training questions were found, which "
+                        f"are not the {expected['count']} that {run.folder} was finetuned on; give "
+                        "the folder of the data that it was finetuned on with --data")
+    return data
+
+
+def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
+    """A pretraining snapshot has nothing to export.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(f"{path} is a plain model already, with the names of the released ones: give "
+                      "it as NETWORK.PARTIAL_PRETRAIN; pretrain/train_end2end.py --export writes "
+                      "it in half precision")
+
+
+EXPORTING = Exporting(
+    training_questions=training_questions, open_snapshot=open_snapshot,
+    usage="python vqa/test.py --cfg CONFIG --ckpt {model}.safetensors --result-path . --split SET"
+          "  (in VLBERT/, CONFIG of the run, on {dataset})")

@@ -1,0 +1,178 @@
+"""Command-line flags of VL-BERT's scripts, and how they change a config.
+
+The config is what counts: every flag of the model and of training is a short form of one of its
+keys, and `--set KEY=VALUE` reaches all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from common.errors import ConfigError
+from common.options import add_run_options, add_strategy_options
+from common.processes import STARTED
+from vlbert.config import Config, load_config
+
+# Flag → the key that it changes.
+TRAINING_KEYS = {"seed": "RNG_SEED", "epochs": "TRAIN.END_EPOCH",
+                 "accumulate": "TRAIN.GRAD_ACCUMULATE_STEPS", "holdout": "HOLDOUT",
+                 "gpus": "GPUS", "partial_pretrain": "NETWORK.PARTIAL_PRETRAIN",
+                 "eval_batch_size": "VAL.BATCH_IMAGES", "precision": "TRAIN.FP16"}
+STRATEGY_KEYS = {"strategy": "FINETUNE_STRATEGY", "trainable_layers": "FINETUNE_STRATEGY",
+                 "frozen_layers": "NETWORK.VLBERT.FROZEN_LAYERS", "policy": "POLICY.NETWORK",
+                 "policy_eval": "POLICY.EVALUATION", "policy_init": "POLICY.INITIAL_SHARE",
+                 "temperature": "POLICY.TEMPERATURE", "temperature_end": "POLICY.TEMPERATURE_END",
+                 "executor": "POLICY.EXECUTOR", "constrain_k": "CONSTRAIN_K_NUM_BLOCKS",
+                 "constrain_k_scale": "CONSTRAIN_K_SCALE",
+                 "deterministic_scale": "DETERMINISTIC_POLICY_SCALE"}
+# Flags whose values are not simply those of their key; see `overrides`.
+SPECIAL = ("trainable_layers", "frozen_layers", "constrain_k", "deterministic_scale", "gpus",
+           "precision")
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """What the original's scripts take, and ways to change single keys."""
+    group = parser.add_argument_group("config and folders")
+    group.add_argument("--cfg", type=Path, required=True, metavar="FILE",
+                       help="config file, e.g. cfgs/vqa/base_4x16G_fp32.yaml")
+    group.add_argument("--model-dir", type=Path, default=Path("."), metavar="FOLDER",
+                       help="output goes to FOLDER/OUTPUT_PATH/NAME/TRAIN_IMAGE_SET_train/ "
+                            "(default: the working folder)")
+    group.add_argument("--name", help="NAME of the run (default: name of the config without its "
+                                      "ending)")
+    group.add_argument("--set", dest="changes", action="extend", nargs="+", default=[],
+                       metavar="KEY=VALUE", help="change keys of the config, e.g. "
+                       "TRAIN.END_EPOCH=2 NETWORK.PARTIAL_PRETRAIN=; may be given several times")
+
+
+def train_parser(script: str, description: str | None, pretraining: bool = False
+                 ) -> argparse.ArgumentParser:
+    """The parser of a training script.
+
+    Args:
+        script: how it is called.
+        description: for --help.
+        pretraining: leave out what only finetuning has.
+    """
+    parser = argparse.ArgumentParser(prog=f"python {script}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_options(parser)
+    group = parser.add_argument_group("training")
+    group.add_argument("--seed", type=int, help="of everything that is drawn at random")
+    group.add_argument("--epochs", type=int, help="passes over the training samples")
+    group.add_argument("--partial-pretrain", metavar="FILE",
+                       help="pretrained weights; an empty text: none")
+    group.add_argument("--log-dir", type=Path, metavar="FOLDER",
+                       help="folder for the TensorBoard files (default: in the output folder)")
+    if not pretraining:
+        group.add_argument("--questions", type=int, metavar="N",
+                           help="train on so many questions, chosen at random by the seed")
+        group.add_argument("--tiny", action="store_true",
+                           help="512 images of each image set, for a quick look")
+        group.add_argument("--do-test", action="store_true",
+                           help="predict TEST_IMAGE_SET with the best epoch after training")
+        add_strategy_options(parser)
+    add_run_options(parser)
+    group = parser.add_argument_group("flags of the original's launcher")
+    group.add_argument("--dist", action="store_true",
+                       help="this is one of several processes (scripts/dist_run_*.sh give it)")
+    group.add_argument("--slurm", action="store_true", help=argparse.SUPPRESS)
+    group.add_argument("--cudnn-off", action="store_true", help="do without cuDNN")
+    _defaults_from_config(parser, TRAINING_KEYS | ({} if pretraining else STRATEGY_KEYS))
+    return parser
+
+
+def _defaults_from_config(parser: argparse.ArgumentParser, keys: Mapping[str, str]) -> None:
+    """Let flags that change a key say so; their default is what the config has."""
+    for action in parser._actions:
+        if action.dest in keys:
+            action.default = None
+            text = re.sub(r" *\((default|by default)[^()]*\)\.?$", "", action.help or "")
+            action.help = f"{text} (default: {keys[action.dest]} of the config)"
+
+
+def load(args: argparse.Namespace) -> Config:
+    """The config with what the command line changes.
+
+    Raises:
+        ConfigError: see `load_config`; or a flag that cannot be understood.
+    """
+    if args.dist and STARTED not in os.environ:
+        raise ConfigError("--dist: this process was not started as one of several; use "
+                          "scripts/dist_run_single.sh, which gives --dist itself, or leave it out")
+    if args.slurm:
+        raise ConfigError("--slurm: not supported; start one torchrun per machine with "
+                          "scripts/dist_run_multi.sh")
+    if args.cudnn_off:
+        torch.backends.cudnn.enabled = False
+    return load_config(args.cfg, overrides(args))
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """{key of the config: value} for all flags that were given.
+
+    Raises:
+        ConfigError: a flag that cannot be understood.
+    """
+    found = read_changes(args.changes)
+    for flag, key in (TRAINING_KEYS | STRATEGY_KEYS).items():
+        value = getattr(args, flag, None)
+        if value is not None and flag not in SPECIAL:
+            found[key] = value
+    if (k := getattr(args, "constrain_k", None)) is not None:
+        found |= {"USE_CONSTRAIN_K_LOSS": True, "CONSTRAIN_K_NUM_BLOCKS": k}
+    if (scale := getattr(args, "deterministic_scale", None)) is not None:
+        found |= {"USE_DETERMINISTIC_POLICY_LOSS": scale > 0, "DETERMINISTIC_POLICY_SCALE": scale}
+    if (layers := getattr(args, "trainable_layers", None)) is not None:
+        kind, _, count = layers.partition(":")
+        if kind != "last" or not count.isdecimal():
+            raise ConfigError(f"--trainable-layers {layers}: give last:K, e.g. last:4")
+        found["FINETUNE_STRATEGY"] = f"last_{count}"
+    if (layers := getattr(args, "frozen_layers", None)) is not None:
+        numbers = [part.strip() for part in layers.split(",")]
+        if not all(part.isdecimal() and int(part) > 0 for part in numbers):
+            raise ConfigError(f"--frozen-layers {layers}: give numbers from 1, e.g. 3,4,10,11")
+        found["NETWORK.VLBERT.FROZEN_LAYERS"] = [int(part) - 1 for part in numbers]
+    if getattr(args, "policy_eval", None) is not None:
+        found["POLICY_GLOBAL_DECISION"] = args.policy_eval == "global"
+    return found
+
+
+def read_changes(changes: Iterable[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as {key: value}; values are read as YAML.
+
+    Raises:
+        ConfigError: a word of another form.
+    """
+    found: dict[str, Any] = {}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {change}: give KEY=VALUE, e.g. TRAIN.END_EPOCH=2")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {change}: the value is not valid YAML") from None
+        found[key] = "" if value is None else value
+    return found
+
+
+def chosen_gpus(args: argparse.Namespace, config: Config) -> str | None:
+    """What `make_runtime` and `wanted_processes` are given.
+
+    GPUS of a config names GPUs of the machine that it was written for: it counts only where there
+    are GPUs and this is the only process; `--gpus` always counts.
+    """
+    if args.gpus is not None:
+        return args.gpus
+    if not torch.cuda.is_available():
+        return "cpu"
+    return None if STARTED in os.environ else config.GPUS or None
