@@ -26,7 +26,7 @@ from vlbert.config import Config
 from vlbert.config_adaptive import AdaptiveSettings, adaptive_settings
 from vlbert.data import Splits, VQASource
 from vlbert.data_task import VLBertTask
-from vlbert.options import chosen_gpus, load, train_parser
+from vlbert.options import chosen_gpus, load, planned_epochs, train_parser
 from vlbert.outputs import (
     keep_config,
     lasting,
@@ -166,7 +166,8 @@ def make_run(parts: Parts, resume: bool, command: str) -> Run:
     """Data, task, model and recipe for the shared training loop."""
     args, config, built, splits = parts.args, parts.config, parts.built, parts.splits
     size = parts.world.size
-    recipe, length = make_recipe(config, len(splits.train), splits.planned, size)
+    recipe, length = make_recipe(config, len(splits.train), size, splits.planned,
+                                 planned_epochs(args, config))
     tracker = parts.tracker
     tracker.log(f"{parts.source.name}: {len(splits.train)} training, {len(splits.heldout)} "
                 f"held-out and {len(splits.valid)} validation questions")
@@ -201,15 +202,15 @@ def make_run(parts: Parts, resume: bool, command: str) -> Run:
                config.LOG_FREQUENT)
 
 
-def make_recipe(config: Config, questions: int, planned: int, processes: int
-                ) -> tuple[Recipe, Length]:
+def make_recipe(config: Config, questions: int, processes: int, planned_questions: int,
+                epochs_planned: int) -> tuple[Recipe, Length]:
     """Hyper-parameters of a config, and how long the run is.
 
     Args:
         config: of VQA.
         questions: to train on.
-        planned: the same for the config without what shortens this run.
         processes: that train together.
+        planned_questions, epochs_planned: of the config without what shortens this run.
 
     Raises:
         ConfigError: fewer questions than an update is made of.
@@ -220,7 +221,8 @@ def make_recipe(config: Config, questions: int, planned: int, processes: int
                           f"questions ({processes} processes x BATCH_IMAGES x "
                           f"GRAD_ACCUMULATE_STEPS), but there are {questions} to train on")
     train = config.TRAIN
-    length = Length(questions // batch, train.END_EPOCH, planned // batch, train.END_EPOCH)
+    length = Length(questions // batch, train.END_EPOCH, planned_questions // batch,
+                    epochs_planned)
     recipe = Recipe(batch_size=batch, epochs=train.END_EPOCH, optim=train.OPTIMIZER,
                     lr=config.effective_lr(processes), warmup=length.warmup(config, "TRAIN"),
                     weight_decay=train.WD, clip=max(0.0, train.CLIP_GRAD_NORM),

@@ -116,6 +116,14 @@ def load(args: argparse.Namespace) -> Config:
     return load_config(args.cfg, overrides(args))
 
 
+def planned_epochs(args: argparse.Namespace, config: Config) -> int:
+    """END_EPOCH of the config itself, which WARMUP_STEPS is part of; --epochs does not count."""
+    if args.epochs is None:
+        return config.TRAIN.END_EPOCH
+    without = argparse.Namespace(**vars(args) | {"epochs": None})
+    return load_config(args.cfg, overrides(without)).TRAIN.END_EPOCH or config.TRAIN.END_EPOCH
+
+
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """{key of the config: value} for all flags that were given.
 

@@ -145,7 +145,8 @@ class ImageConfig:
                 raise ConfigError(f"NETWORK.{key} true is not supported; set it to false")
         names = {"IMAGE_FINAL_DIM": "final_dim", "IMAGE_NUM_LAYERS": "depth",
                  "IMAGE_C5_DILATED": "dilated", "IMAGE_STRIDE_IN_1x1": "stride_in_1x1",
-                 "IMAGE_FROZEN_BACKBONE_STAGES": "frozen_stages", "IMAGE_FROZEN_BN": "frozen_bn"}
+                 "IMAGE_FROZEN_BACKBONE_STAGES": "frozen_stages", "IMAGE_FROZEN_BN": "frozen_bn",
+                 "IMAGE_DROPOUT": "dropout"}
         given = {ours: network[theirs] for theirs, ours in names.items() if theirs in network}
         return cls(precomputed=precomputed, feature_size=feature_size, **given)
 
