@@ -97,14 +97,18 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log({name: self._wandb.Image(os.fspath(path))}, step=step)
 
+    def note(self, line: str) -> None:
+        """A line in the log only, where the screen shows a progress bar instead."""
+        if self._log is not None:
+            self._log.write(line + "\n")
+            self._log.flush()
+
     def log(self, line: str) -> None:
         """A line (or several) on the screen, above a progress bar, and in the log."""
         if not self.enabled:
             return
         tqdm.write(line)
-        if self._log is not None:
-            self._log.write(line + "\n")
-            self._log.flush()
+        self.note(line)
 
     def forget_earlier(self) -> None:
         """Remove the curves of an earlier run in the same folder."""

@@ -68,7 +68,7 @@ class LoopOptions:
             geometrically in between.
         budget: the budget losses.
         workers: data-loader processes; 0 reads in this process.
-        log_every: steps between two points of the curves.
+        log_every: steps between two points of the curves and two lines of the log.
         save_every: steps between saves of the last checkpoint; 0 = after every epoch only.
         max_steps: stop after this many steps in all; 0 = no limit.
         progress: whether to show a progress bar.
@@ -218,9 +218,19 @@ class Trainer:
         self.step += 1
         self.step_in_epoch += 1
         if self.step % self.options.log_every == 0:
-            self.tracker.scalars(
-                {f"train/{k}": v * self.world.size for k, v in shown.items()}
-                | {f"lr/{k}": o.lr for k, o in self.optimizers.items()}, self.step)
+            self._log_step({name: value * self.world.size for name, value in shown.items()})
+
+    def _log_step(self, losses: Mapping[str, float]) -> None:
+        """A point of the curves and a line of the log, as this process sees the step."""
+        self.tracker.scalars({f"train/{name}": loss for name, loss in losses.items()}
+                             | {f"lr/{k}": o.lr for k, o in self.optimizers.items()}, self.step)
+        recent = self.running.step_seconds[-self.options.log_every:]
+        speed = self.options.batch_size * len(recent) / sum(recent) if recent else math.nan
+        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        rates = ", ".join(f"{name} {o.lr:.3g}" for name, o in self.optimizers.items())
+        self.tracker.note(f"epoch {self.epoch}, step {self.step_in_epoch} of {self.order.steps}: "
+                          f"{shown}; score so far {self.running.summary(1)['score']}; learning "
+                          f"rate {rates}; {speed:.0f} samples a second")
 
     def _micro_batch(self, batch: TaskBatch, counts: Mapping[str, float],
                      micro_batches: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def test_a_run_leaves_its_files_where_the_original_puts_them(spottune, config):
     assert list((folder / "tensorboard_logs").glob("events.*"))
     kept = load_config(folder / "tiny.yaml")
     assert kept.FINETUNE_STRATEGY == "SpotTune" and kept.TRAIN.END_EPOCH == 2
+
+
+def test_the_log_says_every_few_updates_how_training_goes(config, tmp_path):
+    assert main(flags(config, tmp_path, "--set", "LOG_FREQUENT=2")) == 0
+    log = next((tmp_path / FOLDER).glob("*.log")).read_text()
+    steps = re.findall(r"^epoch 0, step (\d+) of 5: answer \d+\.\d+; .*learning rate main \S+; "
+                       r"\d+ samples a second$", log, re.MULTILINE)
+    assert steps == ["2", "4"]
 
 
 def test_result_and_checkpoint_say_what_was_trained(spottune):
