@@ -18,6 +18,7 @@ from torch import nn
 
 from common.adapt import adaptive_part, parameter_counts, parameter_groups, set_global_decisions
 from common.adaptive import Adaptive
+from common.backbones import find_encoder
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import ConfigError
 from common.files import text_digest, write_json
@@ -87,7 +88,8 @@ class Run:
         args: the command line, with the options of `common.options`.
         out_dir: folder of the run.
         runtime, tracker: device and precision; log and curves.
-        identity: backbone, task, dataset, strategy, policy, size, seed: the head of result.json.
+        identity: backbone, task, dataset, strategy, policy, size, seed: the head of result.json;
+            and `variant`, where the model is not as its size says.
         meta: what checkpoints of this run must agree on.
         command: as it was typed.
         prepare: called once the folder may be written to (after the check for an earlier run).
@@ -283,6 +285,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         run.tracker.log(f"warning: {warning}")
     seconds = [epoch["step_seconds"] for epoch in trainer.history]
     return run.identity | {
+        "variant": ", ".join(filter(None, [run.identity.get("variant"), *variants(run)])) or None,
         "command": run.command, "versions": versions(), "device": str(run.runtime.device),
         "precision": run.runtime.precision, "processes": run.runtime.world.size,
         "accuracy": {"train": train.scores | {"count": len(run.task.train)},
@@ -298,6 +301,26 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
                      f"({len(run.task.heldout)} questions)" + (
                          ", decisions by argmax" if run.args.policy_eval == "global" else ""),
         "best_epoch": trainer.best_epoch, "epochs": trainer.history, "warnings": warnings}
+
+
+def variants(run: Run) -> list[str]:
+    """What sets a run apart from others with its strategy and policy, in a word or two each."""
+    args, found = run.args, []
+    layers = find_encoder(run.model).layers()
+    trained = [number for number, layer in enumerate(layers, 1)
+               if any(p.requires_grad for p in layer.module.parameters())]
+    if run.strategy.frozen == "not_last":
+        found.append(f"last {len(trained)}")
+    elif run.strategy.frozen == "listed":
+        frozen = sorted(set(range(1, len(layers) + 1)) - set(trained))
+        found.append(f"frozen {','.join(map(str, frozen))}")
+    if args.constrain_k is not None:
+        found.append(f"K = {args.constrain_k:g}")
+    if args.target_rate is not None:
+        found.append(f"share {args.target_rate:g}")
+    if run.strategy.adaptive and args.policy_eval != "argmax":
+        found.append(args.policy_eval)
+    return found
 
 
 def find_problems(val: Evaluation, decisions: dict[str, Any] | None,

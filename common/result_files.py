@@ -30,6 +30,9 @@ _OBJECTS = ("baselines", "time", "memory", "versions", "decisions")
 _WAY_OUT = "run that training again, or delete the file to leave the run out"
 
 
+GroupKey = tuple[str, str | None, str | None]  # strategy, policy, variant
+
+
 @dataclass(frozen=True)
 class Statistic:
     """Mean and sample standard deviation of one figure over runs; `sd` is None for one run."""
@@ -41,7 +44,10 @@ class Statistic:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The runs of one strategy that differ in their seed only: one row of a table."""
+    """The runs of one strategy that differ in their seed only: one row of a table.
+
+    A result's `variant` says what else sets it apart (layers, budget, evaluation of the policy).
+    """
 
     strategy: str
     policy: str | None
@@ -236,6 +242,7 @@ def sort_results(results: Iterable[Result]) -> list[Result]:
     def key(result: Result) -> tuple[Any, ...]:
         return (*_section_key(result), order.get(result["strategy"], len(order)),
                 result["strategy"], str(result.get("policy") or ""),
+                str(result.get("variant") or ""),
                 str(result.get("seed")).zfill(12), str(result.get("name") or ""))
 
     return sorted(results, key=key)
@@ -248,22 +255,27 @@ def _section_key(result: Result) -> tuple[str, str, str, str]:
 
 
 def group_results(results: Iterable[Result]) -> list[Section]:
-    """Sections of comparable runs, each with one group per strategy and policy."""
-    sections: dict[tuple[str, ...], dict[tuple[str, str | None], list[Result]]] = {}
+    """Sections of comparable runs, each with one group per strategy, policy and variant."""
+    sections: dict[tuple[str, ...], dict[GroupKey, list[Result]]] = {}
     for result in sort_results(results):
         groups = sections.setdefault(_section_key(result), {})
-        groups.setdefault((result["strategy"], result.get("policy")), []).append(result)
+        key = result["strategy"], result.get("policy"), result.get("variant")
+        groups.setdefault(key, []).append(result)
     return [Section(*key, groups=_label_groups(groups)) for key, groups in sections.items()]
 
 
-def _label_groups(groups: dict[tuple[str, str | None], list[Result]]) -> tuple[RunGroup, ...]:
+def _label_groups(groups: dict[GroupKey, list[Result]]) -> tuple[RunGroup, ...]:
     """The policy is part of a row's label only where two rows of a strategy differ in it."""
-    strategies = [strategy for strategy, _ in groups]
-    return tuple(
-        RunGroup(strategy, policy,
-                 f"{strategy} ({policy})" if strategies.count(strategy) > 1 else strategy,
-                 tuple(members))
-        for (strategy, policy), members in groups.items())
+    policies: dict[str, set[str | None]] = {}
+    for strategy, policy, _ in groups:
+        policies.setdefault(strategy, set()).add(policy)
+
+    def label(strategy: str, policy: str | None, variant: str | None) -> str:
+        parts = [policy if len(policies[strategy]) > 1 else None, variant]
+        shown = ", ".join(filter(None, parts))
+        return f"{strategy} ({shown})" if shown else strategy
+    return tuple(RunGroup(strategy, policy, label(strategy, policy, variant), tuple(members))
+                 for (strategy, policy, variant), members in groups.items())
 
 
 def comparison_notes(results: Iterable[Result]) -> list[str]:

@@ -37,7 +37,7 @@ from vlbert.outputs import (
     wants_resume,
 )
 from vlbert.recipe import Length, make_main_optimizer, make_policy_optimizer
-from vlbert.sizes import HOME
+from vlbert.sizes import ENCODER_SIZES, HOME
 
 SCRIPT = "vqa/train_end2end.py"
 SHOWN = {"answer": "AnsLoss", "constrain_k": "ConstrainKLoss", "target_rate": "TargetRateLoss",
@@ -179,7 +179,8 @@ def make_run(parts: Parts, resume: bool, command: str) -> Run:
                       parts.source.seed, progress=not args.quiet)
     identity = {"backbone": "vlbert", "task": "vqa", "dataset": parts.source.name,
                 "strategy": built.strategy.name, "policy": built.policy, "size": built.size,
-                "seed": parts.source.seed, "name": run_name(args, config)}
+                "seed": parts.source.seed, "name": run_name(args, config),
+                "variant": odd_layers(config)}
 
     def keep() -> None:
         write_bytes(parts.folder / "vocab.txt", parts.source.tokenizer.text().encode())
@@ -200,6 +201,13 @@ def make_run(parts: Parts, resume: bool, command: str) -> Run:
                run_options(parts, resume), parts.folder, parts.runtime, tracker, identity, meta,
                command, keep, snapshot_names(config), optimizers, epoch_lines,
                config.LOG_FREQUENT)
+
+
+def odd_layers(config: Config) -> str | None:
+    """`4 layers`, where the model has not as many as its size."""
+    layers = config.NETWORK.VLBERT.num_hidden_layers
+    usual = ENCODER_SIZES.get(size_name(config))
+    return f"{layers} layers" if usual and layers != usual.num_hidden_layers else None
 
 
 def make_recipe(config: Config, questions: int, processes: int, planned_questions: int,

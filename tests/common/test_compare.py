@@ -21,6 +21,7 @@ from common.compare import (
 )
 from common.errors import DataError
 from common.result_files import group_results, load_result
+from common.result_table import make_tables
 from common.strategies import STRATEGIES
 from tests.common.result_examples import lxmert_layout, make_result, write_result
 
@@ -99,12 +100,62 @@ def test_policies_of_one_strategy_are_rows_of_their_own() -> None:
     assert {"BlockDrop (small)", "BlockDrop (published)"} <= set(cells(results))
 
 
+def test_variants_of_one_strategy_are_rows_of_their_own() -> None:
+    runs = [make_result("BlockDrop") | {"variant": variant} for variant in (None, "K = 2")]
+    assert list(cells(runs))[:2] == ["BlockDrop", "BlockDrop (K = 2)"]
+    both = [make_result("BlockDrop") | {"variant": "K = 2", "policy": policy}
+            for policy in ("small", "published")]
+    assert list(cells(both))[:2] == ["BlockDrop (published, K = 2)", "BlockDrop (small, K = 2)"]
+
+
 def test_backbone_size_and_dataset_are_never_mixed() -> None:
     results = [make_result("standard"), make_result("standard", size="base"),
                make_result("standard", dataset="easy_vqa_cp"),
                make_result("standard", backbone="vlbert")]
     assert len(group_results(results)) == 4
-    assert format_table(results).count("majority answer") == 4
+
+
+def test_backbones_of_one_size_and_dataset_are_one_below_the_other_in_one_table() -> None:
+    results = [make_result(name, backbone=backbone, val=val) for name in ("standard", "Frozen")
+               for backbone, val in (("vlbert", 71.0), ("lxmert", 82.0))]
+    (table,) = make_tables([*results])
+    assert table.title == ("LXMERT and VL-BERT (small) on easy_vqa: 4,000 train questions, "
+                           "500 validation questions")
+    assert [heading for heading, _ in table.headings[:3]] == ["strategy", "backbone", "runs"]
+    assert [(row[:3], row[4]) for row in table.rows] == [
+        (("standard", "LXMERT", "1"), "82.0"), (("Frozen", "LXMERT", "1"), "82.0"),
+        (("standard", "VL-BERT", "1"), "71.0"), (("Frozen", "VL-BERT", "1"), "71.0")]
+    assert [row[:3] for row in table.baseline_rows] == [
+        ("majority answer", "–", "–"), ("question only", "–", "–")], "the same for both: once"
+    assert all(len(row) == len(table.headings) for row in (*table.rows, *table.baseline_rows))
+    others = [make_result("standard", size="base"), make_result("standard", dataset="easy_vqa_cp")]
+    tables = make_tables([*results, *others])
+    assert len(tables) == 3
+    assert all("backbone" not in dict(found.headings) for found in tables
+               if "(base)" in found.title or "_cp" in found.title)
+
+
+def test_baselines_and_numbers_of_questions_that_differ_between_backbones_name_them() -> None:
+    ours, other = make_result("standard"), make_result("standard", backbone="vlbert")
+    other["baselines"]["majority"]["overall"] = 49.0
+    other["accuracy"]["train"]["count"] = 3999
+    (table,) = make_tables([ours, other])
+    assert [row[:2] for row in table.baseline_rows] == [
+        ("majority answer", "LXMERT"), ("majority answer", "VL-BERT"), ("question only", "–")]
+    assert [row[4] for row in table.baseline_rows] == ["51.0", "49.0", "55.0"]
+    assert "train questions (LXMERT: 4,000, VL-BERT: 3,999), 500 validation" in table.title
+    del other["baselines"]
+    (table,) = make_tables([ours, other])
+    assert [row[1] for row in table.baseline_rows] == ["LXMERT", "LXMERT"]
+
+
+def test_remarks_stand_with_the_notes_of_every_format(tmp_path: Path) -> None:
+    results = [make_result("standard")]
+    assert format_table(results, ["two at a time."]).endswith("\ntwo at a time.\n")
+    write_comparison(results, tmp_path, remarks=["two at a *time*."])
+    assert (tmp_path / "comparison.md").read_text().endswith("\n- two at a \\*time\\*.\n")
+    assert "two at a *time*." in (tmp_path / "comparison.html").read_text()
+    assert json.loads((tmp_path / "comparison.json").read_text())["notes"] == ["two at a *time*."]
 
 
 def test_gpu_memory_has_a_column_only_where_a_gpu_was_used() -> None:

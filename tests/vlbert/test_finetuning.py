@@ -124,6 +124,8 @@ def test_every_strategy_trains_what_it_should(config, coco, tmp_path, strategy):
     # What surrounds the layers is trained by every strategy.
     assert not torch.equal(state["vlbert.word_embeddings.weight"],
                            started["module.vlbert.word_embeddings.weight"])
+    assert result["variant"] == ", ".join(filter(None, ["2 layers", {
+        "last_1": "last 1", "specific_k": "frozen 1"}.get(strategy)]))
     decisions = {"SpotTune_Block": 2, "SpotTune_Res": 4, "SpotTune": 10, "BlockDrop": 2,
                  "BlockReplace": 2}.get(strategy)
     found = result["decisions"]
@@ -155,7 +157,7 @@ def test_a_global_decision_is_one_for_all_questions(coco, tmp_path, changes, key
     assert main(flags(config, tmp_path, "--strategy", "BlockDrop", "--constrain-k", "1",
                       "--no-tensorboard", *keys)) == 0
     result = result_of(tmp_path)
-    assert result["policy_eval"] == "global"
+    assert result["policy_eval"] == "global" and result["variant"] == "2 layers, K = 1, global"
     assert set(result["decisions"]["share"]) <= {0.0, 1.0}
     if keys:
         assert sum(result["decisions"]["share"]) == 1
