@@ -1,4 +1,4 @@
-"""What `make bench` measures of VL-BERT: random weights at base width, real lengths of questions."""
+"""What `make bench` measures of VL-BERT: random weights, base width, real lengths of questions."""
 
 from __future__ import annotations
 

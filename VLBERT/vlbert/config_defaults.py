@@ -93,6 +93,7 @@ ADDED: Defaults = {
     "SIZE": "",
     "HOLDOUT": 0.1,
     "NETWORK.VLBERT.from_scratch": False,
+    "NETWORK.IMAGE_DROPOUT": 0.1,
     "DATASET.ANSWER_SPELLING": "normalised",
     "DATASET.IMPORT_FEATURES": True,
     "POLICY.NETWORK": "published",
@@ -108,6 +109,7 @@ ADDED_MEANING = {
     "HOLDOUT": "share of the training images that is held out to choose the best epoch",
     "NETWORK.VLBERT.from_scratch": "start what no file brings from random weights (a key of "
                                    "pretraining, here of VQA as well)",
+    "NETWORK.IMAGE_DROPOUT": "on the features of regions (the original: always 0.1)",
     "DATASET.ANSWER_SPELLING": "normalised: answers are compared as the official metric does; "
                                "verbatim: as typed, as the original has it",
     "DATASET.IMPORT_FEATURES": "import feature files into a store once; else read them each time",
@@ -117,6 +119,18 @@ ADDED_MEANING = {
     "POLICY.TEMPERATURE_END": "and at its end",
     "POLICY.INITIAL_SHARE": "probability of decision 1 before training",
     "POLICY.EXECUTOR": "exact, dense or sampled",
+}
+
+PRETRAIN_ADDED: Defaults = {
+    "DATASET.WITH_ANSWERS": False,
+    "DATASET.ANSWER_MASK_RATE": 0.15,
+    "DATASET.REGION_CLASSES": "object",
+}
+PRETRAIN_ADDED_MEANING = {
+    "DATASET.WITH_ANSWERS": "easy_vqa_captions: questions with their answers are captions too",
+    "DATASET.ANSWER_MASK_RATE": "share of the words of such answers that is masked",
+    "DATASET.REGION_CLASSES": "easy_vqa_captions: object, or object_attribute: every pair of an "
+                              "object and an attribute class is a class",
 }
 
 # Keys whose type a default does not show.
@@ -130,6 +144,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "WARMUP_METHOD": ("linear", "constant"), "CLASSIFIER_TYPE": ("2fc", "1fc", "mlm"),
     "hidden_act": ("gelu", "relu", "swish"), "BOXES": ("36", "10-100ada"),
     "ANS_LOSS_TYPE": ("bce", "ce"), "ANSWER_SPELLING": ("normalised", "verbatim"),
+    "REGION_CLASSES": ("object", "object_attribute"),
     "EVALUATION": ("argmax", "sample", "global"), "EXECUTOR": ("exact", "dense", "sampled"),
 }
 
@@ -155,7 +170,7 @@ def defaults(pretraining: bool) -> Defaults:
         values["NETWORK"]["VLBERT"] |= PRETRAIN_VLBERT
         values["TRAIN"]["LOSS_LOGGERS"] = (("relationship_loss", "RelLoss"),
                                            ("mlm_loss", "MLMLoss"), ("mvrc_loss", "MVRCLoss"))
-    for path, value in ADDED.items():
+    for path, value in (ADDED | (PRETRAIN_ADDED if pretraining else {})).items():
         *sections, key = path.split(".")
         place = values
         for section in sections:

@@ -1,7 +1,8 @@
-"""Region features that are filed under the number of the image alone."""
+"""Region features that are filed under other names than their images have elsewhere."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,39 @@ from common.features import RegionBatch, RegionFeatures
 from vlbert.images import number_of, part_of
 
 
-class ByNumber:
+class Renamed(ABC):
+    """A store whose images are asked for by other ids than they have in it."""
+
+    def __init__(self, store: RegionFeatures | JsonFeatures) -> None:
+        """Rename the images of a store."""
+        self.store = store
+        self.path, self.width = store.path, store.width
+        self.meta: dict[str, Any] = store.meta
+
+    @abstractmethod
+    def inner(self, image_id: str) -> str | None:
+        """The id in the store; None where such an image cannot be in it."""
+
+    def missing(self, image_ids: Iterable[str]) -> list[str]:
+        """Those of the ids that have no record here, in their order."""
+        asked = [(i, self.inner(i)) for i in image_ids]
+        absent = set(self.store.missing(name for _, name in asked if name is not None))
+        return [i for i, name in asked if name is None or name in absent]
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and not self.missing([image_id])
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def read(self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+             ) -> RegionBatch:
+        """Regions of B images, as `RegionFeatures.read`."""
+        batch = self.store.read([self.inner(i) or i for i in image_ids], max_regions, classes)
+        return replace(batch, image_ids=list(image_ids))
+
+
+class ByNumber(Renamed):
     """A store with image `42`, read as one with image COCO_train2014_000000000042.
 
     The feature files of VL-BERT hold the images of two parts of COCO, and say of neither which.
@@ -27,28 +60,24 @@ class ByNumber:
             store: With numbers as ids.
             parts: Those parts of COCO whose images it has.
         """
-        self.store, self.parts = store, frozenset(parts)
-        self.path, self.width = store.path, store.width
-        self.meta: dict[str, Any] = store.meta
+        super().__init__(store)
+        self.parts = frozenset(parts)
 
-    def missing(self, image_ids: Iterable[str]) -> list[str]:
-        """Those of the ids that have no record here, in their order."""
-        asked = list(image_ids)
-        numbers = {i: number_of(i) for i in asked if part_of(i) in self.parts}
-        absent = set(self.store.missing(numbers.values()))
-        return [i for i in asked if i not in numbers or numbers[i] in absent]
+    def inner(self, image_id: str) -> str | None:
+        return number_of(image_id) if part_of(image_id) in self.parts else None
 
-    def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, str) and not self.missing([image_id])
 
-    def __len__(self) -> int:
-        return len(self.store)
+class InFolder(Renamed):
+    """A store with image `00000042`, read as one with image `train_frcnn/00000042`."""
 
-    def read(self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
-             ) -> RegionBatch:
-        """Regions of B images, as `RegionFeatures.read`."""
-        batch = self.store.read([number_of(i) for i in image_ids], max_regions, classes)
-        return replace(batch, image_ids=list(image_ids))
+    def __init__(self, store: RegionFeatures | JsonFeatures, folder: str) -> None:
+        """Put the name of a folder in front of the ids."""
+        super().__init__(store)
+        self.folder = folder
+
+    def inner(self, image_id: str) -> str | None:
+        folder, _, name = image_id.rpartition("/")
+        return name if folder == self.folder else None
 
 
 def find_features(name: Path) -> Path | None:
@@ -62,11 +91,25 @@ def find_features(name: Path) -> Path | None:
 
 def open_features(name: Path, parts: Iterable[str], wanted: bool = True, progress: bool = True
                   ) -> ByNumber:
-    """Open features of COCO images; import them first where they are still JSON files.
+    """Open features of COCO images; see `open_records`.
 
     Args:
         name: Path of their folder; of their archive, without its ending.
         parts: Of COCO, whose images they are of.
+        wanted, progress: as in `open_records`.
+
+    Raises:
+        DataError: There are none, or they are damaged.
+    """
+    return ByNumber(open_records(name, wanted, progress), parts)
+
+
+def open_records(name: Path, wanted: bool = True, progress: bool = True
+                 ) -> RegionFeatures | JsonFeatures:
+    """Open features; import them first where they are still JSON files.
+
+    Args:
+        name: Path of their folder; of their archive, without its ending.
         wanted: Import them; otherwise they are read from the JSON files each time.
         progress: Show a bar while importing.
 
@@ -77,10 +120,10 @@ def open_features(name: Path, parts: Iterable[str], wanted: bool = True, progres
     if path is None:
         raise DataError(f"{name}: no such features (neither that folder nor {name.name}.zip)")
     if is_store(path):
-        return ByNumber(RegionFeatures.open(path), parts)
+        return RegionFeatures.open(path)
     if not wanted:
-        return ByNumber(JsonFeatures(path), parts)
+        return JsonFeatures(path)
     store = json_store(path)
     print(f"{store}: not there yet: importing {path.name} (once; DATASET.IMPORT_FEATURES: false "
           "reads the files each time instead)")
-    return ByNumber(import_json(path, store, None, progress=progress), parts)
+    return import_json(path, store, None, progress=progress)

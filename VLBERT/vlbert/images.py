@@ -58,11 +58,22 @@ class ImageFiles:
             raise DataError(f"image {image_id!r}: no image files of part {part_of(image_id)!r} are "
                             f"open, only of {', '.join(self.files)}")
         name = f"{image_id}{self.suffix}"
-        try:
-            with Image.open(io.BytesIO(files.read(name))) as image:
-                return image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{files.where(name)}: cannot be decoded ({error}): the file is "
-                            "damaged or cut off; fetch it again") from None
+        return decode_image(files.read(name), files.where(name))
+
+
+def decode_image(content: bytes, where: str) -> Image.Image:
+    """The content of an image file, in RGB.
+
+    Args:
+        content: Of the file.
+        where: Its name, for the error.
+
+    Raises:
+        DataError: It cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{where}: cannot be decoded ({error}): the file is damaged or cut off; "
+                        "fetch it again") from None

@@ -85,7 +85,8 @@ class ResNetVLBERTForPretraining(nn.Module):
 
     def forward(self, boxes: Tensor, im_info: Tensor, text: Tensor, masked: Tensor,
                 aux_text: Tensor | None = None, image: Tensor | None = None,
-                word_places: Tensor | None = None) -> dict[str, Tensor]:
+                word_places: Tensor | None = None,
+                text_types: Tensor | None = None) -> dict[str, Tensor]:
         """Predict what was masked.
 
         Args:
@@ -94,6 +95,7 @@ class ResNetVLBERTForPretraining(nn.Module):
             masked: (B, K) bool, regions whose features are hidden from the network.
             aux_text: (A, T') texts without an image.
             word_places: (B + A, max(T, T')) bool, the places whose words are wanted.
+            text_types: (B, T) token types; None: all are 0, as published.
 
         Returns:
             Those heads that exist: relationship (B, 2), regions (B, K, S), words (B, T'', V) and
@@ -107,7 +109,10 @@ class ResNetVLBERTForPretraining(nn.Module):
         if aux_text is not None:
             text, text_visual, object_vl, mask = self.with_texts(text, aux_text, text_visual,
                                                                  object_vl, mask)
-        encoded = self.vlbert(text, torch.zeros_like(text), text_visual, text > 0, object_vl, mask)
+        types = torch.zeros_like(text)
+        if text_types is not None:
+            types[:captions, :text_types.shape[1]] = text_types
+        encoded = self.vlbert(text, types, text_visual, text > 0, object_vl, mask)
         found: dict[str, Tensor] = {}
         if config.relationship:
             head = self.vlbert.relationsip_head["caption_image_relationship"]

@@ -15,7 +15,13 @@ import yaml
 from common.errors import ConfigError
 from vlbert.config import Config, all_keys, find_config, load_config
 from vlbert.config_adaptive import adaptive_settings, check_output_size
-from vlbert.config_defaults import ADDED, ADDED_MEANING, defaults
+from vlbert.config_defaults import (
+    ADDED,
+    ADDED_MEANING,
+    PRETRAIN_ADDED,
+    PRETRAIN_ADDED_MEANING,
+    defaults,
+)
 from vlbert.sizes import HOME, NetworkConfig, PretrainingConfig
 
 CFGS = HOME / "cfgs"
@@ -134,6 +140,8 @@ def test_override_wins_and_is_checked_like_the_file() -> None:
 
 def test_keys_that_this_code_adds_are_explained_and_no_default_is_lost() -> None:
     assert ADDED.keys() == ADDED_MEANING.keys()
+    assert PRETRAIN_ADDED.keys() == PRETRAIN_ADDED_MEANING.keys()
+    assert set(PRETRAIN_ADDED) <= set(all_keys(defaults(True))) - set(all_keys(defaults(False)))
     for pretraining in (False, True):
         assert set(ADDED) <= set(all_keys(defaults(pretraining)))
     known = defaults(False)

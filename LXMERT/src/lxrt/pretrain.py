@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from common.adapt import parameter_counts
-from common.checkpoint import load_checkpoint, load_meta, save_checkpoint
+from common.checkpoint import load_meta
 from common.distributed import one_voice, start_world
 from common.errors import ConfigError
 from common.files import text_digest, write_bytes, write_json
 from common.optim import make_optimizer
 from common.options import check_options, command_line
+from common.pretraining import export_half, pretraining_result
 from common.processes import start_processes, wanted_processes
 from common.run_folder import SnapshotNames, check_unused
-from common.runtime import make_runtime, peak_memory, seed_everything, set_threads, versions
+from common.runtime import make_runtime, seed_everything, set_threads
 from common.text import Tokenizer
 from common.tracking import Tracker
 from common.training import BatchOrder, EpochRecord, LoopOptions, Trainer
@@ -191,7 +186,9 @@ def run(args: argparse.Namespace, trainer: Trainer, tokenizer: Tokenizer, comman
     elif main_process:
         write_json(args.output / "result.json", result(args, trainer, command, start), indent=1)
         if args.export:
-            export(args.output / f"{NAMES.best}.safetensors", args.export, tokenizer, tracker)
+            export_half(args.output / f"{NAMES.best}.safetensors",
+                        args.export / "model_LXRT.safetensors", tokenizer, tracker,
+                        ("cls.predictions.decoder.weight",))
 
 
 def report_epoch(values: Mapping[str, Any], tracker: Tracker, step: int) -> None:
@@ -218,35 +215,12 @@ def result(args: argparse.Namespace, trainer: Trainer, command: str,
            start: float) -> dict[str, Any]:
     """Everything that result.json holds; accuracies are of question answering, in percent."""
     best = trainer.history[trainer.best_epoch]
-    meta, runtime, task = trainer.meta, trainer.runtime, trainer.task
+    meta = trainer.meta
     valid = meta["data"]["valid"]
-    return {
-        "backbone": "lxmert", "task": "pretraining", "dataset": meta["dataset"],
-        "strategy": "standard", "policy": None, "size": meta["size"], "seed": args.seed,
-        "name": args.output.name, "command": command, "versions": versions(),
-        "device": str(runtime.device), "precision": runtime.precision,
-        "processes": runtime.world.size,
-        "accuracy": {"train": {}, "val": best.get("heldout_qa_accuracy", {})
-                     | {"count": len(task.heldout)}},
-        "losses": {"train": best["train_losses"], "val": best["heldout_losses"]},
-        "parameters": parameter_counts(trainer.model), "decisions": None,
-        "time": {"train_step_s": statistics.median(e["step_seconds"] for e in trainer.history),
-                 "total_s": time.perf_counter() - start},
-        "memory": trainer.peak_memory or peak_memory(), "recipe": meta["training"],
-        "selection": f"sum of the losses on {valid}" if valid else
-                     f"sum of the losses on {100 * args.holdout:g} % of the training images",
-        "best_epoch": trainer.best_epoch, "epochs": trainer.history}
-
-
-def export(snapshot: Path, folder: Path, tokenizer: Tokenizer, tracker: Tracker) -> None:
-    """Write a snapshot's weights in float16, with its metadata and the vocabulary beside it."""
-    state, meta = load_checkpoint(snapshot)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights: dict[str, Tensor] = {
-        name: x.to(torch.float16) if x.is_floating_point() else x
-        for name, x in state["model"].items() if name != "cls.predictions.decoder.weight"}
-    path = folder / "model_LXRT.safetensors"
-    save_checkpoint(path, {"model": weights}, meta)
-    (folder / "vocab.txt").write_text(tokenizer.text(), encoding="utf-8")
-    tracker.log(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-
+    identity = {"backbone": "lxmert", "dataset": meta["dataset"], "size": meta["size"],
+                "seed": args.seed, "name": args.output.name}
+    accuracies = best.get("heldout_qa_accuracy", {}) | {"count": len(trainer.task.heldout)}
+    return pretraining_result(
+        trainer, identity, command, start, accuracies, best["heldout_losses"],
+        f"sum of the losses on {valid}" if valid else
+        f"sum of the losses on {100 * args.holdout:g} % of the training images")

@@ -16,6 +16,7 @@ from common.batch_order import iterate
 from common.errors import ConfigError, DataError
 from common.features import RegionBatch
 from common.losses import IGNORED
+from common.means import Means
 from common.runtime import Runtime
 from common.task import StepOutput, TaskBatch, Validation
 from common.text import Tokenizer
@@ -206,48 +207,41 @@ class PretrainingTask:
         """
         model.eval()
         world, data = self.runtime.world, self.heldout
-        names = [*self.objectives.losses, *(f"asked {kind}" for kind in data.categories)]
-        sums = dict.fromkeys([f"{name} {part}" for name in names for part in ("sum", "count")], 0.0)
+        means = Means([*self.objectives.losses, *(f"asked {kind}" for kind in data.categories)])
         batches = world.share(list(iterate(len(data), self.eval_batch_size)))
         loader = DataLoader(_Drawn(self, data), sampler=batches, batch_size=None,
                             num_workers=self.workers, generator=torch.Generator())
         for batch in tqdm(loader, desc="held out", leave=False, dynamic_ncols=True,
                           disable=not (self.progress and world.main)):
-            self._add(sums, model, self.runtime.move(batch))
-        return self._finish(world.sum(sums))
+            self._add(means, model, self.runtime.move(batch))
+        return self._finish(means.join(world))
 
-    def _add(self, sums: dict[str, float], model: nn.Module, batch: TaskBatch) -> None:
-        """Add the numerators and denominators of a batch's means."""
+    def _add(self, means: Means, model: nn.Module, batch: TaskBatch) -> None:
+        """Add what a batch is about."""
         with self.runtime.autocast():
             losses, scores = self._run(model, batch)
         for name, loss in losses.items():
             count = batch.weights.get(name, float(len(batch.samples)))
-            sums[f"{name} sum"] += float(loss) * count
-            sums[f"{name} count"] += count
+            means.add(name, float(loss) * count, count)
         if scores is None:
             return
         kinds = self.heldout.kinds[batch.samples]
         for row, (score, asked) in enumerate(zip(scores.tolist(), batch.labels["asked"].tolist(),
                                                  strict=True)):
             if asked:
-                kind = self.heldout.categories[kinds[row]]
-                sums[f"asked {kind} sum"] += score
-                sums[f"asked {kind} count"] += 1
+                means.add(f"asked {self.heldout.categories[kinds[row]]}", score, 1)
 
-    def _finish(self, sums: Mapping[str, float]) -> Validation:
-        """The means, from sums over all processes."""
-        def mean(names: Sequence[str]) -> float | None:
-            count = sum(sums[f"{name} count"] for name in names)
-            return sum(sums[f"{name} sum"] for name in names) / count if count else None
-
-        losses = {name: mean([name]) or 0.0 for name in self.objectives.losses}
+    def _finish(self, means: Means) -> Validation:
+        """The means, over all processes."""
+        losses = {name: means.mean(name) or 0.0 for name in self.objectives.losses}
         details: dict[str, object] = {"heldout_losses": losses}
         if self.objectives.qa:
             kinds = [f"asked {kind}" for kind in self.heldout.categories]
-            shares = {"overall": mean(kinds)} | {
-                kind.removeprefix("asked "): mean([kind]) for kind in sorted(kinds)}
-            details["heldout_qa_accuracy"] = {
-                name: 100 * share for name, share in shares.items() if share is not None}
+            overall = means.mean(*kinds)
+            shares = means.shares(sorted(kinds))
+            details["heldout_qa_accuracy"] = (
+                {} if overall is None else {"overall": 100 * overall}
+            ) | {kind.removeprefix("asked "): share for kind, share in shares.items()}
         return Validation(-sum(losses.values()), details)
 
 
