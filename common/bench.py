@@ -52,16 +52,17 @@ WHOLE = ("reference", "whole")  # what is compared with it has `reference_layers
 
 
 @dataclass(frozen=True)
-class Depth:
-    """Layers in every stack that a backbone is measured with; None = all."""
+class Measured:
+    """Layers in every stack (None = all) and pairs in a step that a backbone is measured with."""
 
     layers: int | None = 2
     quick_layers: int | None = 1
     quick_reference_layers: int | None = 1
+    quick_batch: int = 16
 
 
 # A single stream has one stack, and its last layer is cheap: only one of its positions is read.
-DEPTHS = {"vlbert": Depth(4, 2, None)}
+MEASURED = {"vlbert": Measured(4, 2, None, 8)}
 Supply = Callable[[BenchSettings], BenchModel]
 
 
@@ -182,12 +183,12 @@ def make_settings(options: argparse.Namespace, backbone: str) -> BenchSettings:
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here")
-    depth = DEPTHS.get(backbone, Depth())
+    own = MEASURED.get(backbone, Measured())
     values: dict[str, Any] = {"backbone": backbone, "device": options.device,
-                              "layers": depth.layers}
+                              "layers": own.layers}
     if options.quick:
-        values |= {"layers": depth.quick_layers, "shares": (0.5,), "rounds": 3,
-                   "reference_layers": depth.quick_reference_layers}
+        values |= {"layers": own.quick_layers, "batch": own.quick_batch, "shares": (0.5,),
+                   "rounds": 3, "reference_layers": own.quick_reference_layers}
     elif cuda:
         values |= {"layers": None, "batch": 32, "rounds": 20}
     if cuda:
@@ -228,7 +229,8 @@ def bench_parser() -> argparse.ArgumentParser:
         help="layers in every stack at most, 0 = all (default 2, VL-BERT 4, on a GPU all)")
     add("--reference-layers", type=int, metavar="N",
         help="the same for the comparison with transformers and for dropped blocks (default all)")
-    add("--batch", type=int, help="pairs in a step (default 16, on a GPU 32)")
+    add("--batch", type=int,
+        help="pairs in a step (default 16, on a GPU 32, VL-BERT with --quick 8)")
     add("--shares", type=_floats, metavar="S,…",
         help="shares of decisions that are 1 (default 0.1,0.5,0.9)")
     add("--rounds", type=int, help="runs of every case (default 5, on a GPU 20)")

@@ -18,7 +18,7 @@ from common.plot_style import STRATEGY_COLOURS
 ROWS = ("decided for every sample", "the same with its small policy network",
         "one decision for all samples")
 MARKERS = ("o", "s", "D")
-COLOURS = (STRATEGY_COLOURS["BlockDrop"], "#b07a00", STRATEGY_COLOURS["SpotTune_Res"])
+COLOURS = (STRATEGY_COLOURS["BlockDrop"], "#222222", STRATEGY_COLOURS["SpotTune_Res"])
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Dropping:
     def distance(self) -> float:
         """By how much the ratio without a policy network is above the line at most."""
         return max(record["ratio"] - line for name in (ROWS[0], ROWS[2])
-                   for record, line in zip(self.rows[name], self.line, strict=True)
+                   for record, line in zip(self.rows.get(name, ()), self.line, strict=False)
                    if record is not None)
 
 
@@ -105,7 +105,8 @@ def draw_dropping(axes: Axes, found: Dropping) -> None:
         spread = [[v - r["low"] for v, (_, r) in zip(values, points, strict=True)],
                   [r["high"] - v for v, (_, r) in zip(values, points, strict=True)]]
         axes.errorbar([kept for kept, _ in points], values, yerr=spread, fmt=marker, color=colour,
-                      markersize=5, elinewidth=1, label=name, zorder=3)
+                      markerfacecolor=colour if name == ROWS[0] else "none", markersize=6,
+                      elinewidth=1, label=name, zorder=3)
     axes.set_xlabel(f"blocks kept of {found.blocks}")
     axes.set_xticks(found.kept)
     axes.set_ylim(bottom=0)

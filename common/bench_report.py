@@ -247,8 +247,9 @@ def format_summary(file: BenchFile) -> str:
         cells.append(NONE if kept is None else f"{kept['activation_ratio']:.2f}")
         if set(cells) != {NONE}:
             lines.append(f"| {strategy} | {' | '.join(cells)} |")
-    sentences = [text for text in (_against_reference(file), summary_of_dropping(file)) if text]
-    return "\n".join([*lines, "", *sentences]).strip() + "\n"
+    table = "\n".join(lines) if len(lines) > 2 else ""
+    parts = (table, _against_reference(file), summary_of_dropping(file))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _against_reference(file: BenchFile) -> str:

@@ -39,13 +39,14 @@ __all__ = ["copy_decision_maps", "find_results", "format_markdown", "format_tabl
 
 
 def write_comparison(results: Iterable[Result], out_dir: Path | str,
-                     problems: Sequence[str] = ()) -> None:
+                     problems: Sequence[str] = (), remarks: Sequence[str] = ()) -> None:
     """Write `comparison.md`, `.json`, `.png` and `.html` into a folder, which is made.
 
     Args:
         results: runs as `find_results` returns them.
         out_dir: folder for the four files.
         problems: messages about results that could not be read; recorded in JSON and HTML.
+        remarks: what else a reader of the tables must know; put with their notes.
 
     Raises:
         DataError: there are no results.
@@ -53,19 +54,20 @@ def write_comparison(results: Iterable[Result], out_dir: Path | str,
     results, out_dir = sort_results(results), Path(out_dir)
     if not results:
         raise DataError("no results to compare")
-    write_bytes(out_dir / "comparison.md", format_markdown(results).encode())
-    summary = _summary(results, out_dir, problems)
+    write_bytes(out_dir / "comparison.md", format_markdown(results, remarks).encode())
+    summary = _summary(results, out_dir, problems, remarks)
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     write_bytes(out_dir / "comparison.json", text.encode())
     plot_comparison(results, out_dir / "comparison.png")
-    write_comparison_report(results, out_dir / "comparison.html", problems)
+    write_comparison_report(results, out_dir / "comparison.html", [*problems, *remarks])
 
 
-def _summary(results: Sequence[Result], out_dir: Path, problems: Sequence[str]) -> dict[str, Any]:
+def _summary(results: Sequence[Result], out_dir: Path, problems: Sequence[str],
+             remarks: Sequence[str]) -> dict[str, Any]:
     """The table with full precision: figures as {mean, sd, count} in the units of `result.json`."""
     return {"sections": [_section_summary(section, out_dir)
                          for section in group_results(results)],
-            "notes": comparison_notes(results), "problems": list(problems)}
+            "notes": [*comparison_notes(results), *remarks], "problems": list(problems)}
 
 
 def _section_summary(section: Section, out_dir: Path) -> dict[str, Any]:
@@ -124,8 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         description=f"Compare runs: read every {FILE_NAME} below the given folders, print the "
                     "table of strategies, and write comparison.md, .json, .png and .html.",
         epilog="Runs that differ only in their seed become one row, mean ± sample standard "
-               "deviation. Exit status: 0 all read, 1 some files were corrupt (the others are "
-               "compared all the same), 2 nothing to compare or nowhere to write.")
+               "deviation; backbones of one size on one data set share a table. Exit status: 0 all "
+               "read, 1 some files were corrupt (the others are compared all the same), 2 nothing "
+               "to compare or nowhere to write.")
     parser.add_argument("roots", nargs="*", default=["."], metavar="ROOT",
                         help="folder to search, or a result.json (default: the current folder); "
                              "hidden folders are not entered")
@@ -146,8 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not results:
             where = ", ".join(map(str, options.roots))
             raise DataError(f"no readable {FILE_NAME} below {where}; train something first, for "
-                            "example `make lxmert-train STRATEGY=SpotTune_Block`, or name the "
-                            "folders that hold runs")
+                            "example `make lxmert-train STRATEGY=SpotTune_Block` or `make "
+                            "vlbert-train STRATEGY=SpotTune_Block`, or name the folders that hold "
+                            "runs")
         write_comparison(results, options.out, problems)
         maps = (copy_decision_maps(results, options.visualizations)
                 if options.visualizations else [])

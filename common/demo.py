@@ -1,9 +1,9 @@
-"""`make demo`: finetune a small pretrained model with five strategies and compare them.
+"""`make demo`: finetune small pretrained models with five strategies and compare them.
 
-    python -m common.demo [--quick] [--strategies Frozen,standard,…] [--gpu cpu]
+    python -m common.demo [--quick] [--backbones lxmert,vlbert] [--strategies Frozen,standard,…]
 
-Every run goes through the backbone's own run script on the embedded data; then the runs are
-compared: results/, visualizations/, and a table as the last thing on the screen.
+Every run goes through its backbone's own run script on the embedded data, on the CPU two at a time;
+then the runs are compared: results/, visualizations/, and a table as the last thing on the screen.
 """
 
 from __future__ import annotations
@@ -12,81 +12,183 @@ import argparse
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.compare import copy_decision_maps, write_comparison
+from common.datasets import resolve_dataset
 from common.errors import AdaptiveError, ConfigError
 from common.files import repository_root
 from common.launch import RUN_SCRIPTS, Launcher, RunScript
-from common.result_files import find_results
+from common.result_files import backbone_title, find_results, load_result
 from common.result_table import format_table
 from common.strategies import find_strategy
 
 STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
+DATASET = "easy_vqa"
 FULL = ("--questions", "4000", "--epochs", "10")
 QUICK = ("--questions", "1500", "--epochs", "2", "--tiny")
+SEED = ("--seed", "9595")  # so that all of them draw the same --questions (not with --tiny)
+THREADS = ("--threads", "1", "--quiet")
 
 
-def run_strategy(script: RunScript, strategy: str, gpu: str, flags: Sequence[str],
-                 launcher: Launcher) -> Path:
-    """Finetune with one strategy through the backbone's run script; returns the run's folder."""
-    name = f"demo_{strategy}"
-    command = script.train(gpu, name, ["--dataset", "easy_vqa", f"--strategy={strategy}",
-                                       "--overwrite", *flags])
-    print(f"\n== {strategy}: in {script.folder}/: {' '.join(command)}", flush=True)
-    if status := launcher.run(command, script.home):
-        raise ConfigError(f"the run {name} failed with exit status {status}; its messages are "
-                          f"above and in {script.folder}/{script.runs}/{name}/log.log")
-    return script.run_folder(name)
+@dataclass(frozen=True)
+class DemoRun:
+    """One strategy on one backbone."""
+
+    backbone: str
+    strategy: str
+
+    @property
+    def script(self) -> RunScript:
+        return RUN_SCRIPTS[self.backbone]
+
+    @property
+    def name(self) -> str:
+        return f"demo_{self.strategy}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes to."""
+        return self.script.run_folder(self.name)
+
+    def __str__(self) -> str:
+        return f"{backbone_title(self.backbone)}, {self.strategy}"
 
 
-def run_demo(strategies: Sequence[str], gpu: str, flags: Sequence[str], out: Path,
-             maps: Path) -> None:
-    """All strategies on all backbones, then tables, plots and report."""
+class Demo:
+    """Does runs, some at a time, saying how far it is."""
+
+    def __init__(self, runs: Sequence[DemoRun], gpu: str, flags: Sequence[str], jobs: int) -> None:
+        """Note what is to be done; with several `jobs` a run shows only how it ended."""
+        self.runs, self.gpu, self.flags, self.jobs = list(runs), gpu, tuple(flags), jobs
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def run_all(self) -> None:
+        """Do all runs.
+
+        Raises:
+            ConfigError: one failed; the others that were running have been finished.
+            StoppedError: stopped by a signal.
+        """
+        with Launcher() as launcher:
+            if self.jobs == 1:
+                for run in self.runs:
+                    self._run(run, launcher)
+                return
+            with ThreadPoolExecutor(self.jobs) as pool:
+                pending = [pool.submit(self._run, run, launcher) for run in self.runs]
+                try:
+                    for future in pending:
+                        future.result()
+                finally:
+                    for future in pending:
+                        future.cancel()
+            launcher.check()
+
+    def _run(self, run: DemoRun, launcher: Launcher) -> None:
+        script, begin = run.script, time.perf_counter()
+        shared = self.jobs > 1
+        command = script.train(self.gpu, run.name, [
+            *script.easy, "--strategy", run.strategy, "--overwrite", *SEED, *self.flags,
+            *(THREADS if shared else ())])
+        print(f"{'' if shared else chr(10)}== {run}: in {script.folder}/: {' '.join(command)}",
+              flush=True)
+        try:
+            if shared:
+                launcher.run_silently(command, script.home)
+            elif status := launcher.run(command, script.home):
+                raise ConfigError(f"exit status {status}; its messages are above")
+        except ConfigError as error:
+            raise ConfigError(f"{run}: the run {run.name} failed: {error}\nits log is in "
+                              f"{run.folder}") from None
+        accuracy = load_result(run.folder)["accuracy"]
+        with self._lock:
+            self._done += 1
+            print(f"   {run}: train {accuracy['train']['overall']:.1f}, validation "
+                  f"{accuracy['val']['overall']:.1f} ({time.perf_counter() - begin:.0f} s; run "
+                  f"{self._done} of {len(self.runs)})", flush=True)
+
+    def remarks(self) -> list[str]:
+        """What a reader of the table must know of how its times were measured."""
+        if self.jobs == 1:
+            return []
+        return [f"The runs were made {self.jobs} at a time with one thread each, so that their "
+                "times per step are those of a busy machine: compare them with each other only."]
+
+
+def run_demo(demo: Demo, out: Path, maps: Path) -> None:
+    """All runs, then tables, plots and report."""
     start = time.perf_counter()
-    with Launcher() as launcher:
-        folders = [run_strategy(script, strategy, gpu, flags, launcher)
-                   for script in RUN_SCRIPTS.values() for strategy in strategies]
-    results = find_results(folders)
+    resolve_dataset(DATASET)  # built once, before several runs ask for it
+    demo.run_all()
+    results = find_results([run.folder for run in demo.runs])
     shutil.rmtree(out / "runs", ignore_errors=True)
-    write_comparison(results, out)
-    for folder in folders:
-        target = out / "runs" / folder.name
+    write_comparison(results, out, remarks=demo.remarks())
+    for run in demo.runs:
+        target = out / "runs" / run.backbone / run.name
         target.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "report.html"):
-            if (folder / name).exists():
-                shutil.copy(folder / name, target / name)
+            if (run.folder / name).exists():
+                shutil.copy(run.folder / name, target / name)
     pictures = copy_decision_maps(results, maps)
     root = repository_root()
     shown = [path.relative_to(root) if path.is_relative_to(root) else path
              for path in (out / "comparison.html", out / "comparison.md", maps)]
     print(f"\nreport: {shown[0]}, table: {shown[1]}, {len(pictures)} decision maps: {shown[2]}/")
     print(f"made in {(time.perf_counter() - start) / 60:.1f} minutes\n")
-    print(format_table(results))
+    print(format_table(results, demo.remarks()))
+
+
+def default_jobs(gpu: str) -> int:
+    """Two runs at a time where there are two cores for them; on a GPU one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 2 if gpu == "cpu" and (cores or 1) > 1 else 1
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--quick", action="store_true",
+        help="about three minutes instead of fifteen: fewer questions and epochs")
+    add("--backbones", default=",".join(RUN_SCRIPTS),
+        help=f"with commas between (default {','.join(RUN_SCRIPTS)})")
+    add("--strategies", default=",".join(STRATEGIES),
+        help=f"with commas between (default {','.join(STRATEGIES)})")
+    add("--gpu", default=os.environ.get("GPU", "cpu"), help="number or cpu")
+    add("--jobs", type=int, default=None,
+        help="runs at a time (default: two on the CPU, if it has two cores, else one)")
+    add("--out", type=Path, default=None, help="default results/demo/ or results/quick/")
+    add("--visualizations", type=Path, default=None,
+        help="folder of the decision maps (default visualizations/, with --quick inside the "
+             "results)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about two minutes instead of ten")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES),
-                        help=f"with commas between (default {','.join(STRATEGIES)})")
-    parser.add_argument("--gpu", default=os.environ.get("GPU", "cpu"), help="number or cpu")
-    parser.add_argument("--out", type=Path, default=None, help="default results/ or results/quick/")
-    parser.add_argument("--visualizations", type=Path, default=None,
-                        help="folder of the decision maps (default visualizations/, with --quick "
-                             "inside the results)")
-    options = parser.parse_args(arguments)
+    options = demo_parser().parse_args(arguments)
     root = repository_root()
     out = options.out or root / "results" / ("quick" if options.quick else "demo")
     maps = options.visualizations or (out / "visualizations" if options.quick
                                       else root / "visualizations")
     try:
+        jobs = default_jobs(options.gpu) if options.jobs is None else options.jobs
+        if jobs < 1:
+            raise ConfigError(f"--jobs {jobs}: give a number of at least 1")
         strategies = [find_strategy(name)[0].name for name in options.strategies.split(",")]
-        run_demo(strategies, options.gpu, QUICK if options.quick else FULL, out, maps)
+        backbones = options.backbones.split(",")
+        if wrong := [name for name in backbones if name not in RUN_SCRIPTS]:
+            raise ConfigError(f"--backbones {wrong[0]}: valid are {', '.join(RUN_SCRIPTS)}")
+        runs = [DemoRun(backbone, strategy) for strategy in strategies for backbone in backbones]
+        run_demo(Demo(runs, options.gpu, QUICK if options.quick else FULL, jobs), out, maps)
     except AdaptiveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,6 @@ import itertools
 import os
 import shutil
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -103,10 +102,10 @@ class Runner:
                            "left")
             (run.folder / LAST_EPOCH).unlink(missing_ok=True)
             write_json(run.folder / SETTINGS, flags)
-            self._launch(SCRIPT.train(self.gpu, run.name, [*flags, how]), launcher)
+            launcher.run_silently(SCRIPT.train(self.gpu, run.name, [*flags, how]), SCRIPT.home)
         result = load_result(run.folder)
         dataset = ["--dataset", result["dataset"], "--quiet"]
-        self._launch(SCRIPT.test(self.gpu, run.name, "LAST", dataset), launcher)
+        launcher.run_silently(SCRIPT.test(self.gpu, run.name, "LAST", dataset), SCRIPT.home)
         last = last_epoch(result, run.folder / "minival_predict.json")
         write_json(run.folder / LAST_EPOCH, last, indent=1)
         seconds = time.perf_counter() - begin
@@ -116,15 +115,6 @@ class Runner:
         if not self.keep_checkpoints:
             tidy(run.folder)
         return result
-
-    def _launch(self, command: Sequence[str], launcher: Launcher) -> None:
-        with tempfile.TemporaryFile() as output:
-            status = launcher.run(command, SCRIPT.home, output)
-            if status:
-                output.seek(0)
-                said = output.read().decode(errors="replace").strip().splitlines()
-                errors = [line for line in said if line.startswith("error: ")] or said[-5:]
-                raise ConfigError(f"exit status {status}: " + "\n".join(errors))
 
     def _say(self, run: PlannedRun, text: str) -> None:
         print(f"run {self._places[run]} of {len(self.runs)}: {run}: {text}", flush=True)

@@ -6,34 +6,40 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from common.errors import StoppedError
+from common.errors import ConfigError, StoppedError
 from common.files import repository_root
 
 
 @dataclass(frozen=True)
-class RunScript:
-    """How a backbone finetunes on VQA: its folder, its scripts, and where runs go in it."""
+class RunScript(ABC):
+    """How a backbone finetunes on VQA.
+
+    Attributes:
+        folder: of the backbone; its commands run there.
+        runs: where runs go in it.
+        easy: flags that choose the embedded data and the small model.
+    """
 
     folder: str
-    script: str
-    test_script: str
     runs: str
+    easy: tuple[str, ...] = ()
 
+    @abstractmethod
     def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
         """What starts the run `name`, in the backbone's folder."""
-        return ["bash", self.script, gpu, name, *flags]
 
+    @abstractmethod
     def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
         """What evaluates a snapshot (`BEST`, `LAST`) of the run `name` on minival."""
-        return ["bash", self.test_script, gpu, name, "--load", f"{self.runs}/{name}/{snapshot}",
-                "--test", "minival", *flags]
 
     @property
     def home(self) -> Path:
@@ -45,8 +51,47 @@ class RunScript:
         return self.home / self.runs / name
 
 
-RUN_SCRIPTS = {"lxmert": RunScript("LXMERT", "run/vqa_finetune.bash", "run/vqa_test.bash",
-                                   "snap/vqa")}
+class LxmertScript(RunScript):
+    """GPU and name come first, data and model are flags."""
+
+    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
+        return ["bash", "run/vqa_finetune.bash", gpu, name, *flags]
+
+    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
+        return ["bash", "run/vqa_test.bash", gpu, name, "--load", f"{self.runs}/{name}/{snapshot}",
+                "--test", "minival", *flags]
+
+
+@dataclass(frozen=True)
+class VLBertScript(RunScript):
+    """A config says data and model; runs have a folder for the image sets in that of their name.
+
+    Attributes:
+        config: of the runs.
+        image_sets: the last folder.
+    """
+
+    config: str = "cfgs/easy_vqa/base.yaml"
+    image_sets: str = "train+nominival_train"
+
+    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
+        return ["bash", "scripts/nondist_run.sh", "vqa/train_end2end.py", self.config, ".",
+                "--name", name, "--gpus", gpu, *flags]
+
+    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
+        folder = f"{self.runs}/{name}/{self.image_sets}"
+        return [sys.executable, "vqa/test.py", "--cfg", self.config, "--ckpt",
+                f"{folder}/{snapshot}", "--gpus", gpu, "--split", "minival", "--result-path",
+                folder, *flags]
+
+    def run_folder(self, name: str) -> Path:
+        return super().run_folder(name) / self.image_sets
+
+
+RUN_SCRIPTS: dict[str, RunScript] = {
+    "lxmert": LxmertScript("LXMERT", "snap/vqa", ("--dataset", "easy_vqa")),
+    "vlbert": VLBertScript("VLBERT", "output/vl-bert/easy_vqa"),
+}
 
 
 class Launcher:
@@ -100,6 +145,21 @@ class Launcher:
         self._running.discard(process)
         self.check()
         return status
+
+    def run_silently(self, command: Sequence[str], folder: Path) -> None:
+        """Run a command in a folder, showing what it printed only if it fails.
+
+        Raises:
+            ConfigError: it failed; with its errors, or else its last lines.
+            StoppedError: as `run`.
+        """
+        with tempfile.TemporaryFile() as output:
+            status = self.run(command, folder, output)
+            if status:
+                output.seek(0)
+                said = output.read().decode(errors="replace").strip().splitlines()
+                errors = [line for line in said if line.startswith("error: ")] or said[-5:]
+                raise ConfigError(f"exit status {status}: " + "\n".join(errors))
 
     def check(self) -> None:
         """Raise StoppedError if a signal asked to stop."""

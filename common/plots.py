@@ -105,7 +105,8 @@ def plot_comparison(results: Iterable[Result], path: Target) -> None:
 @styled
 def draw_comparison(results: Iterable[Result]) -> Figure:
     """Figure with one row of plots per section: accuracies of the strategies on the left with the
-    baselines as lines, generalization errors on the right; whiskers are ± one sd over seeds."""
+    baselines as lines, generalization errors on the right; whiskers are ± one sd over seeds.
+    Sections of one data set have the same scales."""
     sections = group_results(results)
     if not sections:
         raise DataError("no results to compare")
@@ -115,6 +116,7 @@ def draw_comparison(results: Iterable[Result]) -> Figure:
     top = total
     margin = 0.02 + 0.0083 * max(len(_row_label(group)) for section in sections
                                  for group in section.groups)
+    panels: dict[str, list[tuple[Axes, Axes]]] = {}
     for section, height in zip(sections, heights, strict=True):
         inner = (height - 1.0) / total
         bottom = (top - height + 0.5) / total
@@ -123,9 +125,20 @@ def draw_comparison(results: Iterable[Result]) -> Figure:
         _accuracies(left, section)
         _generalization_errors(right, section)
         left.set_title(section.title, loc="left", pad=16)
+        panels.setdefault(section.dataset, []).append((left, right))
         top -= height
+    for pairs in panels.values():
+        for column in zip(*pairs, strict=True):
+            _share_scale(column)
     figure.legend(handles=_comparison_legend(), loc="lower center", ncols=4, borderaxespad=0.2)
     return figure
+
+
+def _share_scale(panels: Sequence[Axes]) -> None:
+    """Give panels one range, which holds that of each."""
+    low, high = zip(*(axes.get_xlim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_xlim(min(low), max(high))
 
 
 def _accuracies(axes: Axes, section: Section) -> None:

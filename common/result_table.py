@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from common.result_files import (
     BASELINES,
     Result,
-    RunGroup,
     Section,
     Statistic,
+    backbone_title,
     comparison_notes,
     group_results,
     lookup,
@@ -72,7 +72,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Table:
-    """One section's table: every row has one cell per heading; the first column is a label."""
+    """A table of runs: every row has one cell per heading; the first column is a label."""
 
     title: str
     headings: tuple[tuple[str, str], ...]
@@ -81,40 +81,76 @@ class Table:
 
 
 def make_tables(results: Iterable[Result]) -> list[Table]:
-    """One table for each backbone, size, task and dataset."""
-    return [_section_table(section) for section in group_results(results)]
+    """One table for each size, task and dataset: backbones one below the other."""
+    families: dict[tuple[str, str, str], list[Section]] = {}
+    for section in group_results(results):
+        families.setdefault((section.size, section.task, section.dataset), []).append(section)
+    return [_family_table(sections) for sections in families.values()]
 
 
-def _section_table(section: Section) -> Table:
+def _family_table(sections: Sequence[Section]) -> Table:
+    """The runs of all backbones; with several there is a column that names them."""
+    several = len(sections) > 1
     columns = [column for column in COLUMNS if column.dotted not in OPTIONAL
-               or any(lookup(result, column.dotted) is not None for result in section.results)]
-    rows = tuple(_group_row(group, columns) for group in section.groups)
-    baselines = tuple(
-        (title, NONE, *(column.format(section.baseline(name, column.answer_type))
-                        if column.answer_type else NONE for column in columns))
-        for name, title in BASELINES.items() if section.baseline(name, "overall"))
-    headings = (("strategy", ""), ("runs", "n"), *(column.heading for column in columns))
-    return Table(_table_title(section), headings, rows, baselines)
+               or any(lookup(result, column.dotted) is not None
+                      for section in sections for result in section.results)]
+    rows = [_row(group.label, section, several, str(len(group.results)),
+                 (column.format(group.figure(column.dotted)) for column in columns))
+            for section in sections for group in section.groups]
+    headings = (("strategy", ""), *([("backbone", "")] if several else []), ("runs", "n"),
+                *(column.heading for column in columns))
+    return Table(_table_title(sections), headings, tuple(rows),
+                 tuple(_baseline_rows(sections, columns)))
 
 
-def _group_row(group: RunGroup, columns: Sequence[Column]) -> tuple[str, ...]:
-    cells = (column.format(group.figure(column.dotted)) for column in columns)
-    return (group.label, str(len(group.results)), *cells)
+def _baseline_rows(sections: Sequence[Section], columns: Sequence[Column]
+                   ) -> Iterator[tuple[str, ...]]:
+    """Baselines; those that are the same for all backbones once."""
+    for name, title in BASELINES.items():
+        found = [(section, tuple(column.format(section.baseline(name, column.answer_type))
+                                 if column.answer_type else NONE for column in columns))
+                 for section in sections if section.baseline(name, "overall")]
+        if len(found) == len(sections) and len({cells for _, cells in found}) == 1:
+            (_, cells), *_ = found
+            yield (title, *([NONE] if len(sections) > 1 else []), NONE, *cells)
+        else:
+            yield from (_row(title, section, True, NONE, cells) for section, cells in found)
 
 
-def _table_title(section: Section) -> str:
-    counts = [f"{figure.mean:,.0f} {name} questions"
-              for name, part in (("train", "train"), ("validation", "val"))
-              if (figure := summarise(lookup(result, f"accuracy.{part}.count")
-                                      for result in section.results))]
-    return f"{section.title}" + (f": {', '.join(counts)}" if counts else "")
+def _row(label: str, section: Section, several: bool, runs: str,
+         cells: Iterable[str]) -> tuple[str, ...]:
+    return (label, *([backbone_title(section.backbone)] if several else []), runs, *cells)
 
 
-def format_table(results: Iterable[Result]) -> str:
-    """Aligned plain text for a terminal: a table per section, the legend and the notes."""
+def _table_title(sections: Sequence[Section]) -> str:
+    first, names = sections[0], [backbone_title(section.backbone) for section in sections]
+    title = first.title if len(sections) == 1 else (
+        f"{', '.join(names[:-1])} and {names[-1]}" + (f" ({first.size})" if first.size else "")
+        + f" on {first.dataset}")
+    counts = [text for name, part in (("train", "train"), ("validation", "val"))
+              if (text := _counts(sections, names, name, part))]
+    return title + (f": {', '.join(counts)}" if counts else "")
+
+
+def _counts(sections: Sequence[Section], names: Sequence[str], name: str, part: str) -> str:
+    """`4,000 train questions`, or which backbone has how many where they differ."""
+    figures = [summarise(lookup(result, f"accuracy.{part}.count") for result in section.results)
+               for section in sections]
+    counts = [f"{figure.mean:,.0f}" if figure else NONE for figure in figures]
+    if set(counts) == {NONE}:
+        return ""
+    if len(set(counts)) == 1:
+        return f"{counts[0]} {name} questions"
+    listed = ", ".join(f"{backbone}: {count}"
+                       for backbone, count in zip(names, counts, strict=True))
+    return f"{name} questions ({listed})"
+
+
+def format_table(results: Iterable[Result], remarks: Sequence[str] = ()) -> str:
+    """Aligned plain text for a terminal: the tables, the legend, the notes, and some remarks."""
     results = list(results)
     blocks = [text_table(table) for table in make_tables(results)]
-    return "\n\n".join([*blocks, _footer(results, _wrap)]) + "\n"
+    return "\n\n".join([*blocks, _footer(results, remarks, _wrap)]) + "\n"
 
 
 def text_table(table: Table) -> str:
@@ -135,11 +171,11 @@ def text_table(table: Table) -> str:
     return "\n".join([table.title, rule, *map(align, lines), rule, *body, rule])
 
 
-def format_markdown(results: Iterable[Result]) -> str:
+def format_markdown(results: Iterable[Result], remarks: Sequence[str] = ()) -> str:
     """The same as Markdown tables."""
     results = list(results)
     blocks = [markdown_table(table) for table in make_tables(results)]
-    return "\n\n".join([*blocks, _footer(results, _escape_markdown, "- ")]) + "\n"
+    return "\n\n".join([*blocks, _footer(results, remarks, _escape_markdown, "- ")]) + "\n"
 
 
 def markdown_table(table: Table) -> str:
@@ -162,6 +198,7 @@ def _wrap(text: str) -> str:
     return textwrap.fill(text, 100)
 
 
-def _footer(results: Sequence[Result], write: Callable[[str], str], mark: str = "") -> str:
-    notes = [mark + write(note) for note in comparison_notes(results)]
+def _footer(results: Sequence[Result], remarks: Sequence[str], write: Callable[[str], str],
+            mark: str = "") -> str:
+    notes = [mark + write(note) for note in [*comparison_notes(results), *remarks]]
     return "\n".join([write(LEGEND), *([""] if notes else []), *notes])

@@ -1,14 +1,25 @@
 """What several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.changing_priors import build_easy_vqa_cp
 from common.easy_vqa import build_easy_vqa
 
 GOLDENS = Path(__file__).parent / "goldens"
 EASY_VQA_IMAGES = 200
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower, and busy machines much slower, with several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def blocks(name: str, language: str) -> list[str]:
 def commands(name: str) -> list[str]:
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = [line for block in blocks(name, "bash") for line in block.splitlines() if line.strip()]
-    inline = re.findall(r"`((?:bash run/|make |python )[^`]*)`", text)
+    inline = re.findall(r"`((?:bash run/|\./scripts/|make |python )[^`]*)`", text)
     return list(dict.fromkeys(lines + inline))
 
 
@@ -49,20 +50,25 @@ def test_every_make_target_exists(name, command):
     assert found.returncode == 0, found.stderr
 
 
+@cache
+def help_of(*words: str) -> str:
+    """What `python -m MODULE [COMMAND] --help` prints; asked once, for a start takes seconds."""
+    found = subprocess.run([sys.executable, "-m", *words, "--help"], cwd=ROOT, check=False,
+                           capture_output=True, text=True, env=ENVIRONMENT)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
 @pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("python -m")])
 def test_every_module_command_parses(name, command):
     words = shlex.split(command.split("#")[0])
-    found = subprocess.run([sys.executable, *words[1:3], "--help"], cwd=ROOT, check=False,
-                           capture_output=True, text=True, env=ENVIRONMENT)
-    assert found.returncode == 0, found.stderr
+    shown = help_of(words[2])
     sub = words[3] if len(words) > 3 and not words[3].startswith(("-", "LXMERT")) else None
     if sub is not None:
-        assert sub in found.stdout, f"{sub} is not in the help of {words[2]}"
-        found = subprocess.run([sys.executable, *words[1:4], "--help"], cwd=ROOT, check=False,
-                               capture_output=True, text=True, env=ENVIRONMENT)
-        assert found.returncode == 0, found.stderr
+        assert sub in shown, f"{sub} is not in the help of {words[2]}"
+        shown = help_of(words[2], sub)
     for word in (w for w in [sub, *words[3:]] if w and (w.startswith("--") or w == sub)):
-        assert word in found.stdout, f"{word} is not in the help of {words[2]}"
+        assert word in shown, f"{word} is not in the help of {words[2]}"
 
 
 @pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("bash run/")])
@@ -74,6 +80,48 @@ def test_every_run_script_exists_and_its_flags_are_known(name, command):
     parser = pretrain_parser() if "pretrain" in words[1] else vqa_parser()
     flags = words[3:] if "pretrain" in words[1] else words[4:]
     assert parser.parse_args(flags) is not None
+
+
+VLBERT = [c for c in ALL if c[1].startswith(("./scripts/", "python vqa/", "python pretrain/"))]
+
+
+@pytest.mark.parametrize(("name", "command"), VLBERT)
+def test_every_command_of_vlbert_names_its_files_and_its_flags_are_known(name, command):
+    """The launchers' own arguments come before the script, its config and its folder."""
+    from vlbert.config import find_config
+    from vlbert.options import train_parser
+    from vlbert.testing import parser
+    words = shlex.split(command)
+    place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    for path in (words[0], words[place]):
+        assert path == "python" or (ROOT / "VLBERT" / path).is_file(), path
+    rest = words[place + 1:]
+    if words[0] != "python":
+        assert words[0].endswith({0: "nondist_run.sh", 1: "dist_run_single.sh",
+                                  4: "dist_run_multi.sh"}[place - 1])
+        rest = ["--cfg", rest[0], "--model-dir", *rest[1:]]
+    if "--help" in rest:
+        return
+    if words[place] == "pretrain/train_end2end.py":
+        from vlbert.pretraining import pretrain_parser
+        found = pretrain_parser().parse_args(rest)
+    else:
+        chosen = parser() if words[place] == "vqa/test.py" else train_parser("", None)
+        found = chosen.parse_args(rest)
+    assert find_config(ROOT / "VLBERT" / found.cfg).is_file()
+
+
+def test_the_first_commands_of_vlbert_run(tmp_path):
+    """The block a newcomer copies, word for word but for fewer questions and another folder."""
+    block = next(b for b in blocks("VLBERT/README.md", "bash") if "nondist_run" in b)
+    block = block.replace(" output ", f" {tmp_path} ")
+    block = block.replace("output/output", f"{tmp_path}/output")
+    block = block.replace("--epochs 2", "--epochs 1 --questions 128 --quiet")
+    found = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT / "VLBERT",
+                           capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
+    assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
 
 
 @pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("torchrun")])

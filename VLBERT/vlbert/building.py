@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from common.adapt import adapt, adaptive_part
 from common.checkpoint import check_compatible, load_meta
 from common.errors import CheckpointError, ConfigError
@@ -162,11 +164,11 @@ def adapt_network(model: ResNetVLBERT, settings: AdaptiveSettings) -> None:
           initial_share=settings.initial_share, options=settings.options)
 
 
-def load_start(model: ResNetVLBERT, config: Config, tokenizer: Tokenizer, answers: Sequence[str],
+def load_start(model: nn.Module, config: Config, tokenizer: Tokenizer, answers: Sequence[str],
                say: Say) -> None:
     """The pretrained weights of a config: BERT, then PARTIAL_PRETRAIN, the CNN, answer rows.
 
-    BERT's are read only where PARTIAL_PRETRAIN does not bring the whole encoder.
+    The network is one of VQA or of pretraining (which has no answers). BERT's are read only where PARTIAL_PRETRAIN does not bring the whole encoder.
 
     Raises:
         ConfigError: there are none, and random ones were not asked for.
@@ -195,7 +197,7 @@ def load_start(model: ResNetVLBERT, config: Config, tokenizer: Tokenizer, answer
         set_classifier_rows(model, rows)
 
 
-def load_bert_of(model: ResNetVLBERT, config: Config, say: Say) -> None:
+def load_bert_of(model: nn.Module, config: Config, say: Say) -> None:
     """BERT's weights: BERT_PRETRAINED, else those in the folder BERT_MODEL_NAME.
 
     Raises:
@@ -212,7 +214,7 @@ def load_bert_of(model: ResNetVLBERT, config: Config, say: Say) -> None:
         raise type(error)(f"{config.path}: key {keys}: {error}; {FROM_SCRATCH}") from None
 
 
-def load_cnn(model: ResNetVLBERT, config: Config, brought: set[str], say: Say) -> None:
+def load_cnn(model: nn.Module, config: Config, brought: set[str], say: Say) -> None:
     """Weights of the CNN: IMAGE_PRETRAINED, or what PARTIAL_PRETRAIN brought.
 
     Raises:

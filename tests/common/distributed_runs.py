@@ -63,7 +63,10 @@ def one_sided(trainer: Trainer) -> list[int]:
 
 
 def equal(out: Path) -> None:
-    """Every strategy on two processes; the state afterwards is compared with one process'."""
+    """Every strategy on two processes; the state afterwards is compared with one process'.
+
+    And a run that nothing interrupted, for those that are: processes take seconds to start.
+    """
     runtime = make_runtime("cpu", world=start_world())
     for family, strategy in CASES:
         trainer = make_trainer(out / f"{family}_{strategy}", strategy=strategy, family=family,
@@ -76,6 +79,7 @@ def equal(out: Path) -> None:
     accumulated = make_trainer(out / "accumulated", runtime=runtime, accumulate=2,
                                **EQUAL | {"budget": BudgetOptions()})
     accumulated.fit()
+    train(out / "whole")
 
 
 def train(out: Path, task: ToyTask | None = None) -> None:

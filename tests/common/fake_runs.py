@@ -1,4 +1,5 @@
-"""Stands in for the run scripts: `fake_runs.py train|test GPU NAME [flags …]` in LXMERT/.
+"""Stands in for the run scripts: `fake_runs.py train|test GPU NAME [flags …]` in LXMERT/, and
+`fake_runs.py vlbert GPU NAME [flags …]` in VLBERT/.
 
 It writes what a run would leave behind, at once. Every call is a line of `calls.txt` in the folder
 FAKE_RUNS; a run whose name has a line of `broken.txt` in it fails, after it has saved.
@@ -13,7 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.common.result_examples import lxmert_layout, make_result, write_result
+from tests.common.result_examples import (
+    lxmert_layout,
+    make_result,
+    single_stream_layout,
+    write_result,
+)
 
 VAL = {"Frozen": 80.0, "standard": 82.0, "SpotTune_Block": 83.0, "SpotTune": 84.0,
        "BlockDrop": 79.0}
@@ -22,7 +28,10 @@ SMALL = (2, 2, 2)
 
 def main(mode: str, gpu: str, name: str, *flags: str) -> int:
     """Play one run or one test of it."""
-    folder, control = Path("snap/vqa") / name, Path(os.environ["FAKE_RUNS"])
+    vlbert = mode == "vlbert"
+    folder = (Path("output/vl-bert/easy_vqa") / name / "train+nominival_train" if vlbert
+              else Path("snap/vqa") / name)
+    control = Path(os.environ["FAKE_RUNS"])
     with open(control / "calls.txt", "a", encoding="utf-8") as file:
         file.write(" ".join([mode, gpu, name, *flags]) + "\n")
     if mode == "test":
@@ -36,17 +45,22 @@ def main(mode: str, gpu: str, name: str, *flags: str) -> int:
     if broken.exists() and any(part in name for part in broken.read_text().split()):
         print("step 1\nerror: no memory left on the moon", file=sys.stderr)
         return 2
-    write_result(folder, fake_result(name, flags))
+    write_result(folder, fake_result(name, flags, "vlbert" if vlbert else "lxmert"))
     return 0
 
 
-def fake_result(name: str, flags: Sequence[str]) -> dict[str, Any]:
+def fake_result(name: str, flags: Sequence[str], backbone: str = "lxmert") -> dict[str, Any]:
     """The result of a run with these flags; its accuracy grows by a per cent with every seed."""
     given = dict(zip(flags, flags[1:], strict=False))
-    strategy, seed = given["--strategy"], int(given["--seed"])
-    layout = lxmert_layout(strategy, SMALL, 4) if "Tune" in strategy or "Drop" in strategy else None
-    result = make_result(strategy, seed=seed, val=VAL[strategy] + seed - 9595, layout=layout,
-                         dataset=given["--dataset"], name=name)
+    strategy, seed = given["--strategy"], int(given.get("--seed", 9595))
+    decides = "Tune" in strategy or "Drop" in strategy
+    layout = None
+    if decides:
+        layout = (lxmert_layout(strategy, SMALL, 4) if backbone == "lxmert"
+                  else single_stream_layout(strategy, 4, 4))
+    result = make_result(strategy, backbone=backbone, seed=seed, layout=layout, name=name,
+                         val=VAL[strategy] + seed - 9595,
+                         dataset=given.get("--dataset", "easy_vqa"))
     return result | {"policy": given.get("--policy", result["policy"])}
 
 

@@ -54,6 +54,7 @@ def fatal_supply(settings):
 def tiny(monkeypatch):
     """Tiny models on the command line, and no processes of their own for the memory."""
     monkeypatch.setattr(bench, "find_supply", lambda backbone: tiny_supply)
+    monkeypatch.setattr(bench, "measurable", lambda: ["tiny"])
     monkeypatch.setattr(bench, "measure_memory", lambda *_: {
         "peak_rss_bytes": 10**9, "peak_cuda_bytes": None})
     monkeypatch.setattr(bench, "FEATURES", {"quick": (4, 2)})
@@ -256,13 +257,13 @@ def test_low_precision_runs_beside_the_reference_in_full_precision(tiny, tmp_pat
 def test_on_a_gpu_the_whole_model_is_measured_in_both_precisions(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
-    settings = make_settings(bench_parser().parse_args(["--device", "cuda"]))
+    settings = make_settings(bench_parser().parse_args(["--device", "cuda"]), "lxmert")
     assert (settings.layers, settings.reference_layers, settings.batch) == (None, None, 32)
     assert settings.precisions == ("fp32", "bf16") and settings.digest() != SETTINGS.digest()
     machine = describe_machine(settings)
     assert machine["device"] == "a GPU" and machine["clock"] == "time between CUDA events"
     changed = make_settings(bench_parser().parse_args(
-        "--device cuda --layers 3 --precision bf16 --shares 0.2,0.8 --batch 8".split()))
+        "--device cuda --layers 3 --precision bf16 --shares 0.2,0.8 --batch 8".split()), "lxmert")
     assert (changed.layers, changed.precisions) == (3, ("bf16",))
     assert (changed.shares, changed.batch) == ((0.2, 0.8), 8)
 

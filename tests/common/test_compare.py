@@ -20,6 +20,7 @@ from common.compare import (
     write_comparison,
 )
 from common.errors import DataError
+from common.plots import draw_comparison
 from common.result_files import group_results, load_result
 from common.result_table import make_tables
 from common.strategies import STRATEGIES
@@ -133,6 +134,18 @@ def test_backbones_of_one_size_and_dataset_are_one_below_the_other_in_one_table(
     assert len(tables) == 3
     assert all("backbone" not in dict(found.headings) for found in tables
                if "(base)" in found.title or "_cp" in found.title)
+
+
+def test_backbones_on_one_dataset_have_one_scale_in_the_plot() -> None:
+    figure = draw_comparison([
+        make_result("standard", val=90.0), make_result("standard", backbone="vlbert", val=60.0),
+        make_result("standard", dataset="easy_vqa_cp", val=30.0)])
+    first, _, other, _, third, _ = (axes.get_xlim() for axes in figure.axes)
+    titles = [axes.get_title(loc="left") for axes in figure.axes[::2]]
+    scales = dict(zip(titles, (first, other, third), strict=True))
+    ours, theirs = scales["LXMERT (small) on easy_vqa"], scales["VL-BERT (small) on easy_vqa"]
+    assert ours == theirs and ours[0] < 60 and ours[1] > 95
+    assert scales["LXMERT (small) on easy_vqa_cp"] != ours
 
 
 def test_baselines_and_numbers_of_questions_that_differ_between_backbones_name_them() -> None:

@@ -79,9 +79,8 @@ def test_two_processes_with_micro_batches_train_as_one_with_none(two_processes, 
         torch.testing.assert_close(state["model"][name], ours, rtol=1e-7, atol=1e-9, msg=name)
 
 
-def test_a_process_that_is_killed_ends_the_run_with_its_name_and_the_run_goes_on(tmp_path):
-    whole = start("train", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+def test_a_process_that_is_killed_ends_the_run_with_its_name_and_the_run_goes_on(
+        two_processes, tmp_path):
     died = start("killed", tmp_path / "parts")
     assert died.returncode == 128 + signal.SIGKILL
     assert "process 1 of 2 ended with signal SIGKILL" in died.stderr
@@ -90,7 +89,7 @@ def test_a_process_that_is_killed_ends_the_run_with_its_name_and_the_run_goes_on
     assert step == 7
     went_on = start("train", tmp_path / "parts", "--resume")
     assert went_on.returncode == 0, went_on.stderr
-    same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+    same(final_state(two_processes / "whole"), final_state(tmp_path / "parts"))
 
 
 def test_the_error_of_one_process_is_the_error_of_the_run(tmp_path):
@@ -101,7 +100,7 @@ def test_the_error_of_one_process_is_the_error_of_the_run(tmp_path):
     assert "Traceback" not in failed.stderr
 
 
-def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_path):
+def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_path, capsys):
     process = subprocess.Popen(command("train", tmp_path / "parts"), env=environment(), text=True,
                                stderr=subprocess.PIPE)
     last = tmp_path / "parts" / "LAST.safetensors"
@@ -115,11 +114,10 @@ def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_p
     stopped = final_state(tmp_path / "parts")["progress"]["step"]
     assert 0 < stopped < 15
     # On another number of processes: the samples are those of the same global batches.
-    alone = subprocess.run([sys.executable, *MODULE, "train", str(tmp_path / "parts"), "--resume"],
-                           env=environment(), capture_output=True, text=True, timeout=LIMIT,
-                           check=False)
-    assert alone.returncode == 0, alone.stderr
-    assert "was saved by 2 processes" in alone.stdout
+    alone = make_trainer(tmp_path / "parts", save_every=1)
+    alone.begin(resume=True, overwrite=False)
+    alone.fit()
+    assert "was saved by 2 processes" in capsys.readouterr().out
     state = final_state(tmp_path / "parts")["progress"]
     assert state["step"] == 15 and len(state["history"]) == 3
 

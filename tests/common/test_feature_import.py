@@ -22,11 +22,12 @@ WIDTH = 6
 RUN = """
 import resource, sys
 from common.data import main
+from common.runtime import peak_memory
 limit = int(sys.argv.pop(1))
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 status = main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", peak_memory()["peak_rss_bytes"])
 raise SystemExit(status)
 """
 

@@ -56,7 +56,7 @@ def test_a_killed_run_goes_on_bit_for_bit(files, whole, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, str(SCRIPT), *run], env=environment,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    last, deadline = tmp_path / "LAST.safetensors", time.monotonic() + 60
+    last, deadline = tmp_path / "LAST.safetensors", time.monotonic() + 150
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -22,6 +22,7 @@ from common.annotations import read_lxmert_json
 from common.files import repository_root
 
 LXMERT = repository_root() / "LXMERT"
+LIMIT = 600.0  # seconds: a hang fails
 LAYERS = ["lang.1", "lang.2", "vision.1", "vision.2", "cross.1", "cross.2"]
 
 
@@ -30,7 +31,7 @@ def bash(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     env = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
            "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "Agg", **environment}
     return subprocess.run(["bash", *arguments], cwd=LXMERT, env=env, capture_output=True,
-                          text=True, timeout=120, check=False)
+                          text=True, timeout=LIMIT, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,6 @@ def run_name() -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield name
     shutil.rmtree(LXMERT / "snap" / "vqa" / name, ignore_errors=True)
-    for folder in (LXMERT / "snap" / "vqa", LXMERT / "snap"):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 @pytest.fixture(scope="module")

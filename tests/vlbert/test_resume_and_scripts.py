@@ -90,7 +90,8 @@ def test_two_processes_train_as_one(coco, tmp_path):
     ours, theirs = (load_checkpoint(tmp_path / name / LAST)[0]["model"]
                     for name in ("one", "two"))
     for name, weight in ((n, w) for n, w in ours.items() if not n.endswith("key.bias")):
-        torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=1e-4,
+                                   msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes two processes on the CPU")

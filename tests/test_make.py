@@ -1,0 +1,116 @@
+"""What the targets of the Makefile run, from dry runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from common.files import repository_root
+from vlbert.config import load_config
+from vlbert.options import train_parser
+from vlbert.testing import parser as prediction_parser
+
+ROOT = repository_root()
+HOME = ROOT / "VLBERT"
+VARIABLES = ("STRATEGY", "NAME", "DATASET", "CFG", "NPROC", "GPU", "ARGS", "QUICK", "SIZE")
+
+
+def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          env=environment, check=False)
+
+
+def words(*arguments: str) -> list[str]:
+    """The words of the last command of a target."""
+    found = dry_run(*arguments)
+    assert found.returncode == 0, found.stderr
+    return shlex.split(found.stdout.replace("\\\n", " ").strip().splitlines()[-1])
+
+
+def trained(*variables: str):
+    """(launch words, parsed flags) of `make vlbert-train`."""
+    found = words("vlbert-train", *variables)
+    place = found.index("vqa/train_end2end.py")
+    launch, (script, config, folder, *flags) = found[:place], found[place:]
+    assert found[:2] == ["cd", "VLBERT"] and (HOME / script).is_file()
+    launcher = next(word for word in launch if word.startswith("scripts/"))
+    assert (HOME / launcher).is_file()
+    given = train_parser(script, None).parse_args(["--cfg", config, "--model-dir", folder, *flags])
+    return launch, given
+
+
+def test_the_help_has_every_target():
+    text = dry_run("help").stdout + subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z][a-z-]+):", makefile, re.MULTILINE)
+    assert {"vlbert-train", "vlbert-test", "pretrain-easy-vqa-vlbert"} <= set(targets)
+    assert all(re.search(rf"^  {target} +\S", text, re.MULTILINE) for target in targets)
+    for variable in ("CFG", "NPROC", "DATASET", "STRATEGY"):
+        assert variable in text
+
+
+@pytest.mark.parametrize(("dataset", "of_config"), [
+    ("", "easy_vqa"), ("easy_vqa", "easy_vqa"), ("easy_vqa_cp", "easy_vqa_cp"), ("vqa", "vqa"),
+    ("vqa_cp", "vqa_cp")])
+def test_a_data_set_chooses_a_config_of_it(dataset, of_config):
+    _, given = trained(f"DATASET={dataset}")
+    assert load_config(HOME / given.cfg).DATASET.DATASET == of_config
+    assert (given.strategy, given.name, given.gpus) == ("SpotTune_Block", "SpotTune_Block", "0")
+
+
+def test_strategy_name_and_further_flags_reach_the_script():
+    _, given = trained("STRATEGY=BlockDrop", "GPU=cpu", "ARGS=--questions 100 --quiet")
+    assert (given.strategy, given.name, given.gpus) == ("BlockDrop", "BlockDrop", "cpu")
+    assert given.questions == 100 and given.quiet
+
+
+def test_a_config_keeps_its_strategy_and_name_unless_others_are_given():
+    for cfg in ("cfgs/easy_vqa/blockdrop.yaml", "VLBERT/cfgs/easy_vqa/blockdrop.yaml"):
+        _, given = trained(f"CFG={cfg}", "DATASET=vqa")
+        assert (HOME / given.cfg) == HOME / "cfgs/easy_vqa/blockdrop.yaml"
+        assert given.strategy is None and given.name is None
+    _, given = trained("CFG=cfgs/easy_vqa/blockdrop.yaml", "NAME=x")
+    assert given.strategy is None and given.name == "x"
+    _, given = trained("CFG=cfgs/easy_vqa/base.yaml", "STRATEGY=SpotTune")
+    assert (given.strategy, given.name) == ("SpotTune", "SpotTune")
+
+
+def test_several_processes_have_a_device_each():
+    launch, given = trained("NPROC=3")
+    assert launch[-2:] == ["scripts/dist_run_single.sh", "3"] and given.gpus is None
+    launch, given = trained("NPROC=1")
+    assert launch[-1] == "scripts/nondist_run.sh" and given.gpus == "0"
+
+
+@pytest.mark.parametrize("target", ["vlbert-train", "vlbert-test"])
+def test_an_unknown_data_set_is_refused_with_the_known_ones(target):
+    found = dry_run(target, "DATASET=moon")
+    assert found.returncode != 0
+    assert "DATASET=moon: VL-BERT has easy_vqa, easy_vqa_cp, vqa, vqa_cp" in found.stderr
+
+
+def test_testing_asks_for_the_run_that_training_makes():
+    for variables in ((), ("DATASET=easy_vqa_cp", "NAME=x"), ("CFG=cfgs/easy_vqa/last_2.yaml",)):
+        _, run = trained(*variables)
+        found = words("vlbert-test", *variables)
+        assert (HOME / "vqa/test.py").is_file() and "vqa/test.py" in found
+        given = prediction_parser().parse_args(found[found.index("vqa/test.py") + 1:])
+        assert (given.cfg, given.name, given.model_dir) == (run.cfg, run.name, run.model_dir)
+
+
+def test_parity_bench_compare_and_pretraining_cover_both_backbones():
+    said = {target: dry_run(target).stdout for target in (
+        "parity", "bench", "compare", "pretrain-easy-vqa-vlbert")}
+    assert all(f"--backbone {name}" in said["parity"] for name in ("lxmert", "vlbert"))
+    assert "common.bench" in said["bench"] and "--backbone" not in said["bench"]
+    assert "LXMERT/snap/vqa VLBERT/output/vl-bert" in said["compare"]
+    found = words("pretrain-easy-vqa-vlbert")
+    script, config = found[found.index("pretrain/train_end2end.py"):][:2]
+    assert (HOME / config).is_file() and script.startswith("pretrain/")
+    assert found[found.index("--export") + 1] == "pretrained/easy_vqa_small"
