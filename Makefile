@@ -109,7 +109,7 @@ pretrain-easy-vqa: setup  ## make the committed small pretrained LXMERT (about 1
 	cd LXMERT && PYTHON=$(BIN)/python bash run/lxmert_pretrain.bash $(GPU) --dataset easy_vqa \
 	    --overwrite --export pretrained/easy_vqa_small $(ARGS)
 
-pretrain-easy-vqa-vlbert: setup  ## make the committed small pretrained VL-BERT
+pretrain-easy-vqa-vlbert: setup  ## make the committed small pretrained VL-BERT (about 15 minutes)
 	cd VLBERT && PYTHON=$(BIN)/python bash scripts/nondist_run.sh pretrain/train_end2end.py \
 	    cfgs/pretrain/easy_vqa_small.yaml . --gpus $(GPU) --overwrite \
 	    --export pretrained/easy_vqa_small $(ARGS)
@@ -136,7 +136,8 @@ vlbert-test: setup  ## predictions and accuracy of a finetuned VL-BERT: the same
 vlbert-table: setup  ## VL-BERT: the rows of the published tables on easy-VQA (40 min, resumable)
 	cd VLBERT && for seed in $(SEEDS); do for row in $(rows); do \
 	    test -e $(table)/$${row}_$$seed/train+nominival_train/result.json || echo $$row $$seed; \
-	done; done | PYTHON=$(BIN)/python xargs -P $(JOBS) -L 1 bash -c 'echo "== $$0, seed $$1" && \
+	done; done | PYTHON=$(BIN)/python xargs -r -P $(JOBS) -L 1 bash -o pipefail -c \
+	    'echo "== $$0, seed $$1" && \
 	    bash scripts/nondist_run.sh vqa/train_end2end.py cfgs/easy_vqa/$$0.yaml . --gpus $(GPU) \
 	    --name table/$$0_$$1 --seed $$1 --questions 2000 --epochs 15 --holdout 0.05 --threads 1 \
 	    --set TRAIN.AUTO_RESUME=true --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'

@@ -8,6 +8,7 @@ numbers (weights of losses, stop requests, predictions) go over the CPU, gradien
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import time
@@ -169,8 +170,13 @@ def start_world(device_type: str | None = None) -> World:
 
 
 def end_world() -> None:
-    """Leave the other processes."""
+    """Leave the other processes.
+
+    What still refers to the group (a DistributedDataParallel in a cycle) would keep its threads
+    alive, which abort the process if they meet the interpreter at its end.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -23,6 +23,8 @@ def export_half(snapshot: Path, path: Path, tokenizer: Tokenizer, tracker: Track
                 leave_out: Collection[str] = ()) -> None:
     """Write a snapshot's weights in float16, with its metadata, and the vocabulary beside it.
 
+    The metadata also gets `held_out`: what was measured on held-out samples in that epoch.
+
     Args:
         snapshot: the checkpoint.
         path: of the new file; its folder is made.
@@ -33,7 +35,10 @@ def export_half(snapshot: Path, path: Path, tokenizer: Tokenizer, tracker: Track
     weights: dict[str, Tensor] = {
         name: x.to(torch.float16) if x.is_floating_point() else x
         for name, x in state["model"].items() if name not in leave_out}
-    save_checkpoint(path, {"model": weights}, meta)
+    progress = state["progress"]
+    best = progress["history"][progress["best_epoch"]]
+    held_out = {name: value for name, value in best.items() if name.startswith("heldout_")}
+    save_checkpoint(path, {"model": weights}, meta | {"held_out": held_out})
     (path.parent / "vocab.txt").write_text(tokenizer.text(), encoding="utf-8")
     tracker.log(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

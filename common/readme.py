@@ -17,7 +17,7 @@ from pathlib import Path
 from common.errors import AdaptiveError, DataError
 from common.files import repository_root, write_bytes
 
-READMES = ("README.md", "LXMERT/README.md")
+READMES = ("README.md", "LXMERT/README.md", "VLBERT/README.md")
 _BLOCK = re.compile(r"(<!-- results: (?P<file>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 

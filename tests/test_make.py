@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +116,29 @@ def test_parity_bench_compare_and_pretraining_cover_both_backbones():
     script, config = found[found.index("pretrain/train_end2end.py"):][:2]
     assert (HOME / config).is_file() and script.startswith("pretrain/")
     assert found[found.index("--export") + 1] == "pretrained/easy_vqa_small"
+
+
+def table_loop(folder: Path, row: str) -> subprocess.CompletedProcess[str]:
+    """What `make vlbert-table` does for one row and one seed, before it compares the runs."""
+    said = dry_run("vlbert-table", f"rows={row}", "SEEDS=7", f"table={folder}",
+                   "GPU=cpu").stdout
+    loop = said[said.index("cd VLBERT && for seed"):].rsplit("\n", 2)[0]
+    assert "common.compare" not in loop and "xargs" in loop
+    loop = re.sub(r"PYTHON=\S+ xargs", f"PYTHON={shlex.quote(sys.executable)} xargs", loop)
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", loop], cwd=ROOT, check=False,
+                          capture_output=True, text=True)
+
+
+def test_the_table_trains_nothing_when_all_rows_are_there(tmp_path):
+    folder = tmp_path / "standard_7" / "train+nominival_train"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    done = table_loop(tmp_path, "standard")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_table_stops_where_a_row_fails(tmp_path):
+    done = table_loop(tmp_path, "absent")
+    assert done.returncode != 0
+    assert done.stdout == "== absent, seed 7\n"
+    assert "error: cfgs/easy_vqa/absent.yaml: no such config" in done.stderr

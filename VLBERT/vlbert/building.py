@@ -70,7 +70,7 @@ def build_vqa(config: Config, settings: AdaptiveSettings, tokenizer: Tokenizer,
     """
     found = saved_meta(load)
     sizes = network_sizes(config, tokenizer, len(answers), features["width"])
-    if found:  # an exported model may have fewer layers than its config
+    if "exported" in found:  # it may have fewer layers than its config
         layers = found["config"]["encoder"]["num_hidden_layers"]
         sizes = replace(sizes, encoder=replace(sizes.encoder, num_hidden_layers=layers))
     model = ResNetVLBERT(sizes)
@@ -168,7 +168,8 @@ def load_start(model: nn.Module, config: Config, tokenizer: Tokenizer, answers: 
                say: Say) -> None:
     """The pretrained weights of a config: BERT, then PARTIAL_PRETRAIN, the CNN, answer rows.
 
-    The network is one of VQA or of pretraining (which has no answers). BERT's are read only where PARTIAL_PRETRAIN does not bring the whole encoder.
+    The network is one of VQA or of pretraining (which has no answers). BERT's weights are read only
+    where PARTIAL_PRETRAIN does not bring the whole encoder.
 
     Raises:
         ConfigError: there are none, and random ones were not asked for.
@@ -195,6 +196,9 @@ def load_start(model: nn.Module, config: Config, tokenizer: Tokenizer, answers: 
         rows = classifier_rows(model.vlbert.word_embeddings.weight.detach(),
                                answer_pieces(answers, tokenizer))
         set_classifier_rows(model, rows)
+        if last := brought & {"final_mlp.1.weight", "final_mlp.2.weight"}:
+            say(f"{network.PARTIAL_PRETRAIN}: its {last.pop()} is not used: the rows of the "
+                "answers start from the word embeddings (NETWORK.CLASSIFIER_PRETRAINED)")
 
 
 def load_bert_of(model: nn.Module, config: Config, say: Say) -> None:
@@ -268,8 +272,10 @@ def load_finetuned(model: ResNetVLBERT, settings: AdaptiveSettings, path: Path,
     """
     if found:
         keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary",
-                "features")
-        check_compatible(found, {key: meta[key] for key in keys}, path)
+                "features", "transform")
+        saved = found | {"config": told_by_no_shape(found["config"])}
+        wanted = {key: meta[key] for key in keys}
+        check_compatible(saved, wanted | {"config": told_by_no_shape(meta["config"])}, path)
     weights = strip_prefix(read_model(path), "module.")
     if not any(key.startswith("final_mlp.") for key in weights):
         raise CheckpointError(f"{path} is not a finetuned VQA model (no final_mlp.*); a "
@@ -281,6 +287,18 @@ def load_finetuned(model: ResNetVLBERT, settings: AdaptiveSettings, path: Path,
     else:
         load_into(model, weights, what=str(path))
         adapt_network(model, settings)
+
+
+def told_by_no_shape(config: dict[str, Any]) -> dict[str, Any]:
+    """What a network computes and the shapes of its weights do not say, of `to_dict`."""
+    encoder, image = config["encoder"], config["image"]
+    found = {key: encoder[key] for key in ("num_hidden_layers", "num_attention_heads",
+                                           "hidden_act", "position_padding_idx")}
+    found |= {key: config[key] for key in ("classifier", "no_grounding")}
+    found["precomputed"] = image["precomputed"]
+    if not image["precomputed"]:
+        found |= {key: image[key] for key in ("dilated", "stride_in_1x1")}
+    return found
 
 
 def checkpoint_path(name: Path) -> Path:

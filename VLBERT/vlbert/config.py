@@ -10,6 +10,7 @@ a network of the sections NETWORK and POLICY.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,7 +21,7 @@ import yaml
 
 from common.errors import ConfigError
 from vlbert.sizes import HOME
-from vlbert.config_defaults import CHOICES, LISTS, Defaults, defaults
+from vlbert.config_defaults import CHOICES, LIMITS, LISTS, Defaults, defaults
 
 PRETRAINING = "ForPretraining"  # in MODULE
 OVERRIDE = Path("(override)")
@@ -192,6 +193,10 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
         place = tree
         for section in sections:
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                break
+        if not isinstance(place, dict) or key in place:
+            raise ConfigError(f"{OVERRIDE}: key {path}: given twice, with its section and alone")
         place[key] = value
     return tree
 
@@ -269,7 +274,13 @@ def _typed(key: str, value: Any, default: Any, where: str) -> Any:
         return str(value)
     if key == "FP16_LOSS_SCALE" and value == "dynamic":
         return value
-    return _scalar(value, type(default), where)
+    found = _scalar(value, type(default), where)
+    if key in LIMITS:
+        low, high = LIMITS[key]
+        if not low <= found <= high:
+            wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"{where}: {found}: must be {wanted}")
+    return found
 
 
 def _listed(value: Any, where: str) -> list[Any]:
@@ -300,7 +311,8 @@ def _scalar(value: Any, kind: type, where: str) -> Any:
         found = _number(value)  # YAML reads 1e-4, which lacks a point, as a text
     if kind is float and isinstance(found, int) and not isinstance(found, bool):
         found = float(found)
-    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+    if (not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool)
+            or (kind is float and not math.isfinite(found))):
         raise ConfigError(f"{where}: {value!r} ({type(value).__name__}): expected {KINDS[kind]}")
     return found
 

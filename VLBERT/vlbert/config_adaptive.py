@@ -87,3 +87,17 @@ def check_output_size(config: Config, decisions: int) -> None:
         raise ConfigError(f"{config.path}: key POLICY.OUTPUT_SIZE: {size}: strategy "
                           f"{config.FINETUNE_STRATEGY} has {decisions} decisions with two numbers "
                           f"each: {2 * decisions}; leave the key out, it follows from the layers")
+
+
+def policy_remarks(config: Config, settings: AdaptiveSettings) -> list[str]:
+    """Keys of POLICY that the config gives and that have no effect, as in the original."""
+    if not settings.strategy.adaptive or settings.policy != "published":
+        return []
+    remarks = [f"POLICY.{key} {config.POLICY[key]} has no effect: the published policy has the "
+               f"classifier of NETWORK ({config.NETWORK[key]})"
+               for key in ("CLASSIFIER_TYPE", "CLASSIFIER_HIDDEN_SIZE", "CLASSIFIER_DROPOUT")
+               if f"POLICY.{key}" in config.given and config.POLICY[key] != config.NETWORK[key]]
+    if config.POLICY.PARTIAL_PRETRAIN:
+        remarks.append(f"POLICY.PARTIAL_PRETRAIN {config.POLICY.PARTIAL_PRETRAIN} has no effect: "
+                       "the published policy starts from random weights")
+    return remarks

@@ -10,6 +10,7 @@ start at 1, since at 0 it would not see the image before they are learned.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 Defaults = dict[str, Any]
@@ -146,6 +147,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ANS_LOSS_TYPE": ("bce", "ce"), "ANSWER_SPELLING": ("normalised", "verbatim"),
     "REGION_CLASSES": ("object", "object_attribute"),
     "EVALUATION": ("argmax", "sample", "global"), "EXECUTOR": ("exact", "dense", "sampled"),
+}
+# Key → lowest and highest value, at every level.
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "CLASSIFIER_DROPOUT",
+                     "IMAGE_DROPOUT"), (0, 1)),
+    **dict.fromkeys(("hidden_size", "visual_size", "num_hidden_layers", "num_attention_heads",
+                     "intermediate_size", "max_position_embeddings", "CLASSIFIER_HIDDEN_SIZE",
+                     "LOG_FREQUENT", "TOY_SAMPLES"), (1, math.inf)),
+    **dict.fromkeys(("NUM_WORKERS_PER_GPU", "initializer_range", "LR", "WD", "MOMENTUM",
+                     "LR_FACTOR", "WARMUP_FACTOR", "CONSTRAIN_K_NUM_BLOCKS", "CONSTRAIN_K_SCALE",
+                     "DETERMINISTIC_POLICY_SCALE"), (0, math.inf)),
+    **dict.fromkeys(("TEMPERATURE", "TEMPERATURE_END"), (1e-6, math.inf)),
+    "INITIAL_SHARE": (1e-6, 1 - 1e-6),
 }
 
 

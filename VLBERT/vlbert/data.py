@@ -17,7 +17,7 @@ from common import datasets as tables
 from common.annotations import AnswerVocabulary, Example
 from common.errors import ConfigError, DataError
 from common.feature_sources import FeatureSources
-from common.text import Tokenizer
+from common.text import Tokenizer, has_vocabulary
 from vlbert.config import Config, Section, locate
 from vlbert.data_answers import AnswerFile
 from vlbert.data_coco import COCO, NOT_TRAINED_ON, SETS, check_files, read_examples, split_sets
@@ -63,6 +63,10 @@ class VQASource:
         if not isinstance(self.settings, Section):
             raise ConfigError(f"{config.path}: key DATASET: a list of data sets is for "
                               "pretraining; VQA has one")
+        for part in ("TRAIN", "VAL", "TEST"):
+            if isinstance(images := config.values[part].BATCH_IMAGES, tuple):
+                raise ConfigError(f"{config.path}: key {part}.BATCH_IMAGES: {list(images)}: a list "
+                                  "is for pretraining; VQA has one number")
         self.name: str = self.settings.DATASET
         if self.name not in SETS and self.name not in EMBEDDED:
             raise ConfigError(f"{config.path}: key DATASET.DATASET: {self.name!r}; valid: "
@@ -75,7 +79,16 @@ class VQASource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return self._tokenizer or Tokenizer(locate(self.config.NETWORK.BERT_MODEL_NAME))
+        """Of NETWORK.BERT_MODEL_NAME."""
+        if self._tokenizer is None:
+            name = self.config.NETWORK.BERT_MODEL_NAME
+            if not name or not has_vocabulary(locate(name)):
+                raise ConfigError(f"{self.config.path}: key NETWORK.BERT_MODEL_NAME: {name!r}: "
+                                  f"{locate(name) / 'vocab.txt'} is missing: give the folder with "
+                                  "the vocabulary (that of BERT-base-uncased for the released "
+                                  "models)")
+            self._tokenizer = Tokenizer(locate(name))
+        return self._tokenizer
 
     @cached_property
     def folder(self) -> Path:

@@ -23,7 +23,7 @@ from common.runtime import Runtime, make_runtime, seed_everything, set_threads
 from common.tracking import Tracker
 from vlbert.building import Built, build_vqa, size_name
 from vlbert.config import Config
-from vlbert.config_adaptive import AdaptiveSettings, adaptive_settings
+from vlbert.config_adaptive import AdaptiveSettings, adaptive_settings, policy_remarks
 from vlbert.data import Splits, VQASource
 from vlbert.data_task import VLBertTask
 from vlbert.options import chosen_gpus, load, planned_epochs, train_parser
@@ -40,6 +40,9 @@ from vlbert.recipe import Length, make_main_optimizer, make_policy_optimizer
 from vlbert.sizes import ENCODER_SIZES, HOME
 
 SCRIPT = "vqa/train_end2end.py"
+# Flags without a meaning where nothing is decided.
+OF_DECISIONS = ("policy", "policy_eval", "policy_init", "temperature", "temperature_end",
+                "executor", "constrain_k", "deterministic_scale", "global_k", "target_rate")
 SHOWN = {"answer": "AnsLoss", "constrain_k": "ConstrainKLoss", "target_rate": "TargetRateLoss",
          "deterministic": "DeterministicPolicyLoss"}
 
@@ -61,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gpus = chosen_gpus(args, config)
         if (processes := wanted_processes(gpus)) > 1:
             return start_processes(processes, [str(HOME / SCRIPT), *words, "--gpus", gpus])
-        train(args, config, settings, gpus, command_line(f"python {SCRIPT}", words))
-        if args.do_test:
+        result = train(args, config, settings, gpus, command_line(f"python {SCRIPT}", words))
+        if args.do_test and result:  # which is empty where --max-steps ended the run
             from vlbert.testing import test_after_training
             test_after_training(args, config)
         return 0
@@ -103,9 +106,13 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
                       full_precision=args.policy_precision == "high")
     if settings.strategy.adaptive:
         args.policy_eval = options.policy_eval
-    elif args.global_k is not None or args.target_rate is not None:
-        raise ConfigError(f"--global-k, --target-rate: strategy {settings.strategy.name} decides "
-                          "nothing")
+    elif useless := [flag for flag in OF_DECISIONS if getattr(args, flag) is not None]:
+        flag = useless[0]
+        raise ConfigError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: strategy "
+                          f"{settings.strategy.name} decides nothing")
+    if args.frozen_layers is not None and settings.frozen_layers is None:
+        raise ConfigError(f"--frozen-layers {args.frozen_layers}: strategy "
+                          f"{settings.strategy.name} does not read it; it is for specific_k")
     check_options(args)
     budget = replace(settings.budget, target_rate=args.target_rate,
                      target_rate_scale=args.target_rate_scale)
@@ -114,7 +121,7 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
 
 def train(args: argparse.Namespace, config: Config, settings: AdaptiveSettings, gpus: str | None,
           command: str) -> dict[str, Any]:
-    """Finetune; returns the content of result.json."""
+    """Finetune; returns the content of result.json, nothing where --max-steps ended the run."""
     folder = output_folder(args, config)
     resume = wants_resume(args, config, folder)
     if not resume:
@@ -129,7 +136,7 @@ def train(args: argparse.Namespace, config: Config, settings: AdaptiveSettings, 
         tracker.log(runtime.describe())
         with world.main_first():  # which makes or imports features
             splits = source.splits(TINY_IMAGES if args.tiny else None, args.questions)
-        for remark in splits.remarks:
+        for remark in [*splits.remarks, *policy_remarks(config, settings)]:
             tracker.log(f"note: {remark}")
         built = build_vqa(config, settings, source.tokenizer, source.vocabulary.answers,
                           splits.train.features.described(), splits.train.transform,

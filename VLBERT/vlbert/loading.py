@@ -23,8 +23,7 @@ from vlbert.vqa_network import ResNetVLBERT
 
 WHERE = ("VL-BERT's released weights are vl-bert-{base,large}-{prec,e2e}.model of the original "
          "authors (model/pretrained_model/)")
-BERT_WAY_OUT = ("give a BERT folder of the model's width (NETWORK.BERT_MODEL_NAME), or leave it "
-                "empty to start from random weights")
+BERT_WAY_OUT = "give a BERT folder of the model's width (NETWORK.BERT_MODEL_NAME)"
 MODULE = "module."
 LM_HEAD = {"lm_head.dense.": "transform.dense.", "lm_head.layer_norm.": "transform.LayerNorm.",
            "lm_head.bias": "bias"}

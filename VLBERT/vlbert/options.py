@@ -19,6 +19,7 @@ import yaml
 from common.errors import ConfigError
 from common.options import add_run_options, add_strategy_options
 from common.processes import STARTED
+from common.strategies import find_strategy
 from vlbert.config import Config, load_config
 
 # Flag → the key that it changes.
@@ -143,6 +144,10 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         kind, _, count = layers.partition(":")
         if kind != "last" or not count.isdecimal():
             raise ConfigError(f"--trainable-layers {layers}: give last:K, e.g. last:4")
+        strategy, k = find_strategy(args.strategy or "LastK")
+        if strategy.frozen != "not_last" or k not in (None, int(count)):
+            raise ConfigError(f"--strategy {args.strategy}, --trainable-layers {layers}: the "
+                              "second is for LastK; give one of them")
         found["FINETUNE_STRATEGY"] = f"last_{count}"
     if (layers := getattr(args, "frozen_layers", None)) is not None:
         numbers = [part.strip() for part in layers.split(",")]

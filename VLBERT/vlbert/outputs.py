@@ -21,10 +21,11 @@ from vlbert.config import Config
 
 KEPT = 3
 CURVES = "tensorboard_logs"
-# What may differ when a run goes on: it changes no result.
+# What may differ when a run goes on: it changes no result. (Of BATCH_IMAGES only the share of a
+# process may: a checkpoint remembers the samples of an update elsewhere.)
 FREE = ("BASE", "GPUS", "LOG_FREQUENT", "VAL_FREQUENT", "CHECKPOINT_FREQUENT", "MODEL_PREFIX",
         "NUM_WORKERS_PER_GPU", "VERSION", "OUTPUT_PATH", "VAL", "TEST")
-FREE_IN_TRAIN = ("RESUME", "AUTO_RESUME", "BEGIN_EPOCH", "LOSS_LOGGERS")
+FREE_IN_TRAIN = ("RESUME", "AUTO_RESUME", "BEGIN_EPOCH", "LOSS_LOGGERS", "BATCH_IMAGES")
 
 
 def run_name(args: argparse.Namespace, config: Config) -> str:
@@ -60,8 +61,13 @@ def snapshot_names(config: Config) -> SnapshotNames:
 def wants_resume(args: argparse.Namespace, config: Config, folder: Path) -> bool:
     """Whether to go on with an earlier run: --resume, TRAIN.RESUME, or TRAIN.AUTO_RESUME.
 
-    AUTO_RESUME goes on where there is something to go on with.
+    AUTO_RESUME goes on where there is something to go on with, --overwrite starts again.
+
+    Raises:
+        ConfigError: --resume and --overwrite.
     """
+    if args.overwrite and args.resume:
+        raise ConfigError("--resume and --overwrite: give one of them")
     if args.overwrite:
         return False
     there = (folder / f"{SnapshotNames().last}.safetensors").exists()

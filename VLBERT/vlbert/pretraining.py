@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not config.pretraining:
             raise ConfigError(f"{config.path}: key MODULE: {config.MODULE}: this config is for "
                               "vqa/train_end2end.py")
+        if config.FINETUNE_STRATEGY.lower() != "standard":
+            raise ConfigError(f"{config.path}: key FINETUNE_STRATEGY: {config.FINETUNE_STRATEGY}: "
+                              "pretraining trains all weights; leave the key out")
         check_options(args)
         check_training(config)
         PretrainingSource(config).check_files()

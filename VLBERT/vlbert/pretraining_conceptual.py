@@ -124,6 +124,8 @@ def read_caption(text: str, where: str) -> Caption:
     words = row["caption"]
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise DataError(f"{where}: field 'caption': {words!r:.60}: expected a list of words")
+    if not "".join(words).strip():
+        raise DataError(f"{where}: field 'caption': {words!r:.60}: is empty: remove this line")
     for key in ("image", "frcnn"):
         if not isinstance(row[key], str) or not all(split_path(row[key])):
             raise DataError(f"{where}: field {key!r}: {row[key]!r:.60}: expected a path such as "

@@ -68,6 +68,9 @@ class PretrainingData:
     word_kinds: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+MODULES = ("ResNetVLBERTForPretraining", "ResNetVLBERTForPretrainingMultitask")
+
+
 class PretrainingSource:
     """Opens the data that a config names."""
 
@@ -93,6 +96,12 @@ class PretrainingSource:
                 raise self._wrong(f"DATASET.{key}", repr(self.settings[key]), f"must be {wanted}: "
                                   "the other sets of these data are there to finetune on and to "
                                   "report on")
+        for key in ("TRAIN_IMAGE_SET", "VAL_IMAGE_SET"):
+            if len(split_sets(self.settings[key])) != 1 and not self.embedded:
+                raise self._wrong(f"DATASET.{key}", repr(self.settings[key]), "give one set, such "
+                                  "as train or val: captions are in NAME_frcnn.json")
+        if config.MODULE not in MODULES:
+            raise self._wrong("MODULE", config.MODULE, f"valid: {', '.join(MODULES)}")
         self.multitask = config.MODULE.endswith("Multitask")
         if self.multitask != (self.texts is not None):
             raise self._wrong("MODULE", config.MODULE, f"{len(names)} data sets: a network for "
@@ -100,6 +109,12 @@ class PretrainingSource:
                               "two data sets; one for captions alone is "
                               "ResNetVLBERTForPretraining, with one")
         self.train_batch, self.heldout_batch = (self._batch(name) for name in ("TRAIN", "VAL"))
+        if self.texts is not None and self.texts.SEQ_LEN < 1:
+            raise self._wrong("DATASET[1].SEQ_LEN", self.texts.SEQ_LEN, "must be positive: word "
+                              "pieces that a text is cut to")
+        if not 0 <= self.settings.ANSWER_MASK_RATE <= 1:
+            raise self._wrong("DATASET.ANSWER_MASK_RATE", self.settings.ANSWER_MASK_RATE,
+                              "must lie between 0 and 1")
 
     def _wrong(self, key: str, value: object, why: str) -> ConfigError:
         return ConfigError(f"{self.config.path}: key {key}: {value}: {why}")

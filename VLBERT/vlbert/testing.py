@@ -18,7 +18,7 @@ from vlbert.config import Config
 from vlbert.config_adaptive import adaptive_settings
 from vlbert.data import VQASource
 from vlbert.data_task import VLBertTask
-from vlbert.options import add_config_options, chosen_gpus, load
+from vlbert.options import add_config_options, chosen_gpus, load, read_changes
 from vlbert.outputs import output_folder
 from vlbert.sizes import HOME
 
@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
                                           "FINETUNE_STRATEGY of the config)")
     group.add_argument("--policy", help="its policy network (default: likewise)")
     group.add_argument("--policy-eval", choices=POLICY_EVALUATIONS,
-                       help="how decisions are made (default: POLICY.EVALUATION)")
+                       help="how decisions are made (default: as in the checkpoint, else "
+                            "POLICY.EVALUATION)")
     group.add_argument("--gpus", nargs="+", metavar="N",
                        help="GPU numbers, or cpu (default: GPUS of the config)")
     group.add_argument("--threads", type=int, help="threads on the CPU")
@@ -84,12 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def with_strategy(args: argparse.Namespace, config: Config) -> Config:
-    """The config with the strategy that the checkpoint was trained with, unless flags name one."""
+    """The config with strategy, policy and evaluation of the checkpoint, unless flags name others.
+    """
     flags = saved_meta(find_checkpoint(args, config)).get("strategy_flags")
     if flags is None:
         return config
-    for name in ("strategy", "policy"):
-        if getattr(args, name) is None:
+    set_keys = read_changes(args.changes).keys()
+    for name, keys in (("strategy", ()), ("policy", ()),
+                       ("policy_eval", ("POLICY.EVALUATION", "POLICY_GLOBAL_DECISION"))):
+        if getattr(args, name) is None and set_keys.isdisjoint(keys):
             setattr(args, name, flags[name])
     args.frozen_layers = flags["frozen_layers"] and ",".join(map(str, flags["frozen_layers"]))
     return load(args)

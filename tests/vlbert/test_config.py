@@ -277,3 +277,14 @@ def test_number_of_policy_outputs_has_to_fit_where_it_is_given(tmp_path: Path) -
     check_output_size(config, 12)
     with pytest.raises(ConfigError, match="180 decisions with two numbers each: 360"):
         check_output_size(config, 180)
+
+
+def test_shipped_configs_of_other_data_or_features_never_share_a_folder():
+    """A run is found by OUTPUT_PATH, its name and TRAIN_IMAGE_SET, and names may be given."""
+    kinds: dict[tuple[str, str], set[tuple[str, bool]]] = {}
+    for path in sorted((HOME / "cfgs").glob("*vqa*/*.yaml")):
+        config = load_config(path)
+        folder = config.OUTPUT_PATH, config.DATASET.TRAIN_IMAGE_SET
+        kinds.setdefault(folder, set()).add((config.DATASET.DATASET,
+                                             config.NETWORK.IMAGE_FEAT_PRECOMPUTED))
+    assert len(kinds) > 4 and all(len(found) == 1 for found in kinds.values()), kinds

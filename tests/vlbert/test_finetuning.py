@@ -16,8 +16,11 @@ from tests.vlbert.runs import FOLDER, HOME, TESTED, VAL, flags, result_of, write
 from common.checkpoint import load_checkpoint, load_meta
 from common.weights import load_weights
 from vlbert.config import load_config
+from vlbert.config_adaptive import adaptive_settings
 from vlbert.finetuning import main
+from vlbert.options import load
 from vlbert.testing import main as predict
+from vlbert.testing import parser, with_strategy
 
 STRATEGIES = ("standard", "pretrained_frozen", "last_1", "specific_k", "SpotTune_Block",
               "SpotTune_Res", "SpotTune", "BlockDrop", "BlockReplace")
@@ -165,6 +168,58 @@ def test_a_global_decision_is_one_for_all_questions(coco, tmp_path, changes, key
     assert predict(["--cfg", str(config), "--model-dir", str(tmp_path), "--gpus", "cpu",
                       "--split", "val2014", "--result-path", str(out), "--policy-eval", "global",
                       "--quiet"]) == 0
+
+
+def test_a_run_is_tested_with_the_decisions_that_it_was_evaluated_with(coco, tmp_path):
+    """A global decision of the training command, which the config of the test does not name."""
+    config = write_config(coco, POLICY__LR=3e-2, TRAIN__END_EPOCH=3, TRAIN__LR=2.5e-3)
+    assert main(flags(config, tmp_path, "--strategy", "BlockDrop", "--policy-eval", "global",
+                      "--global-k", "0", "--no-tensorboard")) == 0
+    found = []
+    for more in ((), ("--policy-eval", "global"), ("--policy-eval", "argmax"),
+                 ("--set", "POLICY.EVALUATION=argmax", "POLICY_GLOBAL_DECISION=false")):
+        found.append(probe_evaluation(config, tmp_path, *more))
+    assert found == ["global", "global", "argmax", "argmax"]
+
+
+def probe_evaluation(config: Path, out: Path, *more: str) -> str:
+    """How vqa/test.py lets the model of a run decide."""
+    args = parser().parse_args(["--cfg", str(config), "--model-dir", str(out), *more])
+    return adaptive_settings(with_strategy(args, load(args))).options.policy_eval
+
+
+def test_a_run_that_max_steps_ended_is_not_tested(config, tmp_path):
+    assert main(flags(config, tmp_path, "--do-test", "--epochs", "2", "--max-steps", "6",
+                      "--no-tensorboard")) == 0
+    assert (tmp_path / FOLDER / "BEST.safetensors").exists()  # of the first epoch
+    assert not list((tmp_path / FOLDER).glob("tiny_vqa2_*.json"))
+
+
+def test_a_finetuned_run_starts_another_one_and_the_log_says_what_is_not_taken(
+        spottune, config, tmp_path, capsys):
+    best = spottune / FOLDER / "BEST.safetensors"
+    for name, rows in (("rows", "true"), ("kept", "false")):
+        assert main(flags(config, tmp_path, "--name", name, "--partial-pretrain", str(best),
+                          "--set", "TRAIN.LR=0", f"NETWORK.CLASSIFIER_PRETRAINED={rows}",
+                          "--no-tensorboard")) == 0
+        shown = capsys.readouterr().out
+        assert ("final_mlp.2.weight is not used" in shown) == (name == "rows")
+        state = load_weights(tmp_path / FOLDER.replace("tiny", name) / "LAST.safetensors")
+        started = load_weights(best)
+        layer = "vlbert.encoder.layer.1.output.dense.weight"
+        assert torch.equal(state[layer], started[layer])
+        assert torch.equal(state["final_mlp.2.weight"], started["final_mlp.2.weight"]) == (
+            name == "kept")
+
+
+def test_keys_of_the_policy_without_effect_are_said(coco, tmp_path, capsys):
+    config = write_config(coco, POLICY__CLASSIFIER_TYPE="2fc", POLICY__PARTIAL_PRETRAIN="x.model",
+                          POLICY__NETWORK="published")
+    assert main(flags(config, tmp_path, "--strategy", "SpotTune_Block", "--max-steps", "1",
+                      "--no-tensorboard")) == 0
+    shown = capsys.readouterr().out
+    assert "note: POLICY.CLASSIFIER_TYPE 2fc has no effect" in shown
+    assert "note: POLICY.PARTIAL_PRETRAIN x.model has no effect" in shown
 
 
 @pytest.mark.parametrize("wanted", [0, 2])

@@ -149,6 +149,7 @@ def test_one_config_is_not_for_both_scripts(files, tmp_path, capsys):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"TRAIN__BATCH_IMAGES": [32, 32]}, "an update is made of 32 captions"),
     ({"TRAIN__END_EPOCH": 0}, "key TRAIN.END_EPOCH: 0: must be positive"),
+    ({"FINETUNE_STRATEGY": "SpotTune"}, "key FINETUNE_STRATEGY: SpotTune: pretraining trains all"),
     ({"TRAIN__WARMUP_STEPS": 99}, "key TRAIN.WARMUP_STEPS: 99: the training set gives 8 updates"),
     ({"NETWORK__VLBERT__from_scratch": False}, "NETWORK.VLBERT.from_scratch=true starts it from"),
     ({"NETWORK__PARTIAL_PRETRAIN": "nowhere.model"}, "nowhere.model")])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from tests.vlbert.coco_files import encode, record
 from tests.vlbert.pretraining_files import (
     CLASSES,
@@ -206,6 +207,7 @@ def change_row(place: int, value: object) -> Callable[[Path], None]:
     (change_row(3, '{"image": "a/b"}'), "row 4: field 'frcnn' is missing (it has image)"),
     (change_row(4, {"caption": "a dog"}), "row 5: field 'caption': 'a dog': expected a list"),
     (change_row(4, {"caption": ["a", 1]}), "row 5: field 'caption': ['a', 1]"),
+    (change_row(4, {"caption": ["", " "]}), "row 5: field 'caption': ['', ' ']: is empty"),
     (change_row(5, {"frcnn": 7}), "row 6: field 'frcnn': 7: expected a path such as "
                                   "train_frcnn.zip@/00000001.json"),
     (change_row(5, {"frcnn": "x.zip@/"}), "row 6: field 'frcnn': 'x.zip@/'"),
@@ -242,8 +244,12 @@ def test_missing_files_are_one_error_with_all_of_them_and_the_embedded_way_out(t
 @pytest.mark.parametrize(("texts", "changes", "message"), [
     (True, {"MODULE": "ResNetVLBERTForPretraining"}, "key MODULE: ResNetVLBERTForPretraining: 2"),
     (False, {"MODULE": "ResNetVLBERTForPretrainingMultitask"}, "key MODULE"),
+    (False, {"MODULE": "ForPretraining"}, "key MODULE: ForPretraining: valid: ResNetVLBERT"),
+    (False, {"DATASET__VAL_IMAGE_SET": ""}, "key DATASET.VAL_IMAGE_SET: '': give one set"),
+    (False, {"DATASET__TRAIN_IMAGE_SET": "train+val"}, "'train+val': give one set"),
     (True, {"TRAIN__BATCH_IMAGES": 4}, "key TRAIN.BATCH_IMAGES: [4]: give one number for each"),
     (False, {"DATASET__DATASET": "vqa"}, "key DATASET.DATASET: ['vqa']: give conceptual_captions"),
+    (False, {"DATASET__ANSWER_MASK_RATE": 7}, "key DATASET.ANSWER_MASK_RATE: 7.0: must lie"),
     (True, {"NETWORK__VLBERT__vocab_size": 9}, "key NETWORK.VLBERT.vocab_size: 9"),
     (True, {"NETWORK__WITH_REL_LOSS": True}, "set NETWORK.VLBERT.with_pooler to true"),
     (False, {"NETWORK__WITH_MLM_LOSS": False, "NETWORK__WITH_MVRC_LOSS": False},
@@ -251,6 +257,16 @@ def test_missing_files_are_one_error_with_all_of_them_and_the_embedded_way_out(t
 def test_data_that_do_not_go_with_the_network_are_refused(
         plain, tmp_path, texts, changes, message):
     assert message in refused(plain, tmp_path, texts=texts, **changes)
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_texts_of_no_length_are_refused(plain, tmp_path, length):
+    path = plain.config(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["DATASET"][1]["SEQ_LEN"] = length
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=rf"key DATASET\[1\].SEQ_LEN: {length}: must be positive"):
+        PretrainingSource(load_config(path))
 
 
 EASY = {"DATASET": "easy_vqa_captions", "TRAIN_IMAGE_SET": "pretrain", "VAL_IMAGE_SET": "nominival",

@@ -111,6 +111,24 @@ def test_every_process_of_a_distributed_run_resumes_bit_for_bit(coco, tmp_path):
     assert same_state(tmp_path / "whole" / LAST, tmp_path / "parts" / LAST) > 100
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes two processes on the CPU")
+def test_a_run_goes_on_with_another_number_of_processes_and_is_tested_by_them(coco, tmp_path):
+    """From one process to two that share the same update, and to the end with --do-test."""
+    config = write_config(coco, FINETUNE_STRATEGY="SpotTune_Block", TRAIN__BATCH_IMAGES=3)
+    whole = ("--set", "TRAIN.BATCH_IMAGES=6", "--no-tensorboard")
+    assert main(flags(config, tmp_path / "one", *whole)) == 0
+    assert main(flags(config, tmp_path / "two", *whole, "--max-steps", "2")) == 0
+    done = script("dist_run_single", "2", "vqa/train_end2end.py", str(config),
+                  str(tmp_path / "two"), "--quiet", "--no-plots", "--no-tensorboard", "--resume",
+                  "--do-test")
+    assert done.returncode == 0, done.stderr
+    assert "was saved by 1 processes, these are 2" in done.stdout
+    assert done.stdout.count("8 predictions of") == 1
+    one, both = (result_of(tmp_path / name) for name in ("one", "two"))
+    for key in SAME:
+        assert both[key] == one[key], key
+
+
 def test_a_killed_run_goes_on_from_what_it_saved(coco, tmp_path):
     """kill -9 in the middle of an epoch, then the same command."""
     config = write_config(coco, **DROPOUT, TRAIN__AUTO_RESUME=True)
