@@ -151,7 +151,8 @@ class Adaptive(nn.Module):
     def _global(self, batch: int) -> Tensor:
         if (self.global_decisions < 0).any():
             raise ConfigError("policy evaluation 'global' needs global decisions: none were "
-                              "computed or loaded (evaluate on the training split first)")
+                              "computed or loaded (only BEST of a finished run has them; use "
+                              "--policy-eval argmax for other checkpoints)")
         return self.global_decisions.expand(batch, -1)
 
     def _logits(self, state: State) -> Tensor:

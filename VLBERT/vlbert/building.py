@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -302,12 +303,20 @@ def told_by_no_shape(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_path(name: Path) -> Path:
-    """The file of a checkpoint; the best epoch is BEST, also where PREFIX-best is asked for.
+    """The file of a checkpoint of ours or of the original.
+
+    A run's folder means its BEST, and so does PREFIX-best, the original's name of it; the epoch
+    files PREFIX-0004.model of the original are ours with another ending.
 
     Raises:
         CheckpointError: there is none.
     """
+    if name.is_dir():
+        return resolve_checkpoint(name / "BEST")
+    if name.suffix == ".model" and not name.exists():
+        name = name.with_suffix("")
     best = name.parent / "BEST.safetensors"
-    if not name.exists() and name.with_suffix("").name.endswith("-best") and best.exists():
+    epochs = name.parent.glob(f"{glob.escape(name.name.removesuffix('-best'))}-[0-9]*.safetensors")
+    if not name.exists() and name.name.endswith("-best") and best.exists() and any(epochs):
         return best
     return resolve_checkpoint(name)

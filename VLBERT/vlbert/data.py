@@ -258,9 +258,6 @@ class VQASource:
         remarks = []
         if said := overlap(settings.TRAIN_IMAGE_SET, train, settings.VAL_IMAGE_SET, valid):
             remarks.append(said)
-        if "TRAIN.ASPECT_GROUPING" in self.config.given and train_part.ASPECT_GROUPING:
-            remarks.append("TRAIN.ASPECT_GROUPING true has no effect: batches are drawn at random, "
-                           "and images are padded to the largest of each batch")
         if train_part.FLIP_PROB and self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
             remarks.append(f"TRAIN.FLIP_PROB {train_part.FLIP_PROB} mirrors boxes and words "
                            "of precomputed features, not the features themselves (as published)")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from common.annotations import AnswerVocabulary
 from common.backbones import Exporting
 from common.checkpoint import check_compatible
 from common.datasets import TINY_IMAGES
@@ -42,6 +43,7 @@ def training_questions(run: OpenedRun, data_root: Path | None = None) -> VLBertD
     changes = {} if data_root is None else {"DATASET.DATASET_PATH": str(data_root)}
     config = load_config(run.folder / f"{args.cfg.stem}.yaml", changes)
     source = VQASource(config, run.tokenizer)
+    source.vocabulary = AnswerVocabulary(run.answers)  # the file may be elsewhere now
     data = source.splits(TINY_IMAGES if args.tiny else None, args.questions).train
     check_compatible(run.meta, {"features": data.features.described()}, run.checkpoint)
     expected, found = run.meta["training"]["questions"], question_digest(data)

@@ -24,6 +24,7 @@ from common.tracking import Tracker
 from vlbert.building import Built, build_vqa, size_name
 from vlbert.config import Config
 from vlbert.config_adaptive import AdaptiveSettings, adaptive_settings, policy_remarks
+from vlbert.config_remarks import idle_keys
 from vlbert.data import Splits, VQASource
 from vlbert.data_task import VLBertTask
 from vlbert.options import chosen_gpus, load, planned_epochs, train_parser
@@ -136,7 +137,7 @@ def train(args: argparse.Namespace, config: Config, settings: AdaptiveSettings, 
         tracker.log(runtime.describe())
         with world.main_first():  # which makes or imports features
             splits = source.splits(TINY_IMAGES if args.tiny else None, args.questions)
-        for remark in [*splits.remarks, *policy_remarks(config, settings)]:
+        for remark in [*splits.remarks, *policy_remarks(config, settings), *idle_keys(config)]:
             tracker.log(f"note: {remark}")
         built = build_vqa(config, settings, source.tokenizer, source.vocabulary.answers,
                           splits.train.features.described(), splits.train.transform,

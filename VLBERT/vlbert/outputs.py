@@ -25,6 +25,10 @@ CURVES = "tensorboard_logs"
 # process may: a checkpoint remembers the samples of an update elsewhere.)
 FREE = ("BASE", "GPUS", "LOG_FREQUENT", "VAL_FREQUENT", "CHECKPOINT_FREQUENT", "MODEL_PREFIX",
         "NUM_WORKERS_PER_GPU", "VERSION", "OUTPUT_PATH", "VAL", "TEST")
+# Where files are; digests of questions, answers and vocabulary say whether they are the same.
+FREE_IN_DATASET = ("DATASET_PATH", "ROOT_PATH", "ANSWER_VOCAB_FILE", "TEST_IMAGE_SET", "ZIP_MODE",
+                   "IMPORT_FEATURES", "CACHE_MODE", "IGNORE_DB_CACHE", "TRAIN_ANNOTATION_FILE",
+                   "VAL_ANNOTATION_FILE", "TEST_ANNOTATION_FILE")
 FREE_IN_TRAIN = ("RESUME", "AUTO_RESUME", "BEGIN_EPOCH", "LOSS_LOGGERS", "BATCH_IMAGES")
 
 
@@ -102,6 +106,9 @@ def keep_config(config: Config, folder: Path) -> None:
 
 def lasting(config: Config) -> dict[str, Any]:
     """The keys of a config that a checkpoint remembers and a run that goes on must share."""
-    values = {key: value for key, value in config.to_dict().items() if key not in FREE}
-    return values | {"TRAIN": {key: value for key, value in values["TRAIN"].items()
-                               if key not in FREE_IN_TRAIN}}
+    def without(values: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in free}
+
+    values = without(config.to_dict(), FREE)
+    datasets = [without(part.copy(), FREE_IN_DATASET) for part in config.datasets]
+    return values | {"DATASET": datasets, "TRAIN": without(values["TRAIN"], FREE_IN_TRAIN)}

@@ -22,6 +22,7 @@ from common.tracking import Tracker
 from common.training import EpochRecord, LoopOptions, Trainer
 from vlbert.building import load_start, size_name
 from vlbert.config import Config
+from vlbert.config_remarks import idle_keys
 from vlbert.finetuning import check_training, chosen_precision
 from vlbert.options import chosen_gpus, load, train_parser
 from vlbert.outputs import (
@@ -93,6 +94,8 @@ def pretrain(args: argparse.Namespace, config: Config, gpus: str | None, command
     with open_tracker(args, config, folder, resume, world.main) as tracker:
         tracker.log(command)
         tracker.log(runtime.describe())
+        for remark in idle_keys(config):
+            tracker.log(f"note: {remark}")
         with world.main_first():  # which makes or imports features, and the vocabulary
             tokenizer = source.tokenizer(folder)
             features = source.features().described()

@@ -106,6 +106,9 @@ class VLBertData(VQADataset):
             DataError: No examples, or images without regions, file or size.
         """
         super().__init__(examples, features, vocabulary)
+        for example in self.examples:
+            if not example.question.strip():
+                raise DataError(f"question {example.question_id} is empty: remove it")
         self.tokenizer, self.transform = tokenizer, transform
         self.images, self.sizes = images, sizes
         if images is not None and (missing := images.missing({e.image_id for e in self.examples})):

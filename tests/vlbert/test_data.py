@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.vlbert.coco_files import (
     zip_folder,
 )
 from vlbert.config import HOME, load_config
+from vlbert.config_remarks import idle_keys
 from vlbert.data import Splits, VQASource, overlap
 from vlbert.data_answers import AnswerFile
 from vlbert.data_coco import read_examples, read_sizes
@@ -129,8 +131,12 @@ class AlwaysRed(torch.nn.Module):
 
 
 def test_keys_without_effect_are_said(coco: Path) -> None:
-    (said,) = source(coco, TRAIN__ASPECT_GROUPING=True, TRAIN__FLIP_PROB=0).splits().remarks
-    assert "ASPECT_GROUPING true has no effect" in said
+    changed = source(coco, TRAIN__ASPECT_GROUPING=True, VAL_FREQUENT=3, TRAIN__FLIP_PROB=0)
+    assert not changed.splits().remarks
+    first, second = idle_keys(changed.config)
+    assert first == "VAL_FREQUENT 3 has no effect"
+    assert second.startswith("TRAIN.ASPECT_GROUPING true has no effect")
+    assert not idle_keys(source(coco).config)
     (said,) = source(coco).splits().remarks
     assert "mirrors boxes and words of precomputed features" in said
 
@@ -355,3 +361,11 @@ def test_embedded_data_is_read_by_the_same_class(
         pytest.approx((width - 1) * factor) for width, factor in
         zip((batch.im_info[:, 0] / batch.im_info[:, 2]).tolist(), batch.im_info[:, 2].tolist())]
     assert not splits.remarks
+
+
+def test_an_empty_question_is_refused_before_training(coco: Path) -> None:
+    found = source(coco)
+    examples = found.examples("train2014")
+    examples[1] = replace(examples[1], question=" ")
+    with pytest.raises(DataError, match=f"question {examples[1].question_id} is empty"):
+        found.data(examples)

@@ -14,7 +14,9 @@ from tests.vlbert.coco_files import ANSWERS
 from tests.vlbert.runs import FOLDER, HOME, TESTED, VAL, flags, result_of, write_config
 
 from common.checkpoint import load_checkpoint, load_meta
+from common.errors import CheckpointError
 from common.weights import load_weights
+from vlbert.building import checkpoint_path
 from vlbert.config import load_config
 from vlbert.config_adaptive import adaptive_settings
 from vlbert.finetuning import main
@@ -97,6 +99,17 @@ def test_test_splits_give_a_file_that_evalai_takes(spottune, config, tmp_path, s
     for row in rows:
         assert row.keys() == {"question_id", "answer"}
         assert row["question_id"] // 10 in TESTED and row["answer"] in ANSWERS
+
+
+@pytest.mark.parametrize("named", [".", "{prefix}-0001.model", "{prefix}-best.model"])
+def test_a_checkpoint_may_be_named_as_the_original_does(spottune, config, tmp_path, named):
+    name = spottune / FOLDER / named.format(prefix=load_config(config).MODEL_PREFIX)
+    assert checkpoint_path(name).suffix == ".safetensors"
+
+
+def test_another_name_is_not_taken_for_the_best_epoch(spottune):
+    with pytest.raises(CheckpointError, match="nobody-best"):
+        checkpoint_path(spottune / FOLDER / "nobody-best.model")
 
 
 def test_the_whole_checkpoint_is_used_for_testing(spottune, config, tmp_path):

@@ -54,8 +54,9 @@ def test_without_auto_resume_a_used_folder_is_refused(coco, tmp_path, capsys):
     assert "--resume" in refused(capsys, flags(config, tmp_path))
     shown = refused(capsys, flags(config, tmp_path, "--resume", "--set", "TRAIN.LR=0.5"))
     assert "LR is 0.001 in the file, this run has 0.5" in shown
-    # What changes no result may differ.
+    # What changes no result may differ; where files are is such a thing.
     assert main(flags(config, tmp_path, "--resume", "--set", "LOG_FREQUENT=7",
+                      f"DATASET.DATASET_PATH={coco}/../{coco.name}",
                       "VAL.BATCH_IMAGES=3", "--no-tensorboard")) == 0
     assert main(flags(config, tmp_path, "--overwrite", "--no-tensorboard")) == 0
 
