@@ -41,7 +41,7 @@ launch = $(if $(filter-out 1,$(NPROC)),dist_run_single.sh $(NPROC),nondist_run.s
 gpus = $(if $(filter-out 1,$(NPROC)),,--gpus $(GPU))
 
 # One config for each row of the published tables.
-rows := pretrained_frozen last_2 frozen_1_2 standard spottune_block spottune base_2_layers \
+rows := pretrained_frozen last_2 frozen_2_3 standard spottune_block spottune base_2_layers \
         blockdrop blockdrop_constrain_k2 blockdrop_constrain_k2_global
 table := output/vl-bert/easy_vqa/table
 SEEDS ?= 12345 12346 12347

@@ -64,6 +64,11 @@ class Config:
         return PRETRAINING in self.values["MODULE"]
 
     @property
+    def seed(self) -> int:
+        """RNG_SEED; 0 where the config gives none."""
+        return max(0, self.values["RNG_SEED"])
+
+    @property
     def datasets(self) -> tuple[Section, ...]:
         """The sections DATASET: several in pretraining, else one."""
         found = self.values["DATASET"]

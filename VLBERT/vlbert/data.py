@@ -187,7 +187,7 @@ class VQASource:
         network = self.config.NETWORK
         return Transform(self.config.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS,
                          self.settings.ADD_IMAGE_AS_A_BOX, self.config.values[part].FLIP_PROB,
-                         self.seed)
+                         self.config.seed)
 
     def data(self, examples: Sequence[Example], part: str = "TEST") -> VLBertData:
         """Questions with everything that belongs to them.
@@ -233,14 +233,9 @@ class VQASource:
             if not 0 < questions <= len(kept):
                 raise ConfigError(f"--questions {questions}: there are {len(kept)} training "
                                   f"questions in {settings.TRAIN_IMAGE_SET} of {self.name}")
-            kept = random.Random(self.seed).sample(kept, questions)
+            kept = random.Random(self.config.seed).sample(kept, questions)
         return Splits(self.data(kept, "TRAIN"), self.data(heldout, "VAL"), self.data(valid, "VAL"),
                       remarks, planned)
-
-    @property
-    def seed(self) -> int:
-        """RNG_SEED; 0 where the config gives none."""
-        return max(0, self.config.RNG_SEED)
 
     def _check_training_set(self) -> None:
         sets, reported_only = self.settings.TRAIN_IMAGE_SET, NOT_TRAINED_ON.get(self.name, ())

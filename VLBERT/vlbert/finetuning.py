@@ -11,34 +11,30 @@ from typing import Any
 
 from common.adapt import adaptive_part
 from common.datasets import TINY_IMAGES
-from common.distributed import World, one_voice, start_world
+from common.distributed import World, one_voice
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.finetune import Optimizers, Recipe, Run, finetune
 from common.opened_run import save_answers
 from common.options import check_options, command_line
 from common.processes import start_processes, wanted_processes
-from common.run_folder import check_unused
-from common.runtime import Runtime, make_runtime, seed_everything, set_threads
+from common.runtime import Runtime, seed_everything
 from common.tracking import Tracker
 from vlbert.building import Built, build_vqa, size_name
 from vlbert.config import Config
 from vlbert.config_adaptive import AdaptiveSettings, adaptive_settings, policy_remarks
-from vlbert.config_remarks import idle_keys
 from vlbert.data import Splits, VQASource
 from vlbert.data_task import VLBertTask
 from vlbert.options import chosen_gpus, load, planned_epochs, train_parser
 from vlbert.outputs import (
     keep_config,
     lasting,
-    open_tracker,
-    output_folder,
     run_name,
     snapshot_names,
-    wants_resume,
 )
 from vlbert.recipe import Length, make_main_optimizer, make_policy_optimizer
 from vlbert.sizes import ENCODER_SIZES, HOME
+from vlbert.starting import started
 
 SCRIPT = "vqa/train_end2end.py"
 # Flags without a meaning where nothing is decided.
@@ -123,33 +119,20 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
 def train(args: argparse.Namespace, config: Config, settings: AdaptiveSettings, gpus: str | None,
           command: str) -> dict[str, Any]:
     """Finetune; returns the content of result.json, nothing where --max-steps ended the run."""
-    folder = output_folder(args, config)
-    resume = wants_resume(args, config, folder)
-    if not resume:
-        check_unused(folder, args.overwrite)
-    world = start_world()
-    runtime = make_runtime(gpus, chosen_precision(args, config), world)
-    source = VQASource(config, quiet=args.quiet or not world.main)
-    seed_everything(source.seed)
-    set_threads(args.threads, size_name(config) == "small", world.local_size)
-    with open_tracker(args, config, folder, resume, world.main) as tracker:
-        tracker.log(command)
-        tracker.log(runtime.describe())
+    source = VQASource(config)  # refuses wrong keys before anything is written
+    with started(args, config, gpus, command) as run:
+        world, tracker = run.runtime.world, run.tracker
+        source.quiet = args.quiet or not world.main
         with world.main_first():  # which makes or imports features
             splits = source.splits(TINY_IMAGES if args.tiny else None, args.questions)
-        for remark in [*splits.remarks, *policy_remarks(config, settings), *idle_keys(config)]:
+        for remark in [*splits.remarks, *policy_remarks(config, settings)]:
             tracker.log(f"note: {remark}")
         built = build_vqa(config, settings, source.tokenizer, source.vocabulary.answers,
                           splits.train.features.described(), splits.train.transform,
                           say=tracker.log)
-        seed_everything((source.seed + world.rank) % 2**32)  # dropout differs between processes
-        parts = Parts(args, config, source, splits, built, runtime, tracker, folder)
-        return finetune(make_run(parts, resume, command))
-
-
-def chosen_precision(args: argparse.Namespace, config: Config) -> str:
-    """--precision, else TRAIN.FP16."""
-    return args.precision or ("fp16" if config.TRAIN.FP16 else "fp32")
+        seed_everything((config.seed + world.rank) % 2**32)  # dropout differs between processes
+        parts = Parts(args, config, source, splits, built, run.runtime, tracker, run.folder)
+        return finetune(make_run(parts, run.resume, command))
 
 
 @dataclass
@@ -184,10 +167,10 @@ def make_run(parts: Parts, resume: bool, command: str) -> Run:
                 "epoch is that of the held-out questions")
     built.model.to(parts.runtime.device)
     task = VLBertTask(splits.train, splits.heldout, parts.runtime, recipe.eval_batch_size,
-                      parts.source.seed, progress=not args.quiet)
+                      config.seed, progress=not args.quiet)
     identity = {"backbone": "vlbert", "task": "vqa", "dataset": parts.source.name,
                 "strategy": built.strategy.name, "policy": built.policy, "size": built.size,
-                "seed": parts.source.seed, "name": run_name(args, config),
+                "seed": config.seed, "name": run_name(args, config),
                 "variant": odd_layers(config)}
 
     def keep() -> None:
@@ -252,7 +235,7 @@ def run_options(parts: Parts, resume: bool) -> argparse.Namespace:
     config, settings = parts.config, parts.built.settings
     budget = settings.budget
     return argparse.Namespace(**vars(parts.args) | {
-        "resume": resume, "seed": parts.source.seed, "holdout": config.HOLDOUT,
+        "resume": resume, "seed": config.seed, "holdout": config.HOLDOUT,
         "workers": config.NUM_WORKERS_PER_GPU, "accumulate": config.TRAIN.GRAD_ACCUMULATE_STEPS,
         "policy_clip": max(0.0, config.POLICY.CLIP_GRAD_NORM),
         "policy_init": settings.initial_share, "policy_eval": settings.options.policy_eval,

@@ -9,36 +9,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.distributed import one_voice, start_world
+from common.distributed import one_voice
 from common.errors import ConfigError
 from common.files import text_digest, write_bytes, write_json
 from common.options import check_options, command_line
 from common.pretraining import export_half, pretraining_result
 from common.processes import start_processes, wanted_processes
-from common.run_folder import check_unused
-from common.runtime import make_runtime, seed_everything, set_threads
+from common.runtime import seed_everything
 from common.text import Tokenizer
 from common.tracking import Tracker
 from common.training import EpochRecord, LoopOptions, Trainer
 from vlbert.building import load_start, size_name
 from vlbert.config import Config
-from vlbert.config_remarks import idle_keys
-from vlbert.finetuning import check_training, chosen_precision
+from vlbert.finetuning import check_training
 from vlbert.options import chosen_gpus, load, train_parser
 from vlbert.outputs import (
     keep_config,
     lasting,
-    open_tracker,
-    output_folder,
     run_name,
     snapshot_names,
-    wants_resume,
 )
 from vlbert.pretraining_data import PretrainingSource
 from vlbert.pretraining_network import ResNetVLBERTForPretraining
 from vlbert.pretraining_task import ACCURACIES, PretrainingTask
 from vlbert.recipe import Length, make_main_optimizer
 from vlbert.sizes import HOME, PretrainingConfig
+from vlbert.starting import started
 
 SCRIPT = "pretrain/train_end2end.py"
 
@@ -82,20 +78,11 @@ def pretrain_parser() -> argparse.ArgumentParser:
 def pretrain(args: argparse.Namespace, config: Config, gpus: str | None, command: str) -> None:
     """Pretrain and save checkpoints under the original's names."""
     start = time.perf_counter()
-    folder = output_folder(args, config)
-    resume = wants_resume(args, config, folder)
-    if not resume:
-        check_unused(folder, args.overwrite)
-    world = start_world()
-    runtime = make_runtime(gpus, chosen_precision(args, config), world)
-    source = PretrainingSource(config, quiet=args.quiet or not world.main)
-    seed_everything(source.seed)
-    set_threads(args.threads, size_name(config) == "small", world.local_size)
-    with open_tracker(args, config, folder, resume, world.main) as tracker:
-        tracker.log(command)
-        tracker.log(runtime.describe())
-        for remark in idle_keys(config):
-            tracker.log(f"note: {remark}")
+    source = PretrainingSource(config)  # refuses wrong keys before anything is written
+    with started(args, config, gpus, command) as begun:
+        folder, runtime, tracker = begun.folder, begun.runtime, begun.tracker
+        world = runtime.world
+        source.quiet = args.quiet or not world.main
         with world.main_first():  # which makes or imports features, and the vocabulary
             tokenizer = source.tokenizer(folder)
             features = source.features().described()
@@ -107,8 +94,8 @@ def pretrain(args: argparse.Namespace, config: Config, gpus: str | None, command
                     + ("" if texts is None else f"; {len(texts.corpus)} sentences of text"))
         model = ResNetVLBERTForPretraining(sizes)
         load_start(model, config, tokenizer, (), tracker.log)
-        seed_everything((source.seed + world.rank) % 2**32)  # dropout differs between processes
-        task = PretrainingTask(data, sizes, runtime, source.seed, source.heldout_batch[0],
+        seed_everything((config.seed + world.rank) % 2**32)  # dropout differs between processes
+        task = PretrainingTask(data, sizes, runtime, config.seed, source.heldout_batch[0],
                                config.NUM_WORKERS_PER_GPU, not args.quiet)
         meta = {"backbone": "vlbert", "task": "pretraining", "dataset": source.name,
                 "size": size_name(config), "config": sizes.to_dict(), "features": features,
@@ -117,7 +104,7 @@ def pretrain(args: argparse.Namespace, config: Config, gpus: str | None, command
                 "keys": lasting(config)}
         trainer = make_trainer(args, config, task, model.to(runtime.device), source, folder, meta,
                                tracker)
-        run(args, config, trainer, tokenizer, resume, command, start)
+        run(args, config, trainer, tokenizer, begun.resume, command, start)
 
 
 def network_sizes(config: Config, multitask: bool, width: int) -> PretrainingConfig:
@@ -146,7 +133,7 @@ def make_trainer(args: argparse.Namespace, config: Config, task: PretrainingTask
     length = Length(steps, train.END_EPOCH, steps, train.END_EPOCH)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = make_main_optimizer(config, named, length, size)
-    loop = LoopOptions(train.END_EPOCH, batch, seed=source.seed,
+    loop = LoopOptions(train.END_EPOCH, batch, seed=config.seed,
                        clip=max(0.0, train.CLIP_GRAD_NORM),
                        accumulate=train.GRAD_ACCUMULATE_STEPS,
                        workers=config.NUM_WORKERS_PER_GPU, log_every=config.LOG_FREQUENT,
@@ -156,7 +143,7 @@ def make_trainer(args: argparse.Namespace, config: Config, task: PretrainingTask
                 "texts per update": source.train_batch[1] * batch // source.train_batch[0],
                 "optim": train.OPTIMIZER, "lr": config.effective_lr(size),
                 "warmup": length.warmup(config, "TRAIN"), "weight_decay": train.WD,
-                "clip": loop.clip, "accumulate": loop.accumulate, "seed": source.seed}
+                "clip": loop.clip, "accumulate": loop.accumulate, "seed": config.seed}
     tracker.log(f"{batch} captions per update, learning rate {training['lr']:g}, {length.total} "
                 "updates")
     return Trainer(model, task, optimizer, None, task.runtime, loop, folder, tracker,

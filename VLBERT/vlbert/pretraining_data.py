@@ -137,11 +137,6 @@ class PretrainingSource:
         return self.name == EMBEDDED
 
     @property
-    def seed(self) -> int:
-        """RNG_SEED; 0 where the config gives none."""
-        return max(0, self.config.RNG_SEED)
-
-    @property
     def folder(self) -> Path:
         return locate(self.settings.DATASET_PATH)
 
@@ -279,7 +274,7 @@ class PretrainingSource:
         network, batch = self.config.NETWORK, self._batch(section)
         transform = Transform(self.config.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS,
                               self.settings.ADD_IMAGE_AS_A_BOX,
-                              self.config.values[section].FLIP_PROB, self.seed)
+                              self.config.values[section].FLIP_PROB, self.config.seed)
         pairs = self.embedded and self.settings.REGION_CLASSES == "object_attribute"
         samples = CaptionSamples(captions, features, tokenizer, transform, config, self.rates,
                                  images, ATTRIBUTE_CLASSES if pairs else 1)

@@ -21,6 +21,7 @@ from vlbert.data_task import VLBertTask
 from vlbert.options import add_config_options, chosen_gpus, load, read_changes
 from vlbert.outputs import output_folder
 from vlbert.sizes import HOME
+from vlbert.starting import chosen_precision
 
 SCRIPT = "vqa/test.py"
 
@@ -102,7 +103,7 @@ def with_strategy(args: argparse.Namespace, config: Config) -> Config:
 def test_after_training(args: argparse.Namespace, config: Config) -> None:
     """`--do-test`: predict TEST_IMAGE_SET with the best epoch of the run that just ended."""
     values = dict.fromkeys(("ckpt", "split", "bs", "result_path", "result_name"))
-    precision = args.precision or ("fp16" if config.TRAIN.FP16 else "fp32")
+    precision = chosen_precision(args, config)
     predict(argparse.Namespace(**vars(args) | values | {"precision": precision}), config,
             chosen_gpus(args, config))
 
@@ -129,7 +130,7 @@ def predict(args: argparse.Namespace, config: Config, gpus: str | None) -> Path:
     world = start_world()
     runtime = make_runtime(gpus, args.precision, world)
     source = VQASource(config, quiet=args.quiet or not world.main)
-    seed_everything(source.seed)
+    seed_everything(config.seed)
     set_threads(args.threads, size_name(config) == "small", world.local_size)
 
     def say(line: str) -> None:
@@ -142,7 +143,7 @@ def predict(args: argparse.Namespace, config: Config, gpus: str | None) -> Path:
     built = build_vqa(config, settings, source.tokenizer, source.vocabulary.answers,
                       data.features.described(), data.transform, path, say)
     built.model.to(runtime.device)
-    task = VLBertTask(data, data, runtime, args.bs or config.TEST.BATCH_IMAGES, source.seed,
+    task = VLBertTask(data, data, runtime, args.bs or config.TEST.BATCH_IMAGES, config.seed,
                       progress=not args.quiet)
     found = task.evaluate(built.model, data, sets)
     folder = args.result_path or output_folder(args, config)
