@@ -25,8 +25,8 @@ VARIABLES = ("STRATEGY", "NAME", "DATASET", "CFG", "NPROC", "GPU", "ARGS", "QUIC
 
 def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    return subprocess.run(["make", "--no-print-directory", "-n", *arguments], cwd=ROOT, capture_output=True, text=True,
-                          env=environment, check=False)
+    return subprocess.run(["make", "--no-print-directory", "-n", *arguments], cwd=ROOT,
+                          capture_output=True, text=True, env=environment, check=False)
 
 
 def words(*arguments: str) -> list[str]:

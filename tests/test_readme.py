@@ -63,7 +63,8 @@ def help_of(*words: str) -> str:
 def test_every_module_command_parses(name, command):
     words = shlex.split(command.split("#")[0])
     shown = help_of(words[2])
-    sub = words[3] if len(words) > 3 and not words[3].startswith(("-", "LXMERT", "VLBERT")) else None
+    paths = ("-", "LXMERT", "VLBERT")
+    sub = words[3] if len(words) > 3 and not words[3].startswith(paths) else None
     if sub is not None:
         assert sub in shown, f"{sub} is not in the help of {words[2]}"
         shown = help_of(words[2], sub)

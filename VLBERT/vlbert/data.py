@@ -18,9 +18,20 @@ from common.annotations import AnswerVocabulary, Example
 from common.errors import ConfigError, DataError
 from common.feature_sources import FeatureSources
 from common.text import Tokenizer, has_vocabulary
+from common.weights import SUFFIXES
 from vlbert.config import Config, Section, locate
 from vlbert.data_answers import AnswerFile
-from vlbert.data_coco import COCO, NOT_TRAINED_ON, SETS, check_files, read_examples, split_sets
+from vlbert.data_coco import (
+    COCO,
+    FEATURES,
+    NOT_TRAINED_ON,
+    SETS,
+    WEIGHTS,
+    check_files,
+    find_set,
+    read_examples,
+    split_sets,
+)
 from vlbert.data_features import open_features
 from vlbert.images import ImageFiles, part_of
 from vlbert.vqa_dataset import Size, Transform, VLBertData
@@ -201,6 +212,31 @@ class VQASource:
         """
         return VLBertData(examples, self.features(examples), self.vocabulary, self.tokenizer,
                           self.transform(part), self.images(examples), self.sizes(examples))
+
+    def check_files(self) -> None:
+        """Make sure that the files which training begins with are there; names all that are not.
+
+        These are questions, annotations, answers, vocabulary and pretrained weights. Features and
+        images are looked for when it is known which ones are needed.
+
+        Raises:
+            ConfigError: An unknown image set.
+            DataError: Some files are missing.
+        """
+        if self.name in EMBEDDED:
+            return
+        settings, network = self.settings, self.config.NETWORK
+        sets = [find_set(self.name, name) for key in ("TRAIN_IMAGE_SET", "VAL_IMAGE_SET")
+                for name in split_sets(settings[key])]
+        wanted = dict.fromkeys(path for found in sets for path in (found.questions,
+                                                                   found.annotations) if path)
+        more = [(locate(settings.ANSWER_VOCAB_FILE), FEATURES)]
+        bert, start = locate(network.BERT_MODEL_NAME), locate(network.PARTIAL_PRETRAIN)
+        if network.BERT_MODEL_NAME and not has_vocabulary(bert):
+            more.append((bert / "vocab.txt", "BERT (bert-base-uncased or bert-large-uncased)"))
+        if start.suffix in SUFFIXES:
+            more.append((start, WEIGHTS))
+        check_files(self.folder, wanted, more if settings.ANSWER_VOCAB_FILE else more[1:])
 
     def splits(self, images: int | None = None, questions: int | None = None) -> Splits:
         """Training, held-out and reported questions; what is held out is not trained on.

@@ -20,6 +20,7 @@ VQA_V2 = "https://visualqa.org/download.html"
 VQA_CP = "https://computing.ece.vt.edu/~aish/vqacp"
 COCO_SITE = "https://cocodataset.org/#download"
 FEATURES = "https://github.com/jackroos/VL-BERT (data/PREPARE_DATA.md)"
+WEIGHTS = "https://github.com/jackroos/VL-BERT (released models)"
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,26 @@ def find_set(dataset: str, name: str) -> ImageSet:
     return SETS[dataset][name]
 
 
-def check_files(folder: Path, wanted: Iterable[str]) -> None:
+def check_files(folder: Path, wanted: Iterable[str], more: Iterable[tuple[Path, str]] = ()
+                ) -> None:
     """Make sure that files are there.
+
+    Args:
+        folder: DATASET_PATH.
+        wanted: Paths in it.
+        more: Other files, each with where it comes from.
 
     Raises:
         DataError: Some are not; all of them are listed with where they come from.
     """
-    missing = [path for path in wanted if not (folder / path).is_file()]
+    missing = [(folder / path, _source(path)) for path in wanted if not (folder / path).is_file()]
+    missing += [(path, origin) for path, origin in more if not path.is_file()]
     if missing:
-        lines = "\n".join(f"  {folder / path}  from {_source(path)}" for path in missing)
+        lines = "\n".join(f"  {path}  from {origin}" for path, origin in missing)
         raise DataError(f"{len(missing)} files are missing:\n{lines}\nfetch them, or use the "
-                        "embedded data: a config in cfgs/easy_vqa/")
+                        "embedded data: a config in cfgs/easy_vqa/, for instance "
+                        "./scripts/nondist_run.sh vqa/train_end2end.py cfgs/easy_vqa/base.yaml "
+                        "output")
 
 
 def _source(path: str) -> str:

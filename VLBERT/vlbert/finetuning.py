@@ -119,7 +119,8 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
 def train(args: argparse.Namespace, config: Config, settings: AdaptiveSettings, gpus: str | None,
           command: str) -> dict[str, Any]:
     """Finetune; returns the content of result.json, nothing where --max-steps ended the run."""
-    source = VQASource(config)  # refuses wrong keys before anything is written
+    source = VQASource(config)
+    source.check_files()  # before anything is written
     with started(args, config, gpus, command) as run:
         world, tracker = run.runtime.world, run.tracker
         source.quiet = args.quiet or not world.main

@@ -80,7 +80,11 @@ def test_missing_vqa_files_point_to_the_embedded_data(tmp_path, capsys):
     shown = refused(capsys, ["--cfg", str(HOME / "cfgs/vqa/standard.yaml"), "--model-dir",
                              str(tmp_path), "--gpus", "cpu",
                              "--set", f"DATASET.DATASET_PATH={tmp_path}"])
-    assert "v2_OpenEnded_mscoco_train2014_questions.json" in shown and "cfgs/easy_vqa/" in shown
+    for name in ("v2_OpenEnded_mscoco_train2014_questions.json", "answers_vqa.txt",
+                 "v2_mscoco_val2014_annotations.json", "bert-base-uncased/vocab.txt",
+                 "vl-bert-base-prec.model"):
+        assert shown.count(f"{name}  from ") == 1, name
+    assert "scripts/nondist_run.sh vqa/train_end2end.py cfgs/easy_vqa/base.yaml" in shown
 
 
 def test_a_config_that_is_not_there_lists_those_that_are(tmp_path, capsys):
