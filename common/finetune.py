@@ -21,7 +21,8 @@ from common.adaptive import Adaptive
 from common.backbones import find_encoder
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import ConfigError
-from common.files import text_digest, write_json
+from common.files import write_json
+from common.opened_run import question_digest
 from common.optim import OptimizerWithSchedule, make_optimizer
 from common.options import loop_options
 from common.plots import (
@@ -149,12 +150,6 @@ def training_settings(run: Run, options: LoopOptions) -> dict[str, Any]:
             "questions": question_digest(run.task.train),
             "held_out_questions": question_digest(run.task.heldout), "adaptive": adaptive,
             **{key: value for key, value in settings.items() if key not in free}}
-
-
-def question_digest(data: VQADataset) -> dict[str, Any]:
-    """Number of questions and a checksum of their ids in order."""
-    ids = ",".join(str(example.question_id) for example in data.examples)
-    return {"count": len(data), "sha256": text_digest(ids)}
 
 
 def finetune(run: Run) -> dict[str, Any]:

@@ -9,8 +9,10 @@ Everything comes from the run's folder, so that no data set has to be at hand; o
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from common.files import read_json, text_digest, write_json
 from common.run_folder import SnapshotNames
 from common.strategies import Strategy, find_strategy
 from common.text import Tokenizer
-from common.vqa_data import VQABatch
+from common.vqa_data import VQABatch, VQADataset
 
 ANSWERS = "answers.json"
 
@@ -133,6 +135,47 @@ def save_answers(folder: Path, answers: list[str]) -> None:
 def answer_digest(answers: list[str]) -> dict[str, Any]:
     """Number and checksum of answers, for a checkpoint to remember."""
     return {"count": len(answers), "sha256": text_digest("\n".join(answers))}
+
+
+def question_digest(data: VQADataset) -> dict[str, Any]:
+    """Number of questions and a checksum of their ids in order."""
+    ids = ",".join(str(example.question_id) for example in data.examples)
+    return {"count": len(data), "sha256": text_digest(ids)}
+
+
+def run_arguments(run: OpenedRun, parse: Callable[[Sequence[str]], argparse.Namespace]
+                  ) -> argparse.Namespace:
+    """The command line of a finished run, parsed again by its backbone's parser.
+
+    Raises:
+        DataError: the run has no result yet, or this version does not understand its command.
+    """
+    if run.result is None:
+        raise DataError(f"{run.folder} has no result.json, so its training questions are not "
+                        "known: finish the run (the same command with --resume)")
+    try:
+        return parse(shlex.split(run.result["command"])[2:])
+    except SystemExit:
+        raise DataError(f"{run.folder / 'result.json'}: its command is not understood by this "
+                        f"version: {run.result['command']}") from None
+
+
+def check_training_questions(run: OpenedRun, data: VQADataset, folder: Path) -> None:
+    """Make sure that questions found again are those that a run was finetuned on.
+
+    Args:
+        run: the run.
+        data: the questions.
+        folder: where they are from, for the message.
+
+    Raises:
+        DataError: they are others.
+    """
+    expected, found = run.meta["training"]["questions"], question_digest(data)
+    if found != expected:
+        raise DataError(f"{folder}: {found['count']} training questions were found, which "
+                        f"are not the {expected['count']} that {run.folder} was finetuned on; give "
+                        "the folder of the data that it was finetuned on with --data")
 
 
 def find_answers(folder: Path, meta: dict[str, Any], data_root: Path | None = None) -> list[str]:

@@ -158,10 +158,9 @@ def flags(config: Config, settings: AdaptiveSettings, policy_encoder: EncoderCon
 
 def adapt_network(model: ResNetVLBERT, settings: AdaptiveSettings) -> None:
     """Give the network its strategy."""
-    frozen = settings.frozen_layers
     adapt(model, settings.strategy.name, settings.policy,
           trainable_layers=settings.trainable_layers,
-          frozen_layers=frozen and ",".join(map(str, frozen)),
+          frozen_layers=settings.frozen_layers,
           initial_share=settings.initial_share, options=settings.options)
 
 

@@ -260,11 +260,13 @@ class VQASource:
                                   "questions without answers: it can be tested, not trained or "
                                   "validated on")
         remarks = self._remarks(train, valid)
-        planned = len(tables.split_holdout(everything, self.config.HOLDOUT)[0])
+        kept, heldout = tables.split_holdout(everything, self.config.HOLDOUT)
+        planned = len(kept)
         if images is not None:
             train = tables.subset_by_images(train, images)
             valid = tables.subset_by_images(valid, images)
-        kept, heldout = tables.split_holdout(train, self.config.HOLDOUT)
+        if len(train) < len(everything):
+            kept, heldout = tables.split_holdout(train, self.config.HOLDOUT)
         if questions is not None:
             if not 0 < questions <= len(kept):
                 raise ConfigError(f"--questions {questions}: there are {len(kept)} training "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from common.annotations import AnswerVocabulary
 from common.backbones import Exporting
 from common.checkpoint import check_compatible
 from common.datasets import TINY_IMAGES
-from common.errors import ConfigError, DataError
-from common.opened_run import OpenedRun
+from common.errors import ConfigError
+from common.opened_run import OpenedRun, check_training_questions, run_arguments
 from vlbert.config import load_config
 from vlbert.data import VQASource
 from vlbert.vqa_dataset import VLBertData
@@ -30,27 +29,15 @@ def training_questions(run: OpenedRun, data_root: Path | None = None) -> VLBertD
         DataError: the run has no result yet, or these are not the questions that it was
             finetuned on.
     """
-    from common.finetune import question_digest  # with its plots, which are slow to import
-    from vlbert.options import train_parser
-    if run.result is None:
-        raise DataError(f"{run.folder} has no result.json, so its training questions are not "
-                        "known: finish the run (the same command with --resume)")
-    try:
-        args = train_parser("", None).parse_args(shlex.split(run.result["command"])[2:])
-    except SystemExit:
-        raise DataError(f"{run.folder / 'result.json'}: its command is not understood by this "
-                        f"version: {run.result['command']}") from None
+    from vlbert.options import train_parser  # slow to import
+    args = run_arguments(run, train_parser("", None).parse_args)
     changes = {} if data_root is None else {"DATASET.DATASET_PATH": str(data_root)}
     config = load_config(run.folder / f"{args.cfg.stem}.yaml", changes)
     source = VQASource(config, run.tokenizer)
     source.vocabulary = AnswerVocabulary(run.answers)  # the file may be elsewhere now
     data = source.splits(TINY_IMAGES if args.tiny else None, args.questions).train
     check_compatible(run.meta, {"features": data.features.described()}, run.checkpoint)
-    expected, found = run.meta["training"]["questions"], question_digest(data)
-    if found != expected:
-        raise DataError(f"{source.folder}: {found['count']} training questions were found, which "
-                        f"are not the {expected['count']} that {run.folder} was finetuned on; give "
-                        "the folder of the data that it was finetuned on with --data")
+    check_training_questions(run, data, source.folder)
     return data
 
 

@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return start_processes(processes, [str(HOME / SCRIPT), *words, "--gpus", gpus])
         result = train(args, config, settings, gpus, command_line(f"python {SCRIPT}", words))
         if args.do_test and result:  # which is empty where --max-steps ended the run
-            from vlbert.testing import test_after_training
-            test_after_training(args, config)
+            from vlbert.testing import predict_after_training
+            predict_after_training(args, config)
         return 0
 
     return one_voice(run)

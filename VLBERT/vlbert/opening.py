@@ -41,9 +41,8 @@ def open_run(checkpoint: Path, meta: dict[str, Any]) -> OpenedModel:
     if flags["policy_encoder"] is not None:
         model.policy_encoder = EncoderConfig(**flags["policy_encoder"])
     strategy = find_strategy(flags["strategy"])[0]
-    frozen = flags["frozen_layers"]
     adapt(model, strategy.name, flags["policy"], trainable_layers=flags["trainable_layers"],
-          frozen_layers=frozen and ",".join(map(str, frozen)),
+          frozen_layers=flags["frozen_layers"],
           options=AdaptiveOptions(policy_eval=flags["policy_eval"]))
     load_into(model, load_weights(checkpoint), what=str(checkpoint))
     transform = Transform(scales=tuple(meta["transform"]["scales"]),

@@ -100,7 +100,7 @@ def with_strategy(args: argparse.Namespace, config: Config) -> Config:
     return load(args)
 
 
-def test_after_training(args: argparse.Namespace, config: Config) -> None:
+def predict_after_training(args: argparse.Namespace, config: Config) -> None:
     """`--do-test`: predict TEST_IMAGE_SET with the best epoch of the run that just ended."""
     values = dict.fromkeys(("ckpt", "split", "bs", "result_path", "result_name"))
     precision = chosen_precision(args, config)

@@ -141,7 +141,7 @@ class VLBertData(VQADataset):
             boxes=self._boxes(regions, sizes, info, torch.tensor(flips)),
             im_info=info,
             question=self._questions(chosen, flips),
-            target=self._flipped_targets(chosen, flips),
+            target=self._flipped_targets(indices, flips),
         )
 
     def _is_flipped(self, example: Example, epoch: int | None) -> bool:
@@ -178,17 +178,15 @@ class VLBertData(VQADataset):
         named = [(f"question {e.question_id} ({e.question!r})", e.question) for e in examples]
         return question_pieces(self.tokenizer, named, flips)
 
-    def _flipped_targets(self, examples: Sequence[Example], flips: Sequence[bool]
-                         ) -> Tensor | None:
+    def _flipped_targets(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor | None:
         """(B, A) soft scores; None if no example of the batch has answers."""
-        if all(example.answers is None for example in examples):
-            return None
-        target = torch.zeros(len(examples), len(self.vocabulary))
-        for row, example, flip in zip(target, examples, flips):
-            if flip and example.answers:
-                example = replace(example, answers=mirror_answers(example.answers))
-            for label, value in self.vocabulary.encode(example).items():
-                row[label] = value
+        target = self._targets(indices)
+        for row, (i, flip) in enumerate(zip(indices, flips, strict=True)):
+            if flip and (answers := self.examples[i].answers):
+                mirrored = replace(self.examples[i], answers=mirror_answers(answers))
+                target[row] = 0.0
+                for label, value in self.vocabulary.encode(mirrored).items():
+                    target[row, label] = value
         return target
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ from torch import nn
 
 from common.backbones import Exporting
 from common.checkpoint import check_compatible
-from common.errors import DataError
-from common.opened_run import OpenedRun
+from common.opened_run import OpenedRun, check_training_questions, run_arguments
 from common.vqa_data import VQADataset, open_features, resolve_dataset
 from common.weights import load_into
 from lxrt.config import HOME, LxmertConfig
@@ -32,32 +29,16 @@ def training_questions(run: OpenedRun, data_root: Path | None = None) -> VQAData
         DataError: the run has no result yet, or these are not the questions that it was
             finetuned on.
     """
-    from common.finetune import question_digest  # with its plots, which are slow to import
+    from lxrt.options import parse, vqa_parser  # slow to import
     from lxrt.vqa import training_examples
-    args = _command(run)
+    args = run_arguments(run, lambda words: parse(vqa_parser(), words))
     dataset = resolve_dataset(run.dataset, data_root=data_root or _from_home(args.data))
     args.train, args.valid = dataset.choose_splits(args.train, args.valid)
     features = open_features(dataset, args.train, skip_bad=args.skip_bad)
     check_compatible(run.meta, {"features": features.described()}, run.checkpoint)
     data = VQADataset(training_examples(args, dataset)[0], features, dataset.vocabulary())
-    expected, found = run.meta["training"]["questions"], question_digest(data)
-    if found != expected:
-        raise DataError(f"{dataset.folder}: {found['count']} training questions were found, which "
-                        f"are not the {expected['count']} that {run.folder} was finetuned on; give "
-                        "the folder of the data that it was finetuned on with --data")
+    check_training_questions(run, data, dataset.folder)
     return data
-
-
-def _command(run: OpenedRun) -> argparse.Namespace:
-    from lxrt.options import parse, vqa_parser
-    if run.result is None:
-        raise DataError(f"{run.folder} has no result.json, so its training questions are not "
-                        "known: finish the run (the same command with --resume)")
-    try:
-        return parse(vqa_parser(), shlex.split(run.result["command"])[2:])
-    except SystemExit:
-        raise DataError(f"{run.folder / 'result.json'}: its command is not understood by this "
-                        f"version: {run.result['command']}") from None
 
 
 def _from_home(path: Path | None) -> Path | None:
