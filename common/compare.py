@@ -18,9 +18,8 @@ from typing import Any
 
 from common.errors import AdaptiveError, DataError
 from common.files import write_bytes
-from common.plots import plot_comparison, plot_decisions
-from common.report import write_comparison_report
-from common.result_files import (
+from common.results.decision_plots import plot_decisions
+from common.results.files import (
     BASELINES,
     FILE_NAME,
     Result,
@@ -32,14 +31,27 @@ from common.result_files import (
     read_results,
     sort_results,
 )
-from common.result_table import COLUMNS, format_markdown, format_table
+from common.results.plots import plot_comparison
+from common.results.report import write_comparison_report
+from common.results.table import COLUMNS, format_markdown, format_table
 
-__all__ = ["copy_decision_maps", "find_results", "format_markdown", "format_table",
-           "group_summary", "main", "write_comparison"]
+__all__ = [
+    "copy_decision_maps",
+    "find_results",
+    "format_markdown",
+    "format_table",
+    "group_summary",
+    "main",
+    "write_comparison",
+]
 
 
-def write_comparison(results: Iterable[Result], out_dir: Path | str,
-                     problems: Sequence[str] = (), remarks: Sequence[str] = ()) -> None:
+def write_comparison(
+    results: Iterable[Result],
+    out_dir: Path | str,
+    problems: Sequence[str] = (),
+    remarks: Sequence[str] = (),
+) -> None:
     """Write `comparison.md`, `.json`, `.png` and `.html` into a folder, which is made.
 
     Args:
@@ -62,33 +74,49 @@ def write_comparison(results: Iterable[Result], out_dir: Path | str,
     write_comparison_report(results, out_dir / "comparison.html", [*problems, *remarks])
 
 
-def _summary(results: Sequence[Result], out_dir: Path, problems: Sequence[str],
-             remarks: Sequence[str]) -> dict[str, Any]:
+def _summary(
+    results: Sequence[Result], out_dir: Path, problems: Sequence[str], remarks: Sequence[str]
+) -> dict[str, Any]:
     """The table with full precision: figures as {mean, sd, count} in the units of `result.json`."""
-    return {"sections": [_section_summary(section, out_dir)
-                         for section in group_results(results)],
-            "notes": [*comparison_notes(results), *remarks], "problems": list(problems)}
+    return {
+        "sections": [_section_summary(section, out_dir) for section in group_results(results)],
+        "notes": [*comparison_notes(results), *remarks],
+        "problems": list(problems),
+    }
 
 
 def _section_summary(section: Section, out_dir: Path) -> dict[str, Any]:
     names = [column.answer_type for column in COLUMNS if column.answer_type]
     return {
-        "backbone": section.backbone, "size": section.size, "task": section.task,
+        "backbone": section.backbone,
+        "size": section.size,
+        "task": section.task,
         "dataset": section.dataset,
         "rows": [group_summary(group, out_dir) for group in section.groups],
-        "baselines": {name: {answer_type: found.mean if found else None for answer_type in names
-                             for found in [section.baseline(name, answer_type)]}
-                      for name in BASELINES}}
+        "baselines": {
+            name: {
+                answer_type: found.mean if found else None
+                for answer_type in names
+                for found in [section.baseline(name, answer_type)]
+            }
+            for name in BASELINES
+        },
+    }
 
 
 def group_summary(group: RunGroup, out_dir: Path) -> dict[str, Any]:
     """A row of the table with full precision; paths of its runs relative to a folder."""
     figures = {column.dotted: group.figure(column.dotted) for column in COLUMNS}
-    runs = [os.path.relpath(result["path"], out_dir)
-            for result in group.results if result.get("path")]
-    return {"strategy": group.strategy, "policy": group.policy,
-            "seeds": [result.get("seed") for result in group.results], "runs": runs,
-            "figures": {key: asdict(found) if found else None for key, found in figures.items()}}
+    runs = [
+        os.path.relpath(result["path"], out_dir) for result in group.results if result.get("path")
+    ]
+    return {
+        "strategy": group.strategy,
+        "policy": group.policy,
+        "seeds": [result.get("seed") for result in group.results],
+        "runs": runs,
+        "figures": {key: asdict(found) if found else None for key, found in figures.items()},
+    }
 
 
 def copy_decision_maps(results: Iterable[Result], folder: Path | str) -> list[Path]:
@@ -124,18 +152,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m common.compare",
         description=f"Compare runs: read every {FILE_NAME} below the given folders, print the "
-                    "table of strategies, and write comparison.md, .json, .png and .html.",
+        "table of strategies, and write comparison.md, .json, .png and .html.",
         epilog="Runs that differ only in their seed become one row, mean ± sample standard "
-               "deviation; backbones of one size on one data set share a table. Exit status: 0 all "
-               "read, 1 some files were corrupt (the others are compared all the same), 2 nothing "
-               "to compare or nowhere to write.")
-    parser.add_argument("roots", nargs="*", default=["."], metavar="ROOT",
-                        help="folder to search, or a result.json (default: the current folder); "
-                             "hidden folders are not entered")
-    parser.add_argument("--out", default="results", metavar="DIR",
-                        help="folder for the four files (default: %(default)s)")
-    parser.add_argument("--visualizations", metavar="DIR",
-                        help="also draw the decision map of each run into this folder")
+        "deviation; backbones of one size on one data set share a table. Exit status: 0 all "
+        "read, 1 some files were corrupt (the others are compared all the same), 2 nothing "
+        "to compare or nowhere to write.",
+    )
+    parser.add_argument(
+        "roots",
+        nargs="*",
+        default=["."],
+        metavar="ROOT",
+        help="folder to search, or a result.json (default: the current folder); "
+        "hidden folders are not entered",
+    )
+    parser.add_argument(
+        "--out",
+        default="results",
+        metavar="DIR",
+        help="folder for the four files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--visualizations",
+        metavar="DIR",
+        help="also draw the decision map of each run into this folder",
+    )
     return parser
 
 
@@ -148,19 +189,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
         if not results:
             where = ", ".join(map(str, options.roots))
-            raise DataError(f"no readable {FILE_NAME} below {where}; train something first, for "
-                            "example `make lxmert-train STRATEGY=SpotTune_Block` or `make "
-                            "vlbert-train STRATEGY=SpotTune_Block`, or name the folders that hold "
-                            "runs")
+            raise DataError(
+                f"no readable {FILE_NAME} below {where}; train something first, for "
+                "example `make lxmert-train STRATEGY=SpotTune_Block` or `make "
+                "vlbert-train STRATEGY=SpotTune_Block`, or name the folders that hold "
+                "runs"
+            )
         write_comparison(results, options.out, problems)
-        maps = (copy_decision_maps(results, options.visualizations)
-                if options.visualizations else [])
+        maps = copy_decision_maps(results, options.visualizations) if options.visualizations else []
     except AdaptiveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: cannot write {error.filename or options.out}: {error.strerror}",
-              file=sys.stderr)
+        print(
+            f"error: cannot write {error.filename or options.out}: {error.strerror}",
+            file=sys.stderr,
+        )
         return 2
     if maps:
         print(f"{len(maps)} decision maps in {options.visualizations}")

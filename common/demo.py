@@ -19,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.adapt.strategies import find_strategy
 from common.compare import copy_decision_maps, write_comparison
-from common.datasets import resolve_dataset
+from common.data.datasets import resolve_dataset
 from common.errors import AdaptiveError, ConfigError
+from common.experiments.launch import RUN_SCRIPTS, Launcher, RunScript
 from common.files import repository_root
-from common.launch import RUN_SCRIPTS, Launcher, RunScript
-from common.result_files import backbone_title, find_results, load_result
-from common.result_table import format_table
-from common.strategies import find_strategy
+from common.results.files import backbone_title, find_results, load_result
+from common.results.table import format_table
 
 STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
 DATASET = "easy_vqa"
@@ -94,32 +94,50 @@ class Demo:
     def _run(self, run: DemoRun, launcher: Launcher) -> None:
         script, begin = run.script, time.perf_counter()
         shared = self.jobs > 1
-        command = script.train(self.gpu, run.name, [
-            *script.easy, "--strategy", run.strategy, "--overwrite", *SEED, *self.flags,
-            *(THREADS if shared else ())])
-        print(f"{'' if shared else chr(10)}== {run}: in {script.folder}/: {' '.join(command)}",
-              flush=True)
+        command = script.train(
+            self.gpu,
+            run.name,
+            [
+                *script.easy,
+                "--strategy",
+                run.strategy,
+                "--overwrite",
+                *SEED,
+                *self.flags,
+                *(THREADS if shared else ()),
+            ],
+        )
+        print(
+            f"{'' if shared else chr(10)}== {run}: in {script.folder}/: {' '.join(command)}",
+            flush=True,
+        )
         try:
             if shared:
                 launcher.run_silently(command, script.home)
             elif status := launcher.run(command, script.home):
                 raise ConfigError(f"exit status {status}; its messages are above")
         except ConfigError as error:
-            raise ConfigError(f"{run}: the run {run.name} failed: {error}\nits log is in "
-                              f"{run.folder}") from None
+            raise ConfigError(
+                f"{run}: the run {run.name} failed: {error}\nits log is in {run.folder}"
+            ) from None
         accuracy = load_result(run.folder)["accuracy"]
         with self._lock:
             self._done += 1
-            print(f"   {run}: train {accuracy['train']['overall']:.1f}, validation "
-                  f"{accuracy['val']['overall']:.1f} ({time.perf_counter() - begin:.0f} s; run "
-                  f"{self._done} of {len(self.runs)})", flush=True)
+            print(
+                f"   {run}: train {accuracy['train']['overall']:.1f}, validation "
+                f"{accuracy['val']['overall']:.1f} ({time.perf_counter() - begin:.0f} s; run "
+                f"{self._done} of {len(self.runs)})",
+                flush=True,
+            )
 
     def remarks(self) -> list[str]:
         """What a reader of the table must know of how its times were measured."""
         if self.jobs == 1:
             return []
-        return [f"The runs were made {self.jobs} at a time with one thread each, so that their "
-                "times per step are those of a busy machine: compare them with each other only."]
+        return [
+            f"The runs were made {self.jobs} at a time with one thread each, so that their "
+            "times per step are those of a busy machine: compare them with each other only."
+        ]
 
 
 def run_demo(demo: Demo, out: Path, maps: Path) -> None:
@@ -138,8 +156,10 @@ def run_demo(demo: Demo, out: Path, maps: Path) -> None:
                 shutil.copy(run.folder / name, target / name)
     pictures = copy_decision_maps(results, maps)
     root = repository_root()
-    shown = [path.relative_to(root) if path.is_relative_to(root) else path
-             for path in (out / "comparison.html", out / "comparison.md", maps)]
+    shown = [
+        path.relative_to(root) if path.is_relative_to(root) else path
+        for path in (out / "comparison.html", out / "comparison.md", maps)
+    ]
     print(f"\nreport: {shown[0]}, table: {shown[1]}, {len(pictures)} decision maps: {shown[2]}/")
     print(f"made in {(time.perf_counter() - start) / 60:.1f} minutes\n")
     print(format_table(results, demo.remarks()))
@@ -153,22 +173,42 @@ def default_jobs(gpu: str) -> int:
 
 def demo_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m common.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("--quick", action="store_true",
-        help="about three minutes instead of fifteen: fewer questions and epochs")
-    add("--backbones", default=",".join(RUN_SCRIPTS),
-        help=f"with commas between (default {','.join(RUN_SCRIPTS)})")
-    add("--strategies", default=",".join(STRATEGIES),
-        help=f"with commas between (default {','.join(STRATEGIES)})")
+    add(
+        "--quick",
+        action="store_true",
+        help="about three minutes instead of fifteen: fewer questions and epochs",
+    )
+    add(
+        "--backbones",
+        default=",".join(RUN_SCRIPTS),
+        help=f"with commas between (default {','.join(RUN_SCRIPTS)})",
+    )
+    add(
+        "--strategies",
+        default=",".join(STRATEGIES),
+        help=f"with commas between (default {','.join(STRATEGIES)})",
+    )
     add("--gpu", default=os.environ.get("GPU", "cpu"), help="number or cpu")
-    add("--jobs", type=int, default=None,
-        help="runs at a time (default: two on the CPU, if it has two cores, else one)")
+    add(
+        "--jobs",
+        type=int,
+        default=None,
+        help="runs at a time (default: two on the CPU, if it has two cores, else one)",
+    )
     add("--out", type=Path, default=None, help="default results/demo/ or results/quick/")
-    add("--visualizations", type=Path, default=None,
+    add(
+        "--visualizations",
+        type=Path,
+        default=None,
         help="folder of the decision maps (default visualizations/, with --quick inside the "
-             "results)")
+        "results)",
+    )
     return parser
 
 
@@ -177,8 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = demo_parser().parse_args(arguments)
     root = repository_root()
     out = options.out or root / "results" / ("quick" if options.quick else "demo")
-    maps = options.visualizations or (out / "visualizations" if options.quick
-                                      else root / "visualizations")
+    maps = options.visualizations or (
+        out / "visualizations" if options.quick else root / "visualizations"
+    )
     try:
         jobs = default_jobs(options.gpu) if options.jobs is None else options.jobs
         if jobs < 1:

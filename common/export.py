@@ -1,8 +1,9 @@
 """Export a run as a plain model: `python -m common.export --run DIR --out DIR`.
 
 One decision per site for the whole data set turns an adaptive model into one without twins and
-without policy (`common.merge`). It is written in our own checkpoint format, which `--load` takes as
-a `standard` model, and as a folder of `transformers` where that library knows the backbone.
+without policy (`common.adapt.merging`). It is written in our own checkpoint format, which `--load`
+takes as a `standard` model, and as a folder of `transformers` where that library knows the
+backbone.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.adapt import set_global_decisions
-from common.backbones import Exporting, find_backbone, find_encoder
-from common.checkpoint import load_meta, save_checkpoint
+from common.adapt.adapting import set_global_decisions
+from common.adapt.merging import Merged, merge
+from common.adapt.strategies import STRATEGIES
+from common.data.tokenizer import Tokenizer
 from common.errors import AdaptiveError, CheckpointError, ConfigError
 from common.files import read_json, write_bytes, write_json
-from common.merge import Merged, merge
-from common.opened_run import OpenedRun, open_run, save_answers
-from common.options import command_line
-from common.runtime import make_runtime, set_threads, versions
-from common.strategies import STRATEGIES
-from common.text import Tokenizer
-from common.vqa_task import VQATask
-from common.weights import resolve_checkpoint
+from common.runs.backbones import Exporting, find_backbone, find_encoder
+from common.runs.opened_run import OpenedRun, open_run, save_answers
+from common.tasks.vqa import VQATask
+from common.training.checkpoint import load_meta, save_checkpoint
+from common.training.options import command_line
+from common.training.runtime import make_runtime, set_threads, versions
+from common.training.weights import resolve_checkpoint
 
 FORMATS = ("ours", "transformers", "both")
 MODEL, TRANSFORMERS, RECORD = "model.safetensors", "transformers", "export.json"
@@ -68,25 +69,45 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m common.export",
         description="Export a finetuned run as a plain model without twins and policy: SpotTune* "
-                    "merge into one standard model, BlockDrop into a shorter one. Each site takes "
-                    "the decision of the majority of the training questions, which are evaluated "
-                    "for it unless the run was evaluated with --policy-eval global.",
+        "merge into one standard model, BlockDrop into a shorter one. Each site takes "
+        "the decision of the majority of the training questions, which are evaluated "
+        "for it unless the run was evaluated with --policy-eval global.",
         epilog="Writes model.safetensors (for --load DIR/model), transformers/ (for "
-               "from_pretrained), vocab.txt, answers.json and export.json. Exit status: 0, or 2 "
-               "when nothing could be exported.")
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR",
-                        help="folder of a finetuning run; or a pretraining snapshot "
-                             "PREFIX_LXRT.safetensors, which becomes a folder of transformers")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="folder that is made")
-    parser.add_argument("--global-k", type=int, metavar="K",
-                        help="use the K most used sites instead of those of the majority")
-    parser.add_argument("--format", choices=FORMATS, default="both",
-                        help="ours, a folder of transformers, or both (default)")
-    parser.add_argument("--data", type=Path, metavar="DIR",
-                        help="folder of VQA v2's files (default: where the run had them)")
-    parser.add_argument("--gpus", default="0", help="GPU number, or cpu (default 0; the CPU if "
-                                                    "there is no GPU)")
+        "from_pretrained), vocab.txt, answers.json and export.json. Exit status: 0, or 2 "
+        "when nothing could be exported.",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of a finetuning run; or a pretraining snapshot "
+        "PREFIX_LXRT.safetensors, which becomes a folder of transformers",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder that is made"
+    )
+    parser.add_argument(
+        "--global-k",
+        type=int,
+        metavar="K",
+        help="use the K most used sites instead of those of the majority",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="both",
+        help="ours, a folder of transformers, or both (default)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of VQA v2's files (default: where the run had them)",
+    )
+    parser.add_argument(
+        "--gpus", default="0", help="GPU number, or cpu (default 0; the CPU if there is no GPU)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -95,8 +116,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = make_parser().parse_args(arguments)
-    command = command_line("python -m common.export",
-                           sys.argv[1:] if arguments is None else arguments)
+    command = command_line(
+        "python -m common.export", sys.argv[1:] if arguments is None else arguments
+    )
     try:
         print(export(args, command))
     except AdaptiveError as error:
@@ -119,12 +141,19 @@ def export(args: argparse.Namespace, command: str) -> str:
     meta = plain_meta(source)
     with replaced_folder(args.out) as folder:
         write_model(source, meta, folder, wanted)
-        record = {"run": str(args.run), "checkpoint": source.path.name, "command": command,
-                  "strategy": source.meta.get("strategy"), "step": source.meta.get("step"),
-                  "decisions": decisions, "merged": merged and asdict(merged),
-                  "layers": layer_counts(source.model), "config": meta["config"],
-                  "parameters": sum(p.numel() for p in source.model.parameters()),
-                  "versions": versions()}
+        record = {
+            "run": str(args.run),
+            "checkpoint": source.path.name,
+            "command": command,
+            "strategy": source.meta.get("strategy"),
+            "step": source.meta.get("step"),
+            "decisions": decisions,
+            "merged": merged and asdict(merged),
+            "layers": layer_counts(source.model),
+            "config": meta["config"],
+            "parameters": sum(p.numel() for p in source.model.parameters()),
+            "versions": versions(),
+        }
         write_json(folder / RECORD, record, indent=1)
     return summary(args, source, decisions, merged)
 
@@ -138,11 +167,14 @@ def check_target(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / RECORD).is_file():
-        raise ConfigError(f"{out} exists and is not an earlier export (it has no {RECORD}); "
-                          "choose another folder")
+        raise ConfigError(
+            f"{out} exists and is not an earlier export (it has no {RECORD}); choose another folder"
+        )
     if not overwrite:
-        raise ConfigError(f"{out} holds an export already: add --overwrite to replace it, or "
-                          "choose another folder")
+        raise ConfigError(
+            f"{out} holds an export already: add --overwrite to replace it, or "
+            "choose another folder"
+        )
 
 
 def open_source(path: Path) -> Source:
@@ -153,21 +185,38 @@ def open_source(path: Path) -> Source:
     """
     if path.is_dir():
         run = open_run(path)
-        return Source(run.checkpoint, run.meta, run.model, run.tokenizer.text(), run.answers, run,
-                      find_exporting(run.meta["backbone"], path))
+        return Source(
+            run.checkpoint,
+            run.meta,
+            run.model,
+            run.tokenizer.text(),
+            run.answers,
+            run,
+            find_exporting(run.meta["backbone"], path),
+        )
     try:
         file = resolve_checkpoint(path, lxrt=True)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} is neither the folder of a run nor a pretraining snapshot "
-                              f"({error})") from None
+        raise CheckpointError(
+            f"{path} is neither the folder of a run nor a pretraining snapshot ({error})"
+        ) from None
     meta = load_meta(file) if file.suffix == ".safetensors" else {}
     if meta.get("task") != "pretraining":
-        raise CheckpointError(f"{file} is no pretraining snapshot of this code (its task is "
-                              f"{meta.get('task')!r}); of a finetuning run give the folder")
+        raise CheckpointError(
+            f"{file} is no pretraining snapshot of this code (its task is "
+            f"{meta.get('task')!r}); of a finetuning run give the folder"
+        )
     exporting = find_exporting(meta["backbone"], file)
     vocabulary = Tokenizer(file.parent).text()
-    return Source(file, meta, exporting.open_snapshot(file, meta), vocabulary,
-                  list(meta["answers"]), None, exporting)
+    return Source(
+        file,
+        meta,
+        exporting.open_snapshot(file, meta),
+        vocabulary,
+        list(meta["answers"]),
+        None,
+        exporting,
+    )
 
 
 def find_exporting(backbone: str, path: Path) -> Exporting:
@@ -188,13 +237,19 @@ def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:
     Raises:
         ConfigError: the one that was asked for does not.
     """
-    possible = [name for name, there in (
-        ("ours", source.run is not None),  # a snapshot is a plain model of ours already
-        ("transformers", source.exporting.save_transformers is not None)) if there]
+    possible = [
+        name
+        for name, there in (
+            ("ours", source.run is not None),  # a snapshot is a plain model of ours already
+            ("transformers", source.exporting.save_transformers is not None),
+        )
+        if there
+    ]
     wanted = tuple(name for name in possible if chosen in (name, "both"))
     if not wanted:
-        raise ConfigError(f"--format {chosen}: {source.path} can be exported as "
-                          f"{', '.join(possible)} only")
+        raise ConfigError(
+            f"--format {chosen}: {source.path} can be exported as {', '.join(possible)} only"
+        )
     return wanted
 
 
@@ -210,13 +265,19 @@ def decide(run: OpenedRun, exporting: Exporting, args: argparse.Namespace) -> di
         shares, count = training_shares(run, exporting, args)
         origin = f"{count} training questions"
         set_global_decisions(part, torch.tensor(shares), args.global_k)
-    return {"from": origin, "global_k": args.global_k, "names": part.decision_names,
-            "live": part.live.tolist(), "share": shares,
-            "global": [int(d) for d in part.global_decisions.tolist()]}
+    return {
+        "from": origin,
+        "global_k": args.global_k,
+        "names": part.decision_names,
+        "live": part.live.tolist(),
+        "share": shares,
+        "global": [int(d) for d in part.global_decisions.tolist()],
+    }
 
 
-def training_shares(run: OpenedRun, exporting: Exporting,
-                    args: argparse.Namespace) -> tuple[list[float], int]:
+def training_shares(
+    run: OpenedRun, exporting: Exporting, args: argparse.Namespace
+) -> tuple[list[float], int]:
     """Share of the training questions with decision 1, D numbers, and how many they are."""
     live = int(run.adaptive.live.sum())
     if args.global_k is not None and not 0 <= args.global_k <= live:
@@ -227,8 +288,9 @@ def training_shares(run: OpenedRun, exporting: Exporting,
     run.adaptive.options.policy_eval = "argmax"
     run.model.to(runtime.device)
     batch = run.result.get("recipe", {}).get("eval_batch_size", EVAL_BATCH)
-    task = VQATask(data, data, run.make_inputs, runtime, batch, run.result["seed"],
-                   progress=not args.quiet)
+    task = VQATask(
+        data, data, run.make_inputs, runtime, batch, run.result["seed"], progress=not args.quiet
+    )
     counts = task.evaluate(run.model, data, "decisions on training questions").decisions
     run.model.cpu()
     return counts.share, counts.count
@@ -241,24 +303,34 @@ def plain_meta(source: Source) -> dict[str, Any]:
         return meta
     nothing = dict.fromkeys(("trainable_layers", "frozen_layers"))
     flags = meta["strategy_flags"] | nothing | {"strategy": "standard", "policy_eval": "argmax"}
-    exported = {"run": source.run.folder.resolve().name, "strategy": meta["strategy"],
-                "policy": meta["policy"]}
-    return meta | {"strategy": "standard", "policy": None, "strategy_flags": flags,
-                   "exported": exported}
+    exported = {
+        "run": source.run.folder.resolve().name,
+        "strategy": meta["strategy"],
+        "policy": meta["policy"],
+    }
+    return meta | {
+        "strategy": "standard",
+        "policy": None,
+        "strategy_flags": flags,
+        "exported": exported,
+    }
 
 
-def write_model(source: Source, meta: dict[str, Any], folder: Path,
-                formats: Sequence[str]) -> None:
+def write_model(source: Source, meta: dict[str, Any], folder: Path, formats: Sequence[str]) -> None:
     """Write the plain model in the wanted formats, with vocabulary and answers beside it."""
     write_bytes(folder / "vocab.txt", source.vocabulary.encode())
     save_answers(folder, source.answers)
     if "ours" in formats:
         save_checkpoint(folder / MODEL, {"model": dict(source.model.state_dict())}, meta)
     if "transformers" in formats:
-        kept = {key: meta[key] for key in
-                ("backbone", "task", "size", "features", "vocabulary", "exported") if key in meta}
-        source.exporting.save_transformers(source.model, folder / TRANSFORMERS, source.vocabulary,
-                                           source.answers, kept)
+        kept = {
+            key: meta[key]
+            for key in ("backbone", "task", "size", "features", "vocabulary", "exported")
+            if key in meta
+        }
+        source.exporting.save_transformers(
+            source.model, folder / TRANSFORMERS, source.vocabulary, source.answers, kept
+        )
 
 
 @contextmanager
@@ -281,23 +353,35 @@ def layer_counts(model: nn.Module) -> dict[str, int]:
     return dict(Counter(layer.name.split(".")[0] for layer in find_encoder(model).layers()))
 
 
-def summary(args: argparse.Namespace, source: Source, decisions: dict[str, Any] | None,
-            merged: Merged | None) -> str:
+def summary(
+    args: argparse.Namespace,
+    source: Source,
+    decisions: dict[str, Any] | None,
+    merged: Merged | None,
+) -> str:
     """What was exported, how large it is, and how it is used."""
     counts = layer_counts(source.model)
     stacks = ", ".join(f"{count} {name}" for name, count in counts.items())
-    lines = [f"{args.out}: exported from {source.path}",
-             *decision_lines(decisions, merged),
-             f"  {sum(counts.values())} layers ({stacks}), "
-             f"{sum(p.numel() for p in source.model.parameters()) / 1e6:.2f} million parameters"]
+    lines = [
+        f"{args.out}: exported from {source.path}",
+        *decision_lines(decisions, merged),
+        f"  {sum(counts.values())} layers ({stacks}), "
+        f"{sum(p.numel() for p in source.model.parameters()) / 1e6:.2f} million parameters",
+    ]
     if (file := args.out / MODEL).exists():
-        lines += [f"  {file} ({file.stat().st_size / 1e6:.1f} MB)",
-                  "    " + source.exporting.usage.format(model=args.out.resolve() / "model",
-                                                         dataset=source.run.dataset)]
+        lines += [
+            f"  {file} ({file.stat().st_size / 1e6:.1f} MB)",
+            "    "
+            + source.exporting.usage.format(
+                model=args.out.resolve() / "model", dataset=source.run.dataset
+            ),
+        ]
     if (folder := args.out / TRANSFORMERS).exists():
         size = sum(file.stat().st_size for file in folder.iterdir())
-        lines += [f"  {folder}/ ({size / 1e6:.1f} MB)",
-                  f'    {saved_class(folder)}.from_pretrained("{folder}")']
+        lines += [
+            f"  {folder}/ ({size / 1e6:.1f} MB)",
+            f'    {saved_class(folder)}.from_pretrained("{folder}")',
+        ]
     return "\n".join(lines)
 
 
@@ -306,12 +390,17 @@ def decision_lines(decisions: dict[str, Any] | None, merged: Merged | None) -> l
     if decisions is None or merged is None:
         return ["  nothing was decided: all weights are those of the checkpoint"]
     strategy = STRATEGIES[merged.strategy]
-    rule = f"the {decisions['global_k']} most used" if decisions["global_k"] is not None \
+    rule = (
+        f"the {decisions['global_k']} most used"
+        if decisions["global_k"] is not None
         else "the majority"
+    )
     other = {"twin": "keep their pretrained weights", "skip": "dropped"}.get(strategy.other, "")
-    lines = [f"  {len(merged.ones)} of {len(merged.ones) + len(merged.zeros)} decisions "
-             f"{strategy.decision_word}, {len(merged.zeros)} {other or 'replaced'} "
-             f"({rule}, from {decisions['from']})"]
+    lines = [
+        f"  {len(merged.ones)} of {len(merged.ones) + len(merged.zeros)} decisions "
+        f"{strategy.decision_word}, {len(merged.zeros)} {other or 'replaced'} "
+        f"({rule}, from {decisions['from']})"
+    ]
     return lines + ([f"  dropped: {', '.join(merged.dropped)}"] if merged.dropped else [])
 
 

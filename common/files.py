@@ -15,10 +15,15 @@ from common.errors import DataError
 CHUNK = 1 << 22
 
 
+def checkout() -> Path | None:
+    """The checkout this package is imported from, or None if it was installed without one."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
 def repository_root() -> Path:
     """The checkout this package is imported from; the working folder if there is none."""
-    root = Path(__file__).resolve().parent.parent
-    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+    return checkout() or Path.cwd()
 
 
 def read_json(

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.backbones import Backbone, find_backbone
 from common.errors import AdaptiveError, DataError
 from common.files import read_json, repository_root
-from common.weights import load_weights
+from common.runs.backbones import Backbone, find_backbone
+from common.training.weights import load_weights
 
 GOLDENS = repository_root() / "tests" / "goldens"
 RELATIVE = 1e-5
@@ -47,8 +47,10 @@ class Difference:
 
     def __str__(self) -> str:
         verdict = "ok  " if self.passed else "FAIL"
-        return (f"{verdict} {self.name:<60} abs {self.absolute:.2e}  rel {self.relative:.2e}"
-                f"{'  ' + self.note if self.note else ''}")
+        return (
+            f"{verdict} {self.name:<60} abs {self.absolute:.2e}  rel {self.relative:.2e}"
+            f"{'  ' + self.note if self.note else ''}"
+        )
 
 
 def tolerance(name: str, config: dict[str, Any]) -> float:
@@ -66,8 +68,13 @@ def compare(name: str, ours: Tensor | None, theirs: Tensor, config: dict[str, An
     if ours is None:
         return Difference(name, float("nan"), float("nan"), False, "missing")
     if ours.shape != theirs.shape:
-        return Difference(name, float("nan"), float("nan"), False,
-                          f"shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}")
+        return Difference(
+            name,
+            float("nan"),
+            float("nan"),
+            False,
+            f"shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}",
+        )
     if theirs.numel() == 0:
         return Difference(name, 0.0, 0.0, True, "empty")
     gap = (ours.double() - theirs.double()).abs()
@@ -83,8 +90,11 @@ def compare(name: str, ours: Tensor | None, theirs: Tensor, config: dict[str, An
 
 def find_cases(backbone: Backbone, root: Path = GOLDENS) -> list[Path]:
     """Folders below `root` that hold a case of a kind that the backbone knows."""
-    return [path.parent for path in sorted(root.rglob("config.json"))
-            if read_json(path).get("kind") in backbone.parity]
+    return [
+        path.parent
+        for path in sorted(root.rglob("config.json"))
+        if read_json(path).get("kind") in backbone.parity
+    ]
 
 
 def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[Difference]:
@@ -92,49 +102,77 @@ def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[
     config = read_json(case / "config.json") | {"folder": str(case)}
     kind = config.get("kind")
     if kind not in backbone.parity:
-        raise DataError(f"{case / 'config.json'}: kind {kind!r} is not one of {backbone.name}: "
-                        f"{', '.join(backbone.parity)}")
+        raise DataError(
+            f"{case / 'config.json'}: kind {kind!r} is not one of {backbone.name}: "
+            f"{', '.join(backbone.parity)}"
+        )
     path = case / "outputs.safetensors"
     expected = load_weights(path) if path.exists() else {}
-    weights = load_weights(case / "weights.safetensors") \
-        if (case / "weights.safetensors").exists() else {}
-    inputs = load_weights(case / "inputs.safetensors") \
-        if (case / "inputs.safetensors").exists() else {}
+    weights = (
+        load_weights(case / "weights.safetensors")
+        if (case / "weights.safetensors").exists()
+        else {}
+    )
+    inputs = (
+        load_weights(case / "inputs.safetensors") if (case / "inputs.safetensors").exists() else {}
+    )
     wanted = list(expected) or [f"grad.{name}" for name in config.get("grad_params", [])]
     torch.manual_seed(0)
-    found = {name: tensor.detach() for name, tensor
-             in backbone.parity[kind](config, weights, inputs, wanted).items()}
+    found = {
+        name: tensor.detach()
+        for name, tensor in backbone.parity[kind](config, weights, inputs, wanted).items()
+    }
     if expected:
         found = {name: tensor for name, tensor in found.items() if name in expected}
     if write is not None:
-        save_file({name: (t.to(torch.uint8) if t.dtype == torch.bool else t).contiguous()
-                   for name, t in found.items()}, write)
-    return [compare(name, found.get(name), tensor, config)
-            for name, tensor in sorted(expected.items())]
+        save_file(
+            {
+                name: (t.to(torch.uint8) if t.dtype == torch.bool else t).contiguous()
+                for name, t in found.items()
+            },
+            write,
+        )
+    return [
+        compare(name, found.get(name), tensor, config) for name, tensor in sorted(expected.items())
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m common.parity", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m common.parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--backbone", required=True, help="lxmert, vlbert or vilbert")
-    parser.add_argument("--case", type=Path, help="folder of one case; default: all known cases "
-                                                  "of the backbone under tests/goldens")
+    parser.add_argument(
+        "--case",
+        type=Path,
+        help="folder of one case; default: all known cases of the backbone under tests/goldens",
+    )
     parser.add_argument("--write", type=Path, help="write our tensors to this file")
     options = parser.parse_args(arguments)
     try:
         backbone = find_backbone(options.backbone)
         cases = [options.case] if options.case else find_cases(backbone)
         if options.write and len(cases) > 1:
-            raise DataError(f"--write {options.write} holds one case, there are {len(cases)}; "
-                            "choose one with --case")
+            raise DataError(
+                f"--write {options.write} holds one case, there are {len(cases)}; "
+                "choose one with --case"
+            )
         if not cases:
             raise DataError(f"no case of {backbone.name} under {GOLDENS}")
         failed = compared = 0
         for case in cases:
             differences = run_case(backbone, case, options.write)
-            print(f"{case.name}: " + (f"{len(differences)} tensors" if differences else
-                                      "no outputs.safetensors, nothing to compare"))
+            print(
+                f"{case.name}: "
+                + (
+                    f"{len(differences)} tensors"
+                    if differences
+                    else "no outputs.safetensors, nothing to compare"
+                )
+            )
             compared += len(differences)
             for difference in differences:
                 print(f"  {difference}")

@@ -35,13 +35,17 @@ def fill(text: str, root: Path) -> str:
         if not path.is_file():
             raise DataError(f"{path} is missing: make it with the command beside its block")
         return f"{match[1]}{path.read_text(encoding='utf-8').strip()}\n{match[3]}"
+
     return _BLOCK.sub(content, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status (1 with --check if a file is out of date)."""
-    parser = argparse.ArgumentParser(prog="python -m common.readme", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m common.readme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("files", nargs="*", type=Path, help=f"default {', '.join(READMES)}")
     parser.add_argument("--check", action="store_true", help="change nothing, only compare")
     options = parser.parse_args(arguments)

@@ -59,43 +59,93 @@ def save(axes: Axes, path: Path) -> None:
     axes.figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
 
 
-def text(axes: Axes, at: Point, words: str, size: float = 9.0, align: str = "center",
-         colour: str = INK, bold: bool = False, italic: bool = False) -> None:
+def text(
+    axes: Axes,
+    at: Point,
+    words: str,
+    size: float = 9.0,
+    align: str = "center",
+    colour: str = INK,
+    bold: bool = False,
+    italic: bool = False,
+) -> None:
     """Words, vertically centred on a point."""
-    axes.text(*at, words, fontsize=size, ha=align, va="center", color=colour, zorder=6,
-              family="DejaVu Sans", weight="bold" if bold else "normal",
-              style="italic" if italic else "normal", linespacing=1.3)
+    axes.text(
+        *at,
+        words,
+        fontsize=size,
+        ha=align,
+        va="center",
+        color=colour,
+        zorder=6,
+        family="DejaVu Sans",
+        weight="bold" if bold else "normal",
+        style="italic" if italic else "normal",
+        linespacing=1.3,
+    )
 
 
-def box(axes: Axes, at: Point, size: Point, words: str = "", kind: str = "plain",
-        font: float = 9.0) -> None:
+def box(
+    axes: Axes, at: Point, size: Point, words: str = "", kind: str = "plain", font: float = 9.0
+) -> None:
     """Rounded box around a centre, with its words inside."""
     look = LOOKS[kind]
     (x, y), (width, height) = at, size
-    axes.add_patch(FancyBboxPatch(
-        (x - width / 2, y - height / 2), width, height, facecolor=look.face, edgecolor=look.edge,
-        boxstyle=f"round,pad=0,rounding_size={min(0.07, width / 4, height / 4)}", linewidth=1.3,
-        linestyle="--" if look.dashed else "-", zorder=3))
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            facecolor=look.face,
+            edgecolor=look.edge,
+            boxstyle=f"round,pad=0,rounding_size={min(0.07, width / 4, height / 4)}",
+            linewidth=1.3,
+            linestyle="--" if look.dashed else "-",
+            zorder=3,
+        )
+    )
     if words:
         text(axes, at, words, font)
 
 
 def frame(axes: Axes, corner: Point, size: Point, words: str = "", colour: str = FAINT) -> None:
     """Dashed frame around several boxes, with its words above the upper left corner."""
-    axes.add_patch(FancyBboxPatch(corner, *size, facecolor="#fafafa", edgecolor=colour,
-                                  boxstyle="round,pad=0,rounding_size=0.08", linewidth=1,
-                                  linestyle=(0, (4, 3)), zorder=1))
+    axes.add_patch(
+        FancyBboxPatch(
+            corner,
+            *size,
+            facecolor="#fafafa",
+            edgecolor=colour,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            linewidth=1,
+            linestyle=(0, (4, 3)),
+            zorder=1,
+        )
+    )
     if words:
         text(axes, (corner[0] + 0.05, corner[1] + size[1] + 0.13), words, 9, "left", colour)
 
 
-def arrow(axes: Axes, *points: Point, colour: str = INK, dashed: bool = False,
-          head: bool = True) -> None:
+def arrow(
+    axes: Axes, *points: Point, colour: str = INK, dashed: bool = False, head: bool = True
+) -> None:
     """Line through points with its head at the last one."""
-    axes.add_patch(FancyArrowPatch(
-        path=Outline(points), arrowstyle="-|>" if head else "-", mutation_scale=11, linewidth=1.4,
-        color=colour, linestyle="--" if dashed else "-", fill=head, zorder=2, shrinkA=0,
-        shrinkB=0, joinstyle="round", capstyle="butt"))
+    axes.add_patch(
+        FancyArrowPatch(
+            path=Outline(points),
+            arrowstyle="-|>" if head else "-",
+            mutation_scale=11,
+            linewidth=1.4,
+            color=colour,
+            linestyle="--" if dashed else "-",
+            fill=head,
+            zorder=2,
+            shrinkA=0,
+            shrinkB=0,
+            joinstyle="round",
+            capstyle="butt",
+        )
+    )
 
 
 def blend(axes: Axes, at: Point, words: str = "+", radius: float = 0.15) -> None:
@@ -110,9 +160,19 @@ def badge(axes: Axes, at: Point, words: str = "d", radius: float = 0.13) -> None
     text(axes, at, words, 8.5, colour="white", bold=True)
 
 
-def branches(axes: Axes, start: Point, width: float, upper: str, lower: str,
-             lower_kind: str = "frozen", *, gap: float = 0.5, height: float = 0.62,
-             decision: str = "d", font: float = 9.0) -> Point:
+def branches(
+    axes: Axes,
+    start: Point,
+    width: float,
+    upper: str,
+    lower: str,
+    lower_kind: str = "frozen",
+    *,
+    gap: float = 0.5,
+    height: float = 0.62,
+    decision: str = "d",
+    font: float = 9.0,
+) -> Point:
     """Finetuned (upper) and other (lower) branch of the same input, added by a decision.
 
     Args:
@@ -130,8 +190,10 @@ def branches(axes: Axes, start: Point, width: float, upper: str, lower: str,
     split, middle = x + 0.12, x + 0.45 + width / 2
     end = (x + 0.45 + width + 0.75, y)
     arrow(axes, start, (split, y), head=False)
-    for side, words, kind, factor in ((1, upper, "finetuned", decision),
-                                      (-1, lower, lower_kind, f"1−{decision}")):
+    for side, words, kind, factor in (
+        (1, upper, "finetuned", decision),
+        (-1, lower, lower_kind, f"1−{decision}"),
+    ):
         level = y + side * gap
         if words:
             arrow(axes, (split, y), (split, level), (middle - width / 2, level))
@@ -139,14 +201,27 @@ def branches(axes: Axes, start: Point, width: float, upper: str, lower: str,
             arrow(axes, (middle + width / 2, level), (end[0], level), (end[0], y + side * 0.15))
         else:
             arrow(axes, (split, y), (split, level), (end[0], level), (end[0], y + side * 0.15))
-        text(axes, (end[0] - 0.33, level + 0.13), f"× {factor}" if len(factor) < 3
-             else f"× ({factor})", 9, colour=POLICY)
+        text(
+            axes,
+            (end[0] - 0.33, level + 0.13),
+            f"× {factor}" if len(factor) < 3 else f"× ({factor})",
+            9,
+            colour=POLICY,
+        )
     blend(axes, end)
     return end
 
 
-def example(axes: Axes, left: float, y: float, title: str, decisions: Sequence[int],
-            other: str, names: Sequence[str], size: Point = (0.72, 0.34)) -> None:
+def example(
+    axes: Axes,
+    left: float,
+    y: float,
+    title: str,
+    decisions: Sequence[int],
+    other: str,
+    names: Sequence[str],
+    size: Point = (0.72, 0.34),
+) -> None:
     """One image–question pair: its decisions, and the layers that they choose.
 
     Args:
@@ -161,8 +236,9 @@ def example(axes: Axes, left: float, y: float, title: str, decisions: Sequence[i
         badge(axes, (middle + size[0] / 2 - 0.02, y + size[1] / 2), str(decision), 0.1)
 
 
-def legend(axes: Axes, y: float, entries: Sequence[tuple[str, str]], left: float = 0.3,
-           step: float = 1.9) -> None:
+def legend(
+    axes: Axes, y: float, entries: Sequence[tuple[str, str]], left: float = 0.3, step: float = 1.9
+) -> None:
     """Row of (kind, words) with a small box of that kind in front."""
     for place, (kind, words) in enumerate(entries):
         box(axes, (left + place * step, y), (0.26, 0.17), "", kind)

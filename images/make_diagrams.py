@@ -28,8 +28,9 @@ LAYERS = [f"layer {number}" for number in range(1, 7)]
 PAIRS = (("pair A", (1, 0, 0, 1, 0, 1)), ("pair B", (0, 0, 1, 1, 1, 0)))
 
 
-def whole_layer(title: str, lower: str, lower_kind: str, formula: str,
-                meanings: tuple[str, str]) -> Axes:
+def whole_layer(
+    title: str, lower: str, lower_kind: str, formula: str, meanings: tuple[str, str]
+) -> Axes:
     """Diagram of a strategy that decides about whole layers.
 
     Args:
@@ -50,59 +51,112 @@ def whole_layer(title: str, lower: str, lower_kind: str, formula: str,
     text(axes, (4.0, 1.78), formula, 10.5)
     for (name, decisions), y in zip(PAIRS, (1.25, 0.75), strict=True):
         example(axes, 1.3, y, name, decisions, lower_kind, LAYERS)
-    legend(axes, 0.25, [("finetuned", f"d = 1: {meanings[0]}"),
-                        (lower_kind, f"d = 0: {meanings[1]}")], 1.5, 2.2)
+    legend(
+        axes,
+        0.25,
+        [("finetuned", f"d = 1: {meanings[0]}"), (lower_kind, f"d = 0: {meanings[1]}")],
+        1.5,
+        2.2,
+    )
     return axes
 
 
 def spottune_block() -> Axes:
     """SpotTune_Block: finetuned or pretrained weights for each layer."""
-    return whole_layer("SpotTune_Block: one decision per layer", "layer\n(frozen pretrained twin)",
-                       "frozen", "y = d · finetuned(x) + (1 − d) · frozen(x)",
-                       ("finetuned", "frozen twin"))
+    return whole_layer(
+        "SpotTune_Block: one decision per layer",
+        "layer\n(frozen pretrained twin)",
+        "frozen",
+        "y = d · finetuned(x) + (1 − d) · frozen(x)",
+        ("finetuned", "frozen twin"),
+    )
 
 
 def blockdrop() -> Axes:
     """BlockDrop: each layer runs or is skipped."""
-    return whole_layer("BlockDrop: one decision per layer, run it or skip it", "", "skipped",
-                       "y = d · layer(x) + (1 − d) · x", ("kept", "skipped"))
+    return whole_layer(
+        "BlockDrop: one decision per layer, run it or skip it",
+        "",
+        "skipped",
+        "y = d · layer(x) + (1 − d) · x",
+        ("kept", "skipped"),
+    )
 
 
 def blockreplace() -> Axes:
     """BlockReplace: each layer runs, or a linear map of the same input takes its place."""
-    return whole_layer("BlockReplace: one decision per layer, run it or replace it",
-                       "linear map  Wx + b\n(trained)", "linear",
-                       "y = d · layer(x) + (1 − d) · (Wx + b)",
-                       ("kept", "linear map"))
+    return whole_layer(
+        "BlockReplace: one decision per layer, run it or replace it",
+        "linear map  Wx + b\n(trained)",
+        "linear",
+        "y = d · layer(x) + (1 − d) · (Wx + b)",
+        ("kept", "linear map"),
+    )
 
 
 def spottune_res() -> Axes:
     """SpotTune_Res: a decision for each part between two skip connections."""
     axes = canvas(3.7)
-    text(axes, (0.3, 3.45), "SpotTune_Res: one decision per part between two skip connections",
-         11, "left", bold=True)
+    text(
+        axes,
+        (0.3, 3.45),
+        "SpotTune_Res: one decision per part between two skip connections",
+        11,
+        "left",
+        bold=True,
+    )
     frame(axes, (0.5, 0.95), (7.0, 1.72), "one layer")
     text(axes, (0.28, 1.8), "x", 12, italic=True)
     arrow(axes, (0.38, 1.8), (0.72, 1.8), head=False)
-    first = branches(axes, (0.72, 1.8), 1.75, "attention part\n(finetuned)",
-                     "attention part\n(frozen)", decision="d₁")
+    first = branches(
+        axes,
+        (0.72, 1.8),
+        1.75,
+        "attention part\n(finetuned)",
+        "attention part\n(frozen)",
+        decision="d₁",
+    )
     arrow(axes, (first[0] + 0.15, 1.8), (first[0] + 0.45, 1.8), head=False)
-    second = branches(axes, (first[0] + 0.45, 1.8), 1.75, "feed-forward part\n(finetuned)",
-                      "feed-forward part\n(frozen)", decision="d₂")
+    second = branches(
+        axes,
+        (first[0] + 0.45, 1.8),
+        1.75,
+        "feed-forward part\n(finetuned)",
+        "feed-forward part\n(frozen)",
+        decision="d₂",
+    )
     arrow(axes, (second[0] + 0.15, 1.8), (7.7, 1.8))
     text(axes, (7.82, 1.8), "y", 12, italic=True)
     box(axes, (5.2, 3.03), (2.6, 0.36), "policy network (image, question)", "policy", 8.5)
     for end, name in ((first, "d₁"), (second, "d₂")):
         arrow(axes, (end[0] + 0.02, 2.85), (end[0] + 0.02, 2.55), colour=POLICY, head=False)
         badge(axes, (end[0] + 0.02, 2.52), name, 0.15)
-    arrow(axes, (first[0] + 0.02, 2.86), (first[0] + 0.02, 3.03), (3.9, 3.03), colour=POLICY,
-          head=False)
-    arrow(axes, (second[0] + 0.02, 2.86), (second[0] + 0.02, 3.03), (6.5, 3.03), colour=POLICY,
-          head=False)
-    text(axes, (4.0, 0.68), "every part holds its residual addition and LayerNorm; both branches "
-         "read the same input", 8.5, colour=FAINT)
-    legend(axes, 0.28, [("finetuned", "d = 1: finetuned"), ("frozen", "d = 0: frozen twin")],
-           2.2, 2.1)
+    arrow(
+        axes,
+        (first[0] + 0.02, 2.86),
+        (first[0] + 0.02, 3.03),
+        (3.9, 3.03),
+        colour=POLICY,
+        head=False,
+    )
+    arrow(
+        axes,
+        (second[0] + 0.02, 2.86),
+        (second[0] + 0.02, 3.03),
+        (6.5, 3.03),
+        colour=POLICY,
+        head=False,
+    )
+    text(
+        axes,
+        (4.0, 0.68),
+        "every part holds its residual addition and LayerNorm; both branches read the same input",
+        8.5,
+        colour=FAINT,
+    )
+    legend(
+        axes, 0.28, [("finetuned", "d = 1: finetuned"), ("frozen", "d = 0: frozen twin")], 2.2, 2.1
+    )
     return axes
 
 
@@ -117,8 +171,14 @@ def _twins(axes: Axes, at: Point, size: Point, words: str, decision: str) -> Non
 def spottune() -> Axes:
     """SpotTune: a decision for each attention head, attention output, intermediate, output."""
     axes = canvas(4.5)
-    text(axes, (0.3, 4.25), "SpotTune: one decision per attention head and per dense step", 11,
-         "left", bold=True)
+    text(
+        axes,
+        (0.3, 4.25),
+        "SpotTune: one decision per attention head and per dense step",
+        11,
+        "left",
+        bold=True,
+    )
     frame(axes, (0.55, 0.85), (6.95, 2.78), "one layer")
     text(axes, (0.22, 2.2), "x", 12, italic=True)
     arrow(axes, (0.32, 2.2), (0.78, 2.2), head=False)
@@ -128,8 +188,11 @@ def spottune() -> Axes:
         arrow(axes, (2.21, y), (2.45, y), (2.45, 2.2), head=False)
     text(axes, (1.55, 1.88), "⋮", 14)
     arrow(axes, (2.45, 2.2), (2.78, 2.2))
-    for x, words, name in ((3.43, "attention\noutput", "dₐ"), (5.07, "inter-\nmediate", "dᵢ"),
-                           (6.63, "output", "dₒ")):
+    for x, words, name in (
+        (3.43, "attention\noutput", "dₐ"),
+        (5.07, "inter-\nmediate", "dᵢ"),
+        (6.63, "output", "dₒ"),
+    ):
         _twins(axes, (x, 2.2), (1.24 if x < 5 else 1.0, 0.52), words, name)
     arrow(axes, (4.21, 2.2), (4.57, 2.2))
     arrow(axes, (5.73, 2.2), (6.13, 2.2))
@@ -139,8 +202,9 @@ def spottune() -> Axes:
     box(axes, (5.9, 3.95), (3.0, 0.34), "policy network (image, question)", "policy", 8.5)
     text(axes, (4.3, 3.95), "all d come from", 8.5, "right", POLICY)
     text(axes, (4.0, 0.62), "every step blends:  y = d · finetuned(x) + (1 − d) · frozen(x)", 10)
-    legend(axes, 0.25, [("finetuned", "d = 1: finetuned"), ("frozen", "d = 0: frozen twin")],
-           2.2, 2.1)
+    legend(
+        axes, 0.25, [("finetuned", "d = 1: finetuned"), ("frozen", "d = 0: frozen twin")], 2.2, 2.1
+    )
     return axes
 
 
@@ -162,8 +226,11 @@ def layer() -> Axes:
     for number, shift in enumerate((0.42, 0.14, -0.14, -0.42)):
         name = ("head 1", "head 2", "…", "head H")[number]
         box(axes, (1.5, y + shift), (1.1, 0.24), name, "plain", 8.5)
-    steps = ((3.0, "attention\noutput", "dense + skip,\nLayerNorm"),
-             (4.75, "intermediate", "dense,\nGELU"), (6.35, "output", "dense + skip,\nLayerNorm"))
+    steps = (
+        (3.0, "attention\noutput", "dense + skip,\nLayerNorm"),
+        (4.75, "intermediate", "dense,\nGELU"),
+        (6.35, "output", "dense + skip,\nLayerNorm"),
+    )
     for x, words, detail in steps:
         box(axes, (x, y), (1.15, 0.72), words)
         text(axes, (x, y - 0.56), detail, 7.5, colour=FAINT)
@@ -181,11 +248,24 @@ def layer() -> Axes:
 def _spans(axes: Axes) -> None:
     """Below `layer`: how many decisions each strategy makes, and over which steps."""
     whole = "SpotTune_Block, BlockDrop, BlockReplace"
-    rows = ((1.42, "SpotTune", ((0.95, 2.05, "one per head"), (2.42, 3.58, "one"),
-                               (4.17, 5.33, "one"), (5.77, 6.93, "one"))),
-            (0.98, "SpotTune_Res", ((0.95, 3.58, "attention part: one"),
-                                    (4.17, 6.93, "feed-forward part: one"))),
-            (0.54, whole, ((0.95, 6.93, f"{whole}: one for the whole layer"),)))
+    rows = (
+        (
+            1.42,
+            "SpotTune",
+            (
+                (0.95, 2.05, "one per head"),
+                (2.42, 3.58, "one"),
+                (4.17, 5.33, "one"),
+                (5.77, 6.93, "one"),
+            ),
+        ),
+        (
+            0.98,
+            "SpotTune_Res",
+            ((0.95, 3.58, "attention part: one"), (4.17, 6.93, "feed-forward part: one")),
+        ),
+        (0.54, whole, ((0.95, 6.93, f"{whole}: one for the whole layer"),)),
+    )
     for y, name, spans in rows:
         for left, right, words in spans:
             box(axes, ((left + right) / 2, y), (right - left, 0.3), words, "policy", 8.5)
@@ -197,17 +277,22 @@ def _spans(axes: Axes) -> None:
 def encoder() -> Axes:
     """LXMERT's encoder: two streams, then cross layers; the inside of a cross layer."""
     axes = canvas(5.0)
-    text(axes, (0.3, 4.75), "LXMERT: two streams, then cross layers (9-5-5)", 11, "left",
-         bold=True)
-    for y, kind, source, count in ((4.05, "lang", "words of\nthe question", 9),
-                                   (3.05, "vision", "regions and\ntheir boxes", 5)):
+    text(axes, (0.3, 4.75), "LXMERT: two streams, then cross layers (9-5-5)", 11, "left", bold=True)
+    for y, kind, source, count in (
+        (4.05, "lang", "words of\nthe question", 9),
+        (3.05, "vision", "regions and\ntheir boxes", 5),
+    ):
         text(axes, (0.62, y), source, 8.5)
         names = ["1", "2", "3", "…", str(count)]
         for place, name in enumerate(names):
             box(axes, (1.82 + place * 0.5, y), (0.42, 0.5), name, kind)
         arrow(axes, (1.15, y), (1.61, y))
-        text(axes, (2.82, y + 0.4), f"{'language' if kind == 'lang' else 'vision'} stream: "
-             f"{kind}.1 … {kind}.{count}", 8.5)
+        text(
+            axes,
+            (2.82, y + 0.4),
+            f"{'language' if kind == 'lang' else 'vision'} stream: {kind}.1 … {kind}.{count}",
+            8.5,
+        )
         arrow(axes, (4.03, y), (4.45, y))
     for place, name in enumerate(("1", "2", "…", "5")):
         box(axes, (4.72 + place * 0.56, 3.55), (0.48, 1.5), name, "cross")
@@ -222,8 +307,14 @@ def encoder() -> Axes:
 
 def _cross_layer(axes: Axes) -> None:
     frame(axes, (0.3, 0.45), (7.4, 1.72), "inside a cross layer")
-    box(axes, (1.95, 1.3), (1.5, 1.4), "cross attention\n(both directions,\n"
-        "shared weights,\nshared decisions)", "cross", 8.5)
+    box(
+        axes,
+        (1.95, 1.3),
+        (1.5, 1.4),
+        "cross attention\n(both directions,\nshared weights,\nshared decisions)",
+        "cross",
+        8.5,
+    )
     for y, kind, stream in ((1.7, "lang", "language"), (0.9, "vision", "vision")):
         arrow(axes, (0.7, y), (1.2, y))
         arrow(axes, (2.7, y), (3.2, y))
@@ -231,27 +322,58 @@ def _cross_layer(axes: Axes) -> None:
         arrow(axes, (4.8, y), (5.3, y))
         box(axes, (6.1, y), (1.6, 0.55), f"{stream}\nfeed-forward", kind, 8.5)
         arrow(axes, (6.9, y), (7.4, y))
-    text(axes, (4.0, 0.22), "in the last cross layer the vision half cannot reach the answer: its "
-         "decisions are dead and drawn grey", 8, colour=FAINT)
+    text(
+        axes,
+        (4.0, 0.22),
+        "in the last cross layer the vision half cannot reach the answer: its "
+        "decisions are dead and drawn grey",
+        8,
+        colour=FAINT,
+    )
 
 
 def _picture(axes: Axes, at: Point, size: float) -> None:
     """A small image with two shapes and a region box."""
     x, y = at
-    axes.add_patch(Rectangle((x - size / 2, y - size / 2), size, size, facecolor="#cfe3d4",
-                             edgecolor="#444444", linewidth=1.2, zorder=3))
-    axes.add_patch(Circle((x - size * 0.12, y + size * 0.05), size * 0.2, facecolor="#c1272d",
-                          zorder=4))
-    axes.add_patch(Rectangle((x - size * 0.36, y - size * 0.19), size * 0.48, size * 0.48,
-                             facecolor="none", edgecolor="#222222", linewidth=1, linestyle="--",
-                             zorder=5))
+    axes.add_patch(
+        Rectangle(
+            (x - size / 2, y - size / 2),
+            size,
+            size,
+            facecolor="#cfe3d4",
+            edgecolor="#444444",
+            linewidth=1.2,
+            zorder=3,
+        )
+    )
+    axes.add_patch(
+        Circle((x - size * 0.12, y + size * 0.05), size * 0.2, facecolor="#c1272d", zorder=4)
+    )
+    axes.add_patch(
+        Rectangle(
+            (x - size * 0.36, y - size * 0.19),
+            size * 0.48,
+            size * 0.48,
+            facecolor="none",
+            edgecolor="#222222",
+            linewidth=1,
+            linestyle="--",
+            zorder=5,
+        )
+    )
 
 
 def overview() -> Axes:
     """The whole idea: the policy looks at the pair and routes it through the encoder."""
     axes = canvas(4.6)
-    text(axes, (0.3, 4.35), "Adaptive finetuning: a route through the encoder for every "
-         "image–question pair", 11, "left", bold=True)
+    text(
+        axes,
+        (0.3, 4.35),
+        "Adaptive finetuning: a route through the encoder for every image–question pair",
+        11,
+        "left",
+        bold=True,
+    )
     _picture(axes, (0.95, 2.75), 1.05)
     text(axes, (0.95, 2.08), "regions of the image", 8, colour=FAINT)
     box(axes, (0.95, 1.45), (1.5, 0.55), "“What colour is\nthe circle?”", "plain", 8.5)
@@ -268,16 +390,32 @@ def overview() -> Axes:
     frame(axes, (2.45, 0.72), (4.22, 2.02), "")
     for x, decision, place in zip(columns, decisions, range(5), strict=True):
         _routed_layer(axes, x, decision, place + 1)
-        arrow(axes, (4.5 + 0.34 * place, 3.41), (4.5 + 0.34 * place, 3.1), (x, 2.93), (x, 2.7),
-              colour=POLICY, dashed=True)
+        arrow(
+            axes,
+            (4.5 + 0.34 * place, 3.41),
+            (4.5 + 0.34 * place, 3.1),
+            (x, 2.93),
+            (x, 2.7),
+            colour=POLICY,
+            dashed=True,
+        )
     arrow(axes, (2.05, 1.7), (2.5, 1.7))
     levels = [2.08 if decision else 1.28 for decision in decisions]
     for left, right, a, b in zip(columns, columns[1:], levels, levels[1:], strict=False):
         arrow(axes, (left + 0.3, a), (right - 0.3, b))
     arrow(axes, (columns[-1] + 0.3, levels[-1]), (6.75, levels[-1]), (6.75, 1.7), (6.95, 1.7))
     box(axes, (7.35, 1.7), (0.75, 0.5), "answer:\nred", "plain", 8.5)
-    legend(axes, 0.35, [("finetuned", "finetuned weights"), ("frozen", "frozen pretrained twin"),
-                        ("policy", "decided for each pair")], 1.3, 2.1)
+    legend(
+        axes,
+        0.35,
+        [
+            ("finetuned", "finetuned weights"),
+            ("frozen", "frozen pretrained twin"),
+            ("policy", "decided for each pair"),
+        ],
+        1.3,
+        2.1,
+    )
     return axes
 
 
@@ -289,8 +427,13 @@ def _routed_layer(axes: Axes, x: float, decision: int, number: int) -> None:
 
 
 DIAGRAMS: dict[str, Callable[[], Axes]] = {
-    "overview": overview, "encoder": encoder, "layer": layer, "spottune_block": spottune_block,
-    "spottune_res": spottune_res, "spottune": spottune, "blockdrop": blockdrop,
+    "overview": overview,
+    "encoder": encoder,
+    "layer": layer,
+    "spottune_block": spottune_block,
+    "spottune_res": spottune_res,
+    "spottune": spottune,
+    "blockdrop": blockdrop,
     "blockreplace": blockreplace,
 }
 
@@ -298,8 +441,12 @@ DIAGRAMS: dict[str, Callable[[], Axes]] = {
 def main() -> None:
     """Draw all diagrams into a folder."""
     parser = argparse.ArgumentParser(description="Draw the diagrams of the README files.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent,
-                        help="folder for the PNG files (default: the folder of this script)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).resolve().parent,
+        help="folder for the PNG files (default: the folder of this script)",
+    )
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in DIAGRAMS.items():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.changing_priors import build_easy_vqa_cp
-from common.easy_vqa import build_easy_vqa
+from common.data.easy_vqa.build import build_easy_vqa
+from common.data.easy_vqa.changing_priors import build_easy_vqa_cp
 
 GOLDENS = Path(__file__).parent / "goldens"
 EASY_VQA_IMAGES = 200

@@ -19,14 +19,33 @@ from vlbert.testing import parser as prediction_parser
 ROOT = repository_root()
 HOME = ROOT / "VLBERT"
 # Also what a surrounding `make test` hands on.
-VARIABLES = ("STRATEGY", "NAME", "DATASET", "CFG", "NPROC", "GPU", "ARGS", "QUICK", "SIZE",
-             "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+VARIABLES = (
+    "STRATEGY",
+    "NAME",
+    "DATASET",
+    "CFG",
+    "NPROC",
+    "GPU",
+    "ARGS",
+    "QUICK",
+    "SIZE",
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+    "MAKEOVERRIDES",
+)
 
 
 def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    return subprocess.run(["make", "--no-print-directory", "-n", *arguments], cwd=ROOT,
-                          capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        ["make", "--no-print-directory", "-n", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
 
 
 def words(*arguments: str) -> list[str]:
@@ -49,9 +68,16 @@ def trained(*variables: str):
 
 
 def test_the_help_has_every_target():
-    text = dry_run("help").stdout + subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True,
-        check=True).stdout
+    text = (
+        dry_run("help").stdout
+        + subprocess.run(
+            ["make", "--no-print-directory", "help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z][a-z-]+):", makefile, re.MULTILINE)
     assert {"vlbert-train", "vlbert-test", "pretrain-easy-vqa-vlbert"} <= set(targets)
@@ -60,12 +86,19 @@ def test_the_help_has_every_target():
         assert variable in text
 
 
-@pytest.mark.parametrize(("dataset", "of_config"), [
-    ("", "easy_vqa"), ("easy_vqa", "easy_vqa"), ("easy_vqa_cp", "easy_vqa_cp"), ("vqa", "vqa"),
-    ("vqa_cp", "vqa_cp")])
+@pytest.mark.parametrize(
+    ("dataset", "of_config"),
+    [
+        ("", "easy_vqa"),
+        ("easy_vqa", "easy_vqa"),
+        ("easy_vqa_cp", "easy_vqa_cp"),
+        ("vqa", "vqa"),
+        ("vqa_cp", "vqa_cp"),
+    ],
+)
 def test_a_data_set_chooses_a_config_of_it(dataset, of_config):
     _, given = trained(f"DATASET={dataset}")
-    assert load_config(HOME / given.cfg).DATASET.DATASET == of_config
+    assert of_config == load_config(HOME / given.cfg).DATASET.DATASET
     assert (given.strategy, given.name, given.gpus) == ("SpotTune_Block", "SpotTune_Block", "0")
 
 
@@ -105,31 +138,37 @@ def test_testing_asks_for_the_run_that_training_makes():
         _, run = trained(*variables)
         found = words("vlbert-test", *variables)
         assert (HOME / "vqa/test.py").is_file() and "vqa/test.py" in found
-        given = prediction_parser().parse_args(found[found.index("vqa/test.py") + 1:])
+        given = prediction_parser().parse_args(found[found.index("vqa/test.py") + 1 :])
         assert (given.cfg, given.name, given.model_dir) == (run.cfg, run.name, run.model_dir)
 
 
 def test_parity_bench_compare_and_pretraining_cover_both_backbones():
-    said = {target: dry_run(target).stdout for target in (
-        "parity", "bench", "compare", "pretrain-easy-vqa-vlbert")}
+    said = {
+        target: dry_run(target).stdout
+        for target in ("parity", "bench", "compare", "pretrain-easy-vqa-vlbert")
+    }
     assert all(f"--backbone {name}" in said["parity"] for name in ("lxmert", "vlbert"))
     assert "common.bench" in said["bench"] and "--backbone" not in said["bench"]
     assert "LXMERT/snap/vqa VLBERT/output/vl-bert" in said["compare"]
     found = words("pretrain-easy-vqa-vlbert")
-    script, config = found[found.index("pretrain/train_end2end.py"):][:2]
+    script, config = found[found.index("pretrain/train_end2end.py") :][:2]
     assert (HOME / config).is_file() and script.startswith("pretrain/")
     assert found[found.index("--export") + 1] == "pretrained/easy_vqa_small"
 
 
 def table_loop(folder: Path, row: str) -> subprocess.CompletedProcess[str]:
     """What `make vlbert-table` does for one row and one seed, before it compares the runs."""
-    said = dry_run("vlbert-table", f"rows={row}", "SEEDS=7", f"table={folder}",
-                   "GPU=cpu").stdout
-    loop = said[said.index("cd VLBERT && for seed"):].rsplit("\n", 2)[0]
+    said = dry_run("vlbert-table", f"rows={row}", "SEEDS=7", f"table={folder}", "GPU=cpu").stdout
+    loop = said[said.index("cd VLBERT && for seed") :].rsplit("\n", 2)[0]
     assert "common.compare" not in loop and "xargs" in loop
     loop = re.sub(r"PYTHON=\S+ xargs", f"PYTHON={shlex.quote(sys.executable)} xargs", loop)
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", loop], cwd=ROOT, check=False,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", loop],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_table_trains_nothing_when_all_rows_are_there(tmp_path):

@@ -16,11 +16,21 @@ from common.files import repository_root
 from common.readme import fill, main
 
 ROOT = repository_root()
-READMES = ("README.md", "LXMERT/README.md", "VLBERT/README.md", "common/README.md",
-           "images/README.md", "results/README.md", "visualizations/README.md", "tests/README.md")
-ENVIRONMENT = os.environ | {"PYTHON": sys.executable, "OMP_WAIT_POLICY": "passive",
-                            "PATH": f"{Path(sys.executable).parent}{os.pathsep}"
-                                    f"{os.environ['PATH']}"}
+READMES = (
+    "README.md",
+    "LXMERT/README.md",
+    "VLBERT/README.md",
+    "common/README.md",
+    "images/README.md",
+    "results/README.md",
+    "visualizations/README.md",
+    "tests/README.md",
+)
+ENVIRONMENT = os.environ | {
+    "PYTHON": sys.executable,
+    "OMP_WAIT_POLICY": "passive",
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -45,16 +55,27 @@ def test_the_readmes_have_commands():
 
 @pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("make ")])
 def test_every_make_target_exists(name, command):
-    found = subprocess.run(["make", "-n", "-B", *shlex.split(command)[1:]], cwd=ROOT,
-                           capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["make", "-n", "-B", *shlex.split(command)[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr
 
 
 @cache
 def help_of(*words: str) -> str:
     """What `python -m MODULE [COMMAND] --help` prints; asked once, for a start takes seconds."""
-    found = subprocess.run([sys.executable, "-m", *words, "--help"], cwd=ROOT, check=False,
-                           capture_output=True, text=True, env=ENVIRONMENT)
+    found = subprocess.run(
+        [sys.executable, "-m", *words, "--help"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
     assert found.returncode == 0, found.stderr
     return found.stdout
 
@@ -76,6 +97,7 @@ def test_every_module_command_parses(name, command):
 def test_every_run_script_exists_and_its_flags_are_known(name, command):
     from lxrt.options import vqa_parser
     from lxrt.pretrain import pretrain_parser
+
     words = shlex.split(command)
     assert (ROOT / "LXMERT" / words[1]).is_file()
     parser = pretrain_parser() if "pretrain" in words[1] else vqa_parser()
@@ -92,19 +114,22 @@ def test_every_command_of_vlbert_names_its_files_and_its_flags_are_known(name, c
     from vlbert.config import find_config
     from vlbert.options import train_parser
     from vlbert.testing import parser
+
     words = shlex.split(command)
     place = next(i for i, word in enumerate(words) if word.endswith(".py"))
     for path in (words[0], words[place]):
         assert path == "python" or (ROOT / "VLBERT" / path).is_file(), path
-    rest = words[place + 1:]
+    rest = words[place + 1 :]
     if words[0] != "python":
-        assert words[0].endswith({0: "nondist_run.sh", 1: "dist_run_single.sh",
-                                  4: "dist_run_multi.sh"}[place - 1])
+        assert words[0].endswith(
+            {0: "nondist_run.sh", 1: "dist_run_single.sh", 4: "dist_run_multi.sh"}[place - 1]
+        )
         rest = ["--cfg", rest[0], "--model-dir", *rest[1:]]
     if "--help" in rest:
         return
     if words[place] == "pretrain/train_end2end.py":
         from vlbert.pretraining import pretrain_parser
+
         found = pretrain_parser().parse_args(rest)
     else:
         chosen = parser() if words[place] == "vqa/test.py" else train_parser("", None)
@@ -118,8 +143,14 @@ def test_the_first_commands_of_vlbert_run(tmp_path):
     block = block.replace(" output ", f" {tmp_path} ")
     block = block.replace("output/output", f"{tmp_path}/output")
     block = block.replace("--epochs 2", "--epochs 1 --questions 128 --quiet")
-    found = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT / "VLBERT",
-                           capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    found = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=ROOT / "VLBERT",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
     assert found.returncode == 0, found.stdout + found.stderr
     assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
     assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
@@ -130,6 +161,7 @@ def test_every_torchrun_command_parses(name, command):
     from torch.distributed.run import parse_args
 
     from lxrt.options import vqa_parser
+
     given = parse_args(shlex.split(command)[1:])
     assert (ROOT / "LXMERT" / given.training_script).is_file()
     assert vqa_parser().parse_args(given.training_script_args) is not None
@@ -142,8 +174,14 @@ def test_the_first_commands_of_lxmert_run(tmp_path):
     block = block.replace(" first ", " readme_test ").replace("vqa/first/", "vqa/readme_test/")
     block = block.replace("--questions 1000", "--questions 128 --overwrite --quiet")
     try:
-        found = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT / "LXMERT",
-                               capture_output=True, text=True, env=ENVIRONMENT, check=False)
+        found = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=ROOT / "LXMERT",
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            check=False,
+        )
         assert found.returncode == 0, found.stdout + found.stderr
         assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
         assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
@@ -154,8 +192,13 @@ def test_the_first_commands_of_lxmert_run(tmp_path):
 
 def test_the_python_example_runs():
     (example,) = blocks("README.md", "python")
-    found = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True,
-                           env=ENVIRONMENT, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr
     assert "'lang.1'" in found.stdout
 
@@ -193,12 +236,25 @@ def test_blocks_are_filled_from_their_files(tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_demo_runs_and_ends_with_the_table(tmp_path):
-    found = subprocess.run([sys.executable, "-m", "common.demo", "--quick", "--out",
-                            str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True,
-                           env=ENVIRONMENT, check=False)
+    found = subprocess.run(
+        [sys.executable, "-m", "common.demo", "--quick", "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr
     table = found.stdout.split("made in")[-1]
-    for row in ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop", "majority",
-                "LXMERT", "VL-BERT"):
+    for row in (
+        "Frozen",
+        "standard",
+        "SpotTune_Block",
+        "SpotTune",
+        "BlockDrop",
+        "majority",
+        "LXMERT",
+        "VL-BERT",
+    ):
         assert row in table
     assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000

@@ -10,4 +10,4 @@ if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then usage "${BASH_SOURCE[0]}"; fi
 processes="$1"
 prepare "$(realpath "${BASH_SOURCE[0]}")" 3 "${@:2}"
 if [[ " ${COMMAND[*]} " == *" --help "* ]]; then exec "$PYTHON" "${COMMAND[@]}"; fi
-exec "$PYTHON" -m common.processes "$processes" "${COMMAND[@]}" --dist
+exec "$PYTHON" -m common.training.processes "$processes" "${COMMAND[@]}" --dist

@@ -1,4 +1,4 @@
-"""What VL-BERT offers to the core: found by `common.backbones` through the package entry point."""
+"""What VL-BERT offers: found by `common.runs.backbones` through the package entry point."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from typing import Any
 
 from torch import Tensor
 
-from common.backbones import Backbone
+from common.runs.backbones import Backbone
 from vlbert.bench import bench_model
 from vlbert.exporting import EXPORTING
 from vlbert.opening import open_run
 from vlbert.parity import PARITY
 
 
-def run_vqa_data(config: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor],
-                 wanted: list[str]) -> dict[str, Tensor]:
+def run_vqa_data(
+    config: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor], wanted: list[str]
+) -> dict[str, Tensor]:
     """Kind `vqa_data`; the readers of raw data are imported only for it."""
     from vlbert import data_parity
+
     return data_parity.run_vqa_data(config, weights, inputs, wanted)
 
 
-VLBERT = Backbone(name="vlbert", open_run=open_run, exporting=EXPORTING,
-                  parity=PARITY | {"vqa_data": run_vqa_data}, bench=bench_model)
+VLBERT = Backbone(
+    name="vlbert",
+    open_run=open_run,
+    exporting=EXPORTING,
+    parity=PARITY | {"vqa_data": run_vqa_data},
+    bench=bench_model,
+)

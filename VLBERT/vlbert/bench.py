@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.bench_cases import BenchModel, BenchSettings
+from common.bench.cases import BenchModel, BenchSettings
 from vlbert.sizes import NetworkConfig
 from vlbert.vqa_network import ResNetVLBERT
 
@@ -30,12 +30,20 @@ def bench_model(settings: BenchSettings) -> BenchModel:
     def loss(logits: Tensor) -> Tensor:
         labels = target.to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels) * config.num_answers
-    description = (f"VL-BERT-base, {config.encoder.num_hidden_layers} layers, {settings.batch} "
-                   f"questions of {SHORTEST}–{LONGEST} word pieces, {REGIONS} regions and the "
-                   f"image as a box, precomputed features, dropout "
-                   f"{config.encoder.hidden_dropout_prob:g} in training")
-    return BenchModel(description, lambda: ResNetVLBERT(config),
-                      bench_inputs(config, settings.batch, settings.seed), loss, kept=KEPT)
+
+    description = (
+        f"VL-BERT-base, {config.encoder.num_hidden_layers} layers, {settings.batch} "
+        f"questions of {SHORTEST}–{LONGEST} word pieces, {REGIONS} regions and the "
+        f"image as a box, precomputed features, dropout "
+        f"{config.encoder.hidden_dropout_prob:g} in training"
+    )
+    return BenchModel(
+        description,
+        lambda: ResNetVLBERT(config),
+        bench_inputs(config, settings.batch, settings.seed),
+        loss,
+        kept=KEPT,
+    )
 
 
 def bench_config(layers: int | None) -> NetworkConfig:
@@ -43,8 +51,9 @@ def bench_config(layers: int | None) -> NetworkConfig:
     config = NetworkConfig()
     if layers is None:
         return config
-    encoder = replace(config.encoder,
-                      num_hidden_layers=min(layers, config.encoder.num_hidden_layers))
+    encoder = replace(
+        config.encoder, num_hidden_layers=min(layers, config.encoder.num_hidden_layers)
+    )
     return replace(config, encoder=encoder)
 
 
@@ -58,7 +67,15 @@ def bench_inputs(config: NetworkConfig, batch: int, seed: int) -> dict[str, Tens
     corners = corners.flatten(2) * torch.tensor([WIDTH - 1, HEIGHT - 1] * 2)
     features = torch.randn(batch, REGIONS, config.image.feature_size, generator=generator).relu()
     image = torch.tensor([0.0, 0.0, WIDTH - 1, HEIGHT - 1]).expand(batch, 1, 4)
-    boxes = torch.cat([torch.cat([image, features.mean(1, keepdim=True)], -1),
-                       torch.cat([corners, features], -1)], 1)
-    return {"boxes": boxes, "question": words * (torch.arange(LONGEST) < lengths[:, None]),
-            "im_info": torch.tensor([WIDTH, HEIGHT, 1.0, 1.0]).expand(batch, -1)}
+    boxes = torch.cat(
+        [
+            torch.cat([image, features.mean(1, keepdim=True)], -1),
+            torch.cat([corners, features], -1),
+        ],
+        1,
+    )
+    return {
+        "boxes": boxes,
+        "question": words * (torch.arange(LONGEST) < lengths[:, None]),
+        "im_info": torch.tensor([WIDTH, HEIGHT, 1.0, 1.0]).expand(batch, -1),
+    }

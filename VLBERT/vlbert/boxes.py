@@ -31,7 +31,7 @@ def coordinate_embedding(boxes: Tensor, sizes: Tensor, waves: int) -> Tensor:
     centre, extent = corners.sum(-2) / 2, corners[..., 1, :] - corners[..., 0, :]
     hundredths = 100 * torch.cat([centre / sizes, extent / sizes], -1)
     exponents = torch.arange(waves, device=boxes.device, dtype=boxes.dtype) / waves
-    angles = hundredths[..., None] / 1000 ** exponents
+    angles = hundredths[..., None] / 1000**exponents
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 

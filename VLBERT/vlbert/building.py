@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from common.adapt import adapt, adaptive_part
-from common.checkpoint import check_compatible, load_meta
+from common.adapt.adapting import adapt, adaptive_part
+from common.adapt.strategies import Strategy
+from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
-from common.opened_run import answer_digest
-from common.strategies import Strategy
-from common.text import Tokenizer
-from common.weights import load_into, resolve_checkpoint, strip_prefix
+from common.runs.opened_run import answer_digest
+from common.training.checkpoint import check_compatible, load_meta
+from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
 from vlbert.config_adaptive import AdaptiveSettings, check_output_size
 from vlbert.loading import (
@@ -51,9 +51,16 @@ class Built:
         return self.settings.policy if self.strategy.adaptive else None
 
 
-def build_vqa(config: Config, settings: AdaptiveSettings, tokenizer: Tokenizer,
-              answers: Sequence[str], features: dict[str, Any], transform: Transform,
-              load: Path | None = None, say: Say = print) -> Built:
+def build_vqa(
+    config: Config,
+    settings: AdaptiveSettings,
+    tokenizer: Tokenizer,
+    answers: Sequence[str],
+    features: dict[str, Any],
+    transform: Transform,
+    load: Path | None = None,
+    say: Say = print,
+) -> Built:
     """Build, load and adapt a VQA network.
 
     Args:
@@ -77,12 +84,19 @@ def build_vqa(config: Config, settings: AdaptiveSettings, tokenizer: Tokenizer,
     model = ResNetVLBERT(sizes)
     if any(key.startswith("POLICY.VLBERT.") for key in config.given):
         model.policy_encoder = policy_sizes(config, sizes)
-    meta = {"backbone": "vlbert", "task": "vqa", "strategy": settings.strategy.name,
-            "policy": settings.policy if settings.strategy.adaptive else None,
-            "size": size_name(config), "config": sizes.to_dict(), "features": features,
-            "answers": answer_digest(list(answers)), "transform": described(transform),
-            "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
-            "strategy_flags": flags(config, settings, model.policy_encoder)}
+    meta = {
+        "backbone": "vlbert",
+        "task": "vqa",
+        "strategy": settings.strategy.name,
+        "policy": settings.policy if settings.strategy.adaptive else None,
+        "size": size_name(config),
+        "config": sizes.to_dict(),
+        "features": features,
+        "answers": answer_digest(list(answers)),
+        "transform": described(transform),
+        "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+        "strategy_flags": flags(config, settings, model.policy_encoder),
+    }
     if load is None:
         load_start(model, config, tokenizer, answers, say)
         adapt_network(model, settings)
@@ -102,8 +116,10 @@ def network_sizes(config: Config, tokenizer: Tokenizer, answers: int, width: int
     """
     words = config.NETWORK.VLBERT.vocab_size
     if words != len(tokenizer):
-        raise ConfigError(f"{config.path}: key NETWORK.VLBERT.vocab_size: {words}: "
-                          f"{tokenizer.vocabulary_file} has {len(tokenizer)} word pieces")
+        raise ConfigError(
+            f"{config.path}: key NETWORK.VLBERT.vocab_size: {words}: "
+            f"{tokenizer.vocabulary_file} has {len(tokenizer)} word pieces"
+        )
     tokens = SpecialTokens(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
     try:
         return NetworkConfig.from_upstream(config.NETWORK, answers, tokens, width)
@@ -118,18 +134,25 @@ def policy_sizes(config: Config, sizes: NetworkConfig) -> EncoderConfig:
         ConfigError: it does not read what the backbone reads.
     """
     given = {key.rpartition(".")[2] for key in config.given if key.startswith("POLICY.VLBERT.")}
-    always = ("num_hidden_layers", "intermediate_size", "visual_scale_text_init",
-              "visual_scale_object_init")
+    always = (
+        "num_hidden_layers",
+        "intermediate_size",
+        "visual_scale_text_init",
+        "visual_scale_object_init",
+    )
     values = asdict(sizes.encoder) | {
-        key: value for key, value in config.POLICY.VLBERT.items() if key in given}
+        key: value for key, value in config.POLICY.VLBERT.items() if key in given
+    }
     for key in always:
         if key not in given:
             values[key] = {"num_hidden_layers": 2, "intermediate_size": 512}.get(key, 1.0)
     values["vocab_size"] = sizes.encoder.vocab_size
     if "vocab_size" in given and config.POLICY.VLBERT.vocab_size != sizes.encoder.vocab_size:
-        raise ConfigError(f"{config.path}: key POLICY.VLBERT.vocab_size: "
-                          f"{config.POLICY.VLBERT.vocab_size}: the policy reads the questions of "
-                          f"the model, whose vocabulary has {sizes.encoder.vocab_size} pieces")
+        raise ConfigError(
+            f"{config.path}: key POLICY.VLBERT.vocab_size: "
+            f"{config.POLICY.VLBERT.vocab_size}: the policy reads the questions of "
+            f"the model, whose vocabulary has {sizes.encoder.vocab_size} pieces"
+        )
     try:
         return EncoderConfig.from_upstream(values)
     except ConfigError as error:
@@ -146,26 +169,36 @@ def described(transform: Transform) -> dict[str, Any]:
     return {"scales": list(transform.scales), "whole_image": transform.whole_image}
 
 
-def flags(config: Config, settings: AdaptiveSettings, policy_encoder: EncoderConfig | None
-          ) -> dict[str, Any]:
+def flags(
+    config: Config, settings: AdaptiveSettings, policy_encoder: EncoderConfig | None
+) -> dict[str, Any]:
     """What shapes the adapted network, for a checkpoint to rebuild it with."""
-    return {"strategy": config.FINETUNE_STRATEGY, "policy": settings.policy,
-            "policy_eval": settings.options.policy_eval,
-            "trainable_layers": settings.trainable_layers,
-            "frozen_layers": settings.frozen_layers and list(settings.frozen_layers),
-            "policy_encoder": policy_encoder and asdict(policy_encoder)}
+    return {
+        "strategy": config.FINETUNE_STRATEGY,
+        "policy": settings.policy,
+        "policy_eval": settings.options.policy_eval,
+        "trainable_layers": settings.trainable_layers,
+        "frozen_layers": settings.frozen_layers and list(settings.frozen_layers),
+        "policy_encoder": policy_encoder and asdict(policy_encoder),
+    }
 
 
 def adapt_network(model: ResNetVLBERT, settings: AdaptiveSettings) -> None:
     """Give the network its strategy."""
-    adapt(model, settings.strategy.name, settings.policy,
-          trainable_layers=settings.trainable_layers,
-          frozen_layers=settings.frozen_layers,
-          initial_share=settings.initial_share, options=settings.options)
+    adapt(
+        model,
+        settings.strategy.name,
+        settings.policy,
+        trainable_layers=settings.trainable_layers,
+        frozen_layers=settings.frozen_layers,
+        initial_share=settings.initial_share,
+        options=settings.options,
+    )
 
 
-def load_start(model: nn.Module, config: Config, tokenizer: Tokenizer, answers: Sequence[str],
-               say: Say) -> None:
+def load_start(
+    model: nn.Module, config: Config, tokenizer: Tokenizer, answers: Sequence[str], say: Say
+) -> None:
     """The pretrained weights of a config: BERT, then PARTIAL_PRETRAIN, the CNN, answer rows.
 
     The network is one of VQA or of pretraining (which has no answers). BERT's weights are read only
@@ -184,8 +217,10 @@ def load_start(model: nn.Module, config: Config, tokenizer: Tokenizer, answers: 
         brought = set(plan.loaded)
         missing = [name for name in missing if name not in brought]
     if missing and network.VLBERT.from_scratch:
-        say(f"{len(missing)} tensors of the encoder start from random weights "
-            "(NETWORK.VLBERT.from_scratch)")
+        say(
+            f"{len(missing)} tensors of the encoder start from random weights "
+            "(NETWORK.VLBERT.from_scratch)"
+        )
     elif missing:
         load_bert_of(model, config, say)
         if network.PARTIAL_PRETRAIN:
@@ -193,12 +228,15 @@ def load_start(model: nn.Module, config: Config, tokenizer: Tokenizer, answers: 
     if not network.IMAGE_FEAT_PRECOMPUTED:
         load_cnn(model, config, brought, say)
     if network.CLASSIFIER_PRETRAINED:
-        rows = classifier_rows(model.vlbert.word_embeddings.weight.detach(),
-                               answer_pieces(answers, tokenizer))
+        rows = classifier_rows(
+            model.vlbert.word_embeddings.weight.detach(), answer_pieces(answers, tokenizer)
+        )
         set_classifier_rows(model, rows)
         if last := brought & {"final_mlp.1.weight", "final_mlp.2.weight"}:
-            say(f"{network.PARTIAL_PRETRAIN}: its {last.pop()} is not used: the rows of the "
-                "answers start from the word embeddings (NETWORK.CLASSIFIER_PRETRAINED)")
+            say(
+                f"{network.PARTIAL_PRETRAIN}: its {last.pop()} is not used: the rows of the "
+                "answers start from the word embeddings (NETWORK.CLASSIFIER_PRETRAINED)"
+            )
 
 
 def load_bert_of(model: nn.Module, config: Config, say: Say) -> None:
@@ -209,8 +247,11 @@ def load_bert_of(model: nn.Module, config: Config, say: Say) -> None:
         CheckpointError: they do not fit.
     """
     network = config.NETWORK
-    source = (f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model"
-              if network.BERT_PRETRAINED else network.BERT_MODEL_NAME)
+    source = (
+        f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model"
+        if network.BERT_PRETRAINED
+        else network.BERT_MODEL_NAME
+    )
     try:
         load_bert(model, locate(source), say)
     except (ConfigError, CheckpointError) as error:
@@ -227,8 +268,11 @@ def load_cnn(model: nn.Module, config: Config, brought: set[str], say: Say) -> N
     """
     network = config.NETWORK
     images = model.image_feature_extractor
-    cnn = {name for name in model.state_dict() if name.startswith("image_feature_extractor.")
-           and ".obj_downsample." not in name}
+    cnn = {
+        name
+        for name in model.state_dict()
+        if name.startswith("image_feature_extractor.") and ".obj_downsample." not in name
+    }
     if network.IMAGE_PRETRAINED:
         path = locate(f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model")
         load_resnet(images, path)
@@ -238,7 +282,8 @@ def load_cnn(model: nn.Module, config: Config, brought: set[str], say: Say) -> N
             raise ConfigError(
                 f"{config.path}: key NETWORK.IMAGE_PRETRAINED: is empty, and PARTIAL_PRETRAIN "
                 "brings no CNN: random weights would be frozen; give weights, or train all of it "
-                "(IMAGE_FROZEN_BACKBONE_STAGES: [], IMAGE_FROZEN_BN: false)")
+                "(IMAGE_FROZEN_BACKBONE_STAGES: [], IMAGE_FROZEN_BN: false)"
+            )
         say("the CNN starts from random weights")
 
 
@@ -250,14 +295,21 @@ def saved_meta(path: Path | None) -> dict[str, Any]:
     """
     found = load_meta(path) if path is not None and path.suffix == ".safetensors" else {}
     if found and (found.get("backbone"), found.get("task")) != ("vlbert", "vqa"):
-        raise CheckpointError(f"{path} is not a finetuned VQA model of VL-BERT (it is of "
-                              f"{found.get('backbone')}, task {found.get('task')!r}); a "
-                              "pretraining model is given with --partial-pretrain")
+        raise CheckpointError(
+            f"{path} is not a finetuned VQA model of VL-BERT (it is of "
+            f"{found.get('backbone')}, task {found.get('task')!r}); a "
+            "pretraining model is given with --partial-pretrain"
+        )
     return found
 
 
-def load_finetuned(model: ResNetVLBERT, settings: AdaptiveSettings, path: Path,
-                   found: dict[str, Any], meta: dict[str, Any]) -> None:
+def load_finetuned(
+    model: ResNetVLBERT,
+    settings: AdaptiveSettings,
+    path: Path,
+    found: dict[str, Any],
+    meta: dict[str, Any],
+) -> None:
     """Load every weight of a finetuned model, ours or the original's, and adapt it.
 
     Args:
@@ -271,15 +323,26 @@ def load_finetuned(model: ResNetVLBERT, settings: AdaptiveSettings, path: Path,
         CheckpointError: another kind of model, or one that does not fit.
     """
     if found:
-        keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary",
-                "features", "transform")
+        keys = (
+            "backbone",
+            "task",
+            "strategy",
+            "policy",
+            "size",
+            "answers",
+            "vocabulary",
+            "features",
+            "transform",
+        )
         saved = found | {"config": told_by_no_shape(found["config"])}
         wanted = {key: meta[key] for key in keys}
         check_compatible(saved, wanted | {"config": told_by_no_shape(meta["config"])}, path)
     weights = strip_prefix(read_model(path), "module.")
     if not any(key.startswith("final_mlp.") for key in weights):
-        raise CheckpointError(f"{path} is not a finetuned VQA model (no final_mlp.*); a "
-                              "pretraining model is given with --partial-pretrain")
+        raise CheckpointError(
+            f"{path} is not a finetuned VQA model (no final_mlp.*); a "
+            "pretraining model is given with --partial-pretrain"
+        )
     # Files of strategies that decide nothing hold exactly the standard names.
     if settings.strategy.adaptive:
         adapt_network(model, settings)
@@ -292,8 +355,15 @@ def load_finetuned(model: ResNetVLBERT, settings: AdaptiveSettings, path: Path,
 def told_by_no_shape(config: dict[str, Any]) -> dict[str, Any]:
     """What a network computes and the shapes of its weights do not say, of `to_dict`."""
     encoder, image = config["encoder"], config["image"]
-    found = {key: encoder[key] for key in ("num_hidden_layers", "num_attention_heads",
-                                           "hidden_act", "position_padding_idx")}
+    found = {
+        key: encoder[key]
+        for key in (
+            "num_hidden_layers",
+            "num_attention_heads",
+            "hidden_act",
+            "position_padding_idx",
+        )
+    }
     found |= {key: config[key] for key in ("classifier", "no_grounding")}
     found["precomputed"] = image["precomputed"]
     if not image["precomputed"]:

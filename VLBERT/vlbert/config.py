@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from common.errors import ConfigError
-from vlbert.sizes import HOME
 from vlbert.config_defaults import CHOICES, LIMITS, LISTS, Defaults, defaults
+from vlbert.sizes import HOME
 
 PRETRAINING = "ForPretraining"  # in MODULE
 OVERRIDE = Path("(override)")
@@ -76,10 +76,12 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries and lists, for a checkpoint or a log."""
+
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: plain(v) for key, v in value.items()}
             return [plain(v) for v in value] if isinstance(value, tuple) else value
+
         return plain(self.values)
 
     def samples_per_update(self, processes: int) -> int:
@@ -152,13 +154,13 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that occurs twice, of which YAML would silently take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False
-                          ) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice",
-                                                        node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} occurs twice", node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -216,8 +218,9 @@ def nearest(key: object, known: Mapping[str, Any]) -> str:
 def _unknown(key: object, known: Mapping[str, Any], place: str) -> str:
     """Ends an error: the sections that have such a key, else the nearest key of this one."""
     wanted = str(key).lower()
-    elsewhere = [path for path in all_keys(defaults(True))
-                 if path.rpartition(".")[2].lower() == wanted]
+    elsewhere = [
+        path for path in all_keys(defaults(True)) if path.rpartition(".")[2].lower() == wanted
+    ]
     if elsewhere and wanted not in (name.lower() for name in known):
         pretraining = set(elsewhere).isdisjoint(all_keys(defaults(False)))
         return f"; there is {' and '.join(elsewhere)}{' (of pretraining)' if pretraining else ''}"
@@ -233,8 +236,9 @@ def all_keys(known: Defaults, at: str = "") -> Iterator[str]:
             yield at + key
 
 
-def _merge(values: Any, known: Defaults, tree: Any, source: Path, at: str,
-           given: set[str]) -> Defaults:
+def _merge(
+    values: Any, known: Defaults, tree: Any, source: Path, at: str, given: set[str]
+) -> Defaults:
     """`values` with those of a tree in their place; both have the structure of `known`."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: key {at.rstrip('.')}: {tree!r}: expected keys and values")
@@ -244,8 +248,10 @@ def _merge(values: Any, known: Defaults, tree: Any, source: Path, at: str,
             place = at.rstrip(".")
             raise ConfigError(f"{source}: unknown key {at}{key}{_unknown(key, known, place)}")
         if isinstance(known[key], dict) and isinstance(value, list) and key == "DATASET":
-            merged[key] = tuple(_merge(known[key], known[key], part, source, f"DATASET[{i}].",
-                                       given) for i, part in enumerate(value))
+            merged[key] = tuple(
+                _merge(known[key], known[key], part, source, f"DATASET[{i}].", given)
+                for i, part in enumerate(value)
+            )
             given.add(key)
         elif isinstance(known[key], dict):
             merged[key] = _merge(merged[key], known[key], value, source, f"{at}{key}.", given)
@@ -297,7 +303,7 @@ def _listed(value: Any, where: str) -> list[Any]:
 def _pair(value: Any, where: str) -> tuple[str, str]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or len(parts) != 2:
-        raise ConfigError(f"{where}: {value!r}: expected \"output,name to show\"")
+        raise ConfigError(f'{where}: {value!r}: expected "output,name to show"')
     return str(parts[0]), str(parts[1])
 
 
@@ -316,8 +322,11 @@ def _scalar(value: Any, kind: type, where: str) -> Any:
         found = _number(value)  # YAML reads 1e-4, which lacks a point, as a text
     if kind is float and isinstance(found, int) and not isinstance(found, bool):
         found = float(found)
-    if (not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool)
-            or (kind is float and not math.isfinite(found))):
+    if (
+        not isinstance(found, kind)
+        or (isinstance(found, bool) and kind is not bool)
+        or (kind is float and not math.isfinite(found))
+    ):
         raise ConfigError(f"{where}: {value!r} ({type(value).__name__}): expected {KINDS[kind]}")
     return found
 
@@ -352,6 +361,7 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: One of them; names file, key and value.
     """
+
     def wrong(key: str, value: object, why: str) -> ConfigError:
         return ConfigError(f"{config.path}: key {key}: {value}: {why}")
 
@@ -362,10 +372,14 @@ def check_config(config: Config) -> None:
             raise wrong(path, "true", why)
     for name in ("NETWORK", *(("POLICY",) if "POLICY.IMAGE_FINAL_DIM" in config.given else ())):
         part = config.values[name]
-        if part.IMAGE_FINAL_DIM != part.VLBERT.visual_size:
-            raise wrong(f"{name}.IMAGE_FINAL_DIM", part.IMAGE_FINAL_DIM, "must be equal to "
-                        f"{name}.VLBERT.visual_size, {part.VLBERT.visual_size}: it makes what that "
-                        "reads")
+        if part.VLBERT.visual_size != part.IMAGE_FINAL_DIM:
+            raise wrong(
+                f"{name}.IMAGE_FINAL_DIM",
+                part.IMAGE_FINAL_DIM,
+                "must be equal to "
+                f"{name}.VLBERT.visual_size, {part.VLBERT.visual_size}: it makes what that "
+                "reads",
+            )
     for name in ("TRAIN", "VAL", "TEST"):
         part = config.values[name]
         if not 0 <= part.FLIP_PROB <= 1:
@@ -376,13 +390,17 @@ def check_config(config: Config) -> None:
     if not 0 < config.HOLDOUT < 1:
         raise wrong("HOLDOUT", config.HOLDOUT, "must lie between 0 and 1")
     if config.TRAIN.GRAD_ACCUMULATE_STEPS < 1:
-        raise wrong("TRAIN.GRAD_ACCUMULATE_STEPS", config.TRAIN.GRAD_ACCUMULATE_STEPS,
-                    "must be positive")
+        raise wrong(
+            "TRAIN.GRAD_ACCUMULATE_STEPS", config.TRAIN.GRAD_ACCUMULATE_STEPS, "must be positive"
+        )
     if len(config.SCALES) not in (0, 2) or min(config.SCALES, default=1) < 1:
         raise wrong("SCALES", list(config.SCALES), "give the shorter and the longer side in pixels")
     network = config.NETWORK
     if not network.IMAGE_FEAT_PRECOMPUTED and not (
-            len(network.PIXEL_MEANS) == len(network.PIXEL_STDS) == 3 and all(network.PIXEL_STDS)):
-        raise wrong("NETWORK.PIXEL_MEANS, NETWORK.PIXEL_STDS",
-                    f"{list(network.PIXEL_MEANS)}, {list(network.PIXEL_STDS)}",
-                    "where images are read, give three numbers each (blue, green, red)")
+        len(network.PIXEL_MEANS) == len(network.PIXEL_STDS) == 3 and all(network.PIXEL_STDS)
+    ):
+        raise wrong(
+            "NETWORK.PIXEL_MEANS, NETWORK.PIXEL_STDS",
+            f"{list(network.PIXEL_MEANS)}, {list(network.PIXEL_STDS)}",
+            "where images are read, give three numbers each (blue, green, red)",
+        )

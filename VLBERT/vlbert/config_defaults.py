@@ -79,12 +79,17 @@ TOP: Defaults = {
 }  # fmt: skip
 
 PRETRAIN_NETWORK: Defaults = {
-    "WITH_REL_LOSS": True, "WITH_MLM_LOSS": True, "WITH_MVRC_LOSS": True,
-    "MLM_LOSS_NORM_IN_BATCH_FIRST": False, "MVRC_LOSS_NORM_IN_BATCH_FIRST": False,
+    "WITH_REL_LOSS": True,
+    "WITH_MLM_LOSS": True,
+    "WITH_MVRC_LOSS": True,
+    "MLM_LOSS_NORM_IN_BATCH_FIRST": False,
+    "MVRC_LOSS_NORM_IN_BATCH_FIRST": False,
     "MASK_RAW_PIXELS": True,
 }
 PRETRAIN_VLBERT: Defaults = {
-    "from_scratch": False, "pos_embedding_frozen": False, "with_pooler": True,
+    "from_scratch": False,
+    "pos_embedding_frozen": False,
+    "with_pooler": True,
     "visual_region_classes": 1601,
 }
 
@@ -109,10 +114,10 @@ ADDED_MEANING = {
     "SIZE": "name of the model's size in tables (default: base or large, by hidden_size)",
     "HOLDOUT": "share of the training images that is held out to choose the best epoch",
     "NETWORK.VLBERT.from_scratch": "start what no file brings from random weights (a key of "
-                                   "pretraining, here of VQA as well)",
+    "pretraining, here of VQA as well)",
     "NETWORK.IMAGE_DROPOUT": "on the features of regions (the original: always 0.1)",
     "DATASET.ANSWER_SPELLING": "normalised: answers are compared as the official metric does; "
-                               "verbatim: as typed, as the original has it",
+    "verbatim: as typed, as the original has it",
     "DATASET.IMPORT_FEATURES": "import feature files into a store once; else read them each time",
     "POLICY.NETWORK": "published, small, or random:SHARE",
     "POLICY.EVALUATION": "argmax, sample or global",
@@ -131,33 +136,72 @@ PRETRAIN_ADDED_MEANING = {
     "DATASET.WITH_ANSWERS": "easy_vqa_captions: questions with their answers are captions too",
     "DATASET.ANSWER_MASK_RATE": "share of the words of such answers that is masked",
     "DATASET.REGION_CLASSES": "easy_vqa_captions: object, or object_attribute: every pair of an "
-                              "object and an attribute class is a class",
+    "object and an attribute class is a class",
 }
 
 # Keys whose type a default does not show.
 LISTS: dict[str, type] = {
-    "SCALES": int, "PIXEL_MEANS": float, "PIXEL_STDS": float, "LR_STEP": float,
-    "IMAGE_FROZEN_BACKBONE_STAGES": int, "FROZEN_LAYERS": int,
+    "SCALES": int,
+    "PIXEL_MEANS": float,
+    "PIXEL_STDS": float,
+    "LR_STEP": float,
+    "IMAGE_FROZEN_BACKBONE_STAGES": int,
+    "FROZEN_LAYERS": int,
     "PARTIAL_PRETRAIN_PREFIX_CHANGES": str,
 }
 CHOICES: dict[str, tuple[str, ...]] = {
-    "OPTIMIZER": ("SGD", "Adam", "AdamW"), "LR_SCHEDULE": ("step", "triangle", "plateau"),
-    "WARMUP_METHOD": ("linear", "constant"), "CLASSIFIER_TYPE": ("2fc", "1fc", "mlm"),
-    "hidden_act": ("gelu", "relu", "swish"), "BOXES": ("36", "10-100ada"),
-    "ANS_LOSS_TYPE": ("bce", "ce"), "ANSWER_SPELLING": ("normalised", "verbatim"),
+    "OPTIMIZER": ("SGD", "Adam", "AdamW"),
+    "LR_SCHEDULE": ("step", "triangle", "plateau"),
+    "WARMUP_METHOD": ("linear", "constant"),
+    "CLASSIFIER_TYPE": ("2fc", "1fc", "mlm"),
+    "hidden_act": ("gelu", "relu", "swish"),
+    "BOXES": ("36", "10-100ada"),
+    "ANS_LOSS_TYPE": ("bce", "ce"),
+    "ANSWER_SPELLING": ("normalised", "verbatim"),
     "REGION_CLASSES": ("object", "object_attribute"),
-    "EVALUATION": ("argmax", "sample", "global"), "EXECUTOR": ("exact", "dense", "sampled"),
+    "EVALUATION": ("argmax", "sample", "global"),
+    "EXECUTOR": ("exact", "dense", "sampled"),
 }
 # Key → lowest and highest value, at every level.
 LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "CLASSIFIER_DROPOUT",
-                     "IMAGE_DROPOUT"), (0, 1)),
-    **dict.fromkeys(("hidden_size", "visual_size", "num_hidden_layers", "num_attention_heads",
-                     "intermediate_size", "max_position_embeddings", "CLASSIFIER_HIDDEN_SIZE",
-                     "LOG_FREQUENT", "TOY_SAMPLES"), (1, math.inf)),
-    **dict.fromkeys(("NUM_WORKERS_PER_GPU", "initializer_range", "LR", "WD", "MOMENTUM",
-                     "LR_FACTOR", "WARMUP_FACTOR", "CONSTRAIN_K_NUM_BLOCKS", "CONSTRAIN_K_SCALE",
-                     "DETERMINISTIC_POLICY_SCALE"), (0, math.inf)),
+    **dict.fromkeys(
+        (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "CLASSIFIER_DROPOUT",
+            "IMAGE_DROPOUT",
+        ),
+        (0, 1),
+    ),
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "visual_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "CLASSIFIER_HIDDEN_SIZE",
+            "LOG_FREQUENT",
+            "TOY_SAMPLES",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(
+        (
+            "NUM_WORKERS_PER_GPU",
+            "initializer_range",
+            "LR",
+            "WD",
+            "MOMENTUM",
+            "LR_FACTOR",
+            "WARMUP_FACTOR",
+            "CONSTRAIN_K_NUM_BLOCKS",
+            "CONSTRAIN_K_SCALE",
+            "DETERMINISTIC_POLICY_SCALE",
+        ),
+        (0, math.inf),
+    ),
     **dict.fromkeys(("TEMPERATURE", "TEMPERATURE_END"), (1e-6, math.inf)),
     "INITIAL_SHARE": (1e-6, 1 - 1e-6),
 }
@@ -176,14 +220,16 @@ def defaults(pretraining: bool) -> Defaults:
     values["TRAIN"] = dict(TRAIN)
     values["VAL"], values["TEST"] = evaluation, evaluation | {"TEST_EPOCH": 0}
     visible = {"visual_scale_text_init": 1.0, "visual_scale_object_init": 1.0}
-    values["POLICY"] = IMAGE_AND_BERT | OPTIMISER | {"OUTPUT_SIZE": 0,
-                                                     "VLBERT": VLBERT | visible}
+    values["POLICY"] = IMAGE_AND_BERT | OPTIMISER | {"OUTPUT_SIZE": 0, "VLBERT": VLBERT | visible}
     if pretraining:
         values["DATASET"] |= {"SEQ_LEN": 64, "MIN_SEQ_LEN": 0}
         values["NETWORK"] |= PRETRAIN_NETWORK
         values["NETWORK"]["VLBERT"] |= PRETRAIN_VLBERT
-        values["TRAIN"]["LOSS_LOGGERS"] = (("relationship_loss", "RelLoss"),
-                                           ("mlm_loss", "MLMLoss"), ("mvrc_loss", "MVRCLoss"))
+        values["TRAIN"]["LOSS_LOGGERS"] = (
+            ("relationship_loss", "RelLoss"),
+            ("mlm_loss", "MLMLoss"),
+            ("mvrc_loss", "MVRCLoss"),
+        )
     for path, value in (ADDED | (PRETRAIN_ADDED if pretraining else {})).items():
         *sections, key = path.split(".")
         place = values

@@ -7,17 +7,23 @@ from vlbert.config_defaults import defaults
 
 # Keys that a config may have and that nothing reads: in the original neither, or not here.
 WITHOUT_EFFECT = (
-    "VAL_FREQUENT", "NETWORK.ANS_LOSS_WEIGHT", "NETWORK.CLASSIFIER_SIGMOID",
-    "NETWORK.CLASSIFIER_SIGMOID_LOSS_POSITIVE_WEIGHT", "NETWORK.NO_OBJ_ATTENTION",
-    "NETWORK.CNN_LOSS_WEIGHT", "NETWORK.REPLACE_OBJECT_CHANGE_LABEL",
-    "TRAIN.VISUAL_SCALE_TEXT_LR_MULT", "TRAIN.VISUAL_SCALE_OBJECT_LR_MULT",
-    "TRAIN.VISUAL_SCALE_CLIP_GRAD_NORM", "POLICY.GRAD_ACCUMULATE_STEPS", "POLICY.FP16",
+    "VAL_FREQUENT",
+    "NETWORK.ANS_LOSS_WEIGHT",
+    "NETWORK.CLASSIFIER_SIGMOID",
+    "NETWORK.CLASSIFIER_SIGMOID_LOSS_POSITIVE_WEIGHT",
+    "NETWORK.NO_OBJ_ATTENTION",
+    "NETWORK.CNN_LOSS_WEIGHT",
+    "NETWORK.REPLACE_OBJECT_CHANGE_LABEL",
+    "TRAIN.VISUAL_SCALE_TEXT_LR_MULT",
+    "TRAIN.VISUAL_SCALE_OBJECT_LR_MULT",
+    "TRAIN.VISUAL_SCALE_CLIP_GRAD_NORM",
+    "POLICY.GRAD_ACCUMULATE_STEPS",
+    "POLICY.FP16",
 )
 
 
 def idle_keys(config: Config) -> list[str]:
-    """In words, which keys were given another value than their default although nothing reads it.
-    """
+    """In words, which keys have another value than their default although nothing reads them."""
     known, found = defaults(config.pretraining), []
     for path in WITHOUT_EFFECT:
         *sections, key = path.split(".")
@@ -27,10 +33,17 @@ def idle_keys(config: Config) -> list[str]:
         if path in config.given and value[key] != default[key]:
             found.append(f"{path} {value[key]} has no effect")
     if "TRAIN.ASPECT_GROUPING" in config.given and config.TRAIN.ASPECT_GROUPING:
-        found.append("TRAIN.ASPECT_GROUPING true has no effect: batches are drawn at random, and "
-                     "images are padded to the largest of each batch")
-    if config.TRAIN.FP16 and "TRAIN.FP16_LOSS_SCALE" in config.given \
-            and config.TRAIN.FP16_LOSS_SCALE != "dynamic":
-        found.append(f"TRAIN.FP16_LOSS_SCALE {config.TRAIN.FP16_LOSS_SCALE} has no effect: the "
-                     "scale of the loss is dynamic")
+        found.append(
+            "TRAIN.ASPECT_GROUPING true has no effect: batches are drawn at random, and "
+            "images are padded to the largest of each batch"
+        )
+    if (
+        config.TRAIN.FP16
+        and "TRAIN.FP16_LOSS_SCALE" in config.given
+        and config.TRAIN.FP16_LOSS_SCALE != "dynamic"
+    ):
+        found.append(
+            f"TRAIN.FP16_LOSS_SCALE {config.TRAIN.FP16_LOSS_SCALE} has no effect: the "
+            "scale of the loss is dynamic"
+        )
     return found

@@ -1,8 +1,8 @@
 """The data of a config: questions, regions, images and answers, for training and for testing.
 
-    source = VQASource(load_config("cfgs/easy_vqa/base.yaml"))
-    splits = source.splits()
-    splits.train.read([0, 1, 2], epoch=0)
+source = VQASource(load_config("cfgs/easy_vqa/base.yaml"))
+splits = source.splits()
+splits.train.read([0, 1, 2], epoch=0)
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from common import datasets as tables
-from common.annotations import AnswerVocabulary, Example
+from common.data import datasets as tables
+from common.data.annotations import AnswerVocabulary, Example
+from common.data.tokenizer import Tokenizer, has_vocabulary
 from common.errors import ConfigError, DataError
-from common.feature_sources import FeatureSources
-from common.text import Tokenizer, has_vocabulary
-from common.weights import SUFFIXES
+from common.features.sources import FeatureSources
+from common.training.weights import SUFFIXES
 from vlbert.config import Config, Section, locate
 from vlbert.data_answers import AnswerFile
 from vlbert.data_coco import (
@@ -58,8 +58,9 @@ class Splits:
 class VQASource:
     """Opens the data that a config names."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False
-                 ) -> None:
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False
+    ) -> None:
         """Look at the config; files are opened when they are needed.
 
         Args:
@@ -72,20 +73,27 @@ class VQASource:
         """
         self.config, self.settings, self.quiet = config, config.DATASET, quiet
         if not isinstance(self.settings, Section):
-            raise ConfigError(f"{config.path}: key DATASET: a list of data sets is for "
-                              "pretraining; VQA has one")
+            raise ConfigError(
+                f"{config.path}: key DATASET: a list of data sets is for pretraining; VQA has one"
+            )
         for part in ("TRAIN", "VAL", "TEST"):
             if isinstance(images := config.values[part].BATCH_IMAGES, tuple):
-                raise ConfigError(f"{config.path}: key {part}.BATCH_IMAGES: {list(images)}: a list "
-                                  "is for pretraining; VQA has one number")
+                raise ConfigError(
+                    f"{config.path}: key {part}.BATCH_IMAGES: {list(images)}: a list "
+                    "is for pretraining; VQA has one number"
+                )
         self.name: str = self.settings.DATASET
         if self.name not in SETS and self.name not in EMBEDDED:
-            raise ConfigError(f"{config.path}: key DATASET.DATASET: {self.name!r}; valid: "
-                              f"{', '.join([*SETS, *EMBEDDED])}")
+            raise ConfigError(
+                f"{config.path}: key DATASET.DATASET: {self.name!r}; valid: "
+                f"{', '.join([*SETS, *EMBEDDED])}"
+            )
         if self.name in SETS and self.settings.USE_IMDB:
-            raise ConfigError(f"{config.path}: key DATASET.USE_IMDB: true (the default): those "
-                              ".npy files are pickled and could run code; set false to read the "
-                              "official JSON files")
+            raise ConfigError(
+                f"{config.path}: key DATASET.USE_IMDB: true (the default): those "
+                ".npy files are pickled and could run code; set false to read the "
+                "official JSON files"
+            )
         self._tokenizer = tokenizer
 
     @cached_property
@@ -94,10 +102,12 @@ class VQASource:
         if self._tokenizer is None:
             name = self.config.NETWORK.BERT_MODEL_NAME
             if not name or not has_vocabulary(locate(name)):
-                raise ConfigError(f"{self.config.path}: key NETWORK.BERT_MODEL_NAME: {name!r}: "
-                                  f"{locate(name) / 'vocab.txt'} is missing: give the folder with "
-                                  "the vocabulary (that of BERT-base-uncased for the released "
-                                  "models)")
+                raise ConfigError(
+                    f"{self.config.path}: key NETWORK.BERT_MODEL_NAME: {name!r}: "
+                    f"{locate(name) / 'vocab.txt'} is missing: give the folder with "
+                    "the vocabulary (that of BERT-base-uncased for the released "
+                    "models)"
+                )
             self._tokenizer = Tokenizer(locate(name))
         return self._tokenizer
 
@@ -120,12 +130,16 @@ class VQASource:
             verbatim = self.settings.ANSWER_SPELLING == "verbatim"
             return AnswerFile(locate(path), size, verbatim)
         if self.name not in EMBEDDED:
-            raise ConfigError(f"{self.config.path}: key DATASET.ANSWER_VOCAB_FILE: is empty: give "
-                              "the file with one answer per line (answers_vqa.txt)")
+            raise ConfigError(
+                f"{self.config.path}: key DATASET.ANSWER_VOCAB_FILE: is empty: give "
+                "the file with one answer per line (answers_vqa.txt)"
+            )
         vocabulary = self._table.vocabulary()
         if len(vocabulary) != size:
-            raise ConfigError(f"{self.config.path}: key DATASET.ANSWER_VOCAB_SIZE: {size}: "
-                              f"{self.name} has {len(vocabulary)} answers")
+            raise ConfigError(
+                f"{self.config.path}: key DATASET.ANSWER_VOCAB_SIZE: {size}: "
+                f"{self.name} has {len(vocabulary)} answers"
+            )
         return vocabulary
 
     def examples(self, sets: str, test_mode: bool = False, whole: bool = False) -> list[Example]:
@@ -163,11 +177,14 @@ class VQASource:
             return FeatureSources(store.stores)
         paths = COCO.of(examples).features(self.settings.BOXES, self.folder)
         try:
-            return FeatureSources([
-                open_features(self.folder / path, parts, self.settings.IMPORT_FEATURES,
-                              not self.quiet)
-                for path, parts in paths.items()
-            ])
+            return FeatureSources(
+                [
+                    open_features(
+                        self.folder / path, parts, self.settings.IMPORT_FEATURES, not self.quiet
+                    )
+                    for path, parts in paths.items()
+                ]
+            )
         except DataError:
             absent = [path for path in paths if not (self.folder / path).parent.is_dir()]
             check_files(self.folder, (f"{path}.zip" for path in absent))
@@ -196,9 +213,14 @@ class VQASource:
     def transform(self, part: str = "TRAIN") -> Transform:
         """How images and boxes are prepared; FLIP_PROB is that of a section of the config."""
         network = self.config.NETWORK
-        return Transform(self.config.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS,
-                         self.settings.ADD_IMAGE_AS_A_BOX, self.config.values[part].FLIP_PROB,
-                         self.config.seed)
+        return Transform(
+            self.config.SCALES,
+            network.PIXEL_MEANS,
+            network.PIXEL_STDS,
+            self.settings.ADD_IMAGE_AS_A_BOX,
+            self.config.values[part].FLIP_PROB,
+            self.config.seed,
+        )
 
     def data(self, examples: Sequence[Example], part: str = "TEST") -> VLBertData:
         """Questions with everything that belongs to them.
@@ -210,8 +232,15 @@ class VQASource:
         Raises:
             DataError: Files are missing or damaged.
         """
-        return VLBertData(examples, self.features(examples), self.vocabulary, self.tokenizer,
-                          self.transform(part), self.images(examples), self.sizes(examples))
+        return VLBertData(
+            examples,
+            self.features(examples),
+            self.vocabulary,
+            self.tokenizer,
+            self.transform(part),
+            self.images(examples),
+            self.sizes(examples),
+        )
 
     def check_files(self) -> None:
         """Make sure that the files which training begins with are there; names all that are not.
@@ -226,10 +255,14 @@ class VQASource:
         if self.name in EMBEDDED:
             return
         settings, network = self.settings, self.config.NETWORK
-        sets = [find_set(self.name, name) for key in ("TRAIN_IMAGE_SET", "VAL_IMAGE_SET")
-                for name in split_sets(settings[key])]
-        wanted = dict.fromkeys(path for found in sets for path in (found.questions,
-                                                                   found.annotations) if path)
+        sets = [
+            find_set(self.name, name)
+            for key in ("TRAIN_IMAGE_SET", "VAL_IMAGE_SET")
+            for name in split_sets(settings[key])
+        ]
+        wanted = dict.fromkeys(
+            path for found in sets for path in (found.questions, found.annotations) if path
+        )
         more = [(locate(settings.ANSWER_VOCAB_FILE), FEATURES)]
         bert, start = locate(network.BERT_MODEL_NAME), locate(network.PARTIAL_PRETRAIN)
         if network.BERT_MODEL_NAME and not has_vocabulary(bert):
@@ -256,9 +289,11 @@ class VQASource:
         valid = self.examples(settings.VAL_IMAGE_SET)
         for sets, examples in ((settings.TRAIN_IMAGE_SET, train), (settings.VAL_IMAGE_SET, valid)):
             if any(example.answers is None for example in examples):
-                raise ConfigError(f"{self.config.path}: image set {sets} of {self.name} has "
-                                  "questions without answers: it can be tested, not trained or "
-                                  "validated on")
+                raise ConfigError(
+                    f"{self.config.path}: image set {sets} of {self.name} has "
+                    "questions without answers: it can be tested, not trained or "
+                    "validated on"
+                )
         remarks = self._remarks(train, valid)
         kept, heldout = tables.split_holdout(everything, self.config.HOLDOUT)
         planned = len(kept)
@@ -269,11 +304,18 @@ class VQASource:
             kept, heldout = tables.split_holdout(train, self.config.HOLDOUT)
         if questions is not None:
             if not 0 < questions <= len(kept):
-                raise ConfigError(f"--questions {questions}: there are {len(kept)} training "
-                                  f"questions in {settings.TRAIN_IMAGE_SET} of {self.name}")
+                raise ConfigError(
+                    f"--questions {questions}: there are {len(kept)} training "
+                    f"questions in {settings.TRAIN_IMAGE_SET} of {self.name}"
+                )
             kept = random.Random(self.config.seed).sample(kept, questions)
-        return Splits(self.data(kept, "TRAIN"), self.data(heldout, "VAL"), self.data(valid, "VAL"),
-                      remarks, planned)
+        return Splits(
+            self.data(kept, "TRAIN"),
+            self.data(heldout, "VAL"),
+            self.data(valid, "VAL"),
+            remarks,
+            planned,
+        )
 
     def _check_training_set(self) -> None:
         sets, reported_only = self.settings.TRAIN_IMAGE_SET, NOT_TRAINED_ON.get(self.name, ())
@@ -281,9 +323,11 @@ class VQASource:
             reported_only = EMBEDDED[self.name].reported_only
         for name in split_sets(sets):
             if name in reported_only:
-                raise ConfigError(f"{self.config.path}: key DATASET.TRAIN_IMAGE_SET: {name}: this "
-                                  f"set of {self.name} is there to report on; its answers must not "
-                                  "be known to training")
+                raise ConfigError(
+                    f"{self.config.path}: key DATASET.TRAIN_IMAGE_SET: {name}: this "
+                    f"set of {self.name} is there to report on; its answers must not "
+                    "be known to training"
+                )
 
     def _remarks(self, train: Sequence[Example], valid: Sequence[Example]) -> list[str]:
         """What the user should know of these settings."""
@@ -292,19 +336,24 @@ class VQASource:
         if said := overlap(settings.TRAIN_IMAGE_SET, train, settings.VAL_IMAGE_SET, valid):
             remarks.append(said)
         if train_part.FLIP_PROB and self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
-            remarks.append(f"TRAIN.FLIP_PROB {train_part.FLIP_PROB} mirrors boxes and words "
-                           "of precomputed features, not the features themselves (as published)")
+            remarks.append(
+                f"TRAIN.FLIP_PROB {train_part.FLIP_PROB} mirrors boxes and words "
+                "of precomputed features, not the features themselves (as published)"
+            )
         return remarks
 
 
-def overlap(train_sets: str, train: Sequence[Example], valid_sets: str, valid: Sequence[Example]
-            ) -> str | None:
+def overlap(
+    train_sets: str, train: Sequence[Example], valid_sets: str, valid: Sequence[Example]
+) -> str | None:
     """In words, how many reported questions are trained on as well; None if none is."""
     known = {example.question_id for example in train}
     common = sum(example.question_id in known for example in valid)
     if not common:
         return None
-    return (f"{common} of {len(valid)} questions of {valid_sets} are in the training set "
-            f"{train_sets} as well: the accuracy on {valid_sets} says how well answers are "
-            "remembered, not how well new questions are answered; for that set "
-            "DATASET.TRAIN_IMAGE_SET to train2014 alone")
+    return (
+        f"{common} of {len(valid)} questions of {valid_sets} are in the training set "
+        f"{train_sets} as well: the accuracy on {valid_sets} says how well answers are "
+        "remembered, not how well new questions are answered; for that set "
+        "DATASET.TRAIN_IMAGE_SET to train2014 alone"
+    )

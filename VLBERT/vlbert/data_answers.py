@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.annotations import AnswerVocabulary
+from common.data.annotations import AnswerVocabulary
+from common.data.vqa_metric import normalise_answer, strip_punctuation
 from common.errors import DataError
-from common.vqa_metric import normalise_answer, strip_punctuation
 
 UNKNOWN = "<unk>"
 
@@ -36,16 +36,20 @@ class AnswerFile(AnswerVocabulary):
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror}): the file with one "
-                            "answer per line (answers_vqa.txt)") from None
+            raise DataError(
+                f"{self.path}: cannot be read ({error.strerror}): the file with one "
+                "answer per line (answers_vqa.txt)"
+            ) from None
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path}: byte {error.start} is not UTF-8 text") from None
         answers = [line.strip().lower() for line in lines if line.strip()]
         self.answers = [a if a == UNKNOWN else strip_punctuation(a) for a in answers]
         if not self.answers or (size is not None and len(self.answers) != size):
-            raise DataError(f"{self.path}: {len(self.answers)} answers, the config says {size} "
-                            "(DATASET.ANSWER_VOCAB_SIZE): take the file that belongs to the model, "
-                            "or change that key")
+            raise DataError(
+                f"{self.path}: {len(self.answers)} answers, the config says {size} "
+                "(DATASET.ANSWER_VOCAB_SIZE): take the file that belongs to the model, "
+                "or change that key"
+            )
         self.labels: dict[str, int] = {}
         for label, answer in enumerate(self.answers):
             if answer != UNKNOWN:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.annotations import Example, QuestionId, read_official
+from common.data.annotations import Example, QuestionId, read_official
+from common.data.vqa_metric import soft_scores
 from common.errors import ConfigError, DataError
-from common.vqa_metric import soft_scores
 from vlbert.images import ImageFiles, number_of, part_of
 
 VQA_V2 = "https://visualqa.org/download.html"
@@ -48,15 +48,19 @@ FEATURE_FOLDER = "vgbua_res101_precomputed"
 FEATURE_NAMES = {
     ("trainval2014", "10-100ada"): ("trainval2014_resnet101_faster_rcnn_genome",),
     ("test2015", "10-100ada"): ("test2015_resnet101_faster_rcnn_genome",),
-    ("trainval2014", "36"): ("trainval_resnet101_faster_rcnn_genome_36",
-                             "trainval2014_resnet101_faster_rcnn_genome_36"),
+    ("trainval2014", "36"): (
+        "trainval_resnet101_faster_rcnn_genome_36",
+        "trainval2014_resnet101_faster_rcnn_genome_36",
+    ),
     ("test2015", "36"): ("test2015_resnet101_faster_rcnn_genome_36",),
 }
 
 
 def _v2(part: str, answered: bool = True) -> ImageSet:
-    return ImageSet(f"vqa/v2_OpenEnded_mscoco_{part}_questions.json",
-                    f"vqa/v2_mscoco_{part}_annotations.json" if answered else None)
+    return ImageSet(
+        f"vqa/v2_OpenEnded_mscoco_{part}_questions.json",
+        f"vqa/v2_mscoco_{part}_annotations.json" if answered else None,
+    )
 
 
 def _cp(part: str) -> ImageSet:
@@ -64,8 +68,9 @@ def _cp(part: str) -> ImageSet:
 
 
 SETS = {
-    "vqa": {part: _v2(part) for part in ("train2014", "val2014", "minival2014",
-                                         "valminusminival2014")}
+    "vqa": {
+        part: _v2(part) for part in ("train2014", "val2014", "minival2014", "valminusminival2014")
+    }
     | {part: _v2(part, answered=False) for part in ("test2015", "test-dev2015")},
     # The derived repository calls the official test set `val`.
     "vqa_cp": {"train": _cp("train"), "val": _cp("test"), "test": _cp("test")},
@@ -85,13 +90,14 @@ def find_set(dataset: str, name: str) -> ImageSet:
         ConfigError: The data set has none of this name.
     """
     if name not in SETS[dataset]:
-        raise ConfigError(f"image set {name!r}: {dataset} has {', '.join(SETS[dataset])}; several "
-                          "are joined with +")
+        raise ConfigError(
+            f"image set {name!r}: {dataset} has {', '.join(SETS[dataset])}; several "
+            "are joined with +"
+        )
     return SETS[dataset][name]
 
 
-def check_files(folder: Path, wanted: Iterable[str], more: Iterable[tuple[Path, str]] = ()
-                ) -> None:
+def check_files(folder: Path, wanted: Iterable[str], more: Iterable[tuple[Path, str]] = ()) -> None:
     """Make sure that files are there.
 
     Args:
@@ -106,10 +112,12 @@ def check_files(folder: Path, wanted: Iterable[str], more: Iterable[tuple[Path, 
     missing += [(path, origin) for path, origin in more if not path.is_file()]
     if missing:
         lines = "\n".join(f"  {path}  from {origin}" for path, origin in missing)
-        raise DataError(f"{len(missing)} files are missing:\n{lines}\nfetch them, or use the "
-                        "embedded data: a config in cfgs/easy_vqa/, for instance "
-                        "./scripts/nondist_run.sh vqa/train_end2end.py cfgs/easy_vqa/base.yaml "
-                        "output")
+        raise DataError(
+            f"{len(missing)} files are missing:\n{lines}\nfetch them, or use the "
+            "embedded data: a config in cfgs/easy_vqa/, for instance "
+            "./scripts/nondist_run.sh vqa/train_end2end.py cfgs/easy_vqa/base.yaml "
+            "output"
+        )
 
 
 def _source(path: str) -> str:
@@ -118,8 +126,9 @@ def _source(path: str) -> str:
     return VQA_V2 if path.startswith("vqa/") else FEATURES
 
 
-def read_examples(folder: Path, names: Sequence[str], verbatim: bool = False,
-                  dataset: str = "vqa") -> list[Example]:
+def read_examples(
+    folder: Path, names: Sequence[str], verbatim: bool = False, dataset: str = "vqa"
+) -> list[Example]:
     """Questions of one or several image sets; questions and answers are paired by their ids.
 
     Args:
@@ -144,8 +153,10 @@ def read_examples(folder: Path, names: Sequence[str], verbatim: bool = False,
         for example in read_official(folder / found.questions, annotations, scores=scores):
             other = set_of.setdefault(example.question_id, name)
             if other != name:
-                raise DataError(f"{folder / found.questions}: question {example.question_id} is in "
-                                f"image set {other} too: use sets that have no question in common")
+                raise DataError(
+                    f"{folder / found.questions}: question {example.question_id} is in "
+                    f"image set {other} too: use sets that have no question in common"
+                )
             examples.append(example)
     return examples
 
@@ -173,8 +184,10 @@ class COCO:
             first_of.setdefault(part_of(example.image_id), example)
         for part, example in first_of.items():
             if part not in PARTS:
-                raise DataError(f"question {example.question_id}: image {example.image_id!r}: "
-                                f"{part!r} is no part of COCO that VQA uses: {', '.join(PARTS)}")
+                raise DataError(
+                    f"question {example.question_id}: image {example.image_id!r}: "
+                    f"{part!r} is no part of COCO that VQA uses: {', '.join(PARTS)}"
+                )
         return cls(tuple(part for part in PARTS if part in first_of))
 
     def features(self, boxes: str, folder: Path | None = None) -> dict[str, tuple[str, ...]]:
@@ -187,8 +200,12 @@ class COCO:
         found: dict[str, tuple[str, ...]] = {}
         for name in dict.fromkeys(PARTS[part].features for part in self.parts):
             names = [f"{FEATURE_FOLDER}/{n}" for n in FEATURE_NAMES[name, boxes]]
-            there = [n for n in names if folder is not None and any(
-                (folder / f"{n}{end}").exists() for end in ("", ".zip", "_features"))]
+            there = [
+                n
+                for n in names
+                if folder is not None
+                and any((folder / f"{n}{end}").exists() for end in ("", ".zip", "_features"))
+            ]
             found[(there or names)[0]] = tuple(p for p in PARTS if PARTS[p].features == name)
         return found
 
@@ -207,8 +224,10 @@ class COCO:
             both = [folder / part, folder / f"{part}.zip"]
             there = [path for path in both if path.exists()]
             if not there:
-                raise DataError(f"{both[0]} and {both[1].name}: neither is there: the images of "
-                                f"{part} from {COCO_SITE}")
+                raise DataError(
+                    f"{both[0]} and {both[1].name}: neither is there: the images of "
+                    f"{part} from {COCO_SITE}"
+                )
             places[part] = there[-1] if zipped else there[0]
         return ImageFiles(places)
 
@@ -230,8 +249,9 @@ class COCO:
             for image_id in (i for i in wanted if part_of(i) == part):
                 size = known.get(number_of(image_id))
                 if size is None:
-                    raise DataError(f"{path}: no image with id {number_of(image_id)}: take the "
-                                    f"file of {part}")
+                    raise DataError(
+                        f"{path}: no image with id {number_of(image_id)}: take the file of {part}"
+                    )
                 found[image_id] = size
         return found
 
@@ -255,11 +275,14 @@ def read_sizes(path: Path) -> dict[str, tuple[int, int]]:
             width, height = int(entry["width"]), int(entry["height"])
             sizes[str(int(entry["id"]))] = (width, height)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: entry {place} of 'images': {error!r}: expected whole numbers "
-                            "id, width and height") from None
+            raise DataError(
+                f"{path}: entry {place} of 'images': {error!r}: expected whole numbers "
+                "id, width and height"
+            ) from None
         if min(width, height) < 1:
-            raise DataError(f"{path}: entry {place} of 'images': {width} x {height} pixels: must "
-                            "be positive")
+            raise DataError(
+                f"{path}: entry {place} of 'images': {width} x {height} pixels: must be positive"
+            )
     return sizes
 
 

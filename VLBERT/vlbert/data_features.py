@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from common.feature_json import JsonFeatures, import_json, json_store
-from common.feature_sources import is_store
-from common.features import RegionBatch, RegionFeatures
+from common.features.sources import is_store
+from common.features.store import RegionBatch, RegionFeatures
+from common.features.vlbert_json import JsonFeatures, import_json, json_store
 from vlbert.images import number_of, part_of
 
 
@@ -40,8 +40,9 @@ class Renamed(ABC):
     def __len__(self) -> int:
         return len(self.store)
 
-    def read(self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
-             ) -> RegionBatch:
+    def read(
+        self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+    ) -> RegionBatch:
         """Regions of B images, as `RegionFeatures.read`."""
         batch = self.store.read([self.inner(i) or i for i in image_ids], max_regions, classes)
         return replace(batch, image_ids=list(image_ids))
@@ -89,8 +90,9 @@ def find_features(name: Path) -> Path | None:
     return name if name.is_dir() else archive if archive.is_file() else None
 
 
-def open_features(name: Path, parts: Iterable[str], wanted: bool = True, progress: bool = True
-                  ) -> ByNumber:
+def open_features(
+    name: Path, parts: Iterable[str], wanted: bool = True, progress: bool = True
+) -> ByNumber:
     """Open features of COCO images; see `open_records`.
 
     Args:
@@ -104,8 +106,9 @@ def open_features(name: Path, parts: Iterable[str], wanted: bool = True, progres
     return ByNumber(open_records(name, wanted, progress), parts)
 
 
-def open_records(name: Path, wanted: bool = True, progress: bool = True
-                 ) -> RegionFeatures | JsonFeatures:
+def open_records(
+    name: Path, wanted: bool = True, progress: bool = True
+) -> RegionFeatures | JsonFeatures:
     """Open features; import them first where they are still JSON files.
 
     Args:
@@ -124,6 +127,8 @@ def open_records(name: Path, wanted: bool = True, progress: bool = True
     if not wanted:
         return JsonFeatures(path)
     store = json_store(path)
-    print(f"{store}: not there yet: importing {path.name} (once; DATASET.IMPORT_FEATURES: false "
-          "reads the files each time instead)")
+    print(
+        f"{store}: not there yet: importing {path.name} (once; DATASET.IMPORT_FEATURES: false "
+        "reads the files each time instead)"
+    )
     return import_json(path, store, None, progress=progress)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.runtime import Runtime
-from common.task import TaskBatch
-from common.vqa_task import VQATask
+from common.tasks.vqa import VQATask
+from common.training.runtime import Runtime
+from common.training.task import TaskBatch
 from vlbert.vqa_dataset import VLBertData, VLBertInputs
 
 
@@ -15,11 +15,25 @@ class VLBertTask(VQATask):
 
     train: VLBertData
 
-    def __init__(self, train: VLBertData, heldout: VLBertData, runtime: Runtime,
-                 eval_batch_size: int, seed: int = 0, progress: bool = True) -> None:
+    def __init__(
+        self,
+        train: VLBertData,
+        heldout: VLBertData,
+        runtime: Runtime,
+        eval_batch_size: int,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
         """Put data together; arguments as of `VQATask`."""
-        super().__init__(train, heldout, VLBertInputs(train.tokenizer, train.transform), runtime,
-                         eval_batch_size, seed, progress)
+        super().__init__(
+            train,
+            heldout,
+            VLBertInputs(train.tokenizer, train.transform),
+            runtime,
+            eval_batch_size,
+            seed,
+            progress,
+        )
 
     def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
         """The training questions at some places, as they look in this epoch."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from common.annotations import AnswerVocabulary
-from common.backbones import Exporting
-from common.checkpoint import check_compatible
-from common.datasets import TINY_IMAGES
+from common.data.annotations import AnswerVocabulary
+from common.data.datasets import TINY_IMAGES
 from common.errors import ConfigError
-from common.opened_run import OpenedRun, check_training_questions, run_arguments
+from common.runs.backbones import Exporting
+from common.runs.opened_run import OpenedRun, check_training_questions, run_arguments
+from common.training.checkpoint import check_compatible
 from vlbert.config import load_config
 from vlbert.data import VQASource
 from vlbert.vqa_dataset import VLBertData
@@ -30,6 +30,7 @@ def training_questions(run: OpenedRun, data_root: Path | None = None) -> VLBertD
             finetuned on.
     """
     from vlbert.options import train_parser  # slow to import
+
     args = run_arguments(run, train_parser("", None).parse_args)
     changes = {} if data_root is None else {"DATASET.DATASET_PATH": str(data_root)}
     config = load_config(run.folder / f"{args.cfg.stem}.yaml", changes)
@@ -47,12 +48,16 @@ def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
     Raises:
         ConfigError: always.
     """
-    raise ConfigError(f"{path} is a plain model already, with the names of the released ones: give "
-                      "it as NETWORK.PARTIAL_PRETRAIN; pretrain/train_end2end.py --export writes "
-                      "it in half precision")
+    raise ConfigError(
+        f"{path} is a plain model already, with the names of the released ones: give "
+        "it as NETWORK.PARTIAL_PRETRAIN; pretrain/train_end2end.py --export writes "
+        "it in half precision"
+    )
 
 
 EXPORTING = Exporting(
-    training_questions=training_questions, open_snapshot=open_snapshot,
+    training_questions=training_questions,
+    open_snapshot=open_snapshot,
     usage="python vqa/test.py --cfg CONFIG --ckpt {model}.safetensors --result-path . --split SET"
-          "  (in VLBERT/, CONFIG of the run, on {dataset})")
+    "  (in VLBERT/, CONFIG of the run, on {dataset})",
+)

@@ -46,22 +46,32 @@ class FastRCNN(nn.Module):
         self.config = config
         if not config.precomputed:
             self.backbone = ResNetBackbone(config.depth, config.channels, config.stride_in_1x1)
-            self.roi_head_feature_extractor = last_stage(config.depth, config.channels,
-                                                         config.dilated, config.stride_in_1x1)
+            self.roi_head_feature_extractor = last_stage(
+                config.depth, config.channels, config.dilated, config.stride_in_1x1
+            )
             # The last stage once more, as in the released files.
-            self.head = nn.Sequential(self.roi_head_feature_extractor,
-                                      nn.AvgPool2d(GRID if config.dilated else GRID // 2),
-                                      nn.Flatten())
+            self.head = nn.Sequential(
+                self.roi_head_feature_extractor,
+                nn.AvgPool2d(GRID if config.dilated else GRID // 2),
+                nn.Flatten(),
+            )
             self.freeze()
         self.obj_downsample = nn.Sequential(
             nn.Dropout(config.dropout),
-            nn.Linear(8 * config.waves + config.region_size, config.final_dim), nn.ReLU())
+            nn.Linear(8 * config.waves + config.region_size, config.final_dim),
+            nn.ReLU(),
+        )
 
     def stages(self) -> dict[int, list[nn.Module]]:
         """The modules of each stage by its number in the configs."""
         backbone = self.backbone
-        return {1: [backbone.conv1, backbone.bn1], 2: [backbone.layer1], 3: [backbone.layer2],
-                4: [backbone.layer3], 5: [self.roi_head_feature_extractor]}
+        return {
+            1: [backbone.conv1, backbone.bn1],
+            2: [backbone.layer1],
+            3: [backbone.layer2],
+            4: [backbone.layer3],
+            5: [self.roi_head_feature_extractor],
+        }
 
     def freeze(self) -> None:
         """Freeze the stages and batch normalisations that the config freezes."""
@@ -70,8 +80,9 @@ class FastRCNN(nn.Module):
 
     def frozen_modules(self) -> list[nn.Module]:
         """Frozen stages and, with `frozen_bn`, every batch normalisation."""
-        frozen = [module for number in self.config.frozen_stages
-                  for module in self.stages()[number]]
+        frozen = [
+            module for number in self.config.frozen_stages for module in self.stages()[number]
+        ]
         if self.config.frozen_bn:
             frozen += [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
         return frozen
@@ -84,8 +95,14 @@ class FastRCNN(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, boxes: Tensor, im_info: Tensor, image: Tensor | None = None,
-                masked: Tensor | None = None, mask_feature: Tensor | None = None) -> Regions:
+    def forward(
+        self,
+        boxes: Tensor,
+        im_info: Tensor,
+        image: Tensor | None = None,
+        masked: Tensor | None = None,
+        mask_feature: Tensor | None = None,
+    ) -> Regions:
         """Embed the boxes of a batch.
 
         Args:
@@ -97,8 +114,10 @@ class FastRCNN(nn.Module):
         mask = box_mask(boxes)
         longest = int(mask.sum(1).max())
         if longest == 0:
-            raise DataError("no sample of the batch has a box: every image needs at least one "
-                            "(the whole image as a box: ADD_IMAGE_AS_A_BOX)")
+            raise DataError(
+                "no sample of the batch has a box: every image needs at least one "
+                "(the whole image as a box: ADD_IMAGE_AS_A_BOX)"
+            )
         boxes, mask = boxes[:, :longest], mask[:, :longest]
         corners = boxes[..., :4]
         if self.config.precomputed:
@@ -116,15 +135,18 @@ class FastRCNN(nn.Module):
         """The features behind the corners: (B, K, 4 + F) -> (B, K, F)."""
         width = boxes.shape[-1] - 4
         if width != self.config.feature_size:
-            raise DataError(f"region features of width {width}, the model was built for "
-                            f"{self.config.feature_size}")
+            raise DataError(
+                f"region features of width {width}, the model was built for "
+                f"{self.config.feature_size}"
+            )
         return boxes[..., 4:]
 
     def pooled(self, image: Tensor | None, corners: Tensor, mask: Tensor) -> Tensor:
         """Features (B, K, F) of the boxes (B, K, 4) in the images (B, 3, H, W)."""
         if image is None:
-            raise DataError("the model reads images (IMAGE_FEAT_PRECOMPUTED false), but the batch "
-                            "has none")
+            raise DataError(
+                "the model reads images (IMAGE_FEAT_PRECOMPUTED false), but the batch has none"
+            )
         maps = self.backbone(image)
         sample, slot = mask.nonzero(as_tuple=True)
         rois = torch.cat([sample[:, None].to(corners.dtype), corners[sample, slot]], 1)

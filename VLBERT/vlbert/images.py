@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from common.archives import open_files
 from common.errors import DataError
+from common.features.archives import open_files
 
 
 def part_of(image_id: str) -> str:
@@ -26,7 +26,7 @@ def number_of(image_id: str) -> str:
 class ImageFiles:
     """Images by their key, each part of the data in a folder or archive of its own.
 
-    Safe to share between threads, forked and spawned workers; see `common.archives`.
+    Safe to share between threads, forked and spawned workers; see `common.features.archives`.
     """
 
     def __init__(self, places: Mapping[str, Path], suffix: str = ".jpg") -> None:
@@ -55,8 +55,10 @@ class ImageFiles:
         """
         files = self.files.get(part_of(image_id))
         if files is None:
-            raise DataError(f"image {image_id!r}: no image files of part {part_of(image_id)!r} are "
-                            f"open, only of {', '.join(self.files)}")
+            raise DataError(
+                f"image {image_id!r}: no image files of part {part_of(image_id)!r} are "
+                f"open, only of {', '.join(self.files)}"
+            )
         name = f"{image_id}{self.suffix}"
         return decode_image(files.read(name), files.where(name))
 
@@ -75,5 +77,6 @@ def decode_image(content: bytes, where: str) -> Image.Image:
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: cannot be decoded ({error}): the file is damaged or cut off; "
-                        "fetch it again") from None
+        raise DataError(
+            f"{where}: cannot be decoded ({error}): the file is damaged or cut off; fetch it again"
+        ) from None

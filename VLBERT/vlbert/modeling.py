@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from common.adaptive import RoutedEncoder
+from common.adapt.encoder import RoutedEncoder
+from common.adapt.steps import Layer, State, bert_steps, split_heads
 from common.errors import ConfigError
-from common.heads import Pooler
-from common.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights
-from common.steps import Layer, State, bert_steps, split_heads
+from common.modules.heads import Pooler
+from common.modules.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights
 from vlbert.packing import Packing, check_positions, pack
 from vlbert.sizes import EncoderConfig
 
@@ -64,17 +64,31 @@ class VLBertEncoder(RoutedEncoder):
         super().__init__()
         self.config = config
         self.layer = nn.ModuleList(
-            BertLayer(config.hidden_size, config.num_attention_heads, config.intermediate_size,
-                      config.attention_probs_dropout_prob, config.hidden_dropout_prob)
-            for _ in range(config.num_hidden_layers))
+            BertLayer(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.attention_probs_dropout_prob,
+                config.hidden_dropout_prob,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
         self.set_reads(("hidden",))
 
     def layers(self) -> list[Layer]:
         config = self.config
         steps = bert_steps("hidden", activation=find_activation(config.hidden_act))
-        return [Layer(f"layer.{n}", f"layer.{n - 1}", module, steps,
-                      {"hidden": config.hidden_size}, config.num_attention_heads)
-                for n, module in enumerate(self.layer, 1)]
+        return [
+            Layer(
+                f"layer.{n}",
+                f"layer.{n - 1}",
+                module,
+                steps,
+                {"hidden": config.hidden_size},
+                config.num_attention_heads,
+            )
+            for n, module in enumerate(self.layer, 1)
+        ]
 
     def layers_removed(self) -> None:
         self.config = replace(self.config, num_hidden_layers=len(self.layer))
@@ -116,10 +130,15 @@ class VisualLinguisticBert(nn.Module):
         """Draw all weights as the original does; freeze what the config freezes."""
         config = self.config
         init_bert_weights(self.modules(), config.initializer_range)
-        for kind, value in (("text", config.visual_scale_text_init),
-                            ("object", config.visual_scale_object_init)):
-            gain = getattr(self, f"visual_ln_{kind}").weight if config.visual_ln \
+        for kind, value in (
+            ("text", config.visual_scale_text_init),
+            ("object", config.visual_scale_object_init),
+        ):
+            gain = (
+                getattr(self, f"visual_ln_{kind}").weight
+                if config.visual_ln
                 else getattr(self, f"visual_scale_{kind}")
+            )
             nn.init.constant_(gain, value)
         if config.word_embedding_frozen:
             self.word_embeddings.requires_grad_(False)
@@ -131,13 +150,21 @@ class VisualLinguisticBert(nn.Module):
         """Start the trainable special words from the frozen word table."""
         with torch.no_grad():
             words = self.word_embeddings.weight[:SPECIAL_WORDS]
-            self.special_word_embeddings.weight[:len(words)] = words
+            self.special_word_embeddings.weight[: len(words)] = words
 
-    def forward(self, text_input_ids: Tensor, text_token_type_ids: Tensor,
-                text_visual_embeddings: Tensor, text_mask: Tensor, object_vl_embeddings: Tensor,
-                object_mask: Tensor, read_at: Tensor | None = None,
-                raw_inputs: Mapping[str, Tensor | None] | None = None,
-                all_layers: bool = False, attention: bool = False) -> VLBertOutput:
+    def forward(
+        self,
+        text_input_ids: Tensor,
+        text_token_type_ids: Tensor,
+        text_visual_embeddings: Tensor,
+        text_mask: Tensor,
+        object_vl_embeddings: Tensor,
+        object_mask: Tensor,
+        read_at: Tensor | None = None,
+        raw_inputs: Mapping[str, Tensor | None] | None = None,
+        all_layers: bool = False,
+        attention: bool = False,
+    ) -> VLBertOutput:
         """Encode a batch.
 
         Args:
@@ -151,8 +178,13 @@ class VisualLinguisticBert(nn.Module):
             all_layers, attention: also return every layer, or its attention probabilities.
         """
         packing = pack(text_mask, object_mask)
-        embedding = self.embed(packing, text_input_ids, text_token_type_ids,
-                               text_visual_embeddings, object_vl_embeddings)
+        embedding = self.embed(
+            packing,
+            text_input_ids,
+            text_token_type_ids,
+            text_visual_embeddings,
+            object_vl_embeddings,
+        )
         hidden, mask = embedding, packing.mask
         order = None
         if read_at is not None:
@@ -171,18 +203,27 @@ class VisualLinguisticBert(nn.Module):
         pooled = self.pooler(last) if self.config.with_pooler and not narrowed else None
         return VLBertOutput(last, packing, embedding, read, pooled, layers, probabilities)
 
-    def embed(self, packing: Packing, text_input_ids: Tensor, text_token_type_ids: Tensor,
-              text_visual_embeddings: Tensor, object_vl_embeddings: Tensor) -> Tensor:
+    def embed(
+        self,
+        packing: Packing,
+        text_input_ids: Tensor,
+        text_token_type_ids: Tensor,
+        text_visual_embeddings: Tensor,
+        object_vl_embeddings: Tensor,
+    ) -> Tensor:
         """Arguments of `forward` -> the packed embeddings (B, M, C)."""
         visual, linguistic = object_vl_embeddings.split(
-            [self.config.visual_size, self.config.hidden_size], -1)
+            [self.config.visual_size, self.config.hidden_size], -1
+        )
         text = self.words(text_input_ids) + self.visual("text", text_visual_embeddings)
         objects = linguistic + self.visual("object", visual)
         positions = packing.positions(self.config.position_padding_idx)
         check_positions(positions, self.position_embeddings.num_embeddings)
-        x = (packing.take(text, objects, self.end_embedding.weight[0])
-             + self.position_embeddings(positions)
-             + self.token_type_embeddings(packing.types(text_token_type_ids)))
+        x = (
+            packing.take(text, objects, self.end_embedding.weight[0])
+            + self.position_embeddings(positions)
+            + self.token_type_embeddings(packing.types(text_token_type_ids))
+        )
         return self.embedding_dropout(self.embedding_LayerNorm(x))
 
     def words(self, ids: Tensor) -> Tensor:
@@ -201,8 +242,7 @@ class VisualLinguisticBert(nn.Module):
             return getattr(self, f"visual_ln_{kind}")(x)
         return x * getattr(self, f"visual_scale_{kind}")
 
-    def attention(self, state: State, passed: list[State],
-                  order: Tensor | None) -> list[Tensor]:
+    def attention(self, state: State, passed: list[State], order: Tensor | None) -> list[Tensor]:
         """Attention probabilities (B, H, M, M) of every layer, recomputed from its input.
 
         `order` (B, M) is the one in which the positions of `state` stand.
@@ -211,14 +251,18 @@ class VisualLinguisticBert(nn.Module):
             ConfigError: the encoder is adaptive, so that there is no one attention.
         """
         if self.encoder.adaptive is not None:
-            raise ConfigError("attention probabilities are those of a plain model; an adapted one "
-                              "has two branches (export it, or build it with strategy standard)")
+            raise ConfigError(
+                "attention probabilities are those of a plain model; an adapted one "
+                "has two branches (export it, or build it with strategy standard)"
+            )
         before = [state["hidden"], *(s["hidden"] for s in passed[:-1])]
         found = []
         for layer, hidden in zip(self.encoder.layer, before, strict=True):
             own = layer.attention.self
-            q, k = (split_heads(linear(hidden), own.num_attention_heads)
-                    for linear in (own.query, own.key))
+            q, k = (
+                split_heads(linear(hidden), own.num_attention_heads)
+                for linear in (own.query, own.key)
+            )
             scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + state["hidden.mask"]
             if order is not None:
                 scores = scores.gather(2, order[:, None, :, None].expand_as(scores))

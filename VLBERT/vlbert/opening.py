@@ -1,19 +1,19 @@
-"""Rebuilding a finetuned model from its checkpoint alone, for `common.opened_run`."""
+"""Rebuilding a finetuned model from its checkpoint alone, for `common.runs.opened_run`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from common.adapt import adapt
-from common.adaptive import AdaptiveOptions
-from common.backbones import OpenedModel
-from common.checkpoint import check_compatible
+from common.adapt.adapting import adapt
+from common.adapt.encoder import AdaptiveOptions
+from common.adapt.strategies import find_strategy
+from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from common.files import text_digest
-from common.strategies import find_strategy
-from common.text import Tokenizer
-from common.weights import load_into, load_weights
+from common.runs.backbones import OpenedModel
+from common.training.checkpoint import check_compatible
+from common.training.weights import load_into, load_weights
 from vlbert.sizes import EncoderConfig, NetworkConfig
 from vlbert.vqa_dataset import Transform, VLBertInputs
 from vlbert.vqa_network import ResNetVLBERT
@@ -32,8 +32,10 @@ def open_run(checkpoint: Path, meta: dict[str, Any]) -> OpenedModel:
     """
     config = NetworkConfig.from_dict(meta["config"])
     if not config.image.precomputed:
-        raise ConfigError(f"{checkpoint}: this model reads images with a CNN; only models on "
-                          "precomputed features are opened (vqa/test.py tests it)")
+        raise ConfigError(
+            f"{checkpoint}: this model reads images with a CNN; only models on "
+            "precomputed features are opened (vqa/test.py tests it)"
+        )
     tokenizer = Tokenizer(checkpoint.parent)
     vocabulary = {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())}
     check_compatible(meta, {"vocabulary": vocabulary}, checkpoint)
@@ -41,10 +43,16 @@ def open_run(checkpoint: Path, meta: dict[str, Any]) -> OpenedModel:
     if flags["policy_encoder"] is not None:
         model.policy_encoder = EncoderConfig(**flags["policy_encoder"])
     strategy = find_strategy(flags["strategy"])[0]
-    adapt(model, strategy.name, flags["policy"], trainable_layers=flags["trainable_layers"],
-          frozen_layers=flags["frozen_layers"],
-          options=AdaptiveOptions(policy_eval=flags["policy_eval"]))
+    adapt(
+        model,
+        strategy.name,
+        flags["policy"],
+        trainable_layers=flags["trainable_layers"],
+        frozen_layers=flags["frozen_layers"],
+        options=AdaptiveOptions(policy_eval=flags["policy_eval"]),
+    )
     load_into(model, load_weights(checkpoint), what=str(checkpoint))
-    transform = Transform(scales=tuple(meta["transform"]["scales"]),
-                          whole_image=meta["transform"]["whole_image"])
+    transform = Transform(
+        scales=tuple(meta["transform"]["scales"]), whole_image=meta["transform"]["whole_image"]
+    )
     return OpenedModel(model, VLBertInputs(tokenizer, transform), tokenizer)

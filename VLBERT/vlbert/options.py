@@ -16,46 +16,84 @@ from typing import Any
 import torch
 import yaml
 
+from common.adapt.strategies import find_strategy
 from common.errors import ConfigError
-from common.options import add_run_options, add_strategy_options
-from common.processes import STARTED
-from common.strategies import find_strategy
+from common.training.options import add_run_options, add_strategy_options
+from common.training.processes import STARTED
 from vlbert.config import Config, load_config
 
 # Flag → the key that it changes.
-TRAINING_KEYS = {"seed": "RNG_SEED", "epochs": "TRAIN.END_EPOCH",
-                 "accumulate": "TRAIN.GRAD_ACCUMULATE_STEPS", "holdout": "HOLDOUT",
-                 "gpus": "GPUS", "partial_pretrain": "NETWORK.PARTIAL_PRETRAIN",
-                 "eval_batch_size": "VAL.BATCH_IMAGES", "precision": "TRAIN.FP16"}
-STRATEGY_KEYS = {"strategy": "FINETUNE_STRATEGY", "trainable_layers": "FINETUNE_STRATEGY",
-                 "frozen_layers": "NETWORK.VLBERT.FROZEN_LAYERS", "policy": "POLICY.NETWORK",
-                 "policy_eval": "POLICY.EVALUATION", "policy_init": "POLICY.INITIAL_SHARE",
-                 "temperature": "POLICY.TEMPERATURE", "temperature_end": "POLICY.TEMPERATURE_END",
-                 "executor": "POLICY.EXECUTOR", "constrain_k": "CONSTRAIN_K_NUM_BLOCKS",
-                 "constrain_k_scale": "CONSTRAIN_K_SCALE",
-                 "deterministic_scale": "DETERMINISTIC_POLICY_SCALE"}
+TRAINING_KEYS = {
+    "seed": "RNG_SEED",
+    "epochs": "TRAIN.END_EPOCH",
+    "accumulate": "TRAIN.GRAD_ACCUMULATE_STEPS",
+    "holdout": "HOLDOUT",
+    "gpus": "GPUS",
+    "partial_pretrain": "NETWORK.PARTIAL_PRETRAIN",
+    "eval_batch_size": "VAL.BATCH_IMAGES",
+    "precision": "TRAIN.FP16",
+}
+STRATEGY_KEYS = {
+    "strategy": "FINETUNE_STRATEGY",
+    "trainable_layers": "FINETUNE_STRATEGY",
+    "frozen_layers": "NETWORK.VLBERT.FROZEN_LAYERS",
+    "policy": "POLICY.NETWORK",
+    "policy_eval": "POLICY.EVALUATION",
+    "policy_init": "POLICY.INITIAL_SHARE",
+    "temperature": "POLICY.TEMPERATURE",
+    "temperature_end": "POLICY.TEMPERATURE_END",
+    "executor": "POLICY.EXECUTOR",
+    "constrain_k": "CONSTRAIN_K_NUM_BLOCKS",
+    "constrain_k_scale": "CONSTRAIN_K_SCALE",
+    "deterministic_scale": "DETERMINISTIC_POLICY_SCALE",
+}
 # Flags whose values are not simply those of their key; see `overrides`.
-SPECIAL = ("trainable_layers", "frozen_layers", "constrain_k", "deterministic_scale", "gpus",
-           "precision")
+SPECIAL = (
+    "trainable_layers",
+    "frozen_layers",
+    "constrain_k",
+    "deterministic_scale",
+    "gpus",
+    "precision",
+)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """What the original's scripts take, and ways to change single keys."""
     group = parser.add_argument_group("config and folders")
-    group.add_argument("--cfg", type=Path, required=True, metavar="FILE",
-                       help="config file, e.g. cfgs/vqa/base_4x16G_fp32.yaml")
-    group.add_argument("--model-dir", type=Path, default=Path("."), metavar="FOLDER",
-                       help="output goes to FOLDER/OUTPUT_PATH/NAME/TRAIN_IMAGE_SET_train/ "
-                            "(default: the working folder)")
-    group.add_argument("--name", help="NAME of the run (default: name of the config without its "
-                                      "ending)")
-    group.add_argument("--set", dest="changes", action="extend", nargs="+", default=[],
-                       metavar="KEY=VALUE", help="change keys of the config, e.g. "
-                       "TRAIN.END_EPOCH=2 NETWORK.PARTIAL_PRETRAIN=; may be given several times")
+    group.add_argument(
+        "--cfg",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="config file, e.g. cfgs/vqa/base_4x16G_fp32.yaml",
+    )
+    group.add_argument(
+        "--model-dir",
+        type=Path,
+        default=Path("."),
+        metavar="FOLDER",
+        help="output goes to FOLDER/OUTPUT_PATH/NAME/TRAIN_IMAGE_SET_train/ "
+        "(default: the working folder)",
+    )
+    group.add_argument(
+        "--name", help="NAME of the run (default: name of the config without its ending)"
+    )
+    group.add_argument(
+        "--set",
+        dest="changes",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change keys of the config, e.g. "
+        "TRAIN.END_EPOCH=2 NETWORK.PARTIAL_PRETRAIN=; may be given several times",
+    )
 
 
-def train_parser(script: str, description: str | None, pretraining: bool = False
-                 ) -> argparse.ArgumentParser:
+def train_parser(
+    script: str, description: str | None, pretraining: bool = False
+) -> argparse.ArgumentParser:
     """The parser of a training script.
 
     Args:
@@ -63,28 +101,47 @@ def train_parser(script: str, description: str | None, pretraining: bool = False
         description: for --help.
         pretraining: leave out what only finetuning has.
     """
-    parser = argparse.ArgumentParser(prog=f"python {script}", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"python {script}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_config_options(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--seed", type=int, help="of everything that is drawn at random")
     group.add_argument("--epochs", type=int, help="passes over the training samples")
-    group.add_argument("--partial-pretrain", metavar="FILE",
-                       help="pretrained weights; an empty text: none")
-    group.add_argument("--log-dir", type=Path, metavar="FOLDER",
-                       help="folder for the TensorBoard files (default: in the output folder)")
+    group.add_argument(
+        "--partial-pretrain", metavar="FILE", help="pretrained weights; an empty text: none"
+    )
+    group.add_argument(
+        "--log-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the TensorBoard files (default: in the output folder)",
+    )
     if not pretraining:
-        group.add_argument("--questions", type=int, metavar="N",
-                           help="train on so many questions, chosen at random by the seed")
-        group.add_argument("--tiny", action="store_true",
-                           help="512 images of each image set, for a quick look")
-        group.add_argument("--do-test", action="store_true",
-                           help="predict TEST_IMAGE_SET with the best epoch after training")
+        group.add_argument(
+            "--questions",
+            type=int,
+            metavar="N",
+            help="train on so many questions, chosen at random by the seed",
+        )
+        group.add_argument(
+            "--tiny", action="store_true", help="512 images of each image set, for a quick look"
+        )
+        group.add_argument(
+            "--do-test",
+            action="store_true",
+            help="predict TEST_IMAGE_SET with the best epoch after training",
+        )
         add_strategy_options(parser)
     add_run_options(parser)
     group = parser.add_argument_group("flags of the original's launcher")
-    group.add_argument("--dist", action="store_true",
-                       help="this is one of several processes (scripts/dist_run_*.sh give it)")
+    group.add_argument(
+        "--dist",
+        action="store_true",
+        help="this is one of several processes (scripts/dist_run_*.sh give it)",
+    )
     group.add_argument("--slurm", action="store_true", help=argparse.SUPPRESS)
     group.add_argument("--cudnn-off", action="store_true", help="do without cuDNN")
     _defaults_from_config(parser, TRAINING_KEYS | ({} if pretraining else STRATEGY_KEYS))
@@ -107,11 +164,14 @@ def load(args: argparse.Namespace) -> Config:
         ConfigError: see `load_config`; or a flag that cannot be understood.
     """
     if args.dist and STARTED not in os.environ:
-        raise ConfigError("--dist: this process was not started as one of several; use "
-                          "scripts/dist_run_single.sh, which gives --dist itself, or leave it out")
+        raise ConfigError(
+            "--dist: this process was not started as one of several; use "
+            "scripts/dist_run_single.sh, which gives --dist itself, or leave it out"
+        )
     if args.slurm:
-        raise ConfigError("--slurm: not supported; start one torchrun per machine with "
-                          "scripts/dist_run_multi.sh")
+        raise ConfigError(
+            "--slurm: not supported; start one torchrun per machine with scripts/dist_run_multi.sh"
+        )
     if args.cudnn_off:
         torch.backends.cudnn.enabled = False
     return load_config(args.cfg, overrides(args))
@@ -146,8 +206,10 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"--trainable-layers {layers}: give last:K, e.g. last:4")
         strategy, k = find_strategy(args.strategy or "LastK")
         if strategy.frozen != "not_last" or k not in (None, int(count)):
-            raise ConfigError(f"--strategy {args.strategy}, --trainable-layers {layers}: the "
-                              "second is for LastK; give one of them")
+            raise ConfigError(
+                f"--strategy {args.strategy}, --trainable-layers {layers}: the "
+                "second is for LastK; give one of them"
+            )
         found["FINETUNE_STRATEGY"] = f"last_{count}"
     if (layers := getattr(args, "frozen_layers", None)) is not None:
         numbers = [part.strip() for part in layers.split(",")]

@@ -1,6 +1,6 @@
 """Where a run of VL-BERT writes to: the folders and names of the original.
 
-    <model-dir>/<OUTPUT_PATH>/<name>/<TRAIN_IMAGE_SET>_train/
+<model-dir>/<OUTPUT_PATH>/<name>/<TRAIN_IMAGE_SET>_train/
 """
 
 from __future__ import annotations
@@ -12,23 +12,44 @@ from typing import Any
 
 import yaml
 
-from common.checkpoint import load_meta
 from common.errors import ConfigError
 from common.files import write_bytes
-from common.run_folder import SnapshotNames
-from common.tracking import Tracker
+from common.training.checkpoint import load_meta
+from common.training.run_folder import SnapshotNames
+from common.training.tracking import Tracker
 from vlbert.config import Config
 
 KEPT = 3
 CURVES = "tensorboard_logs"
 # What may differ when a run goes on: it changes no result. (Of BATCH_IMAGES only the share of a
 # process may: a checkpoint remembers the samples of an update elsewhere.)
-FREE = ("BASE", "GPUS", "LOG_FREQUENT", "VAL_FREQUENT", "CHECKPOINT_FREQUENT", "MODEL_PREFIX",
-        "NUM_WORKERS_PER_GPU", "VERSION", "OUTPUT_PATH", "VAL", "TEST")
+FREE = (
+    "BASE",
+    "GPUS",
+    "LOG_FREQUENT",
+    "VAL_FREQUENT",
+    "CHECKPOINT_FREQUENT",
+    "MODEL_PREFIX",
+    "NUM_WORKERS_PER_GPU",
+    "VERSION",
+    "OUTPUT_PATH",
+    "VAL",
+    "TEST",
+)
 # Where files are; digests of questions, answers and vocabulary say whether they are the same.
-FREE_IN_DATASET = ("DATASET_PATH", "ROOT_PATH", "ANSWER_VOCAB_FILE", "TEST_IMAGE_SET", "ZIP_MODE",
-                   "IMPORT_FEATURES", "CACHE_MODE", "IGNORE_DB_CACHE", "TRAIN_ANNOTATION_FILE",
-                   "VAL_ANNOTATION_FILE", "TEST_ANNOTATION_FILE")
+FREE_IN_DATASET = (
+    "DATASET_PATH",
+    "ROOT_PATH",
+    "ANSWER_VOCAB_FILE",
+    "TEST_IMAGE_SET",
+    "ZIP_MODE",
+    "IMPORT_FEATURES",
+    "CACHE_MODE",
+    "IGNORE_DB_CACHE",
+    "TRAIN_ANNOTATION_FILE",
+    "VAL_ANNOTATION_FILE",
+    "TEST_ANNOTATION_FILE",
+)
 FREE_IN_TRAIN = ("RESUME", "AUTO_RESUME", "BEGIN_EPOCH", "LOSS_LOGGERS", "BATCH_IMAGES")
 
 
@@ -52,14 +73,19 @@ def output_folder(args: argparse.Namespace, config: Config) -> Path:
 def snapshot_names(config: Config) -> SnapshotNames:
     """BEST, LAST, and MODEL_PREFIX-0000 for every CHECKPOINT_FREQUENT-th epoch."""
     if config.CHECKPOINT_FREQUENT < 1:
-        raise ConfigError(f"{config.path}: key CHECKPOINT_FREQUENT: {config.CHECKPOINT_FREQUENT}: "
-                          "must be positive")
+        raise ConfigError(
+            f"{config.path}: key CHECKPOINT_FREQUENT: {config.CHECKPOINT_FREQUENT}: "
+            "must be positive"
+        )
     prefix = config.MODEL_PREFIX or config.name
     if any(letter in prefix for letter in "/{}"):
-        raise ConfigError(f"{config.path}: key MODEL_PREFIX: {prefix!r}: is the beginning of file "
-                          "names, without / and braces")
-    return SnapshotNames(epoch=prefix + "-{:04d}", first=0, every=config.CHECKPOINT_FREQUENT,
-                         keep=KEPT)
+        raise ConfigError(
+            f"{config.path}: key MODEL_PREFIX: {prefix!r}: is the beginning of file "
+            "names, without / and braces"
+        )
+    return SnapshotNames(
+        epoch=prefix + "-{:04d}", first=0, every=config.CHECKPOINT_FREQUENT, keep=KEPT
+    )
 
 
 def wants_resume(args: argparse.Namespace, config: Config, folder: Path) -> bool:
@@ -78,8 +104,9 @@ def wants_resume(args: argparse.Namespace, config: Config, folder: Path) -> bool
     return args.resume or config.TRAIN.RESUME or (config.TRAIN.AUTO_RESUME and there)
 
 
-def open_tracker(args: argparse.Namespace, config: Config, folder: Path, resume: bool,
-                 enabled: bool) -> Tracker:
+def open_tracker(
+    args: argparse.Namespace, config: Config, folder: Path, resume: bool, enabled: bool
+) -> Tracker:
     """Log `<config>_<date and time>.log` and curves of a run.
 
     Args:
@@ -89,23 +116,36 @@ def open_tracker(args: argparse.Namespace, config: Config, folder: Path, resume:
     """
     last = folder / f"{SnapshotNames().last}.safetensors"
     step = load_meta(last).get("step") if resume and last.exists() else None
-    curves = Path(CURVES) if args.log_dir is None else (
-        args.log_dir / config.OUTPUT_PATH / run_name(args, config)).absolute()
-    return Tracker(folder, not args.no_tensorboard, args.wandb, config.to_dict(), step, enabled,
-                   log=time.strftime(f"{config.name}_%Y-%m-%d-%H-%M.log"), curves=curves,
-                   name=config.VERSION if "VERSION" in config.given else run_name(args, config))
+    curves = (
+        Path(CURVES)
+        if args.log_dir is None
+        else (args.log_dir / config.OUTPUT_PATH / run_name(args, config)).absolute()
+    )
+    return Tracker(
+        folder,
+        not args.no_tensorboard,
+        args.wandb,
+        config.to_dict(),
+        step,
+        enabled,
+        log=time.strftime(f"{config.name}_%Y-%m-%d-%H-%M.log"),
+        curves=curves,
+        name=config.VERSION if "VERSION" in config.given else run_name(args, config),
+    )
 
 
 def keep_config(config: Config, folder: Path) -> None:
     """Write the config of a run into its folder, whole: without BASE, with all changes."""
     values = {key: value for key, value in config.to_dict().items() if key != "BASE"}
     text = f"# {config.path} as it was used, with every key.\n" + yaml.safe_dump(
-        values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+        values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+    )
     write_bytes(folder / f"{config.name}.yaml", text.encode())
 
 
 def lasting(config: Config) -> dict[str, Any]:
     """The keys of a config that a checkpoint remembers and a run that goes on must share."""
+
     def without(values: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in free}
 

@@ -40,16 +40,22 @@ class Packing:
     def take(self, text: Tensor, objects: Tensor, end: Tensor) -> Tensor:
         """Pack rows: text (B, T, C), objects (B, K, C), end (C,) -> (B, M, C); padding is 0."""
         batch, channels = len(text), text.shape[-1]
-        rows = torch.cat([text, objects, end.expand(batch, 1, channels),
-                          text.new_zeros(batch, 1, channels)], 1)
+        rows = torch.cat(
+            [text, objects, end.expand(batch, 1, channels), text.new_zeros(batch, 1, channels)], 1
+        )
         return rows.gather(1, self.source[..., None].expand(-1, -1, channels))
 
     def types(self, text_types: Tensor) -> Tensor:
-        """Token types (B, M) from those of the text (B, T): 2 for objects and end, 0 for padding.
-        """
+        """Token types (B, M) from the text's (B, T): 2 for objects and end, 0 for padding."""
         batch, objects = self.object_mask.shape
-        types = torch.cat([text_types, text_types.new_full((batch, objects + 1), OBJECT_TYPE),
-                           text_types.new_zeros(batch, 1)], 1)
+        types = torch.cat(
+            [
+                text_types,
+                text_types.new_full((batch, objects + 1), OBJECT_TYPE),
+                text_types.new_zeros(batch, 1),
+            ],
+            1,
+        )
         return types.gather(1, self.source)
 
     def positions(self, padding_index: int) -> Tensor:
@@ -78,14 +84,28 @@ def pack(text_mask: Tensor, object_mask: Tensor) -> Packing:
     text_places = text_mask.cumsum(1) - 1
     object_places = n + object_mask.cumsum(1) - 1
     # What is masked goes to an extra column that is cut off.
-    places = torch.cat([torch.where(text_mask, text_places, width),
-                        torch.where(object_mask, object_places, width), n + o], 1)
+    places = torch.cat(
+        [
+            torch.where(text_mask, text_places, width),
+            torch.where(object_mask, object_places, width),
+            n + o,
+        ],
+        1,
+    )
     padding = tokens + objects + 1
     source = places.new_full((batch, width + 1), padding)
     source.scatter_(1, places, torch.arange(padding, device=places.device).expand(batch, -1))
     index = torch.arange(width, device=places.device).expand(batch, -1)
-    return Packing(source[:, :width], index < n, (index >= n) & (index < n + o), index <= n + o,
-                   n, text_places, object_places, object_mask)
+    return Packing(
+        source[:, :width],
+        index < n,
+        (index >= n) & (index < n + o),
+        index <= n + o,
+        n,
+        text_places,
+        object_places,
+        object_mask,
+    )
 
 
 def check_positions(positions: Tensor, rows: int) -> None:
@@ -96,6 +116,8 @@ def check_positions(positions: Tensor, rows: int) -> None:
     """
     longest = int(positions.max()) + 1
     if longest > rows:
-        raise DataError(f"a sequence of {positions.shape[1]} tokens and objects needs {longest} "
-                        f"positions, the model has {rows} (max_position_embeddings): use shorter "
-                        "texts or fewer boxes")
+        raise DataError(
+            f"a sequence of {positions.shape[1]} tokens and objects needs {longest} "
+            f"positions, the model has {rows} (max_position_embeddings): use shorter "
+            "texts or fewer boxes"
+        )

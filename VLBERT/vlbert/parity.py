@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from common.optim import make_optimizer
-from common.text import Tokenizer
-from common.vqa_task import vqa_loss
-from common.weights import load_into
+from common.tasks.vqa import vqa_loss
+from common.training.optim import make_optimizer
+from common.training.weights import load_into
 from vlbert.boxes import coordinate_embedding, overlap
 from vlbert.loading import answer_pieces, classifier_rows, plan_partial
 from vlbert.modeling import VisualLinguisticBert, VLBertOutput
@@ -26,13 +26,7 @@ from vlbert.pretraining_network import (
 )
 from vlbert.resnet import Bottleneck, stage
 from vlbert.roi_align import roi_align
-from vlbert.sizes import (
-    EncoderConfig,
-    ImageConfig,
-    NetworkConfig,
-    PretrainingConfig,
-    SpecialTokens,
-)
+from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig, PretrainingConfig, SpecialTokens
 from vlbert.vqa_network import ResNetVLBERT
 
 Tensors = dict[str, Tensor]
@@ -41,16 +35,21 @@ GRADIENT = "grad::"
 ROI_SHAPES = ("roi_align_14x14_sr1", "roi_align_7x7_sr2", "roi_align_3x5_sr0")
 
 
-def run_core(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-             wanted: list[str]) -> Tensors:
+def run_core(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """Everything that the bare encoder computes (kind `core`)."""
     model = VisualLinguisticBert(EncoderConfig.from_upstream(config["vlbert"])).eval()
     load_into(model, weights, what="golden case")
     output = model(**inputs, all_layers=True, attention=True)
     packing = output.packing
-    found = {"embedding_output": output.embedding, "attention_mask": packing.mask,
-             "text_mask_new": packing.text, "object_mask_new": packing.objects,
-             "encoded_last": output.hidden}
+    found = {
+        "embedding_output": output.embedding,
+        "attention_mask": packing.mask,
+        "text_mask_new": packing.text,
+        "object_mask_new": packing.objects,
+        "encoded_last": output.hidden,
+    }
     found |= {f"encoded_layer_{n}": x for n, x in enumerate(output.layers)}
     found |= {f"attention_probs_layer_{n}": x for n, x in enumerate(output.attention)}
     return separate(found | split_outputs(output, inputs))
@@ -58,18 +57,24 @@ def run_core(config: dict[str, Any], weights: Tensors, inputs: Tensors,
 
 def split_outputs(output: VLBertOutput, inputs: Tensors) -> Tensors:
     """Text (B, T, C), objects (B, K, C) and, where there is a pooler, pooled (B, C)."""
-    found = {"text_split": output.text(inputs["text_input_ids"].shape[1]),
-             "object_split": output.objects()}
+    found = {
+        "text_split": output.text(inputs["text_input_ids"].shape[1]),
+        "object_split": output.objects(),
+    }
     return found if output.pooled is None else found | {"pooled": output.pooled}
 
 
-def run_heads(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-              wanted: list[str]) -> Tensors:
+def run_heads(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """Encoder and its three pretraining heads (kind `pretraining_heads`)."""
-    present = [any(name.startswith(head) for name in weights)
-               for head in ("relationsip_head", "mlm_head", "mvrc_head")]
-    model = VisualLinguisticBertForPretraining(EncoderConfig.from_upstream(config["vlbert"]),
-                                               *present).eval()
+    present = [
+        any(name.startswith(head) for name in weights)
+        for head in ("relationsip_head", "mlm_head", "mvrc_head")
+    ]
+    model = VisualLinguisticBertForPretraining(
+        EncoderConfig.from_upstream(config["vlbert"]), *present
+    ).eval()
     load_into(model, weights, what="golden case")
     output = model(**inputs)
     found = split_outputs(output, inputs)
@@ -83,23 +88,34 @@ def run_heads(config: dict[str, Any], weights: Tensors, inputs: Tensors,
     return separate(found)
 
 
-def run_vqa(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-            wanted: list[str]) -> Tensors:
+def run_vqa(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """The VQA network with precomputed features (kind `vqa_net`)."""
-    network = ResNetVLBERT(NetworkConfig.from_upstream(
-        config["network"], config["answer_vocab_size"],
-        SpecialTokens(*(config["cls_sep_mask_ids"])),
-        inputs["boxes"].shape[-1] - 4)).eval()
+    network = ResNetVLBERT(
+        NetworkConfig.from_upstream(
+            config["network"],
+            config["answer_vocab_size"],
+            SpecialTokens(*(config["cls_sep_mask_ids"])),
+            inputs["boxes"].shape[-1] - 4,
+        )
+    ).eval()
     network.vlbert.encoder.set_reads(("hidden",))  # all positions are compared
     load_into(network, weights, what="golden case")
     output = network.run(inputs["boxes"], inputs["im_info"], inputs["question"])
     text, regions = output.text, output.regions
-    found = {"text_input_ids": text.ids, "text_token_type_ids": text.types,
-             "text_mask": text.mask, "text_visual_embeddings": output.text_visual,
-             "obj_reps": regions.embedding, "object_mask": regions.mask,
-             "obj_reps_raw": regions.features.masked_fill(~regions.mask[..., None], 0.0),
-             "object_vl_embeddings": output.object_vl, "hidden": output.encoded.hidden,
-             "logits": output.logits}
+    found = {
+        "text_input_ids": text.ids,
+        "text_token_type_ids": text.types,
+        "text_mask": text.mask,
+        "text_visual_embeddings": output.text_visual,
+        "obj_reps": regions.embedding,
+        "object_mask": regions.mask,
+        "obj_reps_raw": regions.features.masked_fill(~regions.mask[..., None], 0.0),
+        "object_vl_embeddings": output.object_vl,
+        "hidden": output.encoded.hidden,
+        "logits": output.logits,
+    }
     if "label" in inputs:
         found["loss"] = vqa_loss(output.logits, inputs["label"])
         best = output.logits.argmax(1, keepdim=True)
@@ -109,18 +125,29 @@ def run_vqa(config: dict[str, Any], weights: Tensors, inputs: Tensors,
     return separate(found)
 
 
-def run_pretraining(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-                    wanted: list[str]) -> Tensors:
+def run_pretraining(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """A pretraining network, single or multitask (kind `pretrain_net`)."""
     multitask = config["module"].endswith("Multitask")
-    settings = PretrainingConfig.from_upstream(config["network"], multitask,
-                                               inputs["boxes"].shape[-1] - 4)
+    settings = PretrainingConfig.from_upstream(
+        config["network"], multitask, inputs["boxes"].shape[-1] - 4
+    )
     network = ResNetVLBERTForPretraining(settings).eval()
     load_into(network, weights, what="golden case")
-    outputs = network(inputs["boxes"], inputs["im_info"], inputs["text"],
-                      inputs["mvrc_ops"] == 1, inputs.get("aux_text"))
-    names = {"relationship": "relationship_label", "words": "mlm_labels",
-             "aux_words": "aux_mlm_labels", "regions": "mvrc_labels"}
+    outputs = network(
+        inputs["boxes"],
+        inputs["im_info"],
+        inputs["text"],
+        inputs["mvrc_ops"] == 1,
+        inputs.get("aux_text"),
+    )
+    names = {
+        "relationship": "relationship_label",
+        "words": "mlm_labels",
+        "aux_words": "aux_mlm_labels",
+        "regions": "mvrc_labels",
+    }
     labels = {ours: inputs[theirs] for ours, theirs in names.items() if theirs in inputs}
     losses = pretraining_losses(settings, outputs, labels)
     total = torch.stack(list(losses.values())).sum()
@@ -162,19 +189,22 @@ def gradients(network: nn.Module, config: Mapping[str, Any], wanted: Sequence[st
     case lists.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    found = {name: torch.zeros_like(p) if p.grad is None else p.grad
-             for name, p in parameters.items()}
+    found = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()
+    }
     order = config.get("grad_stats_order", [])
     names = [w.split(GRADIENT, 1)[1] for w in wanted if w.startswith(GRADIENT)]
     result = {GRADIENT + name: found[name] for name in names or order if name in found}
     if order:
-        result["grad_stats"] = torch.tensor([[found[name].double().sum(), found[name].norm()]
-                                             for name in order])
+        result["grad_stats"] = torch.tensor(
+            [[found[name].double().sum(), found[name].norm()] for name in order]
+        )
     return result
 
 
-def run_boxes(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-              wanted: list[str]) -> Tensors:
+def run_boxes(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """ROIAlign with its gradient, coordinate embedding, overlap (kind `roi_coord`).
 
     Names say the sizes: `roi_align_<P>x<Q>_sr<samples>`, `coord_embed_dim<waves>`.
@@ -185,13 +215,15 @@ def run_boxes(config: dict[str, Any], weights: Tensors, inputs: Tensors,
     for name in names:
         size, samples = name.removeprefix("roi_align_").split("_sr")
         rows, columns = map(int, size.split("x"))
-        found[name] = roi_align(features, inputs["rois"], (rows, columns),
-                                config["spatial_scale"], int(samples))
+        found[name] = roi_align(
+            features, inputs["rois"], (rows, columns), config["spatial_scale"], int(samples)
+        )
     for name, outer in inputs.items():
         case = name.removeprefix("grad_out_")
         if name.startswith("grad_out_") and f"roi_align_{case}" in found:
             (found[f"grad_features_{case}"],) = torch.autograd.grad(
-                found[f"roi_align_{case}"], features, outer, retain_graph=True)
+                found[f"roi_align_{case}"], features, outer, retain_graph=True
+            )
     boxes = inputs["coord_boxes"]
     for waves in config["coord_dims"]:
         found[f"coord_embed_dim{waves}"] = coordinate_embedding(boxes[:, :4], boxes[:, 4:], waves)
@@ -199,31 +231,43 @@ def run_boxes(config: dict[str, Any], weights: Tensors, inputs: Tensors,
     return separate(found)
 
 
-def run_stage(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-              wanted: list[str]) -> Tensors:
+def run_stage(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """A stage of bottlenecks in several variants (kind `resnet_stage`)."""
     found: Tensors = {}
     for name, variant in config["variants"].items():
-        module = stage(Bottleneck, config["inplanes"], config["planes"], config["blocks"],
-                       **variant).eval()
-        own = {key.removeprefix(f"{name}."): x for key, x in weights.items()
-               if key.startswith(f"{name}.")}
+        module = stage(
+            Bottleneck, config["inplanes"], config["planes"], config["blocks"], **variant
+        ).eval()
+        own = {
+            key.removeprefix(f"{name}."): x
+            for key, x in weights.items()
+            if key.startswith(f"{name}.")
+        }
         load_into(module, own, what=f"golden case, {name}")
         found[name] = module(inputs["x"])
         found[f"{name}_pooled"] = found[name].mean((2, 3))
     return separate(found)
 
 
-def run_optimizer(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-                  wanted: list[str]) -> Tensors:
+def run_optimizer(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """Parameters after every update with the given gradients (kind `optim`)."""
     names = sorted(name for name in inputs if name.startswith("p"))
     parameters = [inputs[name].clone().requires_grad_() for name in names]
     grads = [inputs[name.replace("p", "grads", 1)] for name in names]
     optimizer = make_optimizer(
-        "vlbert_adamw", parameters, config["lr"], config["t_total"],
-        warmup=config["warmup_steps"] / config["t_total"], weight_decay=config["weight_decay"],
-        betas=tuple(config["betas"]), eps=config["eps"])
+        "vlbert_adamw",
+        parameters,
+        config["lr"],
+        config["t_total"],
+        warmup=config["warmup_steps"] / config["t_total"],
+        weight_decay=config["weight_decay"],
+        betas=tuple(config["betas"]),
+        eps=config["eps"],
+    )
     after: dict[str, list[Tensor]] = {name: [] for name in names}
     for number in range(len(grads[0])):
         for parameter, each in zip(parameters, grads, strict=True):
@@ -237,17 +281,24 @@ def run_optimizer(config: dict[str, Any], weights: Tensors, inputs: Tensors,
 
 def network_of(names: Sequence[str], width: int, answers: int) -> ResNetVLBERT:
     """A VQA network, without memory, that a pretraining file with such names is loaded into."""
-    layers = {name.split("encoder.layer.")[1].split(".")[0] for name in names
-              if "encoder.layer." in name}
-    encoder = EncoderConfig(hidden_size=width, visual_size=width, num_hidden_layers=len(layers),
-                            num_attention_heads=1, intermediate_size=width,
-                            visual_ln=any("visual_ln_text" in name for name in names))
+    layers = {
+        name.split("encoder.layer.")[1].split(".")[0] for name in names if "encoder.layer." in name
+    }
+    encoder = EncoderConfig(
+        hidden_size=width,
+        visual_size=width,
+        num_hidden_layers=len(layers),
+        num_attention_heads=1,
+        intermediate_size=width,
+        visual_ln=any("visual_ln_text" in name for name in names),
+    )
     with torch.device("meta"):
         return ResNetVLBERT(NetworkConfig(encoder, ImageConfig(final_dim=width), answers))
 
 
-def run_partial_load(config: dict[str, Any], weights: Tensors, inputs: Tensors,
-                     wanted: list[str]) -> Tensors:
+def run_partial_load(
+    config: dict[str, Any], weights: Tensors, inputs: Tensors, wanted: list[str]
+) -> Tensors:
     """Where the tensors of a pretraining file go, and answer rows (kind `partial_load`).
 
     Raises:
@@ -256,9 +307,11 @@ def run_partial_load(config: dict[str, Any], weights: Tensors, inputs: Tensors,
     words = weights["word_embeddings.weight"]
     network = network_of(config["checkpoint_keys"], words.shape[1], len(config["answers"]))
     plan = plan_partial(network, config["checkpoint_keys"], config["prefix_changes"])
-    checks = {"loaded": (plan.loaded, config["loaded"]),
-              "dropped": (sorted(plan.dropped), sorted(config["unmatched_checkpoint_keys"])),
-              "missing": (sorted(plan.missing), sorted(config["not_loaded_model_keys"]))}
+    checks = {
+        "loaded": (plan.loaded, config["loaded"]),
+        "dropped": (sorted(plan.dropped), sorted(config["unmatched_checkpoint_keys"])),
+        "missing": (sorted(plan.missing), sorted(config["not_loaded_model_keys"])),
+    }
     for what, (ours, theirs) in checks.items():
         if ours != theirs:
             raise DataError(f"partial loading differs in what is {what}: {ours}, not {theirs}")
@@ -274,7 +327,12 @@ def separate(found: Tensors) -> Tensors:
 
 
 PARITY: dict[str, Callable[[dict[str, Any], Tensors, Tensors, list[str]], Tensors]] = {
-    "core": run_core, "pretraining_heads": run_heads, "vqa_net": run_vqa,
-    "pretrain_net": run_pretraining, "roi_coord": run_boxes, "resnet_stage": run_stage,
-    "optim": run_optimizer, "partial_load": run_partial_load,
+    "core": run_core,
+    "pretraining_heads": run_heads,
+    "vqa_net": run_vqa,
+    "pretrain_net": run_pretraining,
+    "roi_coord": run_boxes,
+    "resnet_stage": run_stage,
+    "optim": run_optimizer,
+    "partial_load": run_partial_load,
 }

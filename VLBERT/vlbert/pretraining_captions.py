@@ -12,8 +12,8 @@ from typing import Protocol
 
 from PIL import Image
 
-from common.annotations import Example
-from common.easy_captions import caption_examples
+from common.data.annotations import Example
+from common.data.easy_vqa.captions import caption_examples
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ class CaptionImages(Protocol):
 
 
 class EmbeddedCaptions:
-    """What the questions and answers of some images say about them, see `common.easy_captions`."""
+    """What the questions and answers of some images say about them.
+
+    See `common.data.easy_vqa.captions`.
+    """
 
     def __init__(self, examples: Sequence[Example], questions: bool) -> None:
         """Make captions.
@@ -66,13 +69,16 @@ class EmbeddedCaptions:
             examples: questions with answers.
             questions: whether the questions themselves are captions too, with a reply.
         """
-        self._items = [Caption(e.question, e.image_id, e.image_id)
-                       for e in caption_examples(examples)]
+        self._items = [
+            Caption(e.question, e.image_id, e.image_id) for e in caption_examples(examples)
+        ]
         self.statements = len(self._items)
         if questions:
             self._items += [
                 Caption(e.question, e.image_id, e.image_id, max(e.answers, key=e.answers.get))
-                for e in examples if e.answers]
+                for e in examples
+                if e.answers
+            ]
 
     def __len__(self) -> int:
         return len(self._items)

@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from tqdm import tqdm
 
-from common.archives import Files, open_files
 from common.errors import DataError
-from common.feature_sources import FeatureSources
+from common.features.archives import Files, open_files
+from common.features.sources import FeatureSources
 from vlbert.data_features import InFolder, find_features, open_records
 from vlbert.images import decode_image
 from vlbert.pretraining_captions import Caption
@@ -68,8 +68,14 @@ class ConceptualCaptions:
         self.feature_folders, self.image_folders = list(folders), list(images)
 
     def _each(self, what: str) -> tqdm:
-        return tqdm(self.lines, total=len(self.lines), unit="caption", leave=False,
-                    desc=f"{self.lines.path.name} {what}", disable=not self.progress)
+        return tqdm(
+            self.lines,
+            total=len(self.lines),
+            unit="caption",
+            leave=False,
+            desc=f"{self.lines.path.name} {what}",
+            disable=not self.progress,
+        )
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -92,17 +98,25 @@ class ConceptualCaptions:
                 chunk = []
         self._look_up(chunk, features, images)
 
-    def _look_up(self, chunk: Sequence[tuple[str, Caption]], features: FeatureSources,
-                 images: ImagesByPath | None) -> None:
+    def _look_up(
+        self,
+        chunk: Sequence[tuple[str, Caption]],
+        features: FeatureSources,
+        images: ImagesByPath | None,
+    ) -> None:
         absent = set(features.missing(caption.regions for _, caption in chunk))
         for where, caption in chunk:
             if caption.regions in absent:
                 stores = ", ".join(str(store.path) for store in features.stores)
-                raise DataError(f"{where}: no region features {caption.regions}.json in {stores}: "
-                                "get all parts of them, or remove the row")
+                raise DataError(
+                    f"{where}: no region features {caption.regions}.json in {stores}: "
+                    "get all parts of them, or remove the row"
+                )
             if images is not None and caption.image not in images:
-                raise DataError(f"{where}: no image file {caption.image}: get all images, or "
-                                "remove the row (the original trains on a black image)")
+                raise DataError(
+                    f"{where}: no image file {caption.image}: get all images, or "
+                    "remove the row (the original trains on a black image)"
+                )
 
 
 def read_caption(text: str, where: str) -> Caption:
@@ -114,8 +128,10 @@ def read_caption(text: str, where: str) -> Caption:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error}): expected an object with image, frcnn "
-                        "and caption in each line") from None
+        raise DataError(
+            f"{where}: not valid JSON ({error}): expected an object with image, frcnn "
+            "and caption in each line"
+        ) from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: {text[:40]!r}: expected an object with image, frcnn and caption")
     for key in ("image", "frcnn", "caption"):
@@ -128,14 +144,17 @@ def read_caption(text: str, where: str) -> Caption:
         raise DataError(f"{where}: field 'caption': {words!r:.60}: is empty: remove this line")
     for key in ("image", "frcnn"):
         if not isinstance(row[key], str) or not all(split_path(row[key])):
-            raise DataError(f"{where}: field {key!r}: {row[key]!r:.60}: expected a path such as "
-                            f"train_{key}.zip@/00000001.{'json' if key == 'frcnn' else 'jpg'}")
+            raise DataError(
+                f"{where}: field {key!r}: {row[key]!r:.60}: expected a path such as "
+                f"train_{key}.zip@/00000001.{'json' if key == 'frcnn' else 'jpg'}"
+            )
     folder, name = split_path(row["frcnn"])
     return Caption(" ".join(words), f"{folder}/{name.removesuffix('.json')}", row["image"])
 
 
-def open_caption_features(base: Path, folders: Sequence[str], wanted: bool, progress: bool
-                          ) -> FeatureSources:
+def open_caption_features(
+    base: Path, folders: Sequence[str], wanted: bool, progress: bool
+) -> FeatureSources:
     """Region features of captions.
 
     Args:
@@ -170,11 +189,17 @@ class ImagesByPath:
         """
         self.files: dict[str, Files] = {}
         for folder in folders:
-            there = [path for name in names_of(folder)
-                     for path in (base / name, base / f"{name}.zip") if path.exists()]
+            there = [
+                path
+                for name in names_of(folder)
+                for path in (base / name, base / f"{name}.zip")
+                if path.exists()
+            ]
             if not there:
-                raise DataError(f"{base / folder} and {folder}.zip: neither is there: the images "
-                                "of the captions")
+                raise DataError(
+                    f"{base / folder} and {folder}.zip: neither is there: the images "
+                    "of the captions"
+                )
             archives = [path for path in there if path.suffix == ".zip"]
             self.files[folder] = open_files((archives if zipped and archives else there)[0])
         self._names = {folder: frozenset(files.names()) for folder, files in self.files.items()}

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from common.masking import Draws
-from common.text import Tokenizer
+from common.tasks.masking import Draws
 from vlbert.pretraining_lines import LineFile
 from vlbert.pretraining_masking import TEXT_ORDER, Pieces, word_starts
 
@@ -19,8 +19,14 @@ from vlbert.pretraining_masking import TEXT_ORDER, Pieces, word_starts
 class Corpus:
     """Sentences of one or several files, one a line; blank lines do not count."""
 
-    def __init__(self, paths: Sequence[Path], tokenizer: Tokenizer, longest: int, shortest: int,
-                 progress: bool = True) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        tokenizer: Tokenizer,
+        longest: int,
+        shortest: int,
+        progress: bool = True,
+    ) -> None:
         """Look where the lines are.
 
         Args:
@@ -70,11 +76,17 @@ class Texts:
         """
         self.corpus, self.captions, self.texts = corpus, captions, texts
 
-    def beside(self, indices: Sequence[int], seed: int, epoch: int
-               ) -> tuple[list[int], list[Pieces]]:
+    def beside(
+        self, indices: Sequence[int], seed: int, epoch: int
+    ) -> tuple[list[int], list[Pieces]]:
         """The texts beside some captions: A numbers, which key what is drawn, and the texts."""
-        numbers = [number for i in indices for number in
-                   range(i * self.texts // self.captions, (i + 1) * self.texts // self.captions)]
+        numbers = [
+            number
+            for i in indices
+            for number in range(
+                i * self.texts // self.captions, (i + 1) * self.texts // self.captions
+            )
+        ]
         return numbers, [self.corpus[self.place(number, seed, epoch)] for number in numbers]
 
     def place(self, number: int, seed: int, epoch: int) -> int:

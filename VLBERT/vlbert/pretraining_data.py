@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.datasets import load_split, open_features, resolve_dataset
-from common.easy_captions import COLOURS, SHAPES
+from common.data.datasets import load_split, open_features, resolve_dataset
+from common.data.easy_vqa.captions import COLOURS, SHAPES
+from common.data.easy_vqa.regions import ATTRIBUTE_CLASSES
+from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.errors import ConfigError, DataError
-from common.feature_sources import FeatureSources
+from common.features.sources import FeatureSources
 from common.files import write_bytes
-from common.pixel_regions import ATTRIBUTE_CLASSES
-from common.text import Tokenizer, small_vocabulary
 from vlbert.config import Config, Section, locate
 from vlbert.data_coco import split_sets
 from vlbert.data_features import find_features
@@ -30,12 +30,16 @@ from vlbert.sizes import PretrainingConfig
 from vlbert.vqa_dataset import Transform
 
 EMBEDDED, CAPTIONS, CORPUS = "easy_vqa_captions", "conceptual_captions", "general_corpus"
-SOURCES = {CAPTIONS: "https://ai.google.com/research/ConceptualCaptions, with region features as "
-                     "in https://github.com/jackroos/VL-BERT (data/PREPARE_DATA.md)",
-           CORPUS: "BookCorpus and Wikipedia, one sentence a line (https://github.com/jackroos/"
-                   "VL-BERT, data/PREPARE_DATA.md)"}
-WAY_OUT = ("fetch them, or pretrain on the embedded data: ./scripts/nondist_run.sh "
-           "pretrain/train_end2end.py cfgs/pretrain/easy_vqa_small.yaml output")
+SOURCES = {
+    CAPTIONS: "https://ai.google.com/research/ConceptualCaptions, with region features as "
+    "in https://github.com/jackroos/VL-BERT (data/PREPARE_DATA.md)",
+    CORPUS: "BookCorpus and Wikipedia, one sentence a line (https://github.com/jackroos/"
+    "VL-BERT, data/PREPARE_DATA.md)",
+}
+WAY_OUT = (
+    "fetch them, or pretrain on the embedded data: ./scripts/nondist_run.sh "
+    "pretrain/train_end2end.py cfgs/pretrain/easy_vqa_small.yaml output"
+)
 # Of the embedded data; the other sets are there to finetune on and to report on.
 EMBEDDED_SETS = {"TRAIN_IMAGE_SET": "pretrain", "VAL_IMAGE_SET": "nominival"}
 
@@ -64,7 +68,7 @@ class PretrainingData:
     heldout: Part
     tokenizer: Tokenizer
     features: FeatureSources
-    rates: Rates = Rates()
+    rates: Rates = field(default_factory=Rates)
     word_kinds: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -89,32 +93,53 @@ class PretrainingSource:
         self.texts: Section | None = config.datasets[1] if len(config.datasets) == 2 else None
         names = [part.DATASET for part in config.datasets]
         if names not in ([EMBEDDED], [CAPTIONS], [EMBEDDED, CORPUS], [CAPTIONS, CORPUS]):
-            raise self._wrong("DATASET.DATASET", names, f"give {CAPTIONS} or {EMBEDDED}, and "
-                              f"behind it, if texts without an image are wanted, {CORPUS}")
+            raise self._wrong(
+                "DATASET.DATASET",
+                names,
+                f"give {CAPTIONS} or {EMBEDDED}, and "
+                f"behind it, if texts without an image are wanted, {CORPUS}",
+            )
         for key, wanted in EMBEDDED_SETS.items() if self.embedded else ():
             if self.settings[key] != wanted:
-                raise self._wrong(f"DATASET.{key}", repr(self.settings[key]), f"must be {wanted}: "
-                                  "the other sets of these data are there to finetune on and to "
-                                  "report on")
+                raise self._wrong(
+                    f"DATASET.{key}",
+                    repr(self.settings[key]),
+                    f"must be {wanted}: "
+                    "the other sets of these data are there to finetune on and to "
+                    "report on",
+                )
         for key in ("TRAIN_IMAGE_SET", "VAL_IMAGE_SET"):
             if len(split_sets(self.settings[key])) != 1 and not self.embedded:
-                raise self._wrong(f"DATASET.{key}", repr(self.settings[key]), "give one set, such "
-                                  "as train or val: captions are in NAME_frcnn.json")
+                raise self._wrong(
+                    f"DATASET.{key}",
+                    repr(self.settings[key]),
+                    "give one set, such as train or val: captions are in NAME_frcnn.json",
+                )
         if config.MODULE not in MODULES:
             raise self._wrong("MODULE", config.MODULE, f"valid: {', '.join(MODULES)}")
         self.multitask = config.MODULE.endswith("Multitask")
         if self.multitask != (self.texts is not None):
-            raise self._wrong("MODULE", config.MODULE, f"{len(names)} data sets: a network for "
-                              "captions and texts is ResNetVLBERTForPretrainingMultitask, with "
-                              "two data sets; one for captions alone is "
-                              "ResNetVLBERTForPretraining, with one")
+            raise self._wrong(
+                "MODULE",
+                config.MODULE,
+                f"{len(names)} data sets: a network for "
+                "captions and texts is ResNetVLBERTForPretrainingMultitask, with "
+                "two data sets; one for captions alone is "
+                "ResNetVLBERTForPretraining, with one",
+            )
         self.train_batch, self.heldout_batch = (self._batch(name) for name in ("TRAIN", "VAL"))
         if self.texts is not None and self.texts.SEQ_LEN < 1:
-            raise self._wrong("DATASET[1].SEQ_LEN", self.texts.SEQ_LEN, "must be positive: word "
-                              "pieces that a text is cut to")
+            raise self._wrong(
+                "DATASET[1].SEQ_LEN",
+                self.texts.SEQ_LEN,
+                "must be positive: word pieces that a text is cut to",
+            )
         if not 0 <= self.settings.ANSWER_MASK_RATE <= 1:
-            raise self._wrong("DATASET.ANSWER_MASK_RATE", self.settings.ANSWER_MASK_RATE,
-                              "must lie between 0 and 1")
+            raise self._wrong(
+                "DATASET.ANSWER_MASK_RATE",
+                self.settings.ANSWER_MASK_RATE,
+                "must lie between 0 and 1",
+            )
 
     def _wrong(self, key: str, value: object, why: str) -> ConfigError:
         return ConfigError(f"{self.config.path}: key {key}: {value}: {why}")
@@ -124,8 +149,11 @@ class PretrainingSource:
         images = self.config.values[section].BATCH_IMAGES
         found = images if isinstance(images, tuple) else (images,)
         if len(found) != len(self.config.datasets):
-            raise self._wrong(f"{section}.BATCH_IMAGES", list(found), "give one number for each "
-                              f"data set, there are {len(self.config.datasets)}")
+            raise self._wrong(
+                f"{section}.BATCH_IMAGES",
+                list(found),
+                f"give one number for each data set, there are {len(self.config.datasets)}",
+            )
         return found[0], found[1] if len(found) == 2 else 0
 
     @property
@@ -155,8 +183,9 @@ class PretrainingSource:
         if self.embedded:
             return self._embedded(sets[0]), self._embedded(sets[1])
         self.check_files()
-        return tuple(ConceptualCaptions(self.folder / f"{name}_frcnn.json", not self.quiet)
-                     for name in sets)
+        return tuple(
+            ConceptualCaptions(self.folder / f"{name}_frcnn.json", not self.quiet) for name in sets
+        )
 
     def _embedded(self, sets: str) -> EmbeddedCaptions:
         examples = load_split(resolve_dataset("easy_vqa"), sets)
@@ -179,8 +208,9 @@ class PretrainingSource:
                 missing.append((path, CORPUS))
         if missing:
             lines = "\n".join(f"  {path}  from {SOURCES[kind]}" for path, kind in missing)
-            raise DataError(f"{self.config.path}: {len(missing)} files are missing:\n{lines}\n"
-                            f"{WAY_OUT}")
+            raise DataError(
+                f"{self.config.path}: {len(missing)} files are missing:\n{lines}\n{WAY_OUT}"
+            )
 
     def _text_files(self, part: str) -> list[Path]:
         if self.texts is None:
@@ -188,8 +218,11 @@ class PretrainingSource:
         key = f"{part}_ANNOTATION_FILE"
         names = split_sets(self.texts[key])
         if not names:
-            raise self._wrong(f"DATASET[1].{key}", repr(self.texts[key]), "give the files of the "
-                              "texts, with + between")
+            raise self._wrong(
+                f"DATASET[1].{key}",
+                repr(self.texts[key]),
+                "give the files of the texts, with + between",
+            )
         return [locate(name) for name in names]
 
     def tokenizer(self, folder: Path) -> Tokenizer:
@@ -209,8 +242,11 @@ class PretrainingSource:
         else:
             tokenizer = Tokenizer(locate(network.BERT_MODEL_NAME))
         if len(tokenizer) != network.VLBERT.vocab_size:
-            raise self._wrong("NETWORK.VLBERT.vocab_size", network.VLBERT.vocab_size,
-                              f"{tokenizer.vocabulary_file} has {len(tokenizer)} word pieces")
+            raise self._wrong(
+                "NETWORK.VLBERT.vocab_size",
+                network.VLBERT.vocab_size,
+                f"{tokenizer.vocabulary_file} has {len(tokenizer)} word pieces",
+            )
         return tokenizer
 
     def _all_texts(self) -> list[str]:
@@ -238,18 +274,24 @@ class PretrainingSource:
         return PretrainingData(
             self._part("TRAIN", train, features, tokenizer, config, images[0]),
             self._part("VAL", heldout, features, tokenizer, config, images[1]),
-            tokenizer, features, self.rates,
+            tokenizer,
+            features,
+            self.rates,
             {kind: torch.tensor(tokenizer.numbers(words)) for kind, words in kinds.items()}
-            if self.embedded else {})
+            if self.embedded
+            else {},
+        )
 
     @cached_property
     def _features(self) -> FeatureSources:
         if self.embedded:
             return open_features(resolve_dataset("easy_vqa"), ",".join(EMBEDDED_SETS.values()))
-        folders = dict.fromkeys(folder for captions in self.captions
-                                for folder in captions.feature_folders)
-        return open_caption_features(self.folder, list(folders), self.settings.IMPORT_FEATURES,
-                                     not self.quiet)
+        folders = dict.fromkeys(
+            folder for captions in self.captions for folder in captions.feature_folders
+        )
+        return open_caption_features(
+            self.folder, list(folders), self.settings.IMPORT_FEATURES, not self.quiet
+        )
 
     def features(self) -> FeatureSources:
         """Region features of all captions; imported first where they are JSON files.
@@ -268,18 +310,42 @@ class PretrainingSource:
             return ImageFiles({part: folder / part for part in parts}, ".png")
         return ImagesByPath(self.folder, captions.image_folders, self.settings.ZIP_MODE)
 
-    def _part(self, section: str, captions: Captions, features: FeatureSources,
-              tokenizer: Tokenizer, config: PretrainingConfig, images: CaptionImages | None
-              ) -> Part:
+    def _part(
+        self,
+        section: str,
+        captions: Captions,
+        features: FeatureSources,
+        tokenizer: Tokenizer,
+        config: PretrainingConfig,
+        images: CaptionImages | None,
+    ) -> Part:
         network, batch = self.config.NETWORK, self._batch(section)
-        transform = Transform(self.config.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS,
-                              self.settings.ADD_IMAGE_AS_A_BOX,
-                              self.config.values[section].FLIP_PROB, self.config.seed)
+        transform = Transform(
+            self.config.SCALES,
+            network.PIXEL_MEANS,
+            network.PIXEL_STDS,
+            self.settings.ADD_IMAGE_AS_A_BOX,
+            self.config.values[section].FLIP_PROB,
+            self.config.seed,
+        )
         pairs = self.embedded and self.settings.REGION_CLASSES == "object_attribute"
-        samples = CaptionSamples(captions, features, tokenizer, transform, config, self.rates,
-                                 images, ATTRIBUTE_CLASSES if pairs else 1)
+        samples = CaptionSamples(
+            captions,
+            features,
+            tokenizer,
+            transform,
+            config,
+            self.rates,
+            images,
+            ATTRIBUTE_CLASSES if pairs else 1,
+        )
         if self.texts is None:
             return Part(samples)
-        corpus = Corpus(self._text_files(section), tokenizer, self.texts.SEQ_LEN,
-                        self.texts.MIN_SEQ_LEN, not self.quiet)
+        corpus = Corpus(
+            self._text_files(section),
+            tokenizer,
+            self.texts.SEQ_LEN,
+            self.texts.MIN_SEQ_LEN,
+            not self.quiet,
+        )
         return Part(samples, Texts(corpus, *batch))

@@ -44,9 +44,17 @@ class LineFile:
             raise DataError(f"{self.path}: no line with text in it")
 
     def _scan(self, progress: bool) -> None:
-        with (open(self.path, "rb") as file,
-              tqdm(total=os.path.getsize(self.path), desc=self.path.name, unit="B",
-                   unit_scale=True, leave=False, disable=not progress) as bar):
+        with (
+            open(self.path, "rb") as file,
+            tqdm(
+                total=os.path.getsize(self.path),
+                desc=self.path.name,
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                disable=not progress,
+            ) as bar,
+        ):
             for row, line in enumerate(file, 1):
                 if not line.isspace():
                     if self._count % EVERY == 0:
@@ -109,5 +117,7 @@ class LineFile:
         try:
             return line.decode().strip()
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.path}, row {row}: not UTF-8 ({error.reason} at byte "
-                            f"{error.start} of the row): convert the file") from None
+            raise DataError(
+                f"{self.path}, row {row}: not UTF-8 ({error.reason} at byte "
+                f"{error.start} of the row): convert the file"
+            ) from None

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.losses import IGNORED, labelled_cross_entropy, precise
+from common.modules.losses import IGNORED, labelled_cross_entropy, precise
 from vlbert.sizes import PretrainingConfig
 
 LABEL_TOLERANCE = 0.1  # a region is labelled if its class probabilities sum to 1 within this
 SMALL = 1e-4
 
 
-def pretraining_losses(config: PretrainingConfig, outputs: Mapping[str, Tensor],
-                       labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def pretraining_losses(
+    config: PretrainingConfig, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """All losses that there are outputs and labels for; each is 0 where nothing is labelled.
 
     Args:
@@ -33,18 +34,25 @@ def pretraining_losses(config: PretrainingConfig, outputs: Mapping[str, Tensor],
     """
     losses: dict[str, Tensor] = {}
     if "relationship" in outputs and "relationship" in labels:
-        losses["relationship_loss"] = labelled_cross_entropy(outputs["relationship"],
-                                                             labels["relationship"])
+        losses["relationship_loss"] = labelled_cross_entropy(
+            outputs["relationship"], labels["relationship"]
+        )
     for key, name in (("words", "mlm_loss_wvc"), ("aux_words", "mlm_loss_aux")):
         if key in outputs and key in labels:
             logits, wanted = _cut(outputs[key], labels[key])
-            losses[name] = (by_sample(word_losses(logits, wanted), wanted != IGNORED)
-                            if config.words_by_sample else labelled_cross_entropy(logits, wanted))
+            losses[name] = (
+                by_sample(word_losses(logits, wanted), wanted != IGNORED)
+                if config.words_by_sample
+                else labelled_cross_entropy(logits, wanted)
+            )
     if "regions" in outputs and "regions" in labels:
         logits, wanted = _cut(outputs["regions"], labels["regions"])
         each, labelled = region_losses(logits, wanted), labelled_regions(wanted)
-        losses["mvrc_loss"] = (by_sample(each, labelled) if config.regions_by_sample else
-                               (each * labelled).sum() / labelled.sum().clamp(min=1))
+        losses["mvrc_loss"] = (
+            by_sample(each, labelled)
+            if config.regions_by_sample
+            else (each * labelled).sum() / labelled.sum().clamp(min=1)
+        )
     return losses
 
 
@@ -61,8 +69,7 @@ def loss_weights(config: PretrainingConfig, labels: Mapping[str, Tensor]) -> dic
         if config.words and key in labels:
             weights[name] = _count(labels[key] != IGNORED, config.words_by_sample)
     if config.regions and "regions" in labels:
-        weights["mvrc_loss"] = _count(labelled_regions(labels["regions"]),
-                                      config.regions_by_sample)
+        weights["mvrc_loss"] = _count(labelled_regions(labels["regions"]), config.regions_by_sample)
     return weights
 
 
@@ -72,8 +79,9 @@ def _count(labelled: Tensor, by_samples: bool) -> float:
 
 def word_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each place, 0 where the label is -1: (B, T, V), (B, T) -> (B, T)."""
-    return F.cross_entropy(precise(logits).transpose(1, 2), labels, ignore_index=IGNORED,
-                           reduction="none")
+    return F.cross_entropy(
+        precise(logits).transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )
 
 
 def labelled_regions(labels: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.masking import Draws, mask_pieces
-from common.text import Tokenizer
+from common.data.tokenizer import Tokenizer
+from common.tasks.masking import Draws, mask_pieces
 
 REGION_RATE, HIDDEN_SHARE = 0.15, 0.9
 LONGEST = 64  # tokens and boxes of a caption together
@@ -78,12 +78,13 @@ def pad(rows: Sequence[Sequence[int]], width: int) -> Tensor:
     """(B, width) int64 with zeros behind the shorter ones."""
     found = torch.zeros(len(rows), width, dtype=torch.int64)
     for row, values in zip(found, rows, strict=True):
-        row[:len(values)] = torch.tensor(values, dtype=torch.int64)
+        row[: len(values)] = torch.tensor(values, dtype=torch.int64)
     return found
 
 
-def mask_words(texts: Sequence[Pieces], tokenizer: Tokenizer, draws: Draws, purpose: int,
-               rates: Rates) -> tuple[Tensor, Tensor]:
+def mask_words(
+    texts: Sequence[Pieces], tokenizer: Tokenizer, draws: Draws, purpose: int, rates: Rates
+) -> tuple[Tensor, Tensor]:
     """Mask whole words: 80 % [MASK], 10 % random pieces, 10 % kept; never [CLS] and [SEP].
 
     Args:

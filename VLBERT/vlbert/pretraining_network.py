@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ConfigError
-from common.heads import WordPrediction
-from common.layers import find_activation, init_bert_weights
+from common.modules.heads import WordPrediction
+from common.modules.layers import find_activation, init_bert_weights
 from vlbert.fast_rcnn import FastRCNN, Regions
 from vlbert.modeling import VisualLinguisticBert
 from vlbert.sizes import EncoderConfig, PretrainingConfig
@@ -39,17 +39,24 @@ class VisualLinguisticBertForPretraining(VisualLinguisticBert):
     `relationsip_head` is spelt as in the released files.
     """
 
-    def __init__(self, config: EncoderConfig, relationship: bool = True, words: bool = True,
-                 regions: bool = True) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        relationship: bool = True,
+        words: bool = True,
+        regions: bool = True,
+    ) -> None:
         super().__init__(config)
         std = config.initializer_range
         if relationship:
             self.relationsip_head = nn.ModuleDict(
-                {"caption_image_relationship": nn.Linear(config.hidden_size, 2)})
+                {"caption_image_relationship": nn.Linear(config.hidden_size, 2)}
+            )
             init_bert_weights(self.relationsip_head.modules(), std)
         if words:
-            self.mlm_head = nn.ModuleDict({"predictions": WordPrediction(
-                self.word_embeddings, config.hidden_act, std)})
+            self.mlm_head = nn.ModuleDict(
+                {"predictions": WordPrediction(self.word_embeddings, config.hidden_act, std)}
+            )
         if regions:
             self.mvrc_head = RegionPrediction(config)
             init_bert_weights(self.mvrc_head.modules(), std)
@@ -80,13 +87,21 @@ class ResNetVLBERTForPretraining(nn.Module):
                 nn.init.normal_(module.weight, std=encoder.initializer_range)
         if self.hides_features:
             nn.init.zeros_(self.object_mask_visual_embedding.weight)
-        self.vlbert = VisualLinguisticBertForPretraining(encoder, config.relationship,
-                                                         config.words, config.regions)
+        self.vlbert = VisualLinguisticBertForPretraining(
+            encoder, config.relationship, config.words, config.regions
+        )
 
-    def forward(self, boxes: Tensor, im_info: Tensor, text: Tensor, masked: Tensor,
-                aux_text: Tensor | None = None, image: Tensor | None = None,
-                word_places: Tensor | None = None,
-                text_types: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        boxes: Tensor,
+        im_info: Tensor,
+        text: Tensor,
+        masked: Tensor,
+        aux_text: Tensor | None = None,
+        image: Tensor | None = None,
+        word_places: Tensor | None = None,
+        text_types: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Predict what was masked.
 
         Args:
@@ -103,15 +118,17 @@ class ResNetVLBERTForPretraining(nn.Module):
             W places, captions first, and there is no aux_words.
         """
         config, captions = self.config, len(text)
-        regions, text_visual, object_vl = self.embed_regions(boxes, im_info, masked, image,
-                                                             text.shape[1])
+        regions, text_visual, object_vl = self.embed_regions(
+            boxes, im_info, masked, image, text.shape[1]
+        )
         mask = regions.mask
         if aux_text is not None:
-            text, text_visual, object_vl, mask = self.with_texts(text, aux_text, text_visual,
-                                                                 object_vl, mask)
+            text, text_visual, object_vl, mask = self.with_texts(
+                text, aux_text, text_visual, object_vl, mask
+            )
         types = torch.zeros_like(text)
         if text_types is not None:
-            types[:captions, :text_types.shape[1]] = text_types
+            types[:captions, : text_types.shape[1]] = text_types
         encoded = self.vlbert(text, types, text_visual, text > 0, object_vl, mask)
         found: dict[str, Tensor] = {}
         if config.relationship:
@@ -120,7 +137,7 @@ class ResNetVLBERTForPretraining(nn.Module):
         if config.words:
             head, states = self.vlbert.mlm_head["predictions"], encoded.text(text.shape[1])
             if word_places is not None:
-                found["words"] = head(states[word_places[:, :states.shape[1]]])
+                found["words"] = head(states[word_places[:, : states.shape[1]]])
             else:
                 words = head(states)
                 found["words"] = words[:captions]
@@ -130,35 +147,39 @@ class ResNetVLBERTForPretraining(nn.Module):
             found["regions"] = self.vlbert.mvrc_head(encoded.objects()[:captions])
         return found
 
-    def embed_regions(self, boxes: Tensor, im_info: Tensor, masked: Tensor, image: Tensor | None,
-                      tokens: int) -> tuple[Regions, Tensor, Tensor]:
+    def embed_regions(
+        self, boxes: Tensor, im_info: Tensor, masked: Tensor, image: Tensor | None, tokens: int
+    ) -> tuple[Regions, Tensor, Tensor]:
         """Regions, visual embeddings of the text (B, T, ·) and object embeddings (B, K, ·)."""
         config = self.config
         hidden = self.object_mask_visual_embedding.weight[0] if self.hides_features else None
         regions = self.image_feature_extractor(boxes, im_info, image, masked, hidden)
-        masked = masked[:, :regions.mask.shape[1], None]
+        masked = masked[:, : regions.mask.shape[1], None]
         linguistic = self.object_linguistic_embeddings.weight[0].expand(*regions.mask.shape, -1)
         if config.regions:
             linguistic = torch.where(masked, self.object_mask_word_embedding.weight[0], linguistic)
         object_vl = torch.cat([regions.embedding, linguistic.to(regions.embedding.dtype)], -1)
         return regions, regions.embedding[:, :1].expand(-1, tokens, -1), object_vl
 
-    def with_texts(self, text: Tensor, aux_text: Tensor, text_visual: Tensor, object_vl: Tensor,
-                   mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def with_texts(
+        self, text: Tensor, aux_text: Tensor, text_visual: Tensor, object_vl: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Put texts without an image behind the captions: no objects, one visual embedding.
 
         Raises:
             ConfigError: the network has no embedding for them.
         """
         if not self.config.multitask:
-            raise ConfigError("texts without an image need a multitask network "
-                              "(MODULE ResNetVLBERTForPretrainingMultitask)")
+            raise ConfigError(
+                "texts without an image need a multitask network "
+                "(MODULE ResNetVLBERTForPretrainingMultitask)"
+            )
         tokens, texts = max(text.shape[1], aux_text.shape[1]), len(aux_text)
         short = tokens - text.shape[1]
-        both = torch.cat([F.pad(text, (0, short)),
-                          F.pad(aux_text, (0, tokens - aux_text.shape[1]))])
+        both = torch.cat(
+            [F.pad(text, (0, short)), F.pad(aux_text, (0, tokens - aux_text.shape[1]))]
+        )
         alone = self.aux_text_visual_embedding.weight[0].to(text_visual.dtype)
-        visual = torch.cat([F.pad(text_visual, (0, 0, 0, short)),
-                            alone.expand(texts, tokens, -1)])
+        visual = torch.cat([F.pad(text_visual, (0, 0, 0, short)), alone.expand(texts, tokens, -1)])
         objects = torch.cat([object_vl, object_vl.new_zeros(texts, *object_vl.shape[1:])])
         return both, visual, objects, torch.cat([mask, mask.new_zeros(texts, mask.shape[1])])

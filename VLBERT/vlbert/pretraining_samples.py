@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from common.feature_sources import FeatureSources
-from common.features import RegionBatch
-from common.losses import IGNORED
-from common.masking import Draws
-from common.text import Tokenizer
+from common.features.sources import FeatureSources
+from common.features.store import RegionBatch
+from common.modules.losses import IGNORED
+from common.tasks.masking import Draws
 from vlbert.boxes import PADDING
-from vlbert.pretraining_captions import Caption, Captions, CaptionImages
+from vlbert.pretraining_captions import Caption, CaptionImages, Captions
 from vlbert.pretraining_masking import (
     RELATIONSHIP,
     WORDS,
@@ -61,9 +61,17 @@ class Seen:
 class CaptionSamples:
     """Captions of one part of the data; everything random is keyed by (seed, epoch, caption)."""
 
-    def __init__(self, captions: Captions, features: FeatureSources, tokenizer: Tokenizer,
-                 transform: Transform, config: PretrainingConfig, rates: Rates,
-                 images: CaptionImages | None = None, attributes: int = 1) -> None:
+    def __init__(
+        self,
+        captions: Captions,
+        features: FeatureSources,
+        tokenizer: Tokenizer,
+        transform: Transform,
+        config: PretrainingConfig,
+        rates: Rates,
+        images: CaptionImages | None = None,
+        attributes: int = 1,
+    ) -> None:
         """Put captions and images together.
 
         Args:
@@ -88,16 +96,22 @@ class CaptionSamples:
         flips = [is_flipped(draws.seed, draws.epoch, i, self.transform.flip) for i in indices]
         seen = self._look(chosen, flips, draws)
         texts, matched = self._texts(indices, chosen, flips, draws)
-        lengths = [cut_lengths(len(text.ids), int(count)) for text, count in
-                   zip(texts, (seen.boxes[..., 0] > PADDING).sum(1), strict=True)]
+        lengths = [
+            cut_lengths(len(text.ids), int(count))
+            for text, count in zip(texts, (seen.boxes[..., 0] > PADDING).sum(1), strict=True)
+        ]
         texts = [text.cut(tokens) for text, (tokens, _) in zip(texts, lengths, strict=True)]
         kept = torch.tensor([boxes for _, boxes in lengths])
         width = int(kept.max())
         beyond = torch.arange(width) >= kept[:, None]
         text, words = mask_words(texts, self.tokenizer, draws, WORDS, self.rates)
-        inputs = {"boxes": seen.boxes[:, :width].masked_fill(beyond[..., None], PADDING),
-                  "im_info": seen.info, "text": text, "masked": seen.hidden[:, :width] & ~beyond,
-                  "text_types": pad([t.types for t in texts], text.shape[1])}
+        inputs = {
+            "boxes": seen.boxes[:, :width].masked_fill(beyond[..., None], PADDING),
+            "im_info": seen.info,
+            "text": text,
+            "masked": seen.hidden[:, :width] & ~beyond,
+            "text_types": pad([t.types for t in texts], text.shape[1]),
+        }
         if seen.image is not None:
             inputs["image"] = seen.image
         labels: Tensors = {}
@@ -109,8 +123,9 @@ class CaptionSamples:
             labels["relationship"] = matched
         return inputs, labels
 
-    def _texts(self, indices: Sequence[int], chosen: Sequence[Caption], flips: Sequence[bool],
-               draws: Draws) -> tuple[list[Pieces], Tensor]:
+    def _texts(
+        self, indices: Sequence[int], chosen: Sequence[Caption], flips: Sequence[bool], draws: Draws
+    ) -> tuple[list[Pieces], Tensor]:
         """The captions, half of them replaced where that is a task.
 
         Labels (B,): 1 = own, 0 = replaced, -1 = not asked: a question with its reply says nothing
@@ -120,11 +135,15 @@ class CaptionSamples:
         if self.config.relationship:
             numbers = draws.fine(RELATIONSHIP, 2)
             matched[(matched == 1) & (numbers[:, 0] >= 0.5)] = 0
-            chosen = [caption if label else self._of_another_image(caption, number) for
-                      caption, label, number in
-                      zip(chosen, matched.tolist(), numbers[:, 1].tolist(), strict=True)]
-        return [self._pieces(caption, flip) for caption, flip in
-                zip(chosen, flips, strict=True)], matched
+            chosen = [
+                caption if label else self._of_another_image(caption, number)
+                for caption, label, number in zip(
+                    chosen, matched.tolist(), numbers[:, 1].tolist(), strict=True
+                )
+            ]
+        return [
+            self._pieces(caption, flip) for caption, flip in zip(chosen, flips, strict=True)
+        ], matched
 
     def _of_another_image(self, caption: Caption, number: float) -> Caption:
         """The caption at a random place, or the next behind it that is about another image.
@@ -138,12 +157,16 @@ class CaptionSamples:
             other = self.captions[place % count]
             if other.regions != caption.regions:
                 return other
-        raise DataError(f"all captions are about image {caption.regions!r}, so none can be "
-                        "replaced by one about another image (WITH_REL_LOSS): use more images")
+        raise DataError(
+            f"all captions are about image {caption.regions!r}, so none can be "
+            "replaced by one about another image (WITH_REL_LOSS): use more images"
+        )
 
     def _pieces(self, caption: Caption, flip: bool) -> Pieces:
-        parts = [None if text is None else self.tokenizer.pieces(text)
-                 for text in (caption.text, caption.reply)]
+        parts = [
+            None if text is None else self.tokenizer.pieces(text)
+            for text in (caption.text, caption.reply)
+        ]
         if flip:
             parts = [None if pieces is None else mirror_words(pieces) for pieces in parts]
         return assemble(self.tokenizer, *parts)
@@ -163,17 +186,31 @@ class CaptionSamples:
         info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
         shown = (present & ~hidden)[..., None]
         whole = (features * shown).sum(1) / shown.sum(1).clamp(min=1)
-        boxes = object_boxes(_in_order(regions.boxes, order), present,
-                             None if images else features, whole, sizes, info,
-                             torch.tensor(flips), self.transform.whole_image)
+        boxes = object_boxes(
+            _in_order(regions.boxes, order),
+            present,
+            None if images else features,
+            whole,
+            sizes,
+            info,
+            torch.tensor(flips),
+            self.transform.whole_image,
+        )
         classes = classes * masked[..., None]
         if self.transform.whole_image:
             hidden, classes = F.pad(hidden, (1, 0)), F.pad(classes, (0, 0, 1, 0))
         pixels = None
         if images:
-            pixels = pad_images([transform_image(image, size, flip, self.transform.means,
-                                                 self.transform.deviations) for image, size, flip
-                                 in zip(images, info[:, :2].int().tolist(), flips, strict=True)])
+            pixels = pad_images(
+                [
+                    transform_image(
+                        image, size, flip, self.transform.means, self.transform.deviations
+                    )
+                    for image, size, flip in zip(
+                        images, info[:, :2].int().tolist(), flips, strict=True
+                    )
+                ]
+            )
             if self.config.mask_raw_pixels:
                 _hide_pixels(pixels, boxes, hidden)
         return Seen(boxes, info, hidden, classes, pixels)
@@ -194,14 +231,18 @@ class CaptionSamples:
                 return F.one_hot(ids, count).float()
             found = regions.features.new_zeros(1, 1, int(ids.max()) + 1)
         if found is None:
-            raise DataError(f"image {regions.image_ids[0]!r}: its features have no class "
-                            "probabilities (field 'classes' of the JSON files), which masked "
-                            "regions and the order of the regions need: use the features for "
-                            "pretraining")
+            raise DataError(
+                f"image {regions.image_ids[0]!r}: its features have no class "
+                "probabilities (field 'classes' of the JSON files), which masked "
+                "regions and the order of the regions need: use the features for "
+                "pretraining"
+            )
         if found.shape[-1] != count:
-            raise DataError(f"image {regions.image_ids[0]!r}: its regions are of one of "
-                            f"{found.shape[-1]} classes, the network tells {count}: set NETWORK."
-                            "VLBERT.visual_region_classes, or use features of that detector")
+            raise DataError(
+                f"image {regions.image_ids[0]!r}: its regions are of one of "
+                f"{found.shape[-1]} classes, the network tells {count}: set NETWORK."
+                "VLBERT.visual_region_classes, or use features of that detector"
+            )
         return found
 
 
@@ -214,8 +255,10 @@ def _sizes(regions: RegionBatch) -> list[Size]:
     sizes = [(int(width), int(height)) for width, height in regions.sizes.tolist()]
     for image_id, size in zip(regions.image_ids, sizes, strict=True):
         if min(size) < 1:
-            raise DataError(f"image {image_id!r}: its features do not say its size (fields "
-                            "'image_w', 'image_h')")
+            raise DataError(
+                f"image {image_id!r}: its features do not say its size (fields "
+                "'image_w', 'image_h')"
+            )
     return sizes
 
 
@@ -223,4 +266,4 @@ def _hide_pixels(images: Tensor, boxes: Tensor, hidden: Tensor) -> None:
     """Set the pixels in hidden boxes to 0, which is the mean colour."""
     for row, box in hidden.nonzero().tolist():
         left, top, right, bottom = (int(edge) for edge in boxes[row, box, :4])
-        images[row, :, top:bottom + 1, left:right + 1] = 0
+        images[row, :, top : bottom + 1, left : right + 1] = 0

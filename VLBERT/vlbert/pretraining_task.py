@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.batch_order import iterate
-from common.losses import IGNORED
-from common.masking import Draws
-from common.means import Means
-from common.runtime import Runtime
-from common.task import StepOutput, TaskBatch, Validation
+from common.modules.losses import IGNORED
+from common.tasks.masking import Draws
+from common.training.batch_order import iterate
+from common.training.means import Means
+from common.training.runtime import Runtime
+from common.training.task import StepOutput, TaskBatch, Validation
 from vlbert.pretraining_data import Part, PretrainingData
 from vlbert.pretraining_losses import labelled_regions, loss_weights, pretraining_losses
 from vlbert.pretraining_masking import TEXT_WORDS, mask_words
@@ -27,16 +27,28 @@ from vlbert.sizes import PretrainingConfig
 VALIDATION = -1  # the epoch that keys what is drawn for validation, the same every time
 # Loss → the accuracy that belongs to it, as the original calls them; the first that there is
 # selects the best epoch.
-ACCURACIES = {"mlm_loss_wvc": "MLMAccWVC", "mlm_loss_aux": "MLMAccAUX",
-              "mvrc_loss": "MVRCAccuracy", "relationship_loss": "RelAcc"}
+ACCURACIES = {
+    "mlm_loss_wvc": "MLMAccWVC",
+    "mlm_loss_aux": "MLMAccAUX",
+    "mvrc_loss": "MVRCAccuracy",
+    "relationship_loss": "RelAcc",
+}
 Right = dict[str, Tensor]
 
 
 class PretrainingTask:
     """Captions with images, and texts; everything random is keyed by (seed, epoch, caption)."""
 
-    def __init__(self, data: PretrainingData, config: PretrainingConfig, runtime: Runtime,
-                 seed: int, eval_batch_size: int, workers: int = 0, progress: bool = True) -> None:
+    def __init__(
+        self,
+        data: PretrainingData,
+        config: PretrainingConfig,
+        runtime: Runtime,
+        seed: int,
+        eval_batch_size: int,
+        workers: int = 0,
+        progress: bool = True,
+    ) -> None:
         """Put data and network together.
 
         Args:
@@ -48,8 +60,12 @@ class PretrainingTask:
         self.data, self.config, self.runtime, self.seed = data, config, runtime, seed
         self.tokenizer = data.tokenizer
         self.eval_batch_size, self.workers, self.progress = eval_batch_size, workers, progress
-        wanted = {"mlm_loss_wvc": config.words, "mlm_loss_aux": config.words and config.multitask,
-                  "mvrc_loss": config.regions, "relationship_loss": config.relationship}
+        wanted = {
+            "mlm_loss_wvc": config.words,
+            "mlm_loss_aux": config.words and config.multitask,
+            "mvrc_loss": config.regions,
+            "relationship_loss": config.relationship,
+        }
         self.losses = [name for name, there in wanted.items() if there]
 
     def __len__(self) -> int:
@@ -64,16 +80,15 @@ class PretrainingTask:
         inputs, labels = part.captions.read(indices, Draws(self.seed, epoch, indices))
         if part.texts is not None:
             numbers, texts = part.texts.beside(indices, self.seed, epoch)
-            inputs["aux_text"], words = mask_words(texts, self.tokenizer,
-                                                   Draws(self.seed, epoch, numbers), TEXT_WORDS,
-                                                   self.data.rates)
+            inputs["aux_text"], words = mask_words(
+                texts, self.tokenizer, Draws(self.seed, epoch, numbers), TEXT_WORDS, self.data.rates
+            )
             if self.config.words:
                 labels["aux_words"] = words
         if self.config.words and not self.config.words_by_sample:
             # Only the masked places get logits: the vocabulary is large.
             inputs["word_places"] = _all_words(labels) != IGNORED
-        return TaskBatch(list(indices), inputs, labels,
-                         weights=loss_weights(self.config, labels))
+        return TaskBatch(list(indices), inputs, labels, weights=loss_weights(self.config, labels))
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """All losses; the score is the share of masked words (else regions …) that are right."""
@@ -96,17 +111,20 @@ class PretrainingTask:
         right: Right = {}
         for key, name in (("words", "MLMAccWVC"), ("aux_words", "MLMAccAUX")):
             if key in outputs and key in labels:
-                wanted = labels[key][:, :outputs[key].shape[1]]
+                wanted = labels[key][:, : outputs[key].shape[1]]
                 chosen = wanted != IGNORED
-                guesses = outputs[key][:, :wanted.shape[1]].argmax(-1)
+                guesses = outputs[key][:, : wanted.shape[1]].argmax(-1)
                 right[name] = (guesses == wanted)[chosen]
                 for kind, ids in self.data.word_kinds.items() if key == "words" else ():
-                    of_kind = (chosen & torch.isin(wanted, ids.to(wanted.device))
-                               & labels["stated"][:, :wanted.shape[1]])
+                    of_kind = (
+                        chosen
+                        & torch.isin(wanted, ids.to(wanted.device))
+                        & labels["stated"][:, : wanted.shape[1]]
+                    )
                     right[f"MLMAcc {kind}"] = (guesses == wanted)[of_kind]
         if "regions" in outputs:
-            wanted = labels["regions"][:, :outputs["regions"].shape[1]]
-            guesses = outputs["regions"].argmax(-1)[:, :wanted.shape[1]]
+            wanted = labels["regions"][:, : outputs["regions"].shape[1]]
+            guesses = outputs["regions"].argmax(-1)[:, : wanted.shape[1]]
             right["MVRCAccuracy"] = (guesses == wanted.argmax(-1))[labelled_regions(wanted)]
         if "relationship" in outputs:
             wanted = labels["relationship"]
@@ -127,10 +145,20 @@ class PretrainingTask:
             names += [f"MLMAcc {kind}" for kind in self.data.word_kinds]
         means = Means([*self.losses, *names])
         batches = world.share(list(iterate(len(part.captions), self.eval_batch_size)))
-        loader = DataLoader(_Drawn(self, part), sampler=batches, batch_size=None,
-                            num_workers=self.workers, generator=torch.Generator())
-        for batch in tqdm(loader, desc="held out", leave=False, dynamic_ncols=True,
-                          disable=not (self.progress and world.main)):
+        loader = DataLoader(
+            _Drawn(self, part),
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.workers,
+            generator=torch.Generator(),
+        )
+        for batch in tqdm(
+            loader,
+            desc="held out",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (self.progress and world.main),
+        ):
             batch = self.runtime.move(batch)
             with self.runtime.autocast():
                 losses, right = self._run(model, batch)
@@ -142,20 +170,22 @@ class PretrainingTask:
         means = means.join(world)
         accuracies = means.shares(names)
         losses = {name: means.mean(name) or 0.0 for name in self.losses}
-        return Validation(accuracies.get(names[0], 0.0),
-                          {"heldout_losses": losses, "heldout_accuracies": accuracies})
+        return Validation(
+            accuracies.get(names[0], 0.0),
+            {"heldout_losses": losses, "heldout_accuracies": accuracies},
+        )
 
 
 def _all_words(labels: Mapping[str, Tensor]) -> Tensor:
     """Labels of captions and texts as one table, (B + A, the larger T)."""
     tables = [labels[key] for key in ("words", "aux_words") if key in labels]
     width = max(table.shape[1] for table in tables)
-    return torch.cat([F.pad(table, (0, width - table.shape[1]), value=IGNORED)
-                      for table in tables])
+    return torch.cat([F.pad(table, (0, width - table.shape[1]), value=IGNORED) for table in tables])
 
 
-def _by_kind(outputs: dict[str, Tensor], labels: dict[str, Tensor]
-             ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _by_kind(
+    outputs: dict[str, Tensor], labels: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Logits (W, V) of the masked places as (1, ·, V) of captions and of texts, with labels."""
     chosen = {key: labels[key] != IGNORED for key in ("words", "aux_words") if key in labels}
     found = {key: labels[key][places][None] for key, places in chosen.items()}

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from common.errors import ConfigError
-from common.optim import OptimizerWithSchedule, make_optimizer
+from common.training.optim import OptimizerWithSchedule, make_optimizer
 from vlbert.config import Config
 
 OPTIMIZERS = {"AdamW": "vlbert_adamw", "Adam": "adam", "SGD": "sgd"}
@@ -53,12 +53,14 @@ class Length:
             raise ConfigError(
                 f"{config.path}: key {section}.WARMUP_STEPS: {part.WARMUP_STEPS}: the training "
                 f"set gives {planned} updates in all ({self.planned_epochs} epochs of "
-                f"{self.planned_steps}); set fewer steps, or {section}.WARMUP to false")
+                f"{self.planned_steps}); set fewer steps, or {section}.WARMUP to false"
+            )
         return part.WARMUP_STEPS / planned
 
 
-def make_main_optimizer(config: Config, named: Iterable[tuple[str, nn.Parameter]], length: Length,
-                        processes: int) -> OptimizerWithSchedule:
+def make_main_optimizer(
+    config: Config, named: Iterable[tuple[str, nn.Parameter]], length: Length, processes: int
+) -> OptimizerWithSchedule:
     """The optimiser of the model.
 
     Args:
@@ -75,15 +77,20 @@ def make_main_optimizer(config: Config, named: Iterable[tuple[str, nn.Parameter]
     return _optimizer(config, "TRAIN", groups, lr, length)
 
 
-def make_policy_optimizer(config: Config, parameters: Sequence[nn.Parameter], length: Length,
-                          processes: int) -> OptimizerWithSchedule:
+def make_policy_optimizer(
+    config: Config, parameters: Sequence[nn.Parameter], length: Length, processes: int
+) -> OptimizerWithSchedule:
     """The optimiser of the policy network: the section POLICY, with a schedule of its own."""
     lr = config.effective_lr(processes, "POLICY")
     return _optimizer(config, "POLICY", parameters, lr, length)
 
 
-def multiplied(named: Sequence[tuple[str, nn.Parameter]], factors: Sequence[tuple[str, float]],
-               lr: float, config: Config) -> list[dict[str, Any]]:
+def multiplied(
+    named: Sequence[tuple[str, nn.Parameter]],
+    factors: Sequence[tuple[str, float]],
+    lr: float,
+    config: Config,
+) -> list[dict[str, Any]]:
     """Parameter groups: those with a part of a name take its factor, the first that fits.
 
     Raises:
@@ -96,27 +103,46 @@ def multiplied(named: Sequence[tuple[str, nn.Parameter]], factors: Sequence[tupl
         (fits[0]["params"] if fits else rest).append(parameter)
     for (part, _), group in zip(factors, groups, strict=True):
         if not group["params"]:
-            raise ConfigError(f"{config.path}: key TRAIN.LR_MULT: {part!r} is in no name of a "
-                              "trainable parameter, or an earlier part takes them all")
+            raise ConfigError(
+                f"{config.path}: key TRAIN.LR_MULT: {part!r} is in no name of a "
+                "trainable parameter, or an earlier part takes them all"
+            )
     return [{"params": rest, "lr": lr}, *groups] if rest else groups
 
 
-def _optimizer(config: Config, section: str, parameters: Sequence[Any], lr: float,
-               length: Length) -> OptimizerWithSchedule:
+def _optimizer(
+    config: Config, section: str, parameters: Sequence[Any], lr: float, length: Length
+) -> OptimizerWithSchedule:
     part, train = config.values[section], config.TRAIN
     if part.LR_SCHEDULE == "plateau":
-        raise ConfigError(f"{config.path}: key {section}.LR_SCHEDULE: plateau: not supported (the "
-                          "original's does not run on this torch either); use triangle or step")
+        raise ConfigError(
+            f"{config.path}: key {section}.LR_SCHEDULE: plateau: not supported (the "
+            "original's does not run on this torch either); use triangle or step"
+        )
     momentum = {"momentum": part.MOMENTUM} if part.OPTIMIZER == "SGD" else {}
     warmup = length.warmup(config, section)
     if part.LR_SCHEDULE == "triangle":
         schedule: dict[str, Any] = {"schedule": "linear"}
     else:
         if part.WARMUP and part.WARMUP_METHOD != "linear":
-            raise ConfigError(f"{config.path}: key {section}.WARMUP_METHOD: {part.WARMUP_METHOD}: "
-                              "only linear is supported")
+            raise ConfigError(
+                f"{config.path}: key {section}.WARMUP_METHOD: {part.WARMUP_METHOD}: "
+                "only linear is supported"
+            )
         milestones = tuple(int(epoch * length.steps) for epoch in train.LR_STEP)
-        schedule = {"schedule": "steps", "milestones": milestones, "gamma": train.LR_FACTOR,
-                    "warmup_factor": part.WARMUP_FACTOR}
-    return make_optimizer(OPTIMIZERS[part.OPTIMIZER], parameters, lr, length.total, warmup=warmup,
-                          weight_decay=part.WD, **schedule, **momentum)
+        schedule = {
+            "schedule": "steps",
+            "milestones": milestones,
+            "gamma": train.LR_FACTOR,
+            "warmup_factor": part.WARMUP_FACTOR,
+        }
+    return make_optimizer(
+        OPTIMIZERS[part.OPTIMIZER],
+        parameters,
+        lr,
+        length.total,
+        warmup=warmup,
+        weight_decay=part.WD,
+        **schedule,
+        **momentum,
+    )

@@ -10,8 +10,13 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
-          152: (3, 8, 36, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 class BasicBlock(nn.Module):
@@ -19,8 +24,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int = 1, dilation: int = 1,
-                 stride_in_1x1: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        stride: int = 1,
+        dilation: int = 1,
+        stride_in_1x1: bool = False,
+    ) -> None:
         """`stride_in_1x1` has no meaning here: the first convolution has the stride."""
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 3, stride, dilation, dilation, bias=False)
@@ -41,8 +52,14 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int = 1, dilation: int = 1,
-                 stride_in_1x1: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        stride: int = 1,
+        dilation: int = 1,
+        stride_in_1x1: bool = False,
+    ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         outputs = planes * self.expansion
@@ -66,16 +83,24 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     """A 1x1 convolution where the shortcut changes the shape, else None (the identity)."""
     if inputs == outputs and stride == 1:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
-                         nn.BatchNorm2d(outputs))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-def stage(block: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, blocks: int,
-          stride: int, dilation: int = 1, stride_in_1x1: bool = False) -> nn.Sequential:
+def stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    inputs: int,
+    planes: int,
+    blocks: int,
+    stride: int,
+    dilation: int = 1,
+    stride_in_1x1: bool = False,
+) -> nn.Sequential:
     """A stage of residual blocks, the first of which has the stride; all have the dilation."""
     modules = [block(inputs, planes, stride, dilation, stride_in_1x1)]
-    modules += [block(planes * block.expansion, planes, 1, dilation, stride_in_1x1)
-                for _ in range(blocks - 1)]
+    modules += [
+        block(planes * block.expansion, planes, 1, dilation, stride_in_1x1)
+        for _ in range(blocks - 1)
+    ]
     return nn.Sequential(*modules)
 
 
@@ -91,8 +116,11 @@ class ResNetBackbone(nn.Module):
         inputs = channels
         for number, stride in ((1, 1), (2, 2), (3, 2)):
             planes = channels * 2 ** (number - 1)
-            setattr(self, f"layer{number}", stage(block, inputs, planes, blocks[number - 1],
-                                                  stride, 1, stride_in_1x1))
+            setattr(
+                self,
+                f"layer{number}",
+                stage(block, inputs, planes, blocks[number - 1], stride, 1, stride_in_1x1),
+            )
             inputs = planes * block.expansion
         init_convolutions(self.modules())
 
@@ -102,13 +130,21 @@ class ResNetBackbone(nn.Module):
         return self.layer3(self.layer2(self.layer1(x)))
 
 
-def last_stage(depth: int, channels: int = 64, dilated: bool = True,
-               stride_in_1x1: bool = True) -> nn.Sequential:
+def last_stage(
+    depth: int, channels: int = 64, dilated: bool = True, stride_in_1x1: bool = True
+) -> nn.Sequential:
     """The fourth stage: dilated by 2 at full resolution in all its blocks, or with stride 2."""
     block = block_type(depth)
     stride, dilation = (1, 2) if dilated else (2, 1)
-    head = stage(block, 4 * channels * block.expansion, 8 * channels, BLOCKS[depth][3], stride,
-                 dilation, stride_in_1x1)
+    head = stage(
+        block,
+        4 * channels * block.expansion,
+        8 * channels,
+        BLOCKS[depth][3],
+        stride,
+        dilation,
+        stride_in_1x1,
+    )
     init_convolutions(head.modules())
     return head
 

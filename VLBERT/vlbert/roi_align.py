@@ -12,8 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def roi_align(features: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_scale: float,
-              sampling_ratio: int = 1) -> Tensor:
+def roi_align(
+    features: Tensor,
+    rois: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 1,
+) -> Tensor:
     """Pool each box into P x Q bins (original alignment, without a shift by half a pixel).
 
     Args:
@@ -28,22 +33,28 @@ def roi_align(features: Tensor, rois: Tensor, output_size: tuple[int, int], spat
         (R, C, P, Q), laid out channels last in memory. Samples more than one pixel outside the
         map count as 0.
     """
-    images, channels, height, width = features.shape
+    _images, channels, height, width = features.shape
     flat = features.permute(0, 2, 3, 1).reshape(-1, channels)
     corners = rois[:, 1:].to(features.dtype) * spatial_scale
     ys, wy = axis_samples(corners[:, 1], corners[:, 3], height, output_size[0], sampling_ratio)
     xs, wx = axis_samples(corners[:, 0], corners[:, 2], width, output_size[1], sampling_ratio)
     start = rois[:, 0].long() * (height * width)
-    rows = (start[:, None, None, None, None] + ys[:, :, None, :, None] * width
-            + xs[:, None, :, None, :])
+    rows = (
+        start[:, None, None, None, None] + ys[:, :, None, :, None] * width + xs[:, None, :, None, :]
+    )
     weights = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-    bins = F.embedding_bag(rows.flatten(3).flatten(0, 2), flat, mode="sum",
-                           per_sample_weights=weights.flatten(3).flatten(0, 2))
+    bins = F.embedding_bag(
+        rows.flatten(3).flatten(0, 2),
+        flat,
+        mode="sum",
+        per_sample_weights=weights.flatten(3).flatten(0, 2),
+    )
     return bins.view(len(rois), *output_size, channels).permute(0, 3, 1, 2)
 
 
-def axis_samples(start: Tensor, end: Tensor, size: int, bins: int,
-                 sampling_ratio: int) -> tuple[Tensor, Tensor]:
+def axis_samples(
+    start: Tensor, end: Tensor, size: int, bins: int, sampling_ratio: int
+) -> tuple[Tensor, Tensor]:
     """Along one axis: which pixels each bin reads, with which weights.
 
     Args:
@@ -56,10 +67,7 @@ def axis_samples(start: Tensor, end: Tensor, size: int, bins: int,
         pixels (R, P, S) int64 and weights (R, P, S), two entries for each sample.
     """
     bin_size = (end - start).clamp(min=1.0) / bins
-    if sampling_ratio > 0:
-        counts = torch.full_like(bin_size, sampling_ratio)
-    else:
-        counts = bin_size.ceil()
+    counts = torch.full_like(bin_size, sampling_ratio) if sampling_ratio > 0 else bin_size.ceil()
     most = int(counts.max()) if len(counts) else 1
     sample = torch.arange(most, device=start.device, dtype=start.dtype)
     number = torch.arange(bins, device=start.device, dtype=start.dtype)

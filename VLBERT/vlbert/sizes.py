@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.files import repository_root
-from common.layers import find_activation
+from common.modules.layers import find_activation
 
 HOME = repository_root() / "VLBERT"
 CLASSIFIERS = ("mlm", "1fc", "2fc")
@@ -62,11 +62,15 @@ class EncoderConfig:
         if self.num_hidden_layers < 1:
             raise ConfigError(f"num_hidden_layers {self.num_hidden_layers}: needs at least 1")
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"hidden_size {self.hidden_size} does not divide into "
-                              f"{self.num_attention_heads} attention heads")
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} does not divide into "
+                f"{self.num_attention_heads} attention heads"
+            )
         if self.type_vocab_size < 3:
-            raise ConfigError(f"type_vocab_size {self.type_vocab_size}: objects have type 2, so "
-                              "at least 3 are needed")
+            raise ConfigError(
+                f"type_vocab_size {self.type_vocab_size}: objects have type 2, so "
+                "at least 3 are needed"
+            )
 
     @classmethod
     def from_upstream(cls, keys: Mapping[str, Any]) -> EncoderConfig:
@@ -76,12 +80,16 @@ class EncoderConfig:
             ConfigError: an option that the original system does not support either.
         """
         if not keys.get("obj_pos_id_relative", True):
-            raise ConfigError("NETWORK.VLBERT.obj_pos_id_relative false is not supported: objects "
-                              "share the position after the text")
+            raise ConfigError(
+                "NETWORK.VLBERT.obj_pos_id_relative false is not supported: objects "
+                "share the position after the text"
+            )
         if keys.get("object_word_embed_mode", 2) != 2:
-            raise ConfigError(f"NETWORK.VLBERT.object_word_embed_mode "
-                              f"{keys['object_word_embed_mode']} is not supported, only 2 (one "
-                              "linguistic embedding for all objects)")
+            raise ConfigError(
+                f"NETWORK.VLBERT.object_word_embed_mode "
+                f"{keys['object_word_embed_mode']} is not supported, only 2 (one "
+                "linguistic embedding for all objects)"
+            )
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in keys.items() if key in known})
 
@@ -119,8 +127,10 @@ class ImageConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "frozen_stages", tuple(self.frozen_stages))
         if self.depth not in DEPTHS:
-            raise ConfigError(f"ResNet with {self.depth} layers (IMAGE_NUM_LAYERS) is not known; "
-                              f"valid: {', '.join(map(str, DEPTHS))}")
+            raise ConfigError(
+                f"ResNet with {self.depth} layers (IMAGE_NUM_LAYERS) is not known; "
+                f"valid: {', '.join(map(str, DEPTHS))}"
+            )
         wrong = set(self.frozen_stages) - {1, 2, 3, 4, 5}
         if wrong:
             raise ConfigError(f"IMAGE_FROZEN_BACKBONE_STAGES {sorted(wrong)}: stages are 1 to 5")
@@ -143,10 +153,15 @@ class ImageConfig:
         for key in ("IMAGE_SEMANTIC", "OUTPUT_CONV5", "BLIND", "ENABLE_CNN_REG_LOSS"):
             if network.get(key) and not (precomputed and key == "ENABLE_CNN_REG_LOSS"):
                 raise ConfigError(f"NETWORK.{key} true is not supported; set it to false")
-        names = {"IMAGE_FINAL_DIM": "final_dim", "IMAGE_NUM_LAYERS": "depth",
-                 "IMAGE_C5_DILATED": "dilated", "IMAGE_STRIDE_IN_1x1": "stride_in_1x1",
-                 "IMAGE_FROZEN_BACKBONE_STAGES": "frozen_stages", "IMAGE_FROZEN_BN": "frozen_bn",
-                 "IMAGE_DROPOUT": "dropout"}
+        names = {
+            "IMAGE_FINAL_DIM": "final_dim",
+            "IMAGE_NUM_LAYERS": "depth",
+            "IMAGE_C5_DILATED": "dilated",
+            "IMAGE_STRIDE_IN_1x1": "stride_in_1x1",
+            "IMAGE_FROZEN_BACKBONE_STAGES": "frozen_stages",
+            "IMAGE_FROZEN_BN": "frozen_bn",
+            "IMAGE_DROPOUT": "dropout",
+        }
         given = {ours: network[theirs] for theirs, ours in names.items() if theirs in network}
         return cls(precomputed=precomputed, feature_size=feature_size, **given)
 
@@ -185,14 +200,20 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if self.classifier not in CLASSIFIERS:
-            raise ConfigError(f"unknown classifier {self.classifier!r} (NETWORK.CLASSIFIER_TYPE); "
-                              f"valid: {', '.join(CLASSIFIERS)}")
+            raise ConfigError(
+                f"unknown classifier {self.classifier!r} (NETWORK.CLASSIFIER_TYPE); "
+                f"valid: {', '.join(CLASSIFIERS)}"
+            )
         check_widths(self.encoder, self.image)
 
     @classmethod
-    def from_upstream(cls, network: Mapping[str, Any], num_answers: int,
-                      tokens: SpecialTokens | None = None,
-                      feature_size: int = 2048) -> NetworkConfig:
+    def from_upstream(
+        cls,
+        network: Mapping[str, Any],
+        num_answers: int,
+        tokens: SpecialTokens | None = None,
+        feature_size: int = 2048,
+    ) -> NetworkConfig:
         """From the keys of `NETWORK` in an original config.
 
         Args:
@@ -201,13 +222,20 @@ class NetworkConfig:
             tokens: of the vocabulary; None: those of BERT-base-uncased.
             feature_size: width of the precomputed features.
         """
-        names = {"CLASSIFIER_TYPE": "classifier", "CLASSIFIER_DROPOUT": "classifier_dropout",
-                 "CLASSIFIER_HIDDEN_SIZE": "classifier_hidden_size",
-                 "NO_GROUNDING": "no_grounding"}
+        names = {
+            "CLASSIFIER_TYPE": "classifier",
+            "CLASSIFIER_DROPOUT": "classifier_dropout",
+            "CLASSIFIER_HIDDEN_SIZE": "classifier_hidden_size",
+            "NO_GROUNDING": "no_grounding",
+        }
         given = {ours: network[theirs] for theirs, ours in names.items() if theirs in network}
-        return cls(EncoderConfig.from_upstream(network.get("VLBERT", {})),
-                   ImageConfig.from_upstream(network, feature_size), num_answers,
-                   tokens=tokens or SpecialTokens(), **given)
+        return cls(
+            EncoderConfig.from_upstream(network.get("VLBERT", {})),
+            ImageConfig.from_upstream(network, feature_size),
+            num_answers,
+            tokens=tokens or SpecialTokens(),
+            **given,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -216,14 +244,24 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
         """Back from `to_dict`."""
-        return cls(**{**values, "encoder": EncoderConfig(**values["encoder"]),
-                      "image": ImageConfig(**values["image"]),
-                      "tokens": SpecialTokens(**values["tokens"])})
+        return cls(
+            **{
+                **values,
+                "encoder": EncoderConfig(**values["encoder"]),
+                "image": ImageConfig(**values["image"]),
+                "tokens": SpecialTokens(**values["tokens"]),
+            }
+        )
 
     def without_dropout(self) -> NetworkConfig:
-        return replace(self, classifier_dropout=0.0, image=replace(self.image, dropout=0.0),
-                       encoder=replace(self.encoder, hidden_dropout_prob=0.0,
-                                       attention_probs_dropout_prob=0.0))
+        return replace(
+            self,
+            classifier_dropout=0.0,
+            image=replace(self.image, dropout=0.0),
+            encoder=replace(
+                self.encoder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -253,20 +291,31 @@ class PretrainingConfig:
     def __post_init__(self) -> None:
         check_widths(self.encoder, self.image)
         if self.relationship and not self.encoder.with_pooler:
-            raise ConfigError("the relationship loss (WITH_REL_LOSS) reads the pooled output: set "
-                              "NETWORK.VLBERT.with_pooler to true")
+            raise ConfigError(
+                "the relationship loss (WITH_REL_LOSS) reads the pooled output: set "
+                "NETWORK.VLBERT.with_pooler to true"
+            )
 
     @classmethod
-    def from_upstream(cls, network: Mapping[str, Any], multitask: bool,
-                      feature_size: int = 2048) -> PretrainingConfig:
+    def from_upstream(
+        cls, network: Mapping[str, Any], multitask: bool, feature_size: int = 2048
+    ) -> PretrainingConfig:
         """From the keys of `NETWORK`; `multitask` is decided by the name of the module."""
-        names = {"WITH_REL_LOSS": "relationship", "WITH_MLM_LOSS": "words",
-                 "WITH_MVRC_LOSS": "regions", "MASK_RAW_PIXELS": "mask_raw_pixels",
-                 "MLM_LOSS_NORM_IN_BATCH_FIRST": "words_by_sample",
-                 "MVRC_LOSS_NORM_IN_BATCH_FIRST": "regions_by_sample"}
+        names = {
+            "WITH_REL_LOSS": "relationship",
+            "WITH_MLM_LOSS": "words",
+            "WITH_MVRC_LOSS": "regions",
+            "MASK_RAW_PIXELS": "mask_raw_pixels",
+            "MLM_LOSS_NORM_IN_BATCH_FIRST": "words_by_sample",
+            "MVRC_LOSS_NORM_IN_BATCH_FIRST": "regions_by_sample",
+        }
         given = {ours: network[theirs] for theirs, ours in names.items() if theirs in network}
-        return cls(EncoderConfig.from_upstream(network.get("VLBERT", {})),
-                   ImageConfig.from_upstream(network, feature_size), multitask=multitask, **given)
+        return cls(
+            EncoderConfig.from_upstream(network.get("VLBERT", {})),
+            ImageConfig.from_upstream(network, feature_size),
+            multitask=multitask,
+            **given,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -275,25 +324,43 @@ class PretrainingConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PretrainingConfig:
         """Back from `to_dict`."""
-        return cls(**{**values, "encoder": EncoderConfig(**values["encoder"]),
-                      "image": ImageConfig(**values["image"])})
+        return cls(
+            **{
+                **values,
+                "encoder": EncoderConfig(**values["encoder"]),
+                "image": ImageConfig(**values["image"]),
+            }
+        )
 
 
 def check_widths(encoder: EncoderConfig, image: ImageConfig) -> None:
     """The image side must deliver what the encoder reads."""
     if encoder.visual_size != image.final_dim:
-        raise ConfigError(f"NETWORK.IMAGE_FINAL_DIM {image.final_dim} and NETWORK.VLBERT."
-                          f"visual_size {encoder.visual_size} must be equal")
+        raise ConfigError(
+            f"NETWORK.IMAGE_FINAL_DIM {image.final_dim} and NETWORK.VLBERT."
+            f"visual_size {encoder.visual_size} must be equal"
+        )
 
 
 ENCODER_SIZES: dict[str, EncoderConfig] = {
     "base": EncoderConfig(),
-    "large": EncoderConfig(hidden_size=1024, visual_size=1024, num_hidden_layers=24,
-                           num_attention_heads=16, intermediate_size=4096),
-    "small": EncoderConfig(hidden_size=128, visual_size=128, num_hidden_layers=4,
-                           num_attention_heads=4, intermediate_size=512,
-                           max_position_embeddings=128, hidden_dropout_prob=0.0,
-                           attention_probs_dropout_prob=0.0),
+    "large": EncoderConfig(
+        hidden_size=1024,
+        visual_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+    ),
+    "small": EncoderConfig(
+        hidden_size=128,
+        visual_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    ),
 }
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.distributed import start_world
-from common.run_folder import check_unused
-from common.runtime import Runtime, make_runtime, seed_everything, set_threads
-from common.tracking import Tracker
+from common.training.distributed import start_world
+from common.training.run_folder import check_unused
+from common.training.runtime import Runtime, make_runtime, seed_everything, set_threads
+from common.training.tracking import Tracker
 from vlbert.building import size_name
 from vlbert.config import Config
 from vlbert.config_remarks import idle_keys
@@ -36,8 +36,9 @@ class Started:
 
 
 @contextmanager
-def started(args: argparse.Namespace, config: Config, gpus: str | None, command: str
-            ) -> Iterator[Started]:
+def started(
+    args: argparse.Namespace, config: Config, gpus: str | None, command: str
+) -> Iterator[Started]:
     """Join the other processes, seed everything, open the log and say what runs where.
 
     Raises:

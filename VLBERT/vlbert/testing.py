@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.adaptive import POLICY_EVALUATIONS
-from common.distributed import one_voice, start_world
+from common.adapt.encoder import POLICY_EVALUATIONS
+from common.data.vqa_metric import write_predictions
 from common.errors import CheckpointError, ConfigError
-from common.processes import start_processes, wanted_processes
-from common.runtime import PRECISIONS, make_runtime, seed_everything, set_threads
-from common.vqa_metric import write_predictions
+from common.training.distributed import one_voice, start_world
+from common.training.processes import start_processes, wanted_processes
+from common.training.runtime import PRECISIONS, make_runtime, seed_everything, set_threads
 from vlbert.building import build_vqa, checkpoint_path, saved_meta, size_name
 from vlbert.config import Config
 from vlbert.config_adaptive import adaptive_settings
@@ -31,29 +31,54 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog=f"python {SCRIPT}",
         description="Predict the answers of an image set with a finetuned VL-BERT, as a file that "
-                    "EvalAI takes; where the answers are public, print the accuracy too.")
+        "EvalAI takes; where the answers are public, print the accuracy too.",
+    )
     add_config_options(found)
     group = found.add_argument_group("test")
-    group.add_argument("--ckpt", type=Path, metavar="FILE",
-                       help="the finetuned model: ours, or a .model of the original (default: "
-                            "BEST in the output folder of the config)")
-    group.add_argument("--split", metavar="SETS",
-                       help="image set, e.g. test2015, test-dev2015, val2014 (default: "
-                            "TEST_IMAGE_SET of the config)")
-    group.add_argument("--bs", type=int, metavar="N",
-                       help="questions per batch (default: TEST.BATCH_IMAGES of the config)")
-    group.add_argument("--result-path", type=Path, metavar="FOLDER",
-                       help="where the predictions go (default: the output folder)")
-    group.add_argument("--result-name", metavar="NAME",
-                       help="they are NAME_vqa2_SETS.json (default: name of the config)")
-    group.add_argument("--strategy", help="strategy of the model (default: the checkpoint's, else "
-                                          "FINETUNE_STRATEGY of the config)")
+    group.add_argument(
+        "--ckpt",
+        type=Path,
+        metavar="FILE",
+        help="the finetuned model: ours, or a .model of the original (default: "
+        "BEST in the output folder of the config)",
+    )
+    group.add_argument(
+        "--split",
+        metavar="SETS",
+        help="image set, e.g. test2015, test-dev2015, val2014 (default: "
+        "TEST_IMAGE_SET of the config)",
+    )
+    group.add_argument(
+        "--bs",
+        type=int,
+        metavar="N",
+        help="questions per batch (default: TEST.BATCH_IMAGES of the config)",
+    )
+    group.add_argument(
+        "--result-path",
+        type=Path,
+        metavar="FOLDER",
+        help="where the predictions go (default: the output folder)",
+    )
+    group.add_argument(
+        "--result-name",
+        metavar="NAME",
+        help="they are NAME_vqa2_SETS.json (default: name of the config)",
+    )
+    group.add_argument(
+        "--strategy",
+        help="strategy of the model (default: the checkpoint's, else "
+        "FINETUNE_STRATEGY of the config)",
+    )
     group.add_argument("--policy", help="its policy network (default: likewise)")
-    group.add_argument("--policy-eval", choices=POLICY_EVALUATIONS,
-                       help="how decisions are made (default: as in the checkpoint, else "
-                            "POLICY.EVALUATION)")
-    group.add_argument("--gpus", nargs="+", metavar="N",
-                       help="GPU numbers, or cpu (default: GPUS of the config)")
+    group.add_argument(
+        "--policy-eval",
+        choices=POLICY_EVALUATIONS,
+        help="how decisions are made (default: as in the checkpoint, else POLICY.EVALUATION)",
+    )
+    group.add_argument(
+        "--gpus", nargs="+", metavar="N", help="GPU numbers, or cpu (default: GPUS of the config)"
+    )
     group.add_argument("--threads", type=int, help="threads on the CPU")
     group.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -73,8 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.gpus = ",".join(args.gpus) if args.gpus else None
         config = load(args)
         if config.pretraining:
-            raise ConfigError(f"{config.path}: key MODULE: {config.MODULE}: this config is for "
-                              "pretraining")
+            raise ConfigError(
+                f"{config.path}: key MODULE: {config.MODULE}: this config is for pretraining"
+            )
         config = with_strategy(args, config)
         gpus = chosen_gpus(args, config)
         if (processes := wanted_processes(gpus)) > 1:
@@ -86,14 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def with_strategy(args: argparse.Namespace, config: Config) -> Config:
-    """The config with strategy, policy and evaluation of the checkpoint, unless flags name others.
-    """
+    """The config with strategy, policy and evaluation of the checkpoint where no flag names any."""
     flags = saved_meta(find_checkpoint(args, config)).get("strategy_flags")
     if flags is None:
         return config
     set_keys = read_changes(args.changes).keys()
-    for name, keys in (("strategy", ()), ("policy", ()),
-                       ("policy_eval", ("POLICY.EVALUATION", "POLICY_GLOBAL_DECISION"))):
+    for name, keys in (
+        ("strategy", ()),
+        ("policy", ()),
+        ("policy_eval", ("POLICY.EVALUATION", "POLICY_GLOBAL_DECISION")),
+    ):
         if getattr(args, name) is None and set_keys.isdisjoint(keys):
             setattr(args, name, flags[name])
     args.frozen_layers = flags["frozen_layers"] and ",".join(map(str, flags["frozen_layers"]))
@@ -104,8 +132,11 @@ def predict_after_training(args: argparse.Namespace, config: Config) -> None:
     """`--do-test`: predict TEST_IMAGE_SET with the best epoch of the run that just ended."""
     values = dict.fromkeys(("ckpt", "split", "bs", "result_path", "result_name"))
     precision = chosen_precision(args, config)
-    predict(argparse.Namespace(**vars(args) | values | {"precision": precision}), config,
-            chosen_gpus(args, config))
+    predict(
+        argparse.Namespace(**vars(args) | values | {"precision": precision}),
+        config,
+        chosen_gpus(args, config),
+    )
 
 
 def find_checkpoint(args: argparse.Namespace, config: Config) -> Path:
@@ -118,8 +149,10 @@ def find_checkpoint(args: argparse.Namespace, config: Config) -> Path:
         return checkpoint_path(args.ckpt)
     path = output_folder(args, config) / "BEST.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: give the finetuned model with --ckpt, or the "
-                              "folder it was trained into with --model-dir (and --name)")
+        raise CheckpointError(
+            f"{path} is missing: give the finetuned model with --ckpt, or the "
+            "folder it was trained into with --model-dir (and --name)"
+        )
     return path
 
 
@@ -140,11 +173,25 @@ def predict(args: argparse.Namespace, config: Config, gpus: str | None) -> Path:
     with world.main_first():
         data = source.data(source.examples(sets), "TEST")
     settings = adaptive_settings(config)
-    built = build_vqa(config, settings, source.tokenizer, source.vocabulary.answers,
-                      data.features.described(), data.transform, path, say)
+    built = build_vqa(
+        config,
+        settings,
+        source.tokenizer,
+        source.vocabulary.answers,
+        data.features.described(),
+        data.transform,
+        path,
+        say,
+    )
     built.model.to(runtime.device)
-    task = VLBertTask(data, data, runtime, args.bs or config.TEST.BATCH_IMAGES, config.seed,
-                      progress=not args.quiet)
+    task = VLBertTask(
+        data,
+        data,
+        runtime,
+        args.bs or config.TEST.BATCH_IMAGES,
+        config.seed,
+        progress=not args.quiet,
+    )
     found = task.evaluate(built.model, data, sets)
     folder = args.result_path or output_folder(args, config)
     out = folder / f"{args.result_name or config.name}_vqa2_{sets}.json"
@@ -152,7 +199,8 @@ def predict(args: argparse.Namespace, config: Config, gpus: str | None) -> Path:
         write_predictions(out, found.predictions)
     say(f"{len(found.predictions)} predictions of {path} in {out}")
     if found.scores is not None:
-        scores = ", ".join(f"{kind} {value:.2f}" for kind, value in found.scores.items()
-                           if value is not None)
+        scores = ", ".join(
+            f"{kind} {value:.2f}" for kind, value in found.scores.items() if value is not None
+        )
         say(f"{sets} of {source.name}, {built.strategy.name}: {scores}")
     return out

@@ -58,14 +58,21 @@ def transform_boxes(boxes: Tensor, info: Tensor, flip: Tensor) -> Tensor:
     """
     boxes = boxes * info[:, 2:].repeat(1, 2).unsqueeze(1)
     last = info[:, None, :2] - 1
-    mirrored = torch.stack([last[..., 0] - boxes[..., 2], boxes[..., 1],
-                            last[..., 0] - boxes[..., 0], boxes[..., 3]], -1)
+    mirrored = torch.stack(
+        [last[..., 0] - boxes[..., 2], boxes[..., 1], last[..., 0] - boxes[..., 0], boxes[..., 3]],
+        -1,
+    )
     boxes = torch.where(flip[:, None, None], mirrored, boxes)
     return boxes.clamp(min=0).minimum(last.repeat(1, 1, 2))
 
 
-def transform_image(image: Image.Image, size: Sequence[int], flip: bool, means: Sequence[float],
-                    deviations: Sequence[float]) -> Tensor:
+def transform_image(
+    image: Image.Image,
+    size: Sequence[int],
+    flip: bool,
+    means: Sequence[float],
+    deviations: Sequence[float],
+) -> Tensor:
     """An RGB image as (3, H, W) float32: scaled, mirrored, blue-green-red, normalised.
 
     Args:
@@ -88,7 +95,7 @@ def pad_images(images: Sequence[Tensor]) -> Tensor:
     """(B, 3, H, W): images (3, h, w) with zeros to the right and below."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     batch = images[0].new_zeros((len(images), 3, height, width))
-    for row, image in zip(batch, images):
+    for row, image in zip(batch, images, strict=False):
         row[:, : image.shape[1], : image.shape[2]] = image
     return batch
 

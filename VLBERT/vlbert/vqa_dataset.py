@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.annotations import AnswerVocabulary, Example, QuestionId
+from common.data.annotations import AnswerVocabulary, Example, QuestionId
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import DataError
-from common.feature_sources import FeatureSources
-from common.features import RegionBatch, whole_image
-from common.text import Tokenizer
-from common.vqa_data import VQABatch, VQADataset
+from common.features.sources import FeatureSources
+from common.features.store import RegionBatch, whole_image
 from vlbert.images import ImageFiles
 from vlbert.transforms import (
     PADDING,
@@ -59,8 +59,12 @@ class VLBertBatch:
 
     def inputs(self) -> dict[str, Tensor | None]:
         """Arguments of the network, by the names and in the order of the original."""
-        return {"image": self.image, "boxes": self.boxes, "im_info": self.im_info,
-                "question": self.question}
+        return {
+            "image": self.image,
+            "boxes": self.boxes,
+            "im_info": self.im_info,
+            "question": self.question,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,16 @@ class Transform:
 class VLBertData(VQADataset):
     """Questions with regions, and images or features; read in batches."""
 
-    def __init__(self, examples: Sequence[Example], features: FeatureSources,
-                 vocabulary: AnswerVocabulary, tokenizer: Tokenizer, transform: Transform,
-                 images: ImageFiles | None = None, sizes: Mapping[str, Size] | None = None) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        features: FeatureSources,
+        vocabulary: AnswerVocabulary,
+        tokenizer: Tokenizer,
+        transform: Transform,
+        images: ImageFiles | None = None,
+        sizes: Mapping[str, Size] | None = None,
+    ) -> None:
         """Put everything together.
 
         Args:
@@ -112,8 +123,10 @@ class VLBertData(VQADataset):
         self.tokenizer, self.transform = tokenizer, transform
         self.images, self.sizes = images, sizes
         if images is not None and (missing := images.missing({e.image_id for e in self.examples})):
-            raise DataError(f"no image file of {missing[0]}{images.suffix} ({len(missing)} images "
-                            "have none): fetch all images of this part")
+            raise DataError(
+                f"no image file of {missing[0]}{images.suffix} ({len(missing)} images "
+                "have none): fetch all images of this part"
+            )
 
     def read(self, indices: Sequence[int], epoch: int | None = None) -> VLBertBatch:
         """The examples at some places as one batch.
@@ -145,33 +158,50 @@ class VLBertData(VQADataset):
         )
 
     def _is_flipped(self, example: Example, epoch: int | None) -> bool:
-        return epoch is not None and is_flipped(self.transform.seed, epoch, example.question_id,
-                                                self.transform.flip)
+        return epoch is not None and is_flipped(
+            self.transform.seed, epoch, example.question_id, self.transform.flip
+        )
 
     def _sizes(self, regions: RegionBatch) -> list[Size]:
         """Width and height of each image."""
         known = self.sizes or {}
-        found = [known.get(image_id, (int(width), int(height))) for image_id, (width, height)
-                 in zip(regions.image_ids, regions.sizes.tolist())]
-        for image_id, size in zip(regions.image_ids, found):
+        found = [
+            known.get(image_id, (int(width), int(height)))
+            for image_id, (width, height) in zip(
+                regions.image_ids, regions.sizes.tolist(), strict=False
+            )
+        ]
+        for image_id, size in zip(regions.image_ids, found, strict=False):
             if min(size) < 1:
-                raise DataError(f"image {image_id!r}: its size is not known: neither the COCO JSON "
-                                "(annotations/) nor the features have it")
+                raise DataError(
+                    f"image {image_id!r}: its size is not known: neither the COCO JSON "
+                    "(annotations/) nor the features have it"
+                )
         return found
 
-    def _boxes(self, regions: RegionBatch, sizes: Sequence[Size], info: Tensor, flip: Tensor
-               ) -> Tensor:
+    def _boxes(
+        self, regions: RegionBatch, sizes: Sequence[Size], info: Tensor, flip: Tensor
+    ) -> Tensor:
         """(B, K, 4 + C), or (B, K, 4) where images are read."""
         features = None if self.images is not None else regions.features
-        return object_boxes(regions.boxes, regions.mask, features, regions.image_features, sizes,
-                            info, flip, self.transform.whole_image)
+        return object_boxes(
+            regions.boxes,
+            regions.mask,
+            features,
+            regions.image_features,
+            sizes,
+            info,
+            flip,
+            self.transform.whole_image,
+        )
 
     def _images(self, examples: Sequence[Example], info: Tensor, flips: Sequence[bool]) -> Tensor:
         images = []
-        for example, size, flip in zip(examples, info[:, :2].int().tolist(), flips):
+        for example, size, flip in zip(examples, info[:, :2].int().tolist(), flips, strict=False):
             image = self.images.read(example.image_id)
-            images.append(transform_image(image, size, flip, self.transform.means,
-                                          self.transform.deviations))
+            images.append(
+                transform_image(image, size, flip, self.transform.means, self.transform.deviations)
+            )
         return pad_images(images)
 
     def _questions(self, examples: Sequence[Example], flips: Sequence[bool]) -> Tensor:
@@ -190,9 +220,16 @@ class VLBertData(VQADataset):
         return target
 
 
-def object_boxes(boxes: Tensor, mask: Tensor, features: Tensor | None,
-                 image_features: Tensor | None, sizes: Sequence[Size], info: Tensor,
-                 flip: Tensor, with_image: bool) -> Tensor:
+def object_boxes(
+    boxes: Tensor,
+    mask: Tensor,
+    features: Tensor | None,
+    image_features: Tensor | None,
+    sizes: Sequence[Size],
+    info: Tensor,
+    flip: Tensor,
+    with_image: bool,
+) -> Tensor:
     """Boxes of the scaled images with their features, as the network reads them.
 
     Args:
@@ -221,8 +258,9 @@ def object_boxes(boxes: Tensor, mask: Tensor, features: Tensor | None,
     return boxes.masked_fill_(~mask[..., None], PADDING)
 
 
-def question_pieces(tokenizer: Tokenizer, questions: Sequence[tuple[str, str]],
-                    flips: Sequence[bool]) -> Tensor:
+def question_pieces(
+    tokenizer: Tokenizer, questions: Sequence[tuple[str, str]], flips: Sequence[bool]
+) -> Tensor:
     """Word pieces (B, T) of questions without special tokens; padding is 0.
 
     Args:
@@ -263,9 +301,20 @@ class VLBertInputs:
         sizes = [(int(width), int(height)) for width, height in batch.sizes.tolist()]
         info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
         flips = [False] * len(batch)
-        boxes = object_boxes(batch.boxes_px, batch.region_mask, batch.features,
-                             batch.image_features, sizes, info, torch.tensor(flips),
-                             self.transform.whole_image)
+        boxes = object_boxes(
+            batch.boxes_px,
+            batch.region_mask,
+            batch.features,
+            batch.image_features,
+            sizes,
+            info,
+            torch.tensor(flips),
+            self.transform.whole_image,
+        )
         named = [(f"question {text!r}", text) for text in batch.questions]
-        return {"image": None, "boxes": boxes, "im_info": info,
-                "question": question_pieces(self.tokenizer, named, flips)}
+        return {
+            "image": None,
+            "boxes": boxes,
+            "im_info": info,
+            "question": question_pieces(self.tokenizer, named, flips),
+        }

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from common.adapt.policy import PolicyInputs, set_initial_share
 from common.errors import ConfigError
-from common.heads import HeadTransform
-from common.policy import PolicyInputs, set_initial_share
+from common.modules.heads import HeadTransform
 from vlbert.fast_rcnn import FastRCNN, Regions
 from vlbert.modeling import VisualLinguisticBert, VLBertOutput
 from vlbert.sizes import EncoderConfig, NetworkConfig
@@ -64,16 +64,18 @@ class ResNetVLBERT(nn.Module):
 
     @property
     def config(self) -> NetworkConfig:
-        """Its sizes; with as many layers as are left (`common.merge` may take some out)."""
+        """Its sizes; with as many layers as are left (`common.adapt.merging` may take some out)."""
         return replace(self._config, encoder=self.vlbert.config)
 
-    def forward(self, boxes: Tensor, im_info: Tensor, question: Tensor,
-                image: Tensor | None = None) -> Tensor:
+    def forward(
+        self, boxes: Tensor, im_info: Tensor, question: Tensor, image: Tensor | None = None
+    ) -> Tensor:
         """Arguments of `run` -> logits (B, A)."""
         return self.run(boxes, im_info, question, image).logits
 
-    def run(self, boxes: Tensor, im_info: Tensor, question: Tensor,
-            image: Tensor | None = None) -> VQAOutput:
+    def run(
+        self, boxes: Tensor, im_info: Tensor, question: Tensor, image: Tensor | None = None
+    ) -> VQAOutput:
         """Answer a batch.
 
         Args:
@@ -88,23 +90,37 @@ class ResNetVLBERT(nn.Module):
         text_visual = regions.embedding[:, :1].expand(-1, text.ids.shape[1], -1)
         if self._config.no_grounding:
             text_visual = torch.zeros_like(text_visual)
-        linguistic = self.object_linguistic_embeddings.weight.expand(
-            *regions.mask.shape, -1).to(regions.embedding.dtype)
+        linguistic = self.object_linguistic_embeddings.weight.expand(*regions.mask.shape, -1).to(
+            regions.embedding.dtype
+        )
         object_vl = torch.cat([regions.embedding, linguistic], -1)
-        raw = {"boxes": torch.cat([regions.boxes, regions.features.detach()], -1),
-               "im_info": im_info, "question": question}
-        encoded = self.vlbert(text.ids, text.types, text_visual, text.mask, object_vl,
-                              regions.mask, read_at=text.answer, raw_inputs=raw)
-        return VQAOutput(regions, text, text_visual, object_vl, encoded,
-                         self.final_mlp(encoded.read))
+        raw = {
+            "boxes": torch.cat([regions.boxes, regions.features.detach()], -1),
+            "im_info": im_info,
+            "question": question,
+        }
+        encoded = self.vlbert(
+            text.ids,
+            text.types,
+            text_visual,
+            text.mask,
+            object_vl,
+            regions.mask,
+            read_at=text.answer,
+            raw_inputs=raw,
+        )
+        return VQAOutput(
+            regions, text, text_visual, object_vl, encoded, self.final_mlp(encoded.read)
+        )
 
     def assemble(self, question: Tensor) -> AssembledText:
         """question (B, Q) -> the text that the encoder reads."""
         tokens = self._config.tokens
         lengths = (question > 0).sum(1, keepdim=True)
         index = torch.arange(question.shape[1] + 4, device=question.device)
-        shifted = torch.cat([torch.zeros_like(question[:, :1]), question,
-                             question.new_zeros(len(question), 3)], 1)
+        shifted = torch.cat(
+            [torch.zeros_like(question[:, :1]), question, question.new_zeros(len(question), 3)], 1
+        )
         ids = torch.where(index <= lengths, shifted, 0)
         ids = ids.masked_fill(index == 0, tokens.cls)
         ids = ids.masked_fill((index == lengths + 1) | (index == lengths + 3), tokens.sep)
@@ -123,14 +139,24 @@ class PublishedPolicy(nn.Module):
     visual gains start at 1 (published: 0, which hides the image until they have been learned).
     """
 
-    def __init__(self, backbone: NetworkConfig, encoder: EncoderConfig | None, decisions: int,
-                 initial_share: float) -> None:
+    def __init__(
+        self,
+        backbone: NetworkConfig,
+        encoder: EncoderConfig | None,
+        decisions: int,
+        initial_share: float,
+    ) -> None:
         super().__init__()
         encoder = encoder or policy_encoder_config(backbone.encoder)
-        image = replace(backbone.image, precomputed=True, feature_size=backbone.image.region_size,
-                        final_dim=encoder.visual_size)
-        self.network = ResNetVLBERT(replace(backbone, encoder=encoder, image=image,
-                                            num_answers=2 * decisions))
+        image = replace(
+            backbone.image,
+            precomputed=True,
+            feature_size=backbone.image.region_size,
+            final_dim=encoder.visual_size,
+        )
+        self.network = ResNetVLBERT(
+            replace(backbone, encoder=encoder, image=image, num_answers=2 * decisions)
+        )
         set_initial_share(self.network.final_mlp[-1], initial_share)
 
     def forward(self, inputs: PolicyInputs) -> Tensor:
@@ -140,9 +166,14 @@ class PublishedPolicy(nn.Module):
 
 def policy_encoder_config(backbone: EncoderConfig) -> EncoderConfig:
     """Sizes of the published policy network: as wide as its backbone, two shallow layers."""
-    return replace(backbone, num_hidden_layers=min(POLICY_LAYERS, backbone.num_hidden_layers),
-                   intermediate_size=min(POLICY_INTERMEDIATE, backbone.intermediate_size),
-                   with_pooler=False, visual_scale_text_init=1.0, visual_scale_object_init=1.0)
+    return replace(
+        backbone,
+        num_hidden_layers=min(POLICY_LAYERS, backbone.num_hidden_layers),
+        intermediate_size=min(POLICY_INTERMEDIATE, backbone.intermediate_size),
+        with_pooler=False,
+        visual_scale_text_init=1.0,
+        visual_scale_object_init=1.0,
+    )
 
 
 def classifier(config: NetworkConfig) -> nn.Sequential:
@@ -153,8 +184,13 @@ def classifier(config: NetworkConfig) -> nn.Sequential:
     if config.classifier == "mlm":
         layers.insert(0, HeadTransform(size, config.encoder.hidden_act))
     elif config.classifier == "2fc":
-        layers = [nn.Dropout(dropout), nn.Linear(size, wide), nn.ReLU(), nn.Dropout(dropout),
-                  nn.Linear(wide, answers)]
+        layers = [
+            nn.Dropout(dropout),
+            nn.Linear(size, wide),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(wide, answers),
+        ]
     head = nn.Sequential(*layers)
     for module in head.modules():
         if isinstance(module, nn.Linear):
@@ -171,9 +207,11 @@ def set_classifier_rows(network: ResNetVLBERT, rows: Tensor) -> None:
     """
     weight = network.final_mlp[-1].weight
     if weight.shape != rows.shape:
-        raise ConfigError(f"answer rows {tuple(rows.shape)} do not fit the last layer of the "
-                          f"{network.config.classifier} classifier, {tuple(weight.shape)}: "
-                          "CLASSIFIER_PRETRAINED needs one that reads the encoder's width (mlm or "
-                          "1fc)")
+        raise ConfigError(
+            f"answer rows {tuple(rows.shape)} do not fit the last layer of the "
+            f"{network.config.classifier} classifier, {tuple(weight.shape)}: "
+            "CLASSIFIER_PRETRAINED needs one that reads the encoder's width (mlm or "
+            "1fc)"
+        )
     with torch.no_grad():
         weight.copy_(rows)

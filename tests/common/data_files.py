@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.features import RegionFeatures
-from common.tsv_rows import COLUMNS
+from common.features.lxmert_tsv import COLUMNS
+from common.features.store import RegionFeatures
 
 
 def encode(array: np.ndarray) -> bytes:
     return base64.b64encode(array.tobytes())
 
 
-def tsv_row(image_id: str, boxes: torch.Tensor, features: torch.Tensor, width: int = 64,
-            height: int = 48) -> dict[str, bytes]:
+def tsv_row(
+    image_id: str, boxes: torch.Tensor, features: torch.Tensor, width: int = 64, height: int = 48
+) -> dict[str, bytes]:
     """One row of an LXMERT TSV, by column."""
     count = len(boxes)
     return {
@@ -30,8 +31,9 @@ def tsv_row(image_id: str, boxes: torch.Tensor, features: torch.Tensor, width: i
     }  # fmt: skip
 
 
-def plain_row(image_id: str, width: int = 2048, count: int = 1, **changes: bytes
-              ) -> dict[str, bytes]:
+def plain_row(
+    image_id: str, width: int = 2048, count: int = 1, **changes: bytes
+) -> dict[str, bytes]:
     """A row whose content does not matter; `changes` put other bytes into some columns."""
     boxes = torch.tensor([[1.0, 2.0, 8.0, 10.0]]).expand(count, 4)
     return tsv_row(image_id, boxes, torch.ones(count, width)) | changes
@@ -47,9 +49,11 @@ def write_tsv(path: Path, rows: Iterable[dict[str, bytes]]) -> Path:
 
 def tsv_of(store: RegionFeatures, keys: dict[str, str], path: Path) -> Path:
     """The TSV that a store could be from; `keys` gives id in the TSV -> id in the store."""
+
     def row(key: str, of: str) -> dict[str, bytes]:
         regions = store.get(of)
         return tsv_row(key, regions.boxes, regions.features, regions.width, regions.height)
+
     return write_tsv(path, (row(key, of) for key, of in keys.items()))
 
 
@@ -58,8 +62,14 @@ def npz_of(store: RegionFeatures, keys: dict[str, str], folder: Path) -> Path:
     folder.mkdir(parents=True)
     for key, of in keys.items():
         regions = store.get(of)
-        np.savez(folder / f"{key}.npz", x=regions.features.numpy(), bbox=regions.boxes.numpy(),
-                 num_bbox=len(regions.boxes), image_w=regions.width, image_h=regions.height)
+        np.savez(
+            folder / f"{key}.npz",
+            x=regions.features.numpy(),
+            bbox=regions.boxes.numpy(),
+            num_bbox=len(regions.boxes),
+            image_w=regions.width,
+            image_h=regions.height,
+        )
     return folder
 
 
@@ -74,19 +84,31 @@ def question(number: int, image: int, **changes: Any) -> dict[str, Any]:
 
 
 def annotation(number: int, image: int, answer: str = "red", **changes: Any) -> dict[str, Any]:
-    answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": i}
-               for i in range(1, 11)]
-    return {"image_id": image, "question_id": number, "question_type": "what is",
-            "answer_type": "other", "multiple_choice_answer": answer, "answers": answers} | changes
+    answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
+    return {
+        "image_id": image,
+        "question_id": number,
+        "question_type": "what is",
+        "answer_type": "other",
+        "multiple_choice_answer": answer,
+        "answers": answers,
+    } | changes
 
 
-def write_official(folder: Path, part: str, questions: Sequence[dict[str, Any]],
-                   annotations: Sequence[dict[str, Any]] | None) -> None:
+def write_official(
+    folder: Path,
+    part: str,
+    questions: Sequence[dict[str, Any]],
+    annotations: Sequence[dict[str, Any]] | None,
+) -> None:
     """The files of one part of VQA v2 under the names they are downloaded with."""
-    head = {"info": {"version": "2.0"}, "license": {}, "data_type": "mscoco",
-            "data_subtype": part}
-    write_json(folder / f"v2_OpenEnded_mscoco_{part}_questions.json",
-               {**head, "task_type": "Open-Ended", "questions": list(questions)})
+    head = {"info": {"version": "2.0"}, "license": {}, "data_type": "mscoco", "data_subtype": part}
+    write_json(
+        folder / f"v2_OpenEnded_mscoco_{part}_questions.json",
+        {**head, "task_type": "Open-Ended", "questions": list(questions)},
+    )
     if annotations is not None:
-        write_json(folder / f"v2_mscoco_{part}_annotations.json",
-                   {**head, "annotations": list(annotations)})
+        write_json(
+            folder / f"v2_mscoco_{part}_annotations.json",
+            {**head, "annotations": list(annotations)},
+        )

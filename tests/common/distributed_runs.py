@@ -14,21 +14,25 @@ import time
 from pathlib import Path
 
 import torch
+
+from common.adapt.budget import BudgetOptions
+from common.files import write_json
+from common.training.distributed import one_voice, start_world
+from common.training.loop import Trainer
+from common.training.runtime import make_runtime
 from tests.common.tiny_models import ADAPTIVE
 from tests.common.toy_task import ToyTask, make_trainer
 
-from common.budget import BudgetOptions
-from common.distributed import one_voice, start_world
-from common.files import write_json
-from common.runtime import make_runtime
-from common.training import Trainer
-
-BUDGET = BudgetOptions(constrain_k=2.0, constrain_k_scale=0.1, deterministic_scale=0.05,
-                       target_rate=0.4)
+BUDGET = BudgetOptions(
+    constrain_k=2.0, constrain_k_scale=0.1, deterministic_scale=0.05, target_rate=0.4
+)
 # Five samples a step: one process has three of them, the other one two.
 EQUAL = {"double": True, "dropout": 0.0, "batch_size": 5, "budget": BUDGET, "epochs": 1}
-CASES = [(family, strategy) for family in ("single", "lxmert")
-         for strategy in ("standard", "FrozenLayers", *ADAPTIVE)]
+CASES = [
+    (family, strategy)
+    for family in ("single", "lxmert")
+    for strategy in ("standard", "FrozenLayers", *ADAPTIVE)
+]
 
 
 class SlowTask(ToyTask):
@@ -56,6 +60,7 @@ def one_sided(trainer: Trainer) -> list[int]:
                 decisions = trainer.part.last.decisions
                 seen[0] += bool((decisions == decisions[:1]).all(0)[trainer.part.live].any())
             return result
+
         return counted
 
     trainer._train_step = count(trainer._train_step)
@@ -69,15 +74,17 @@ def equal(out: Path) -> None:
     """
     runtime = make_runtime("cpu", world=start_world())
     for family, strategy in CASES:
-        trainer = make_trainer(out / f"{family}_{strategy}", strategy=strategy, family=family,
-                               runtime=runtime, **EQUAL)
+        trainer = make_trainer(
+            out / f"{family}_{strategy}", strategy=strategy, family=family, runtime=runtime, **EQUAL
+        )
         seen = one_sided(trainer)
         trainer.fit()
         counts = runtime.world.gather(seen[0])
         if runtime.world.main:
             write_json(out / f"{family}_{strategy}" / "one_sided.json", counts)
-    accumulated = make_trainer(out / "accumulated", runtime=runtime, accumulate=2,
-                               **EQUAL | {"budget": BudgetOptions()})
+    accumulated = make_trainer(
+        out / "accumulated", runtime=runtime, accumulate=2, **EQUAL | {"budget": BudgetOptions()}
+    )
     accumulated.fit()
     train(out / "whole")
 

@@ -7,6 +7,7 @@ FAKE_RUNS; a run whose name has a line of `broken.txt` in it fails, after it has
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -21,16 +22,24 @@ from tests.common.result_examples import (
     write_result,
 )
 
-VAL = {"Frozen": 80.0, "standard": 82.0, "SpotTune_Block": 83.0, "SpotTune": 84.0,
-       "BlockDrop": 79.0}
+VAL = {
+    "Frozen": 80.0,
+    "standard": 82.0,
+    "SpotTune_Block": 83.0,
+    "SpotTune": 84.0,
+    "BlockDrop": 79.0,
+}
 SMALL = (2, 2, 2)
 
 
 def main(mode: str, gpu: str, name: str, *flags: str) -> int:
     """Play one run or one test of it."""
     vlbert = mode == "vlbert"
-    folder = (Path("output/vl-bert/easy_vqa") / name / "train+nominival_train" if vlbert
-              else Path("snap/vqa") / name)
+    folder = (
+        Path("output/vl-bert/easy_vqa") / name / "train+nominival_train"
+        if vlbert
+        else Path("snap/vqa") / name
+    )
     control = Path(os.environ["FAKE_RUNS"])
     with open(control / "calls.txt", "a", encoding="utf-8") as file:
         file.write(" ".join([mode, gpu, name, *flags]) + "\n")
@@ -51,16 +60,25 @@ def main(mode: str, gpu: str, name: str, *flags: str) -> int:
 
 def fake_result(name: str, flags: Sequence[str], backbone: str = "lxmert") -> dict[str, Any]:
     """The result of a run with these flags; its accuracy grows by a per cent with every seed."""
-    given = dict(zip(flags, flags[1:], strict=False))
+    given = dict(itertools.pairwise(flags))
     strategy, seed = given["--strategy"], int(given.get("--seed", 9595))
     decides = "Tune" in strategy or "Drop" in strategy
     layout = None
     if decides:
-        layout = (lxmert_layout(strategy, SMALL, 4) if backbone == "lxmert"
-                  else single_stream_layout(strategy, 4, 4))
-    result = make_result(strategy, backbone=backbone, seed=seed, layout=layout, name=name,
-                         val=VAL[strategy] + seed - 9595,
-                         dataset=given.get("--dataset", "easy_vqa"))
+        layout = (
+            lxmert_layout(strategy, SMALL, 4)
+            if backbone == "lxmert"
+            else single_stream_layout(strategy, 4, 4)
+        )
+    result = make_result(
+        strategy,
+        backbone=backbone,
+        seed=seed,
+        layout=layout,
+        name=name,
+        val=VAL[strategy] + seed - 9595,
+        dataset=given.get("--dataset", "easy_vqa"),
+    )
     return result | {"policy": given.get("--policy", result["policy"])}
 
 

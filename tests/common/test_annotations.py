@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.annotations import AnswerVocabulary, Example, read_lxmert_json, read_official
+from common.data.annotations import AnswerVocabulary, Example, read_lxmert_json, read_official
 from common.errors import DataError
 
 TEN = 5 * ["yes"] + 3 * ["no"] + ["A maybe.", "red"]
@@ -55,8 +55,9 @@ def test_official_files_pair_by_question_id_in_any_order(tmp_path: Path) -> None
 
 def test_vqa_cp_lists_take_the_part_of_each_question(tmp_path: Path) -> None:
     questions = [question(1, coco_split="train2014"), question(2, coco_split="val2014")]
-    paths = write(tmp_path / "q.json", questions), write(
-        tmp_path / "a.json", [annotation(1), annotation(2)]
+    paths = (
+        write(tmp_path / "q.json", questions),
+        write(tmp_path / "a.json", [annotation(1), annotation(2)]),
     )
     keys = [e.image_id for e in read_official(*paths, image_prefix="X")]
     assert keys == ["X_train2014_000000000042", "X_val2014_000000000042"]

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.common.tiny_models import SingleStream, single_inputs
 
-from common import bench
-from common.adapt import adaptive_part
-from common.bench import bench_parser, describe_machine, main, make_settings, run_bench
-from common.bench_cases import ADAPTIVE, BenchModel, BenchSettings, Case, all_cases, memory_cases
-from common.bench_features import measure_features, write_tsv
-from common.bench_measure import (
+from common.adapt.adapting import adaptive_part
+from common.bench import command as bench
+from common.bench.cases import ADAPTIVE, BenchModel, BenchSettings, Case, all_cases, memory_cases
+from common.bench.command import bench_parser, describe_machine, main, make_settings, run_bench
+from common.bench.features import measure_features, write_tsv
+from common.bench.measure import (
     ActivationBytes,
     Bench,
     CpuClock,
@@ -26,24 +25,32 @@ from common.bench_measure import (
     measure_group,
     summarise,
 )
-from common.bench_memory import measure_memory
-from common.bench_plot import draw_bench, plot_bench
-from common.bench_report import format_report, format_summary, verdicts
-from common.bench_results import BenchFile
+from common.bench.memory import measure_memory
+from common.bench.plot import draw_bench, plot_bench
+from common.bench.report import format_report, format_summary, verdicts
+from common.bench.results import BenchFile
 from common.errors import ConfigError, DataError
-from common.feature_import import import_tsv
+from common.features.importing import import_tsv
+from tests.common.tiny_models import SingleStream, single_inputs
 
 BATCH = 6
-SETTINGS = BenchSettings(backbone="tiny", layers=2, reference_layers=3, batch=BATCH, rounds=1,
-                         shares=(0.5,))
+SETTINGS = BenchSettings(
+    backbone="tiny", layers=2, reference_layers=3, batch=BATCH, rounds=1, shares=(0.5,)
+)
 EXACT = Case("train", "SpotTune_Block", "exact", 0.5)
 
 
 def tiny_supply(settings):
     layers = settings.layers or 3
-    return BenchModel(f"tiny encoder, {layers} layers", lambda: SingleStream(layers, dropout=0.1),
-                      single_inputs(settings.batch), lambda logits: logits.square().mean(),
-                      lambda: SingleStream(layers), "elsewhere", single_inputs(settings.batch))
+    return BenchModel(
+        f"tiny encoder, {layers} layers",
+        lambda: SingleStream(layers, dropout=0.1),
+        single_inputs(settings.batch),
+        lambda logits: logits.square().mean(),
+        lambda: SingleStream(layers),
+        "elsewhere",
+        single_inputs(settings.batch),
+    )
 
 
 def fatal_supply(settings):
@@ -55,8 +62,9 @@ def tiny(monkeypatch):
     """Tiny models on the command line, and no processes of their own for the memory."""
     monkeypatch.setattr(bench, "find_supply", lambda backbone: tiny_supply)
     monkeypatch.setattr(bench, "measurable", lambda: ["tiny"])
-    monkeypatch.setattr(bench, "measure_memory", lambda *_: {
-        "peak_rss_bytes": 10**9, "peak_cuda_bytes": None})
+    monkeypatch.setattr(
+        bench, "measure_memory", lambda *_: {"peak_rss_bytes": 10**9, "peak_cuda_bytes": None}
+    )
     monkeypatch.setattr(bench, "FEATURES", {"quick": (4, 2)})
 
 
@@ -70,8 +78,11 @@ def test_every_strategy_and_executor_is_measured_with_and_without_policy():
     steps = {(c.strategy, c.executor, c.share, c.policy) for c in cases if c.mode == "train"}
     for strategy in ADAPTIVE:
         for share in (0.1, 0.5, 0.9):
-            assert {(strategy, "exact", share, "none"), (strategy, "sampled", share, "none"),
-                    (strategy, "exact", share, "small")} <= steps
+            assert {
+                (strategy, "exact", share, "none"),
+                (strategy, "sampled", share, "none"),
+                (strategy, "exact", share, "small"),
+            } <= steps
             assert Case("eval", strategy, "gathered", share) in cases
         assert (strategy, "dense", 0.5, "none") in steps
         assert (strategy, "exact", 0.5, "published") in steps
@@ -84,7 +95,8 @@ def test_every_strategy_and_executor_is_measured_with_and_without_policy():
 
 
 def test_a_run_writes_figures_table_and_chart_and_a_second_one_measures_nothing(
-        tiny, tmp_path, monkeypatch):
+    tiny, tmp_path, monkeypatch
+):
     path = tmp_path / "bench.json"
     file = quick(path)
     assert set(file.cases) == {c.key for c in all_cases(SETTINGS, True, True)}
@@ -139,9 +151,9 @@ def test_saved_activations_are_counted_once_and_without_parameters():
     x = torch.randn(5, 8)
     layer = torch.nn.Linear(8, 16)
     with ActivationBytes(list(layer.parameters())) as counter:
-        y = layer(x)          # keeps x for the weight's gradient, and the weight
-        z = y.tanh()          # keeps its result
-        (z * z).sum()         # keeps z, twice: the same storage
+        y = layer(x)  # keeps x for the weight's gradient, and the weight
+        z = y.tanh()  # keeps its result
+        (z * z).sum()  # keeps z, twice: the same storage
     assert counter.total == 4 * (5 * 8 + 5 * 16)
     with ActivationBytes([]) as counter:
         layer(x)
@@ -171,17 +183,20 @@ def test_a_steered_policy_runs_and_learns_but_decides_what_is_wanted(mode):
     call = models.run(case)
     part = adaptive_part(models._models["SpotTune_Block"])
     call()
-    assert part.last.logits is not None and torch.equal(part.last.decisions.detach(),
-                                                        part.policy.wanted)
+    assert part.last.logits is not None and torch.equal(
+        part.last.decisions.detach(), part.policy.wanted
+    )
     moved = [p.grad is not None for p in part.policy.parameters()]
     assert all(moved) if mode == "train" else not any(moved)
 
 
 def test_models_of_a_group_share_their_parameters_and_one_optimiser():
-    models = Bench(tiny_supply(SETTINGS), SETTINGS, [EXACT, Case("train", "standard",
-                                                                against="reference")])
-    standard, adapted, reference = (models._models[name] for name in
-                                    ("standard", "SpotTune_Block", "reference"))
+    models = Bench(
+        tiny_supply(SETTINGS), SETTINGS, [EXACT, Case("train", "standard", against="reference")]
+    )
+    standard, adapted, reference = (
+        models._models[name] for name in ("standard", "SpotTune_Block", "reference")
+    )
     ours = dict(standard.named_parameters())
     assert all(p is ours[n] for n, p in adapted.named_parameters() if ".adaptive." not in n)
     assert not {id(p) for p in ours.values()} & {id(p) for p in reference.parameters()}
@@ -197,12 +212,15 @@ def test_every_case_runs_as_often_as_its_baseline_and_the_first_round_is_not_cou
     settings = replace(SETTINGS, rounds=4)
     models = Bench(tiny_supply(settings), settings, cases)
     runs, timed = [], []
-    clock = SimpleNamespace(measure=lambda call: (call(), timed.append(0), {
-        "seconds": float(len(timed)), "wall": 1.0})[2])
+    clock = SimpleNamespace(
+        measure=lambda call: (call(), timed.append(0), {"seconds": float(len(timed)), "wall": 1.0})[
+            2
+        ]
+    )
     records = measure_group(models, cases, clock, 4, runs.append)
     assert all(runs.count(case) == 5 for case in [*cases, EXACT.baseline()])
     assert len(timed) == 4 * 4 and all(r["rounds"] == 4 for r in records.values())
-    rounds = [tuple(runs[4 * i:4 * i + 4]) for i in range(1, 5)]
+    rounds = [tuple(runs[4 * i : 4 * i + 4]) for i in range(1, 5)]
     assert all(len(set(r)) == 4 for r in rounds), "every round runs every case once"
     assert len(set(rounds)) > 1, "always in the same order"
     assert records[EXACT]["activation_bytes"] > 0
@@ -216,8 +234,9 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios_not_of_the_times():
     ratios = sorted([2.0, 3.0, 1.0, 2.5, 3.0])
     assert found["ratio"] == ratios[2] and found["wall_ratio"] == 2 * ratios[2]
     assert (found["low"], found["high"]) == (2.0, 3.0)
-    assert found["seconds"] == 5.0 and found["baseline_seconds"] == statistics.median([1, 2, 3, 4,
-                                                                                       10])
+    assert found["seconds"] == 5.0 and found["baseline_seconds"] == statistics.median(
+        [1, 2, 3, 4, 10]
+    )
 
 
 def test_a_gpu_is_timed_between_events_after_it_has_finished():
@@ -262,21 +281,48 @@ def test_on_a_gpu_the_whole_model_is_measured_in_both_precisions(monkeypatch):
     assert settings.precisions == ("fp32", "bf16") and settings.digest() != SETTINGS.digest()
     machine = describe_machine(settings)
     assert machine["device"] == "a GPU" and machine["clock"] == "time between CUDA events"
-    changed = make_settings(bench_parser().parse_args(
-        "--device cuda --layers 3 --precision bf16 --shares 0.2,0.8 --batch 8".split()), "lxmert")
+    changed = make_settings(
+        bench_parser().parse_args(
+            [
+                "--device",
+                "cuda",
+                "--layers",
+                "3",
+                "--precision",
+                "bf16",
+                "--shares",
+                "0.2,0.8",
+                "--batch",
+                "8",
+            ]
+        ),
+        "lxmert",
+    )
     assert (changed.layers, changed.precisions) == (3, ("bf16",))
     assert (changed.shares, changed.batch) == ((0.2, 0.8), 8)
 
 
 def result_file(tmp_path, **ratios):
     """A results file with these ratios of the exact training step, by strategy."""
-    file = BenchFile.open(tmp_path / "made.json", replace(SETTINGS, shares=(0.1, 0.5)),
-                          tiny_supply(SETTINGS), "tiny encoder, 3 layers", {
-                              "device": "a processor", "cores": 2, "threads": 1,
-                              "clock": "CPU time", "versions": {"torch": "9.9"}}, False)
+    file = BenchFile.open(
+        tmp_path / "made.json",
+        replace(SETTINGS, shares=(0.1, 0.5)),
+        tiny_supply(SETTINGS),
+        "tiny encoder, 3 layers",
+        {
+            "device": "a processor",
+            "cores": 2,
+            "threads": 1,
+            "clock": "CPU time",
+            "versions": {"torch": "9.9"},
+        },
+        False,
+    )
     for strategy, ratio in ratios.items():
-        file.add_case(Case("train", strategy, "exact", 0.5), {
-            "ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.02, "activation_ratio": 0.9})
+        file.add_case(
+            Case("train", strategy, "exact", 0.5),
+            {"ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.02, "activation_ratio": 0.9},
+        )
     return file
 
 
@@ -299,25 +345,34 @@ def test_features_are_read_back_as_they_were_made_and_judged_in_images_a_second(
     file = result_file(tmp_path)
     file.add_features({"read_per_s": 10_000.0, "import_per_s": 1_500.0, "anonymous_bytes": 10**7})
     judged = [(v.target, v.measured, v.words) for v in verdicts(file)]
-    assert judged == [("≥ 20,000", "10,000", "missed: 0.50 of it"),
-                      ("≥ 1,000", "1,500", "reached"), ("≤ 50", "10", "reached")]
+    assert judged == [
+        ("≥ 20,000", "10,000", "missed: 0.50 of it"),
+        ("≥ 1,000", "1,500", "reached"),
+        ("≤ 50", "10", "reached"),
+    ]
 
 
 def test_table_and_chart_come_from_the_file_alone(tmp_path):
     file = result_file(tmp_path, SpotTune_Block=1.18)
-    file.add_memory(Case("train", "standard"), {"peak_rss_bytes": 2 * 10**9,
-                                                "peak_cuda_bytes": None})
+    file.add_memory(
+        Case("train", "standard"), {"peak_rss_bytes": 2 * 10**9, "peak_cuda_bytes": None}
+    )
     file.add_memory(EXACT, {"peak_rss_bytes": 25 * 10**8, "peak_cuda_bytes": None})
     file.write()
     table = format_report(BenchFile.read(file.path))
-    assert "| SpotTune_Block, exact / gathered | none | – | 1.18 (1.17–1.20) | – | – | 0.90 | " \
+    assert (
+        "| SpotTune_Block, exact / gathered | none | – | 1.18 (1.17–1.20) | – | – | 0.90 | "
         "1.25 |" in table
+    )
     assert "tiny encoder, 2 layers. a processor, 2 cores, 1 thread, torch 9.9." in table
     assert "(standard 2.00 GB" in table and "BlockDrop" not in table
-    file.add_case(replace(EXACT, policy="small"), {
-        "ratio": 1.204, "low": 1.2, "high": 1.3, "activation_ratio": 0.95})
-    file.add_case(Case("eval", "standard", against="reference"), {
-        "ratio": 0.8, "low": 0.8, "high": 0.8})
+    file.add_case(
+        replace(EXACT, policy="small"),
+        {"ratio": 1.204, "low": 1.2, "high": 1.3, "activation_ratio": 0.95},
+    )
+    file.add_case(
+        Case("eval", "standard", against="reference"), {"ratio": 0.8, "low": 0.8, "high": 0.8}
+    )
     summary = format_summary(file)
     assert "| SpotTune_Block | – | 1.20 | – | 0.95 |" in summary
     assert summary.endswith("The same model of `elsewhere` = 1: evaluation 0.80.\n")

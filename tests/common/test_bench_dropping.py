@@ -8,30 +8,34 @@ from io import BytesIO
 
 import pytest
 import torch
-from tests.common.tiny_models import SingleStream, single_inputs
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import bench
-from common.adapt import adaptive_part
-from common.bench import bench_parser, main, make_settings, run_bench
-from common.bench_cases import BenchModel, BenchSettings, Case, all_cases, dropping_cases
-from common.bench_dropping import ROWS, dropping
-from common.bench_measure import Bench
-from common.bench_plot import draw_bench, plot_bench
-from common.bench_report import format_report, format_summary, verdicts
-from common.bench_results import BenchFile
+from common.adapt.adapting import adaptive_part
+from common.bench import command as bench
+from common.bench.cases import BenchModel, BenchSettings, Case, all_cases, dropping_cases
+from common.bench.command import bench_parser, main, make_settings, run_bench
+from common.bench.dropping import ROWS, dropping
+from common.bench.measure import Bench
+from common.bench.plot import draw_bench, plot_bench
+from common.bench.report import format_report, format_summary, verdicts
+from common.bench.results import BenchFile
+from tests.common.tiny_models import SingleStream, single_inputs
 
 LAYERS, BATCH = 4, 8
-SETTINGS = BenchSettings(backbone="tiny", layers=2, reference_layers=LAYERS, batch=BATCH, rounds=1,
-                         shares=(0.5,))
+SETTINGS = BenchSettings(
+    backbone="tiny", layers=2, reference_layers=LAYERS, batch=BATCH, rounds=1, shares=(0.5,)
+)
 KEPT = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 def supply(settings):
-    return BenchModel(f"tiny encoder, {settings.layers} layers",
-                      lambda: SingleStream(settings.layers, dropout=0.1),
-                      single_inputs(settings.batch), lambda logits: logits.square().mean(),
-                      kept=KEPT)
+    return BenchModel(
+        f"tiny encoder, {settings.layers} layers",
+        lambda: SingleStream(settings.layers, dropout=0.1),
+        single_inputs(settings.batch),
+        lambda logits: logits.square().mean(),
+        kept=KEPT,
+    )
 
 
 def work(models, case):
@@ -60,8 +64,9 @@ def test_the_work_of_evaluation_falls_in_proportion_to_the_dropped_blocks(decide
 
 
 def test_one_decision_for_all_is_the_same_row_and_keeps_the_share():
-    models = Bench(supply(SETTINGS.of_reference()), SETTINGS.of_reference(),
-                   dropping_cases(0.5, "fp32"))
+    models = Bench(
+        supply(SETTINGS.of_reference()), SETTINGS.of_reference(), dropping_cases(0.5, "fp32")
+    )
     part = adaptive_part(models._models["BlockDrop"])
     for share in KEPT:
         chosen = models.decisions(part, share, "global")
@@ -95,13 +100,32 @@ def test_a_run_measures_the_whole_model_and_writes_table_sentence_and_chart(tmp_
 
 def made(tmp_path, ratios, **more):
     """A file with these ratios by share, decided for every sample."""
-    file = BenchFile.open(tmp_path / "y.json", SETTINGS, supply(SETTINGS), "the whole model",
-                          {"device": "a processor", "cores": 2, "threads": 1, "clock": "x",
-                           "versions": {"torch": "9"}}, True)
+    file = BenchFile.open(
+        tmp_path / "y.json",
+        SETTINGS,
+        supply(SETTINGS),
+        "the whole model",
+        {
+            "device": "a processor",
+            "cores": 2,
+            "threads": 1,
+            "clock": "x",
+            "versions": {"torch": "9"},
+        },
+        True,
+    )
     for share, ratio in ratios.items():
         case = replace(dropping_cases(share, "fp32")[0], **more)
-        file.add_case(case, {"ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.02,
-                             "decisions": 4, "baseline_seconds": 0.8})
+        file.add_case(
+            case,
+            {
+                "ratio": ratio,
+                "low": ratio - 0.01,
+                "high": ratio + 0.02,
+                "decisions": 4,
+                "baseline_seconds": 0.8,
+            },
+        )
     return file
 
 
@@ -148,7 +172,8 @@ def test_a_single_stream_is_measured_with_more_layers_and_dropping_in_the_whole_
 
 
 def test_every_backbone_has_a_file_of_its_own_and_features_belong_to_the_first(
-        tmp_path, monkeypatch, capsys):
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(bench, "repository_root", lambda: tmp_path)
     monkeypatch.setattr(bench, "measurable", lambda: ["lxmert", "vlbert"])
     monkeypatch.setattr(bench, "find_supply", lambda backbone: supply)
@@ -156,8 +181,10 @@ def test_every_backbone_has_a_file_of_its_own_and_features_belong_to_the_first(
     command = ["--quick", "--quiet", "--rounds", "1", "--batch", "4", "--only"]
     assert main([*command, "eval/BlockDrop/gathered/0.5 : standard"]) == 0
     assert main([*command, "features"]) == 0
-    first, second = (BenchFile.read(tmp_path / "results/quick/bench" / name)
-                     for name in ("cpu.json", "vlbert/cpu.json"))
+    first, second = (
+        BenchFile.read(tmp_path / "results/quick/bench" / name)
+        for name in ("cpu.json", "vlbert/cpu.json")
+    )
     assert first.settings["backbone"] == "lxmert" and second.settings["backbone"] == "vlbert"
     assert first.cases and second.cases and first.features and not second.features
     assert main([*command, "none", "--out", str(tmp_path / "z.json")]) == 2

@@ -18,32 +18,44 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from common.checkpoint import (
+from common.errors import CheckpointError, ConfigError
+from common.training.checkpoint import (
     check_compatible,
     load_checkpoint,
-    load_into,
     load_meta,
-    load_weights,
     prune_checkpoints,
-    resolve_checkpoint,
     rng_state,
     save_checkpoint,
     set_rng_state,
-    strip_prefix,
 )
-from common.errors import CheckpointError, ConfigError
+from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8,
-          torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.uint16,
-          torch.float8_e4m3fn)
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+    torch.uint16,
+    torch.float8_e4m3fn,
+)
 
 
 def same(a: Any, b: Any) -> bool:
     """Equal in value, type, dtype and shape, all the way down; NaN equals NaN."""
     if isinstance(a, torch.Tensor):
-        return (isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
-                and a.contiguous().reshape(-1).view(torch.uint8).tolist()
-                == b.contiguous().reshape(-1).view(torch.uint8).tolist())
+        return (
+            isinstance(b, torch.Tensor)
+            and a.dtype == b.dtype
+            and a.shape == b.shape
+            and a.contiguous().reshape(-1).view(torch.uint8).tolist()
+            == b.contiguous().reshape(-1).view(torch.uint8).tolist()
+        )
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
@@ -67,14 +79,34 @@ def file(tmp_path: Path) -> Path:
 
 def test_every_value_comes_back_as_it_was(file: Path) -> None:
     state = {
-        "numbers": [0, -1, 2**53, 2**53 + 1, -(2**64), 10**5000, True, None, 0.1, -0.0, 1e-323,
-                    float("inf"), float("-inf"), float("nan")],
-        "texts": ["", "é\n\"\\", "\ud800", "$tensor"],
+        "numbers": [
+            0,
+            -1,
+            2**53,
+            2**53 + 1,
+            -(2**64),
+            10**5000,
+            True,
+            None,
+            0.1,
+            -0.0,
+            1e-323,
+            float("inf"),
+            float("-inf"),
+            float("nan"),
+        ],
+        "texts": ["", 'é\n"\\', "\ud800", "$tensor"],
         "keys": {1: "a", "1": "b", "$tuple": [1], (2, "x"): {}, None: (), "": {"": 0}},
         "tuples": ((), (1, (2, [3, (4,)])), [()]),
         "$tensor": "a key, not a reference",
-        "arrays": [np.arange(6, dtype=">i2").reshape(2, 3), np.float32(0.1), np.bool_(True),
-                   np.zeros((0, 3)), np.uint64(2**64 - 1), np.arange(8).reshape(2, 4).T[1:]],
+        "arrays": [
+            np.arange(6, dtype=">i2").reshape(2, 3),
+            np.float32(0.1),
+            np.bool_(True),
+            np.zeros((0, 3)),
+            np.uint64(2**64 - 1),
+            np.arange(8).reshape(2, 4).T[1:],
+        ],
         "nested": {"a": {"b": [torch.ones(1), {"c": (torch.zeros(2),)}]}},
     }
     meta = {"step": 7, "sizes": {"layers": (9, 5, 5)}, "best": float("-inf")}
@@ -86,11 +118,16 @@ def test_every_dtype_shape_and_stride_comes_back(file: Path) -> None:
     torch.manual_seed(0)
     base = torch.randn(3, 4)
     model = {f"{dtype}": (10 * base).abs().to(dtype) for dtype in DTYPES}
-    model |= {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 3), "transposed": base.T,
-              "expanded": base[:1].expand(5, 4), "slice": base[:, 1:3], "special":
-              torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
-              "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
-              "parameter": nn.Parameter(base.clone())}
+    model |= {
+        "scalar": torch.tensor(1.5),
+        "empty": torch.zeros(0, 3),
+        "transposed": base.T,
+        "expanded": base[:1].expand(5, 4),
+        "slice": base[:, 1:3],
+        "special": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
+        "parameter": nn.Parameter(base.clone()),
+    }
     loaded, _ = round_trip(file, {"model": model})
     assert list(loaded["model"]) == list(model)
     for name, tensor in model.items():
@@ -111,8 +148,15 @@ def test_weights_keep_their_names_for_any_safetensors_tool(file: Path) -> None:
 
 def test_tied_weights_are_stored_once_and_come_back_tied(file: Path) -> None:
     table = torch.randn(1000, 8)
-    state = {"twin": {"copy": table}, "model": {"words": table, "decoder": nn.Parameter(table),
-                                                "part": table[:500], "empty": torch.zeros(0)}}
+    state = {
+        "twin": {"copy": table},
+        "model": {
+            "words": table,
+            "decoder": nn.Parameter(table),
+            "part": table[:500],
+            "empty": torch.zeros(0),
+        },
+    }
     loaded, _ = round_trip(file, state)
     assert same(loaded["model"]["decoder"], table) and same(loaded["model"]["part"], table[:500])
     assert loaded["model"]["words"] is loaded["model"]["decoder"] is loaded["twin"]["copy"]
@@ -121,16 +165,21 @@ def test_tied_weights_are_stored_once_and_come_back_tied(file: Path) -> None:
     assert list(load_weights(file)) == ["words", "decoder", "part", "empty"]
 
 
-@pytest.mark.parametrize(("state", "message"), [
-    ({"loop": {"sampler": {1, 2}}}, "loop.sampler: a set cannot"),
-    ({"a": [Path("x")]}, r"a\.0: a \w*Path cannot"), ({"f": lambda: 0}, "f: a function cannot"),
-    ({"a": np.array([object()])}, "a: arrays of type object"),
-    ({"model": {"w": torch.eye(2).to_sparse()}}, r"model\.w: only dense"),
-    ({"model": {"__metadata__": torch.ones(1)}}, "__metadata__"),
-    ({"m": torch.ones(1, device="meta")}, "m: only dense"),
-])
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"loop": {"sampler": {1, 2}}}, "loop.sampler: a set cannot"),
+        ({"a": [Path("x")]}, r"a\.0: a \w*Path cannot"),
+        ({"f": lambda: 0}, "f: a function cannot"),
+        ({"a": np.array([object()])}, "a: arrays of type object"),
+        ({"model": {"w": torch.eye(2).to_sparse()}}, r"model\.w: only dense"),
+        ({"model": {"__metadata__": torch.ones(1)}}, "__metadata__"),
+        ({"m": torch.ones(1, device="meta")}, "m: only dense"),
+    ],
+)
 def test_what_cannot_be_stored_is_named_and_the_old_file_stays(
-        file: Path, state: dict, message: str) -> None:
+    file: Path, state: dict, message: str
+) -> None:
     save_checkpoint(file, {"a": 1}, {})
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(file, state, {})
@@ -140,8 +189,9 @@ def test_what_cannot_be_stored_is_named_and_the_old_file_stays(
 def test_subclasses_come_back_as_their_base_and_mode_follows_the_umask(file: Path) -> None:
     old = os.umask(0o027)
     try:
-        loaded, _ = round_trip(file.parent / "new" / "x.safetensors",
-                               {"o": OrderedDict(a=torch.Size([2]))})
+        loaded, _ = round_trip(
+            file.parent / "new" / "x.safetensors", {"o": OrderedDict(a=torch.Size([2]))}
+        )
     finally:
         os.umask(old)
     assert same(loaded, {"o": {"a": (2,)}})
@@ -150,8 +200,15 @@ def test_subclasses_come_back_as_their_base_and_mode_follows_the_umask(file: Pat
 
 def test_random_numbers_continue_after_a_round_trip(file: Path) -> None:
     def draw() -> list[float]:
-        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(),
-                float(torch.rand(())), *torch.randn(3).tolist()]
+        return [
+            random.random(),
+            random.gauss(0, 1),
+            np.random.rand(),
+            np.random.randn(),
+            float(torch.rand(())),
+            *torch.randn(3).tolist(),
+        ]
+
     draw()
     state, _ = round_trip(file, {"rng": rng_state()})
     expected = draw()
@@ -179,7 +236,7 @@ def test_changed_bytes_are_an_error_and_never_a_wrong_number(file: Path) -> None
     save_checkpoint(file, state, {"lr": 0.5})
     data = file.read_bytes()
     for position in range(0, len(data), 3):
-        file.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1:])
+        file.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
         try:
             loaded, meta = load_checkpoint(file)
         except CheckpointError as error:
@@ -237,15 +294,23 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
         assert f"{name}: refused" in str(error.value) and "mkdir" in str(error.value)
         assert "nothing was executed" in str(error.value) and "state_dict()" in str(error.value)
     (tmp_path / "new.bin").write_bytes(pickle.dumps(trap["extra"], protocol=4))
-    with (pytest.warns(UserWarning, match="protocol 4"),
-          pytest.raises(CheckpointError, match="new.bin: refused.*objects of Python")):
+    with (
+        pytest.warns(UserWarning, match="protocol 4"),
+        pytest.raises(CheckpointError, match="new.bin: refused.*objects of Python"),
+    ):
         load_weights(tmp_path / "new.bin")
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("nest", [
-    lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w},
-    lambda w: {"model": {"state_dict": OrderedDict(w)}, "best": 0.7}])
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda w: w,
+        lambda w: {"state_dict": w, "epoch": 3},
+        lambda w: {"model": w},
+        lambda w: {"model": {"state_dict": OrderedDict(w)}, "best": 0.7},
+    ],
+)
 def test_upstream_files_may_nest_their_weights(tmp_path: Path, nest: Any) -> None:
     torch.save(nest({"a.weight": torch.ones(2)}), tmp_path / "x.model")
     assert same(load_weights(tmp_path / "x.model"), {"a.weight": torch.ones(2)})
@@ -271,8 +336,9 @@ def test_load_takes_names_with_and_without_suffix(tmp_path: Path) -> None:
 def test_prefixes_of_wrappers_are_stripped(tmp_path: Path) -> None:
     one = torch.ones(1)
     assert list(strip_prefix({"module.a": one, "b.module.c": one})) == ["a", "b.module.c"]
-    assert list(strip_prefix({"module.a": one, "b.module.c": one, "submodule.d": one},
-                             anywhere=True)) == ["a", "b.c", "submodule.d"]
+    assert list(
+        strip_prefix({"module.a": one, "b.module.c": one, "submodule.d": one}, anywhere=True)
+    ) == ["a", "b.c", "submodule.d"]
     with pytest.raises(CheckpointError, match="two weights are called 'a'"):
         strip_prefix({"module.a": one, "a": one})
 
@@ -300,8 +366,9 @@ def test_load_into_copies_and_knows_ties() -> None:
 
 
 def test_load_into_says_which_names_do_not_fit_and_changes_nothing() -> None:
-    model = nn.ModuleDict({"bert": nn.Sequential(*(nn.Linear(2, 2) for _ in range(5))),
-                           "head": nn.Linear(2, 2)})
+    model = nn.ModuleDict(
+        {"bert": nn.Sequential(*(nn.Linear(2, 2) for _ in range(5))), "head": nn.Linear(2, 2)}
+    )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     weights = {"bert.0.weight": torch.zeros(2, 2), "cls.a": torch.zeros(1), "cls.b": torch.ones(1)}
     with pytest.raises(CheckpointError) as error:
@@ -311,7 +378,8 @@ def test_load_into_says_which_names_do_not_fit_and_changes_nothing() -> None:
         "  missing (in the model, not in the file): bert (9): bert.0.bias, bert.1.weight, "
         "bert.1.bias, … 6 more",
         "  missing (in the model, not in the file): head (2): head.weight, head.bias",
-        "  unexpected (in the file, not in the model): cls (2): cls.a, cls.b"]
+        "  unexpected (in the file, not in the model): cls (2): cls.a, cls.b",
+    ]
     with pytest.raises(CheckpointError, match=r"head\.weight \[3, 2\] instead of \[2, 2\]"):
         load_into(model, {"head.weight": torch.zeros(3, 2)}, strict=False)
     with pytest.raises(CheckpointError, match="no name in weights fits"):
@@ -326,11 +394,18 @@ def test_a_checkpoint_of_another_run_names_every_difference() -> None:
     meta = {"backbone": "lxmert", "strategy": "standard", "sizes": {"hidden": 64, "layers": (2,)}}
     check_compatible(meta, {"backbone": "lxmert", "sizes": {"hidden": 64}}, "x")
     with pytest.raises(CheckpointError) as error:
-        check_compatible(meta, {"strategy": "SpotTune", "sizes": {"hidden": 32}, "task": "vqa"},
-                         Path("snap/BEST.safetensors"))
-    for part in ("snap/BEST.safetensors", "strategy is 'standard' in the file, this run has "
-                 "'SpotTune'", "sizes.hidden is 64 in the file, this run has 32",
-                 "task is not recorded", "give a checkpoint"):
+        check_compatible(
+            meta,
+            {"strategy": "SpotTune", "sizes": {"hidden": 32}, "task": "vqa"},
+            Path("snap/BEST.safetensors"),
+        )
+    for part in (
+        "snap/BEST.safetensors",
+        "strategy is 'standard' in the file, this run has 'SpotTune'",
+        "sizes.hidden is 64 in the file, this run has 32",
+        "task is not recorded",
+        "give a checkpoint",
+    ):
         assert part in str(error.value)
 
 
@@ -340,8 +415,11 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     (tmp_path / "BEST.safetensors").touch()
     removed = prune_checkpoints(tmp_path, "vqa-*.safetensors", keep=2)
     assert [file.name for file in removed] == ["vqa-0001.safetensors", "vqa-0002.safetensors"]
-    assert sorted(os.listdir(tmp_path)) == ["BEST.safetensors", "vqa-0009.safetensors",
-                                            "vqa-0010.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "BEST.safetensors",
+        "vqa-0009.safetensors",
+        "vqa-0010.safetensors",
+    ]
     assert prune_checkpoints(tmp_path, "none*", keep=1) == []
     with pytest.raises(ConfigError, match="keep 0"):
         prune_checkpoints(tmp_path, "*", keep=0)

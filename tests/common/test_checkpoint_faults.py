@@ -18,9 +18,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from common import checkpoint
-from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import CheckpointError
+from common.training import checkpoint
+from common.training.checkpoint import load_checkpoint, save_checkpoint
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # the scripts fork after torch is loaded
 
@@ -36,8 +36,9 @@ def version_of(path: Path) -> int:
     return state["step"]
 
 
-def run_script(body: str, folder: Path, launcher: Sequence[str] = ()
-               ) -> subprocess.CompletedProcess:
+def run_script(
+    body: str, folder: Path, launcher: Sequence[str] = ()
+) -> subprocess.CompletedProcess:
     """Run code that has `folder` and `save(version, size)` in a process of its own."""
     prelude = """
         import os, resource, signal, sys, time
@@ -52,8 +53,13 @@ def run_script(body: str, folder: Path, launcher: Sequence[str] = ()
                 "w": torch.full((size,), float(version))}, "step": version}, {"step": version})
     """
     code = textwrap.dedent(prelude) + textwrap.dedent(body)
-    return subprocess.run([*launcher, sys.executable, "-c", code, str(folder)],
-                          capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    return subprocess.run(
+        [*launcher, sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+    )
 
 
 KILLED = """
@@ -97,9 +103,15 @@ def test_a_save_killed_at_any_point_leaves_a_whole_checkpoint(tmp_path: Path) ->
     rows = [line.split("|") for line in done.stdout.splitlines()]
     found = {name: (int(signal), int(step)) for name, signal, step, _ in rows}
     assert found == {
-        "writing, before": (9, 0), "writing, in the middle": (25, 0), "writing, after": (9, 0),
-        "fsync, before": (9, 0), "replace, before": (9, 0), "replace, after": (9, 6),
-        "removing leftovers": (9, 6), "end": (0, 99)}
+        "writing, before": (9, 0),
+        "writing, in the middle": (25, 0),
+        "writing, after": (9, 0),
+        "fsync, before": (9, 0),
+        "replace, before": (9, 0),
+        "replace, after": (9, 6),
+        "removing leftovers": (9, 6),
+        "end": (0, 99),
+    }
     assert rows[-1][3] == "1", "the next save removes what killed ones left"
     assert max(int(row[3]) for row in rows) == 2, "and never lets it pile up"
     assert version_of(tmp_path / "LAST.safetensors") == 99
@@ -132,6 +144,7 @@ def test_a_save_killed_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> 
 def failing(error: Exception) -> Callable[..., None]:
     def fail(*_: Any, **__: Any) -> None:
         raise error
+
     return fail
 
 
@@ -139,6 +152,7 @@ def partly(error: Exception) -> Callable[..., None]:
     def fail(_: Any, path: Path, **__: Any) -> None:
         Path(path).write_bytes(b"half")
         raise error
+
     return fail
 
 
@@ -146,16 +160,24 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 RUST_FULL = SafetensorError("Error while serializing: I/O error: ENOSPC text (os error 28)")
 
 
-@pytest.mark.parametrize(("module", "name", "fault", "reason"), [
-    (safetensors.torch, "save_file", partly(RUST_FULL), "No space left on device"),
-    (safetensors.torch, "save_file", partly(FULL), "No space left on device"),
-    (os, "fsync", failing(FULL), "No space left on device"),
-    (os, "replace", failing(PermissionError(errno.EACCES, "denied")), "Permission denied"),
-    (Path, "mkdir", failing(OSError(errno.EROFS, "read-only")), "Read-only file system"),
-])
+@pytest.mark.parametrize(
+    ("module", "name", "fault", "reason"),
+    [
+        (safetensors.torch, "save_file", partly(RUST_FULL), "No space left on device"),
+        (safetensors.torch, "save_file", partly(FULL), "No space left on device"),
+        (os, "fsync", failing(FULL), "No space left on device"),
+        (os, "replace", failing(PermissionError(errno.EACCES, "denied")), "Permission denied"),
+        (Path, "mkdir", failing(OSError(errno.EROFS, "read-only")), "Read-only file system"),
+    ],
+)
 def test_a_failed_save_keeps_the_old_file_and_says_what_happened(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str,
-        fault: Callable, reason: str) -> None:
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    fault: Callable,
+    reason: str,
+) -> None:
     path = tmp_path / "LAST.safetensors"
     save_checkpoint(path, make_state(1), {"step": 1})
     with monkeypatch.context() as patch:
@@ -183,7 +205,8 @@ def test_ctrl_c_while_saving_cleans_up(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_unconfirmed_rename_says_that_the_new_file_is_there(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = os.fsync, []
 
     def second_fails(number: int) -> None:
@@ -191,6 +214,7 @@ def test_an_unconfirmed_rename_says_that_the_new_file_is_there(
         if len(calls) == 2:
             raise OSError(errno.EIO, "Input/output error")
         real(number)
+
     monkeypatch.setattr(os, "fsync", second_fails)
     with pytest.raises(CheckpointError, match="the new checkpoint is in its place"):
         save_checkpoint(tmp_path / "x", make_state(4), {"step": 4})
@@ -217,14 +241,23 @@ def check_really_full(done: subprocess.CompletedProcess, reason: str) -> None:
 
 def test_a_limit_on_file_size_is_like_a_full_disk(tmp_path: Path) -> None:
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
-    check_really_full(run_script(limit + textwrap.dedent(REALLY_FULL), tmp_path),
-                      "File too large (free some space")
+    check_really_full(
+        run_script(limit + textwrap.dedent(REALLY_FULL), tmp_path),
+        "File too large (free some space",
+    )
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """On a file system of 1 MB that exists only for one process."""
-    mount = ["unshare", "--mount", "--map-root-user", "sh", "-c",
-             'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"', str(tmp_path)]
+    mount = [
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"',
+        str(tmp_path),
+    ]
     try:
         subprocess.run([*mount, "true"], check=True, capture_output=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
@@ -236,11 +269,13 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 def test_stale_folders_are_removed_and_those_of_living_processes_stay(tmp_path: Path) -> None:
     host = checkpoint.socket.gethostname()
     dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
-    names = {"dead": f".BEST.safetensors.saving-{host}-{dead}",
-             "own": f".LAST.safetensors.saving-{host}-{os.getpid()}",
-             "living": f".BEST.safetensors.saving-{host}-{os.getppid()}",
-             "elsewhere": f".BEST.safetensors.saving-not-{host}-1",
-             "old": f".BEST.safetensors.saving-old-{host}-1"}
+    names = {
+        "dead": f".BEST.safetensors.saving-{host}-{dead}",
+        "own": f".LAST.safetensors.saving-{host}-{os.getpid()}",
+        "living": f".BEST.safetensors.saving-{host}-{os.getppid()}",
+        "elsewhere": f".BEST.safetensors.saving-not-{host}-1",
+        "old": f".BEST.safetensors.saving-old-{host}-1",
+    }
     for name in names.values():
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()

@@ -10,8 +10,8 @@ import pytest
 
 from common import demo
 from common.demo import STRATEGIES, Demo, DemoRun, default_jobs, main
+from common.experiments.launch import RUN_SCRIPTS
 from common.files import repository_root
-from common.launch import RUN_SCRIPTS
 
 FAKE = Path(__file__).with_name("fake_runs.py")
 
@@ -23,8 +23,9 @@ class Repository:
         self.root, self.out = root, root / "out"
 
     def command(self, *arguments: str) -> int:
-        return main([*arguments, "--out", str(self.out), "--visualizations",
-                     str(self.root / "maps")])
+        return main(
+            [*arguments, "--out", str(self.out), "--visualizations", str(self.root / "maps")]
+        )
 
     def calls(self) -> list[list[str]]:
         path = self.root / "calls.txt"
@@ -33,16 +34,18 @@ class Repository:
 
 @pytest.fixture
 def repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
-    for name, line in (("LXMERT/run/vqa_finetune.bash", 'train "$@"'),
-                       ("VLBERT/scripts/nondist_run.sh", 'vlbert "$7" "$5" "${@:8}"')):
+    for name, line in (
+        ("LXMERT/run/vqa_finetune.bash", 'train "$@"'),
+        ("VLBERT/scripts/nondist_run.sh", 'vlbert "$7" "$5" "${@:8}"'),
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         path.write_text(f'exec "$PYTHON" -S {FAKE} {line}\n')
     monkeypatch.setenv("FAKE_RUNS", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(repository_root()))
     monkeypatch.delenv("GPU", raising=False)
-    monkeypatch.setattr("common.launch.repository_root", lambda: tmp_path)
-    monkeypatch.setattr("common.datasets.repository_root", lambda: easy_vqa_root)
+    monkeypatch.setattr("common.experiments.launch.repository_root", lambda: tmp_path)
+    monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
     for name in ("plot_comparison", "write_comparison_report", "plot_decisions"):
         monkeypatch.setattr(f"common.compare.{name}", lambda *_: None)  # they take seconds
     return Repository(tmp_path)
@@ -53,7 +56,8 @@ def test_every_strategy_runs_on_every_backbone_and_ends_in_one_table(repository,
     assert repository.command("--jobs", jobs) == 0
     calls = repository.calls()
     assert sorted((mode, name) for mode, _, name, *_ in calls) == sorted(
-        (mode, f"demo_{strategy}") for mode in ("train", "vlbert") for strategy in STRATEGIES)
+        (mode, f"demo_{strategy}") for mode in ("train", "vlbert") for strategy in STRATEGIES
+    )
     table = capfd.readouterr().out.split("made in")[1]
     assert "LXMERT and VL-BERT (small) on easy_vqa" in table
     rows = [line.split()[:2] for line in table.splitlines()]
@@ -63,14 +67,19 @@ def test_every_strategy_runs_on_every_backbone_and_ends_in_one_table(repository,
     assert (repository.out / "runs/lxmert/demo_Frozen/result.json").is_file()
     text = " ".join((repository.out / "comparison.md").read_text().split())
     assert ("3 at a time with one thread each" in text) == (jobs == "3")
-    assert all((flags[flags.index("--threads") + 1] == "1" if jobs == "3"
-                else "--threads" not in flags) for _, _, _, *flags in calls)
+    assert all(
+        (flags[flags.index("--threads") + 1] == "1" if jobs == "3" else "--threads" not in flags)
+        for _, _, _, *flags in calls
+    )
 
 
 def test_backbones_differ_only_in_what_their_scripts_need(repository):
     assert repository.command("--quick") == 0
-    flags = {mode: [word for word in rest if word not in ("--dataset", "easy_vqa")]
-             for mode, gpu, name, *rest in repository.calls() if name == "demo_SpotTune"}
+    flags = {
+        mode: [word for word in rest if word not in ("--dataset", "easy_vqa")]
+        for mode, gpu, name, *rest in repository.calls()
+        if name == "demo_SpotTune"
+    }
     assert flags["train"] == flags["vlbert"]
     assert {"--tiny", "--overwrite", "SpotTune"} <= set(flags["train"])
     assert {gpu for _, gpu, *_ in repository.calls()} == {"cpu"}
@@ -79,8 +88,9 @@ def test_backbones_differ_only_in_what_their_scripts_need(repository):
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_run_that_fails_is_named_with_its_message(repository, capfd, jobs):
     (repository.root / "broken.txt").write_text("demo_standard")
-    assert repository.command("--jobs", jobs, "--backbones", "vlbert", "--strategies",
-                              "standard") == 2
+    assert (
+        repository.command("--jobs", jobs, "--backbones", "vlbert", "--strategies", "standard") == 2
+    )
     said = capfd.readouterr().err
     assert "error: VL-BERT, standard: the run demo_standard failed: " in said
     assert "error: no memory left on the moon" in said
@@ -95,8 +105,11 @@ def test_after_a_failure_no_further_run_is_started(repository):
 
 
 def test_bad_flags_are_refused_before_anything_starts(repository, capsys):
-    for flags, message in ((("--backbones", "moon"), "--backbones moon: valid are lxmert, vlbert"),
-                           (("--strategies", "moon"), "moon"), (("--jobs", "0"), "--jobs 0")):
+    for flags, message in (
+        (("--backbones", "moon"), "--backbones moon: valid are lxmert, vlbert"),
+        (("--strategies", "moon"), "moon"),
+        (("--jobs", "0"), "--jobs 0"),
+    ):
         assert repository.command(*flags) == 2
         assert message in capsys.readouterr().err
     assert repository.calls() == []
@@ -104,8 +117,9 @@ def test_bad_flags_are_refused_before_anything_starts(repository, capsys):
 
 def test_two_runs_at_a_time_only_on_a_cpu_with_two_cores(monkeypatch):
     for cores, gpu, jobs in (({0, 1}, "cpu", 2), ({0}, "cpu", 1), ({0, 1, 2}, "0", 1)):
-        monkeypatch.setattr(demo.os, "sched_getaffinity", lambda _, cores=cores: cores,
-                            raising=False)
+        monkeypatch.setattr(
+            demo.os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False
+        )
         assert default_jobs(gpu) == jobs
 
 
@@ -119,6 +133,7 @@ def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
     from lxrt.options import vqa_parser
     from vlbert.options import train_parser
     from vlbert.testing import parser as prediction_parser
+
     lxmert, vlbert = RUN_SCRIPTS["lxmert"], RUN_SCRIPTS["vlbert"]
     for script in (lxmert, vlbert):
         for word in script.train("cpu", "x", [])[1:2]:
@@ -135,7 +150,8 @@ def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
     assert vlbert.run_folder("x") == vlbert.home / given.result_path
     assert given.ckpt.parent == given.result_path and given.split == "minival"
     assert shlex.join(lxmert.test("cpu", "x", "LAST", [])) == (
-        "bash run/vqa_test.bash cpu x --load snap/vqa/x/LAST --test minival")
+        "bash run/vqa_test.bash cpu x --load snap/vqa/x/LAST --test minival"
+    )
 
 
 def test_the_folder_of_a_run_is_the_one_that_vlbert_writes_to(tmp_path):
@@ -143,6 +159,7 @@ def test_the_folder_of_a_run_is_the_one_that_vlbert_writes_to(tmp_path):
 
     from vlbert.config import load_config
     from vlbert.outputs import output_folder
+
     script = RUN_SCRIPTS["vlbert"]
     config = load_config(script.home / script.config)
     found = output_folder(argparse.Namespace(model_dir=tmp_path, name="x"), config)

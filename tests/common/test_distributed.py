@@ -6,7 +6,9 @@ Real processes that talk through gloo, started as the run scripts and as torchru
 from __future__ import annotations
 
 import errno
+import functools
 import json
+import operator
 import os
 import signal
 import socket
@@ -17,14 +19,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from common.adapt.budget import BudgetOptions
+from common.errors import ConfigError
+from common.training.checkpoint import load_checkpoint
+from common.training.distributed import World, one_voice, split_evenly, start_world
+from common.training.processes import main, wanted_processes
 from tests.common.distributed_runs import CASES, EQUAL
 from tests.common.toy_task import final_state, make_trainer, same
-
-from common.budget import BudgetOptions
-from common.checkpoint import load_checkpoint
-from common.distributed import World, one_voice, split_evenly, start_world
-from common.errors import ConfigError
-from common.processes import main, wanted_processes
 
 MODULE = ["-m", "tests.common.distributed_runs"]
 LIMIT = 150.0  # seconds: a hang fails
@@ -36,12 +38,18 @@ def environment() -> dict[str, str]:
 
 def command(kind: str, out: Path, *flags: str) -> list[str]:
     """Two processes, as the run scripts start them."""
-    return [sys.executable, "-m", "common.processes", "2", *MODULE, kind, str(out), *flags]
+    return [sys.executable, "-m", "common.training.processes", "2", *MODULE, kind, str(out), *flags]
 
 
 def start(kind: str, out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(kind, out, *flags), env=environment(), capture_output=True,
-                          text=True, timeout=LIMIT, check=False)
+    return subprocess.run(
+        command(kind, out, *flags),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,7 @@ def test_two_processes_train_as_one(two_processes, tmp_path, family, strategy):
     trainer = make_trainer(tmp_path, strategy=strategy, family=family, **EQUAL)
     trainer.fit()
     folder = two_processes / f"{family}_{strategy}"
-    state, meta = load_checkpoint(folder / "LAST.safetensors")
+    state, _meta = load_checkpoint(folder / "LAST.safetensors")
     for name, ours in trainer.model.state_dict().items():
         torch.testing.assert_close(state["model"][name], ours, rtol=1e-7, atol=1e-9, msg=name)
     assert len(state["processes"]) == 2
@@ -80,7 +88,8 @@ def test_two_processes_with_micro_batches_train_as_one_with_none(two_processes, 
 
 
 def test_a_process_that_is_killed_ends_the_run_with_its_name_and_the_run_goes_on(
-        two_processes, tmp_path):
+    two_processes, tmp_path
+):
     died = start("killed", tmp_path / "parts")
     assert died.returncode == 128 + signal.SIGKILL
     assert "process 1 of 2 ended with signal SIGKILL" in died.stderr
@@ -101,8 +110,9 @@ def test_the_error_of_one_process_is_the_error_of_the_run(tmp_path):
 
 
 def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_path, capsys):
-    process = subprocess.Popen(command("train", tmp_path / "parts"), env=environment(), text=True,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command("train", tmp_path / "parts"), env=environment(), text=True, stderr=subprocess.PIPE
+    )
     last = tmp_path / "parts" / "LAST.safetensors"
     deadline = time.time() + LIMIT
     while not last.exists() and process.poll() is None and time.time() < deadline:
@@ -124,8 +134,13 @@ def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_p
 
 def test_processes_whose_launcher_was_killed_save_and_end(tmp_path):
     """Otherwise they would go on writing into the folder in which the run is resumed."""
-    launcher = subprocess.Popen(command("train", tmp_path), env=environment(), text=True,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    launcher = subprocess.Popen(
+        command("train", tmp_path),
+        env=environment(),
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     last, deadline = tmp_path / "LAST.safetensors", time.time() + LIMIT
     while not last.exists() and launcher.poll() is None and time.time() < deadline:
         time.sleep(0.02)
@@ -140,11 +155,32 @@ def test_torchrun_over_two_nodes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    nodes = [subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank),
-         "--nproc_per_node", "1", "--master_addr", "localhost", "--master_port", str(port),
-         *MODULE, "train", str(tmp_path)], env=environment(), stderr=subprocess.PIPE, text=True)
-        for rank in range(2)]
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes",
+                "2",
+                "--node_rank",
+                str(rank),
+                "--nproc_per_node",
+                "1",
+                "--master_addr",
+                "localhost",
+                "--master_port",
+                str(port),
+                *MODULE,
+                "train",
+                str(tmp_path),
+            ],
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
     errors = [node.communicate(timeout=LIMIT)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert len(final_state(tmp_path)["processes"]) == 2
@@ -155,7 +191,7 @@ def test_parts_are_even_and_in_order():
     items = list(range(11))
     for parts in range(1, 13):
         split = split_evenly(items, parts)
-        assert sum(split, []) == items and len(split) == parts
+        assert functools.reduce(operator.iadd, split, []) == items and len(split) == parts
         assert max(map(len, split)) - min(map(len, split)) <= 1
     assert World(1, 3).share(items) == [4, 5, 6, 7]
     assert World().sum({"a": 2}) == {"a": 2.0} and World().gather("x") == ["x"]
@@ -164,7 +200,12 @@ def test_parts_are_even_and_in_order():
 def test_the_processes_that_a_list_of_gpus_means(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert [wanted_processes(gpus) for gpus in (None, "cpu", "0", "0,1", "4,5,6")] == [
-        1, 1, 1, 2, 3]
+        1,
+        1,
+        1,
+        2,
+        3,
+    ]
     monkeypatch.setenv("RANK", "0")
     assert wanted_processes("0,1") == 1
 
@@ -172,6 +213,7 @@ def test_the_processes_that_a_list_of_gpus_means(monkeypatch):
 def test_a_full_disk_is_a_message_and_other_faults_of_files_are_not_hidden(capsys):
     def write(number: int) -> int:
         raise OSError(number, os.strerror(number))
+
     assert one_voice(lambda: write(errno.ENOSPC)) == 2
     assert "No space left on device: free some space" in capsys.readouterr().err
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -181,6 +223,7 @@ def test_a_full_disk_is_a_message_and_other_faults_of_files_are_not_hidden(capsy
 def test_an_error_before_the_processes_met_is_said_once_on_every_machine(monkeypatch, capsys):
     def fail() -> int:
         raise ConfigError("no such file")
+
     shown = {}
     for rank, local_rank in (("0", "0"), ("1", "1"), ("2", "0")):
         monkeypatch.setenv("RANK", rank)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from common.annotations import AnswerVocabulary, read_lxmert_json, read_official
-from common.changing_priors import assign_cp_splits, build_easy_vqa_cp
-from common.data import main
-from common.easy_vqa import (
+from common.data.annotations import AnswerVocabulary, read_lxmert_json, read_official
+from common.data.command import main
+from common.data.easy_vqa.build import (
     COLOURS,
     SHAPES,
     Question,
@@ -23,9 +22,8 @@ from common.easy_vqa import (
     load_package,
     question_kind,
 )
-from common.errors import DataError
-from common.features import RegionFeatures
-from common.pixel_regions import (
+from common.data.easy_vqa.changing_priors import assign_cp_splits, build_easy_vqa_cp
+from common.data.easy_vqa.regions import (
     ATTRIBUTE_CLASSES,
     LAYOUT,
     NO_ATTRIBUTE,
@@ -35,6 +33,8 @@ from common.pixel_regions import (
     connected_regions,
     extract_regions,
 )
+from common.errors import DataError
+from common.features.store import RegionFeatures
 from tests.conftest import EASY_VQA_IMAGES
 
 
@@ -152,7 +152,7 @@ def flood_boxes(mask: np.ndarray) -> set[tuple[int, ...]]:
             near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
             left -= near
             front += near
-        ys, xs = zip(*region)
+        ys, xs = zip(*region, strict=False)
         found.add((min(xs), min(ys), max(xs) + 1, max(ys) + 1))
     return found
 
@@ -219,7 +219,7 @@ def test_classes_and_boxes_of_the_store_are_in_range(folder: Path) -> None:
     batch = store.read(store.ids())
     batch.normalised_boxes()
     assert batch.object_ids.max() < OBJECT_CLASSES and batch.attribute_ids.max() < ATTRIBUTE_CLASSES
-    assert 0 <= batch.object_conf.min() and batch.object_conf.max() == 1
+    assert batch.object_conf.min() >= 0 and batch.object_conf.max() == 1
     assert batch.mask.sum(1).max() <= 36
 
 

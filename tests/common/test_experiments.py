@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from common.annotations import read_lxmert_json
+from common.data.annotations import read_lxmert_json
+from common.data.vqa_metric import score
 from common.errors import ConfigError, DataError, StoppedError
-from common.experiment_plan import EXPERIMENTS, PlannedRun, flags_of, learned_share, plan
-from common.experiment_plots import draw_experiments
-from common.experiments import main
+from common.experiments.command import main
+from common.experiments.launch import RUN_SCRIPTS, Launcher
+from common.experiments.plan import EXPERIMENTS, PlannedRun, flags_of, learned_share, plan
+from common.experiments.plots import draw_experiments
 from common.files import repository_root
-from common.launch import RUN_SCRIPTS, Launcher
-from common.result_table import format_markdown
-from common.vqa_metric import score
+from common.results.table import format_markdown
 from tests.common.fake_runs import fake_result
 from tests.common.result_examples import make_result, write_result
 
@@ -61,9 +61,16 @@ class Repository:
             write_result(run.folder, result)
             val = result["accuracy"]["val"]["overall"]
             train = result["epochs"][-1]["train_accuracy"]
-            for name, content in (("settings", flags), ("last_epoch", {
-                    "accuracy": {"train": {"overall": train}, "val": {"overall": val}},
-                    "generalization_error": train - val})):
+            for name, content in (
+                ("settings", flags),
+                (
+                    "last_epoch",
+                    {
+                        "accuracy": {"train": {"overall": train}, "val": {"overall": val}},
+                        "generalization_error": train - val,
+                    },
+                ),
+            ):
                 (run.folder / f"{name}.json").write_text(json.dumps(content))
 
     def breaks(self, *parts: str) -> None:
@@ -74,9 +81,11 @@ class Repository:
 @pytest.fixture
 def repository(drawing_repository, monkeypatch) -> Repository:
     """The same, and only the tables are made: plots take seconds."""
-    monkeypatch.setattr("common.experiment_report.plot_experiments", lambda *_: None)
-    monkeypatch.setattr("common.experiment_report.write_comparison", lambda results, out: (
-        out / "comparison.md").write_text(format_markdown(results)))
+    monkeypatch.setattr("common.experiments.report.plot_experiments", lambda *_: None)
+    monkeypatch.setattr(
+        "common.experiments.report.write_comparison",
+        lambda results, out: (out / "comparison.md").write_text(format_markdown(results)),
+    )
     return drawing_repository
 
 
@@ -87,12 +96,15 @@ def drawing_repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
     for name, mode in (("vqa_finetune", "train"), ("vqa_test", "test")):
         (scripts / f"{name}.bash").write_text(f'exec "$PYTHON" -S {FAKE} {mode} "$@"\n')
     minival = easy_vqa_root / "data" / "easy_vqa" / "minival.json"
-    for name, value in (("FAKE_RUNS", tmp_path), ("FAKE_MINIVAL", minival),
-                        ("PYTHONPATH", repository_root())):
+    for name, value in (
+        ("FAKE_RUNS", tmp_path),
+        ("FAKE_MINIVAL", minival),
+        ("PYTHONPATH", repository_root()),
+    ):
         monkeypatch.setenv(name, str(value))
     for module in ("launch", "experiments"):
         monkeypatch.setattr(f"common.{module}.repository_root", lambda: tmp_path)
-    monkeypatch.setattr("common.datasets.repository_root", lambda: easy_vqa_root)
+    monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
     return Repository(tmp_path, minival)
 
 
@@ -118,10 +130,15 @@ def test_the_plan_has_every_strategy_with_every_seed():
 
 def test_runs_differ_only_in_strategy_seed_and_policy():
     """A comparison of strategies must not be one of recipes."""
+
     def rest(run: PlannedRun) -> list[str]:
         flags = flags_of(run)
-        return [word for place, word in enumerate(flags)
-                if flags[place - 1] not in ("--strategy", "--seed")]
+        return [
+            word
+            for place, word in enumerate(flags)
+            if flags[place - 1] not in ("--strategy", "--seed")
+        ]
+
     assert len({tuple(rest(run)) for run in runs("questions_2000")}) == 1
 
 
@@ -159,8 +176,10 @@ def test_a_failed_run_is_named_and_resumed_and_the_others_are_done(repository, c
     repository.breaks("standard")
     assert repository.command("--only", "all_questions") == 1
     shown = capsys.readouterr()
-    assert shown.err.splitlines() == ["error: all_questions, standard, seed 9595: exit status 2: "
-                                      "error: no memory left on the moon"]
+    assert shown.err.splitlines() == [
+        "error: all_questions, standard, seed 9595: exit status 2: "
+        "error: no memory left on the moon"
+    ]
     assert len(repository.trained()) == 5
     published = {path.parts[-3] for path in repository.out.rglob("result.json")}
     assert published == {"Frozen", "SpotTune_Block", "SpotTune", "BlockDrop"}
@@ -185,21 +204,29 @@ def test_only_the_last_step_is_done_where_only_that_is_missing(repository):
 def test_the_control_finetunes_the_share_that_the_learned_policies_did(repository, capsys):
     assert repository.command("--only", "random_share") == 1
     shown = capsys.readouterr()
-    assert "error: random_share, SpotTune_random, seed 9595: the share of SpotTune_random comes " \
-        "from learned policies whose results are missing: questions_2000, SpotTune, seed 9595; " \
+    assert (
+        "error: random_share, SpotTune_random, seed 9595: the share of SpotTune_random comes "
+        "from learned policies whose results are missing: questions_2000, SpotTune, seed 9595; "
         in shown.err
+    )
     assert repository.calls() == []
     repository.give("questions_2000")
     assert repository.command("--only", "random_share") == 0
     lines = [line.split() for line in repository.calls() if "random_share" in line]
     for strategy in ("SpotTune_Block", "SpotTune"):
-        shares = [json.loads((repository.folder(f"questions_2000/{strategy}/seed_{seed}")
-                              / "result.json").read_text())["decisions"]["mean_live"]
-                  for seed in (9595, 9596, 9597)]
+        shares = [
+            json.loads(
+                (
+                    repository.folder(f"questions_2000/{strategy}/seed_{seed}") / "result.json"
+                ).read_text()
+            )["decisions"]["mean_live"]
+            for seed in (9595, 9596, 9597)
+        ]
         assert len(set(shares)) == 3
         started = [words for words in lines if words[0] == "train" and strategy in words]
-        assert [words[words.index("--policy") + 1] for words in started] == \
-            [f"random:{statistics.fmean(shares):.3f}"] * 3
+        assert [words[words.index("--policy") + 1] for words in started] == [
+            f"random:{statistics.fmean(shares):.3f}"
+        ] * 3
     assert repository.command("--only", "questions_2000,random_share") == 0
     assert repository.calls() == []
     table = (repository.out / "random_share" / "comparison.md").read_text()
@@ -221,8 +248,9 @@ def test_a_policy_that_decided_the_same_everywhere_has_no_random_counterpart(rep
 def test_published_results_hold_the_last_epoch_and_no_bulk(drawing_repository):
     repository = drawing_repository
     assert repository.command("--only", "all_questions") == 0
-    result = json.loads((repository.out / "all_questions" / "SpotTune" / "seed_9595" /
-                         "result.json").read_text())
+    result = json.loads(
+        (repository.out / "all_questions" / "SpotTune" / "seed_9595" / "result.json").read_text()
+    )
     examples = read_lxmert_json(repository.minival)
     val = score({example.question_id: "yes" for example in examples}, examples)["overall"]
     last = result["last_epoch"]
@@ -243,8 +271,11 @@ def test_the_summary_has_mean_and_deviation_of_both_epochs(repository, capsys):
     row = next(line for line in summary.splitlines() if line.startswith("| SpotTune |"))
     # 84, 85 and 86 % by seed, train 5 points above; 85 % running in the last epoch.
     assert [cell.strip() for cell in row.split("|")][2:5] == ["3", "90.0 ± 1.0", "85.0 ± 1.0"]
-    assert [cell.strip() for cell in row.split("|")][7:10] == ["85.0 ± 0.0", "85.0 ± 1.0",
-                                                               "0.0 ± 1.0"]
+    assert [cell.strip() for cell in row.split("|")][7:10] == [
+        "85.0 ± 0.0",
+        "85.0 ± 1.0",
+        "0.0 ± 1.0",
+    ]
     assert "85.0 ± 1.0" in capsys.readouterr().out
     assert repository.calls() == []
 
@@ -256,8 +287,10 @@ def test_several_runs_at_a_time_give_the_same(repository):
 
 
 def test_two_commands_at_once_do_every_run_once(repository):
-    threads = [threading.Thread(target=repository.command, args=("--only", "all_questions"))
-               for _ in range(2)]
+    threads = [
+        threading.Thread(target=repository.command, args=("--only", "all_questions"))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -277,8 +310,10 @@ def test_list_and_bad_flags(repository, capsys):
 
 def test_a_stop_reaches_the_running_command_and_nothing_more_is_started(tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
-    script = f"trap 'touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/ready; " \
+    script = (
+        f"trap 'touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/ready; "
         "while :; do sleep 0.05; done"
+    )
 
     def stop() -> None:
         while not (tmp_path / "ready").exists():
@@ -299,8 +334,10 @@ def test_a_stop_reaches_the_running_command_and_nothing_more_is_started(tmp_path
 
 
 def test_the_chart_has_both_epochs_of_every_strategy():
-    results = [make_result("standard", val=80.0) | {"last_epoch": {
-        "accuracy": {"val": {"overall": 71.25}}, "generalization_error": 22.5}}]
+    results = [
+        make_result("standard", val=80.0)
+        | {"last_epoch": {"accuracy": {"val": {"overall": 71.25}}, "generalization_error": 22.5}}
+    ]
     figure = draw_experiments({"2,000 questions": results})
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert texts == {"80.0", "71.2", "5.0", "22.5"}
@@ -313,16 +350,26 @@ def test_the_chart_has_both_epochs_of_every_strategy():
 def test_the_quick_experiments_run(tmp_path):
     """The real scripts, five strategies on a few questions."""
     folder = RUN_SCRIPTS["lxmert"].run_folder("experiments_quick")
-    command = [sys.executable, "-m", "common.experiments", "--quick", "--only", "all_questions",
-               "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "common.experiments",
+        "--quick",
+        "--only",
+        "all_questions",
+        "--out",
+        str(tmp_path),
+    ]
     try:
-        found = subprocess.run(command, cwd=repository_root(), capture_output=True, text=True,
-                               check=False)
+        found = subprocess.run(
+            command, cwd=repository_root(), capture_output=True, text=True, check=False
+        )
         assert found.returncode == 0, found.stderr
         assert found.stdout.count("last epoch: train") == 5
         assert (tmp_path / "summary.png").is_file()
-        again = subprocess.run(command, cwd=repository_root(), capture_output=True, text=True,
-                               check=True)
+        again = subprocess.run(
+            command, cwd=repository_root(), capture_output=True, text=True, check=True
+        )
         assert again.stdout.count("is there: train") == 5
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from common import feature_import, tsv_rows
-from common.data import main
+from common.data.command import main
 from common.errors import DataError
-from common.feature_import import TSV_DETECTOR, import_npz, import_tsv
-from common.feature_sources import features_there, open_store
-from common.features import RegionFeatures
+from common.features import importing as feature_import
+from common.features import lxmert_tsv as tsv_rows
+from common.features.importing import TSV_DETECTOR, import_npz, import_tsv
+from common.features.sources import features_there, open_store
+from common.features.store import RegionFeatures
 from tests.common.data_files import encode, npz_of, plain_row, write_tsv
 
 WIDTH = 6
@@ -52,8 +53,9 @@ def files_of(store: Path) -> dict[str, bytes]:
 def test_memory_does_not_grow_with_the_size_of_the_tsv(tmp_path: Path) -> None:
     peaks = {}
     for rows in (20, 260):
-        tsv = write_tsv(tmp_path / f"{rows}.tsv",
-                        (plain_row(f"COCO_{i}", count=36) for i in range(rows)))
+        tsv = write_tsv(
+            tmp_path / f"{rows}.tsv", (plain_row(f"COCO_{i}", count=36) for i in range(rows))
+        )
         found = run_alone("import", "--tsv", str(tsv), "--quiet")
         assert found.returncode == 0, found.stderr
         peaks[rows] = int(found.stdout.split("peak")[1])
@@ -107,7 +109,9 @@ def test_report_names_every_skipped_row_and_the_screen_the_first(
     assert "row 7" not in shown and "and 2 more" in shown
     lines = [line.split("\t") for line in report.read_text().splitlines()]
     assert lines[0] == ["row", "image", "reason"]
-    assert [(row, image) for row, image, _ in lines[1:]] == list(zip("2345678", "bcdefgh"))
+    assert [(row, image) for row, image, _ in lines[1:]] == list(
+        zip("2345678", "bcdefgh", strict=False)
+    )
     assert all("is not a count" in reason for *_, reason in lines[1:])
     meta = json.loads((tmp_path / "f" / "meta.json").read_text())
     assert meta["skipped_rows"] == 7 and meta["skipped"][0]["image_id"] == "b"

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import AdaptiveError, DataError
-from common.feature_import import COLUMNS, import_npz, import_tsv, main
-from common.feature_writer import RegionFeatureWriter
-from common.features import RegionFeatures, normalise_boxes
+from common.features.importing import import_npz, import_tsv, main
+from common.features.lxmert_tsv import COLUMNS
+from common.features.store import RegionFeatures, normalise_boxes
+from common.features.writer import RegionFeatureWriter
 
 WIDTH = 6
 COUNTS = {"img_a": 3, "img_b": 1, "img_c": 5}

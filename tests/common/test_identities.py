@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from common.adapt.adapting import adapt, adaptive_part
+from common.adapt.encoder import AdaptiveOptions, RoutedEncoder
 from tests.common.tiny_models import (
     ADAPTIVE,
     BATCH,
@@ -15,9 +18,6 @@ from tests.common.tiny_models import (
     random_decisions,
     run,
 )
-
-from common.adapt import adapt, adaptive_part
-from common.adaptive import AdaptiveOptions, RoutedEncoder
 
 TWINS = ("SpotTune_Block", "SpotTune_Res", "SpotTune")
 EXECUTORS = ("dense", "exact", "sampled")
@@ -47,9 +47,13 @@ def same_gradients(ours, theirs, names):
         if expected is None:
             expected = torch.zeros(())
         found = ours[name] if ours[name] is not None else torch.zeros(())
-        torch.testing.assert_close(found.expand(expected.shape) if found.ndim == 0 else found,
-                                   expected.expand(found.shape) if expected.ndim == 0
-                                   else expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            found.expand(expected.shape) if found.ndim == 0 else found,
+            expected.expand(found.shape) if expected.ndim == 0 else expected,
+            rtol=1e-9,
+            atol=1e-9,
+            msg=lambda m, n=name: n + m,
+        )
 
 
 @every_family
@@ -206,8 +210,7 @@ def test_sampled_policy_gradient_is_unbiased(strategy):
 
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
-def test_every_live_decision_has_an_effect_and_a_gradient_and_dead_ones_have_none(
-        family, strategy):
+def test_every_live_decision_has_an_effect_and_a_gradient_and_dead_ones_have_none(family, strategy):
     model = adapted(family, strategy, executor="exact").train()
     part = adaptive_part(model)
     decisions = random_decisions(model, 4).requires_grad_()
@@ -302,14 +305,20 @@ def test_low_precision_forms_the_difference_in_float32():
         model = model.float().train()
         part = adaptive_part(model)
         decisions = random_decisions(model).float().requires_grad_()
-        inputs = {k: v.float() if v.is_floating_point() else v
-                  for k, v in FAMILIES["lxmert"].inputs(BATCH).items()}
-        with torch.autocast("cpu", torch.bfloat16, enabled=mode != "float32"), \
-                part.force(decisions):
+        inputs = {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in FAMILIES["lxmert"].inputs(BATCH).items()
+        }
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=mode != "float32"),
+            part.force(decisions),
+        ):
             logits = model(**inputs)
         logits.float().sum().backward()
         found[mode] = decisions.grad[:, part.live]
-    error = {m: ((found[m] - found["float32"]).norm() / found["float32"].norm()).item()
-             for m in ("high", "low")}
+    error = {
+        m: ((found[m] - found["float32"]).norm() / found["float32"].norm()).item()
+        for m in ("high", "low")
+    }
     assert error["high"] < 0.1 < error["low"], error
     assert isinstance(AdaptiveOptions().full_precision, bool)

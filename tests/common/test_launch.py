@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.errors import ConfigError
-from common.launch import Launcher
+from common.experiments.launch import Launcher
 
 
 def test_a_silent_command_says_nothing_unless_it_fails(tmp_path, capfd):
@@ -13,8 +13,9 @@ def test_a_silent_command_says_nothing_unless_it_fails(tmp_path, capfd):
         launcher.run_silently(["bash", "-c", "echo loud; echo louder >&2; touch here"], tmp_path)
         assert (tmp_path / "here").exists(), "it ran in the folder"
         with pytest.raises(ConfigError) as caught:
-            launcher.run_silently(["bash", "-c", "echo 1; echo 'error: no disk'; echo 2; exit 3"],
-                                  tmp_path)
+            launcher.run_silently(
+                ["bash", "-c", "echo 1; echo 'error: no disk'; echo 2; exit 3"], tmp_path
+            )
     assert str(caught.value) == "exit status 3: error: no disk"
     found = capfd.readouterr()
     assert found.out == found.err == ""

@@ -6,15 +6,15 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tests.common.tiny_models import ADAPTIVE, FAMILIES, adapted, drift_layers, pretrained, run
 from torch import Tensor, nn
 from transformers import LxmertConfig as HFConfig
 from transformers import LxmertForQuestionAnswering
 
-from common.adapt import adapt, adaptive_part, set_global_decisions
-from common.adaptive import RoutedEncoder
+from common.adapt.adapting import adapt, adaptive_part, set_global_decisions
+from common.adapt.encoder import RoutedEncoder
+from common.adapt.merging import merge
 from common.errors import ConfigError
-from common.merge import merge
+from tests.common.tiny_models import ADAPTIVE, FAMILIES, adapted, drift_layers, pretrained, run
 
 TWINS = ("SpotTune_Block", "SpotTune_Res", "SpotTune")
 
@@ -86,8 +86,9 @@ def test_a_merged_model_has_exactly_the_names_of_a_standard_one(family, strategy
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_ones_are_the_finetuned_weights(family, strategy):
     model = adapted(family, strategy)
-    finetuned = {name: x for name, x in deepcopy(model).state_dict().items()
-                 if ".adaptive." not in name}
+    finetuned = {
+        name: x for name, x in deepcopy(model).state_dict().items() if ".adaptive." not in name
+    }
     merged = merge(model, torch.ones(len(adaptive_part(model).live)))
     assert not merged.zeros and not merged.dropped
     state = model.state_dict()
@@ -206,14 +207,28 @@ def test_the_k_most_used_sites_make_a_model_of_k_layers():
 @pytest.mark.parametrize("strategy", ["SpotTune", "BlockDrop"])
 def test_an_adapted_transformers_model_merges_and_saves_as_a_plain_one(strategy, tmp_path):
     torch.manual_seed(0)
-    config = HFConfig(vocab_size=40, hidden_size=12, num_attention_heads=3, intermediate_size=20,
-                      l_layers=2, x_layers=2, r_layers=1, visual_feat_dim=7, num_qa_labels=5,
-                      max_position_embeddings=16, initializer_range=0.3)
+    config = HFConfig(
+        vocab_size=40,
+        hidden_size=12,
+        num_attention_heads=3,
+        intermediate_size=20,
+        l_layers=2,
+        x_layers=2,
+        r_layers=1,
+        visual_feat_dim=7,
+        num_qa_labels=5,
+        max_position_embeddings=16,
+        initializer_range=0.3,
+    )
     model = adapt(LxmertForQuestionAnswering(config).double(), strategy).eval()
     drift_layers(model, 0.2)
     inputs = FAMILIES["lxmert"].inputs(4)
-    inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["input_mask"],
-              "visual_feats": inputs["features"], "visual_pos": inputs["boxes"]}
+    inputs = {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["input_mask"],
+        "visual_feats": inputs["features"],
+        "visual_pos": inputs["boxes"],
+    }
     part = adaptive_part(model)
     part.options.policy_eval = "global"
     part.global_decisions.copy_(mixed(model, 5))

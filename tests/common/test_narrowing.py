@@ -6,6 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.adapt.adapting import adaptive_part
+from common.adapt.encoder import RoutedEncoder
+from common.adapt.steps import first_position, live_steps
+from common.errors import ConfigError
 from tests.common.tiny_models import (
     ADAPTIVE,
     BATCH,
@@ -15,12 +21,6 @@ from tests.common.tiny_models import (
     random_decisions,
     run,
 )
-from torch.utils.flop_counter import FlopCounterMode
-
-from common.adapt import adaptive_part
-from common.adaptive import RoutedEncoder
-from common.errors import ConfigError
-from common.steps import first_position, live_steps
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -52,12 +52,20 @@ def outcome(family, strategy, executor, narrowed, decided):
 
 @every_family
 @pytest.mark.parametrize("decided", ["forced", "policy"])
-@pytest.mark.parametrize("strategy, executor", [
-    ("standard", "dense"),
-    *((strategy, executor) for strategy in ADAPTIVE
-      for executor in ("dense", "exact", "sampled", "gathered"))])
+@pytest.mark.parametrize(
+    "strategy, executor",
+    [
+        ("standard", "dense"),
+        *(
+            (strategy, executor)
+            for strategy in ADAPTIVE
+            for executor in ("dense", "exact", "sampled", "gathered")
+        ),
+    ],
+)
 def test_narrowed_is_full_in_outputs_decisions_and_all_gradients(
-        family, strategy, executor, decided):
+    family, strategy, executor, decided
+):
     """`sampled` draws its rows from the same keyed noise in both."""
     logits, decisions, grads, leaf = outcome(family, strategy, executor, True, decided)
     expected, same, full_grads, full_leaf = outcome(family, strategy, executor, False, decided)
@@ -83,8 +91,11 @@ def test_narrowing_saves_work_and_changes_no_layer_but_the_last(family, strategy
         run_layers, passed = encoder.run_layers, []
         encoder.run_layers = lambda state, raw=None, go=run_layers, to=passed: go(state, raw, to)
         part = adaptive_part(model)
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), \
-                part.force(random_decisions(model)) if part else nullcontext():
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.no_grad(),
+            part.force(random_decisions(model)) if part else nullcontext(),
+        ):
             run(model, family)
         flops.append(counter.get_total_flops())
         handed_on.append(passed)
@@ -112,8 +123,13 @@ def test_which_steps_of_the_last_cross_layer_are_narrowed():
     layers = encoder_of(adapted("lxmert", "standard")).layers()
     steps, _ = live_steps(layers, ("lang",), first=("lang",))
     assert [(step.component, step.first_only) for step in steps[-1]] == [
-        ("cross.head", False), ("cross.output", False), ("lang.head", True),
-        ("lang.attention.output", True), ("lang.intermediate", True), ("lang.output", True)]
+        ("cross.head", False),
+        ("cross.output", False),
+        ("lang.head", True),
+        ("lang.attention.output", True),
+        ("lang.intermediate", True),
+        ("lang.output", True),
+    ]
     assert not any(step.first_only for layer in steps[:-1] for step in layer)
     whole, _ = live_steps(layers, ("lang", "vision"))
     assert not any(step.first_only for layer in whole for step in layer)

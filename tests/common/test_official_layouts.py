@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from common.annotations import AnswerVocabulary
-from common.data import main
-from common.dataset_table import DATASETS, MINIVAL_ROWS
-from common.datasets import Dataset
-from common.errors import ConfigError, DataError
-from common.feature_import import import_tsv
-from common.vqa_data import (
+from common.data.annotations import AnswerVocabulary
+from common.data.command import main
+from common.data.dataset_table import DATASETS, MINIVAL_ROWS
+from common.data.datasets import (
     FAST_IMAGES,
     TINY_IMAGES,
-    VQADataset,
+    Dataset,
     check_disjoint,
     load_split,
     open_features,
     resolve_dataset,
 )
+from common.data.vqa_dataset import VQADataset
+from common.errors import ConfigError, DataError
+from common.features.importing import import_tsv
 from tests.common.data_files import (
     annotation,
     npz_of,
@@ -44,18 +44,22 @@ def numbered(images: list[int], answers: str | list[str] = "red") -> tuple[list[
     """Two questions about each image, with ids 10 x image + 1 and + 2, and their annotations."""
     ids = [(10 * image + n, image) for image in images for n in (1, 2)]
     answers = [answers] * len(ids) if isinstance(answers, str) else answers
-    return ([question(*pair) for pair in ids],
-            [annotation(*pair, answer) for pair, answer in zip(ids, answers, strict=True)])
+    return (
+        [question(*pair) for pair in ids],
+        [annotation(*pair, answer) for pair, answer in zip(ids, answers, strict=True)],
+    )
 
 
 def write_stores(root: Path, parts: dict[str, list[int]], bad: tuple[int, ...] = ()) -> None:
     """TSVs of some COCO parts, imported; rows of `bad` images cannot be read."""
     for part, images in parts.items():
-        rows = [plain_row(key(part, i), WIDTH, **({"boxes": b"!"} if i in bad else {}))
-                for i in images]
+        rows = [
+            plain_row(key(part, i), WIDTH, **({"boxes": b"!"} if i in bad else {})) for i in images
+        ]
         store = root / "mscoco_imgfeat" / f"{part}_obj36"
-        import_tsv(write_tsv(store.with_suffix(".tsv"), rows), store, WIDTH, skip_bad=True,
-                   progress=False)
+        import_tsv(
+            write_tsv(store.with_suffix(".tsv"), rows), store, WIDTH, skip_bad=True, progress=False
+        )
 
 
 def write_vqa_official(root: Path, bad: tuple[int, ...] = ()) -> Path:
@@ -70,8 +74,10 @@ def write_vqa_official(root: Path, bad: tuple[int, ...] = ()) -> Path:
 
 def write_vqa_cp(root: Path) -> Path:
     """VQA-CP v2 as it is downloaded: bare lists; both sides have images of both COCO parts."""
-    sides = {"train": [(9, "train2014"), (40, "val2014"), (5, "train2014")],
-             "test": [(10, "val2014"), (7, "train2014")]}
+    sides = {
+        "train": [(9, "train2014"), (40, "val2014"), (5, "train2014")],
+        "test": [(10, "val2014"), (7, "train2014")],
+    }
     for side, images in sides.items():
         asked, answered = numbered([i for i, _ in images], "red" if side == "train" else "blue")
         for entry in (*asked, *answered):
@@ -84,13 +90,26 @@ def write_vqa_cp(root: Path) -> Path:
 
 def write_vqa(root: Path) -> Path:
     """VQA v2 as LXMERT re-distributes it."""
-    for split, part, images in (("train", "train2014", TRAIN_IMAGES),
-                                ("nominival", "val2014", [30, 20]),
-                                ("minival", "val2014", [40, 10])):
-        write_json(root / "vqa" / f"{split}.json", [
-            {"img_id": key(part, i), "question_id": 10 * i + n, "sent": "what?",
-             "label": {"red": 1}, "answer_type": "other", "question_type": "what"}
-            for i in sorted(images) for n in (1, 2)])
+    for split, part, images in (
+        ("train", "train2014", TRAIN_IMAGES),
+        ("nominival", "val2014", [30, 20]),
+        ("minival", "val2014", [40, 10]),
+    ):
+        write_json(
+            root / "vqa" / f"{split}.json",
+            [
+                {
+                    "img_id": key(part, i),
+                    "question_id": 10 * i + n,
+                    "sent": "what?",
+                    "label": {"red": 1},
+                    "answer_type": "other",
+                    "question_type": "what",
+                }
+                for i in sorted(images)
+                for n in (1, 2)
+            ],
+        )
     AnswerVocabulary(["red"]).write(root / "vqa")
     write_stores(root, {"train2014": TRAIN_IMAGES, "val2014": VAL_IMAGES})
     return root
@@ -198,9 +217,10 @@ def test_subset_is_the_first_rows_of_every_store(tmp_path: Path, name: str) -> N
     expected = {"vqa": {9}, "vqa_official": {9}, "vqa_cp": {9, 40}}[name]
     splits = dataset.kind.train
     assert images_of(dataset, splits, images=1) == expected
-    assert images_of(dataset, splits, images=3) == {
-        "vqa": {9, 5, 7, 30}, "vqa_official": {9, 5, 7}, "vqa_cp": {9, 40, 5}
-    }[name]
+    assert (
+        images_of(dataset, splits, images=3)
+        == {"vqa": {9, 5, 7, 30}, "vqa_official": {9, 5, 7}, "vqa_cp": {9, 40, 5}}[name]
+    )
     assert images_of(dataset, splits, FAST_IMAGES) >= images_of(dataset, splits, TINY_IMAGES)
 
 
@@ -213,7 +233,7 @@ def test_every_missing_file_is_named_with_its_source(tmp_path: Path, name: str) 
     lines = str(error.value).splitlines()
     assert f"{len(kind.files())} files are missing" in lines[0]
     assert len(lines) == len(kind.files()) + 2
-    for line, path in zip(lines[1:], kind.files()):
+    for line, path in zip(lines[1:], kind.files(), strict=False):
         assert str(tmp_path / path) in line and "from https://" in line
 
 
@@ -257,11 +277,17 @@ def write_answers(root: Path, side: str, answers: list[str]) -> None:
     """VQA-CP's files of one side with these most common answers."""
     path = root / "vqa" / f"vqacp_v2_{side}"
     images = [(9, "train2014")] * len(answers)
-    write_json(Path(f"{path}_questions.json"),
-               [question(n, i, coco_split=s) for n, (i, s) in enumerate(images)])
-    write_json(Path(f"{path}_annotations.json"),
-               [annotation(n, i, a, coco_split=s) for n, ((i, s), a)
-                in enumerate(zip(images, answers))])
+    write_json(
+        Path(f"{path}_questions.json"),
+        [question(n, i, coco_split=s) for n, (i, s) in enumerate(images)],
+    )
+    write_json(
+        Path(f"{path}_annotations.json"),
+        [
+            annotation(n, i, a, coco_split=s)
+            for n, ((i, s), a) in enumerate(zip(images, answers, strict=False))
+        ],
+    )
 
 
 def test_answers_of_vqa_cp_are_those_of_nine_training_questions(
@@ -327,8 +353,11 @@ def test_answer_lists_of_unknown_origin_are_not_overwritten(tmp_path: Path) -> N
 
 def change(path: Path, index: int, **changes: Any) -> None:
     value = json.loads(path.read_text())
-    entries = next((v for v in value.values() if isinstance(v, list)), None) \
-        if isinstance(value, dict) else value
+    entries = (
+        next((v for v in value.values() if isinstance(v, list)), None)
+        if isinstance(value, dict)
+        else value
+    )
     entries[index] |= changes
     write_json(path, value)
 

@@ -12,9 +12,9 @@ from pytorch_pretrained_bert.optimization import WarmupLinearSchedule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import CheckpointError, ConfigError
-from common.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
+from common.training.checkpoint import load_checkpoint, save_checkpoint
+from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NAMES = list(OPTIMIZERS)
@@ -43,9 +43,17 @@ def test_bert_is_vilberts_bertadam(schedule: str) -> None:
     prefix = f"warmup_{schedule}"
     p, q = (nn.Parameter(golden[f"{prefix}/{name}0"].clone()) for name in "pq")
     optimizer = make_optimizer(
-        "bert", [{"params": [p], "lr": 0.05, "weight_decay": 0.01},
-                 {"params": [q], "lr": 0.1, "weight_decay": 0.0}],
-        lr=0.05, total_steps=8, warmup=0.3, schedule=schedule, max_grad_norm=1.0)
+        "bert",
+        [
+            {"params": [p], "lr": 0.05, "weight_decay": 0.01},
+            {"params": [q], "lr": 0.1, "weight_decay": 0.0},
+        ],
+        lr=0.05,
+        total_steps=8,
+        warmup=0.3,
+        schedule=schedule,
+        max_grad_norm=1.0,
+    )
     for step in range(8):
         p.grad, q.grad = (golden[f"{prefix}/grad_{name}/{step}"].clone() for name in "pq")
         optimizer.step()
@@ -72,8 +80,11 @@ def test_bert_matches_its_formula_in_float64_and_does_not_clip() -> None:
 
 def golden_vlbert() -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     folder = GOLDENS / "vlbert" / "optim"
-    return (json.loads((folder / "config.json").read_text()),
-            load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors"))
+    return (
+        json.loads((folder / "config.json").read_text()),
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
 
 
 def test_adamw_follows_vlberts_schedule_norms_and_nearly_its_trajectory() -> None:
@@ -81,8 +92,14 @@ def test_adamw_follows_vlberts_schedule_norms_and_nearly_its_trajectory() -> Non
     config, inputs, outputs = golden_vlbert()
     params = [nn.Parameter(inputs[name].clone()) for name in ("p1", "p2")]
     optimizer = make_optimizer(
-        "adamw", params, config["lr"], config["t_total"], eps=config["eps"],
-        warmup=config["warmup_steps"] / config["t_total"], weight_decay=config["weight_decay"])
+        "adamw",
+        params,
+        config["lr"],
+        config["t_total"],
+        eps=config["eps"],
+        warmup=config["warmup_steps"] / config["t_total"],
+        weight_decay=config["weight_decay"],
+    )
     for step, rate in enumerate(config["lr_used_per_step"]):
         for number, p in enumerate(params, 1):
             p.grad = inputs[f"grads{number}"][step].clone()
@@ -110,8 +127,10 @@ def test_the_linear_schedule_is_the_published_one_and_ends_at_zero() -> None:
 def test_n_steps_are_k_steps_a_checkpoint_and_the_rest(name: str, tmp_path: Path) -> None:
     def fresh() -> tuple[nn.Module, OptimizerWithSchedule]:
         model = make_model()
-        groups = [{"params": model[:3].parameters(), "lr": 0.02},
-                  {"params": model[3].parameters(), "weight_decay": 0.1}]
+        groups = [
+            {"params": model[:3].parameters(), "lr": 0.02},
+            {"params": model[3].parameters(), "weight_decay": 0.1},
+        ]
         return model, make_optimizer(name, groups, lr=0.05, total_steps=9, warmup=0.3)
 
     straight, optimizer = fresh()
@@ -119,18 +138,23 @@ def test_n_steps_are_k_steps_a_checkpoint_and_the_rest(name: str, tmp_path: Path
     for interrupted_at in (0, 1, 4):
         model, first = fresh()
         train(model, first, range(interrupted_at))
-        save_checkpoint(tmp_path / "x.safetensors", {"model": model.state_dict(),
-                                                     "optimizer": first.state_dict()}, {})
+        save_checkpoint(
+            tmp_path / "x.safetensors",
+            {"model": model.state_dict(), "optimizer": first.state_dict()},
+            {},
+        )
         state, _ = load_checkpoint(tmp_path / "x.safetensors")
         resumed, second = fresh()
         resumed.load_state_dict(state["model"])
         second.load_state_dict(state["optimizer"])
         assert second.lr == first.lr and second.updates == interrupted_at
         train(resumed, second, range(interrupted_at, 9))
-        for a, b in zip(straight.parameters(), resumed.parameters()):
+        for a, b in zip(straight.parameters(), resumed.parameters(), strict=False):
             assert torch.equal(a, b)
-    assert any(not torch.equal(a, b)
-               for a, b in zip(straight.parameters(), make_model().parameters()))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(straight.parameters(), make_model().parameters(), strict=False)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,15 +201,20 @@ def test_names_as_upstream_any_string_with_bert_is_bert() -> None:
         make_optimizer("adagrad", params, 0.1, 5)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"total_steps": 0}, "total_steps 0"), ({"warmup": 1.0}, "warmup 1.0"),
-    ({"lr": float("nan")}, "learning rate nan"), ({"schedule": "cosine"}, "valid: linear"),
-    ({"momentun": 0.9}, "momentun"), ({"params": []}, "everything is frozen"),
-    ({"name": "bert", "first_step": 1}, "counts its updates from 0"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"total_steps": 0}, "total_steps 0"),
+        ({"warmup": 1.0}, "warmup 1.0"),
+        ({"lr": float("nan")}, "learning rate nan"),
+        ({"schedule": "cosine"}, "valid: linear"),
+        ({"momentun": 0.9}, "momentun"),
+        ({"params": []}, "everything is frozen"),
+        ({"name": "bert", "first_step": 1}, "counts its updates from 0"),
+    ],
+)
 def test_senseless_settings_are_named(change: dict[str, Any], message: str) -> None:
-    settings = {"name": "sgd", "params": [nn.Parameter(torch.ones(1))], "lr": 0.1,
-                "total_steps": 5}
+    settings = {"name": "sgd", "params": [nn.Parameter(torch.ones(1))], "lr": 0.1, "total_steps": 5}
     with pytest.raises(ConfigError, match=message):
         make_optimizer(**settings | change)
 
@@ -193,8 +222,10 @@ def test_senseless_settings_are_named(change: dict[str, Any], message: str) -> N
 def test_a_state_of_another_run_is_refused() -> None:
     params = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
     state = make_optimizer("adam", params, 0.1, 5).state_dict()
-    for other, message in ((make_optimizer("sgd", params, 0.1, 5), "optimizer is 'adam'"),
-                           (make_optimizer("adam", params, 0.1, 6), "total_steps is 5"),
-                           (make_optimizer("adam", params[:1], 0.1, 5), r"\[2\].*has \[1\]")):
+    for other, message in (
+        (make_optimizer("sgd", params, 0.1, 5), "optimizer is 'adam'"),
+        (make_optimizer("adam", params, 0.1, 6), "total_steps is 5"),
+        (make_optimizer("adam", params[:1], 0.1, 5), r"\[2\].*has \[1\]"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             other.load_state_dict(state)

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
-from common import plots
-from common.decision_grid import make_panels
+from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
-from common.plot_style import DEAD_COLOUR, STRATEGY_COLOURS, share_colours
-from common.strategies import STRATEGIES
+from common.results import plots
+from common.results.decision_grid import make_panels
+from common.results.plot_style import DEAD_COLOUR, STRATEGY_COLOURS, share_colours
 from tests.common.result_examples import (
     STATIC_STRATEGIES,
     Layout,
@@ -33,8 +33,12 @@ LAYOUTS = {
     "lxmert_res": lxmert_layout("SpotTune_Res"),
     "single_stream": single_stream_layout("SpotTune"),
     "single_stream_large": single_stream_layout("SpotTune", 24, 16),
-    "other_streams": [(f"{stream}.{n}", part, True) for stream in ("text", "connection")
-                      for n in (1, 2) for part in ("head.1", "head.2", "output")],
+    "other_streams": [
+        (f"{stream}.{n}", part, True)
+        for stream in ("text", "connection")
+        for n in (1, 2)
+        for part in ("head.1", "head.2", "output")
+    ],
 }
 
 
@@ -52,10 +56,14 @@ def words(figure: Figure) -> str:
 def test_every_decision_is_drawn_once_with_its_share(layout: Layout) -> None:
     result = make_result("SpotTune", layout=layout)
     decisions = result["decisions"]
-    drawn = np.sort(np.concatenate([image.get_array().compressed()
-                                    for image in images(plots.draw_decisions(result))]))
-    live = [share for share, alive in zip(decisions["share"], decisions["live"], strict=True)
-            if alive]
+    drawn = np.sort(
+        np.concatenate(
+            [image.get_array().compressed() for image in images(plots.draw_decisions(result))]
+        )
+    )
+    live = [
+        share for share, alive in zip(decisions["share"], decisions["live"], strict=True) if alive
+    ]
     np.testing.assert_allclose(drawn, np.sort(live))
 
 
@@ -143,9 +151,13 @@ def test_decisions_by_type_show_the_mean_of_live_decisions_of_each_layer() -> No
     layers_axes = figure.axes[1]
     for container, kind in zip(layers_axes.containers, ("yes/no", "other"), strict=True):
         share = decisions["share_by_type"][kind]["share"]
-        last = [value for value, layer, alive in zip(share, decisions["layers"],
-                                                     decisions["live"], strict=True)
-                if layer == "cross.5" and alive]
+        last = [
+            value
+            for value, layer, alive in zip(
+                share, decisions["layers"], decisions["live"], strict=True
+            )
+            if layer == "cross.5" and alive
+        ]
         assert container[-1].get_height() == pytest.approx(sum(last) / len(last))
         assert len(container) == 19
 
@@ -161,8 +173,11 @@ def test_history_has_a_column_per_epoch_and_a_row_per_layer() -> None:
     (image,) = images(plots.draw_decision_history(result))
     assert image.get_array().shape == (19, 6)
     share = result["epochs"][2]["decisions"]["share"]
-    first = [value for value, layer in zip(share, result["decisions"]["layers"], strict=True)
-             if layer == "lang.1"]
+    first = [
+        value
+        for value, layer in zip(share, result["decisions"]["layers"], strict=True)
+        if layer == "lang.1"
+    ]
     assert image.get_array()[0, 2] == pytest.approx(sum(first) / len(first))
 
 
@@ -180,8 +195,11 @@ def test_training_curves_mark_the_epoch_that_was_kept() -> None:
 
 
 def test_comparison_draws_accuracies_errors_and_baselines() -> None:
-    results = [make_result("standard", seed=1, val=80.0), make_result("standard", seed=2, val=84.0),
-               make_result("SpotTune", val=70.0)]
+    results = [
+        make_result("standard", seed=1, val=80.0),
+        make_result("standard", seed=2, val=84.0),
+        make_result("SpotTune", val=70.0),
+    ]
     left, right = plots.draw_comparison(results).axes
     xs = {float(line.get_xdata()[0]) for line in left.get_lines()}
     assert {51.0, 55.0, 82.0, 87.0, 70.0, 75.0} <= xs
@@ -194,8 +212,9 @@ def test_comparison_has_a_row_of_plots_per_dataset() -> None:
     assert len(plots.draw_comparison(results).axes) == 4
 
 
-@pytest.mark.parametrize("plot", [plots.plot_decisions, plots.plot_decisions_by_type,
-                                  plots.plot_decision_history])
+@pytest.mark.parametrize(
+    "plot", [plots.plot_decisions, plots.plot_decisions_by_type, plots.plot_decision_history]
+)
 @pytest.mark.parametrize("strategy", STATIC_STRATEGIES)
 def test_drawing_decisions_of_a_static_strategy_is_an_error(plot: Any, strategy: str) -> None:
     with pytest.raises(DataError, match=f"{strategy}.*decides nothing"):
@@ -205,9 +224,11 @@ def test_drawing_decisions_of_a_static_strategy_is_an_error(plot: Any, strategy:
 def test_plots_without_data_say_what_is_missing() -> None:
     result = make_result("BlockDrop", epochs=0)
     result["decisions"]["share_by_type"] = {}
-    for draw, missing in ((plots.draw_training, "epochs"),
-                          (plots.draw_decision_history, "epoch"),
-                          (plots.draw_decisions_by_type, "share_by_type")):
+    for draw, missing in (
+        (plots.draw_training, "epochs"),
+        (plots.draw_decision_history, "epoch"),
+        (plots.draw_decisions_by_type, "share_by_type"),
+    ):
         with pytest.raises(DataError, match=missing):
             draw(result)
     with pytest.raises(DataError, match="no results"):

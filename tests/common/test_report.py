@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from common.report import write_comparison_report, write_run_report
+from common.results.report import write_comparison_report, write_run_report
 from tests.common.result_examples import lxmert_layout, make_result, write_result
 
 VOID = {"meta", "img", "br"}
@@ -32,8 +32,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.references += [value or "" for name, value in attrs
-                            if name in ("src", "href", "srcset", "data", "action")]
+        self.references += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "action")
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -54,9 +57,22 @@ def test_run_report_shows_numbers_command_versions_and_warnings(run_dir: Path) -
     path = write_run_report(run_dir)
     assert path == run_dir / "report.html"
     text = Page(path).text
-    for part in ("80.0 %", "85.0 %", "5.0 points", "2,500,000", "1,250,000", "300,000",
-                 "--strategy=SpotTune", "torch 2.13.0", "policy collapsed", "125.0 ms", "812 MB",
-                 "majority answer", "question only", "held-out tenth of train"):
+    for part in (
+        "80.0 %",
+        "85.0 %",
+        "5.0 points",
+        "2,500,000",
+        "1,250,000",
+        "300,000",
+        "--strategy=SpotTune",
+        "torch 2.13.0",
+        "policy collapsed",
+        "125.0 ms",
+        "812 MB",
+        "majority answer",
+        "question only",
+        "held-out tenth of train",
+    ):
         assert part in text
 
 
@@ -91,8 +107,9 @@ def test_run_report_of_a_result_with_the_required_keys_only(tmp_path: Path) -> N
 
 def test_reports_refer_to_nothing_outside_themselves(run_dir: Path) -> None:
     comparison = run_dir / "comparison.html"
-    write_comparison_report([make_result("standard"), make_result("SpotTune", layout=SMALL)],
-                            comparison)
+    write_comparison_report(
+        [make_result("standard"), make_result("SpotTune", layout=SMALL)], comparison
+    )
     for path in (write_run_report(run_dir), comparison):
         page = Page(path)
         assert page.references and all(ref.startswith("data:") for ref in page.references)
@@ -102,8 +119,17 @@ def test_reports_refer_to_nothing_outside_themselves(run_dir: Path) -> None:
 
 
 def test_reports_escape_every_text(tmp_path: Path) -> None:
-    result = make_result("SpotTune", layout=SMALL, command=EVIL, warnings=[EVIL], dataset=EVIL,
-                         name=EVIL, versions={EVIL: EVIL}, selection=EVIL, device=EVIL)
+    result = make_result(
+        "SpotTune",
+        layout=SMALL,
+        command=EVIL,
+        warnings=[EVIL],
+        dataset=EVIL,
+        name=EVIL,
+        versions={EVIL: EVIL},
+        selection=EVIL,
+        device=EVIL,
+    )
     result["accuracy"]["val"][EVIL] = 1.0
     write_result(tmp_path, result)
     write_comparison_report([result], tmp_path / "comparison.html", [EVIL])
@@ -117,8 +143,15 @@ def test_comparison_report_has_all_rows_baselines_problems_and_commands(tmp_path
     results = [make_result("standard", val=61.5), make_result("BlockDrop", val=58.25)]
     write_comparison_report(results, tmp_path / "new" / "c.html", ["bad/result.json: broken"])
     page = Page(tmp_path / "new" / "c.html")
-    for part in ("standard", "BlockDrop", "61.5", "majority answer", "question only",
-                 "bad/result.json: broken", "--strategy=BlockDrop"):
+    for part in (
+        "standard",
+        "BlockDrop",
+        "61.5",
+        "majority answer",
+        "question only",
+        "bad/result.json: broken",
+        "--strategy=BlockDrop",
+    ):
         assert part in page.text
     assert page.tags.count("img") == 2
 

@@ -6,22 +6,16 @@ import random
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from common import runtime
-from common.distributed import World
 from common.errors import ConfigError
-from common.runtime import (
-    has_nvidia_apex,
-    make_runtime,
-    seed_everything,
-    versions,
-)
+from common.training import runtime
+from common.training.distributed import World
+from common.training.runtime import make_runtime, seed_everything, versions
 
 
 @pytest.fixture
@@ -38,7 +32,8 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_number_without_a_gpu_says_so_and_runs_on_the_cpu(
-        no_gpu: None, capsys: pytest.CaptureFixture) -> None:
+    no_gpu: None, capsys: pytest.CaptureFixture
+) -> None:
     assert make_runtime("0,1").device == torch.device("cpu")
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "GPU 0,1 was asked for" in printed and "CPU" in printed
@@ -62,7 +57,8 @@ def test_precisions_that_cannot_work_name_the_way_out(no_gpu: None) -> None:
 
 
 def test_gpu_numbers_are_those_of_cuda_visible_devices(
-        four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    four_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert [d.index for d in make_runtime(None).devices] == [0, 1, 2, 3]
     assert make_runtime("3,1", world=World(1, 2, 1, 2)).device == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match="no GPU 4 here; visible are 0, 1, 2, 3"):
@@ -100,8 +96,9 @@ class Record:
 def test_move_keeps_the_structure_and_moves_every_tensor() -> None:
     meta = runtime.Runtime(torch.device("meta"), "fp32", torch.amp.GradScaler(enabled=False))
     one = torch.ones(2)
-    moved = meta.move({"a": [one, 3], "b": (one, "text"), "c": Pair(one, "q"),
-                       "d": Record(one, [1]), "e": None})
+    moved = meta.move(
+        {"a": [one, 3], "b": (one, "text"), "c": Pair(one, "q"), "d": Record(one, [1]), "e": None}
+    )
     assert type(moved["c"]) is Pair and type(moved["d"]) is Record and moved["e"] is None
     tensors = [moved["a"][0], moved["b"][0], moved["c"].left, moved["d"].regions]
     assert all(tensor.device.type == "meta" for tensor in tensors)
@@ -111,6 +108,7 @@ def test_move_keeps_the_structure_and_moves_every_tensor() -> None:
 def test_the_same_seed_gives_the_same_numbers_everywhere() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
+
     seed_everything(7)
     first = draw()
     assert draw() != first
@@ -122,10 +120,12 @@ def test_the_same_seed_gives_the_same_numbers_everywhere() -> None:
 
 
 def test_peak_memory_counts_a_large_array_of_this_process_only() -> None:
-    code = ("import numpy as np; from common.runtime import peak_memory\n"
-            "before = peak_memory()['peak_rss_bytes']; np.ones(8 << 20)\n"
-            "after = peak_memory()\n"
-            "print(before, after['peak_rss_bytes'], after['peak_cuda_bytes'])")
+    code = (
+        "import numpy as np; from common.runtime import peak_memory\n"
+        "before = peak_memory()['peak_rss_bytes']; np.ones(8 << 20)\n"
+        "after = peak_memory()\n"
+        "print(before, after['peak_rss_bytes'], after['peak_cuda_bytes'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after, cuda = done.stdout.split()
     assert 60 << 20 <= int(after) - int(before) <= 80 << 20
@@ -139,26 +139,13 @@ def test_versions_name_what_a_result_depends_on() -> None:
     assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) >= 7
 
 
-def test_only_nvidias_apex_counts_and_nothing_is_imported(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not has_nvidia_apex()
-    package = tmp_path / "apex"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert not has_nvidia_apex()  # the PyPI package of that name
-    (package / "optimizers").mkdir()
-    (package / "optimizers" / "__init__.py").write_text("raise RuntimeError('imported')")
-    assert not has_nvidia_apex()  # without its kernels
-    (tmp_path / "amp_C.py").write_text("raise RuntimeError('imported')")
-    assert has_nvidia_apex()
-
-
 def test_importing_the_modules_sets_nothing_up() -> None:
-    code = ("import random; before = random.getstate(); import sys, torch\n"
-            "import common.runtime, common.optim, common.tracking, common.checkpoint\n"
-            "assert random.getstate() == before and not torch.cuda.is_initialized()\n"
-            "heavy = {'tensorboardX', 'wandb', 'pytorch_optimizer', 'pytorch_pretrained_bert'}\n"
-            "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n")
+    code = (
+        "import random; before = random.getstate(); import sys, torch\n"
+        "import common.runtime, common.optim, common.tracking, common.checkpoint\n"
+        "assert random.getstate() == before and not torch.cuda.is_initialized()\n"
+        "heavy = {'tensorboardX', 'wandb', 'pytorch_optimizer', 'pytorch_pretrained_bert'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "", done.stderr

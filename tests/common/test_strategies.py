@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.common.tiny_models import SingleStream, adapted, pretrained
 
-from common.adapt import adapt, adaptive_part, parameter_counts, set_global_decisions
-from common.adaptive import AdaptiveOptions
+from common.adapt.adapting import adapt, adaptive_part, parameter_counts, set_global_decisions
+from common.adapt.encoder import AdaptiveOptions
+from common.adapt.strategies import STRATEGIES, find_strategy, plan_sites
 from common.errors import ConfigError
-from common.strategies import STRATEGIES, find_strategy, plan_sites
+from tests.common.tiny_models import SingleStream, adapted, pretrained
 
 
 def decisions(encoder, strategy):
@@ -23,17 +23,27 @@ def twelve_layers():
         return SingleStream(layers=12, channels=24, heads=12).encoder
 
 
-@pytest.mark.parametrize(("strategy", "total"), [
-    ("SpotTune_Block", 12), ("SpotTune_Res", 24), ("SpotTune", 180), ("BlockDrop", 12),
-    ("BlockReplace", 12)])
+@pytest.mark.parametrize(
+    ("strategy", "total"),
+    [
+        ("SpotTune_Block", 12),
+        ("SpotTune_Res", 24),
+        ("SpotTune", 180),
+        ("BlockDrop", 12),
+        ("BlockReplace", 12),
+    ],
+)
 def test_totals_of_a_single_stream_of_12_layers_and_12_heads(twelve_layers, strategy, total):
     assert len(decisions(twelve_layers, strategy)) == total
 
 
 def test_order_in_a_single_stream_is_heads_output_intermediate_output(twelve_layers):
     names = decisions(twelve_layers, "SpotTune")
-    assert names[:15] == [f"head.{h}" for h in range(1, 13)] + ["attention.output",
-                                                                "intermediate", "output"]
+    assert names[:15] == [f"head.{h}" for h in range(1, 13)] + [
+        "attention.output",
+        "intermediate",
+        "output",
+    ]
     assert names == names[:15] * 12
     assert decisions(twelve_layers, "SpotTune_Res")[:2] == ["attention", "ffn"]
 
@@ -51,14 +61,22 @@ def test_an_unknown_strategy_lists_the_valid_ones_and_the_nearest():
     with pytest.raises(ConfigError) as error:
         find_strategy("SpotTune_Blok")
     assert "'SpotTune_Blok'" in str(error.value) and "Did you mean SpotTune_Block" in str(
-        error.value)
+        error.value
+    )
     assert all(name in str(error.value) for name in STRATEGIES)
 
 
-@pytest.mark.parametrize(("strategy", "flags", "trainable"), [
-    ("Frozen", {}, []), ("LastK", {"trainable_layers": "last:2"}, [2, 3]), ("last_1", {}, [3]),
-    ("FrozenLayers", {"frozen_layers": "1,3"}, [2]),
-    ("FrozenLayers", {"frozen_layers": ["layer.2"]}, [1, 3]), ("standard", {}, [1, 2, 3])])
+@pytest.mark.parametrize(
+    ("strategy", "flags", "trainable"),
+    [
+        ("Frozen", {}, []),
+        ("LastK", {"trainable_layers": "last:2"}, [2, 3]),
+        ("last_1", {}, [3]),
+        ("FrozenLayers", {"frozen_layers": "1,3"}, [2]),
+        ("FrozenLayers", {"frozen_layers": ["layer.2"]}, [1, 3]),
+        ("standard", {}, [1, 2, 3]),
+    ],
+)
 def test_static_strategies_freeze_the_named_layers_and_nothing_else(strategy, flags, trainable):
     model = adapt(pretrained("single"), strategy, **flags)
     for number, layer in enumerate(model.encoder.layer, 1):
@@ -68,18 +86,22 @@ def test_static_strategies_freeze_the_named_layers_and_nothing_else(strategy, fl
     assert adaptive_part(model) is None
 
 
-@pytest.mark.parametrize(("strategy", "flags", "message"), [
-    ("LastK", {}, "--trainable-layers last:4"),
-    ("LastK", {"trainable_layers": "4"}, "'4' not understood; use e.g. last:4"),
-    ("LastK", {"trainable_layers": "last:9"}, "9 trainable layers wanted, the encoder has 3"),
-    ("last_2", {"trainable_layers": "last:1"}, "disagree"),
-    ("FrozenLayers", {}, "--frozen-layers 3,4,10,11"),
-    ("FrozenLayers", {"frozen_layers": "2,7"}, "unknown layers 7; valid: 1..3 or layer.1"),
-    ("standard", {"frozen_layers": "2"}, "belong to FrozenLayers"),
-    ("SpotTune", {"trainable_layers": "last:1"}, "belong to LastK"),
-    ("SpotTune", {"policy": "large"}, "unknown policy 'large'; valid: small, published"),
-    ("SpotTune", {"policy": "random:2"}, "random:0.5"),
-    ("SpotTune", {"policy": "published"}, "no published policy network; use 'small'")])
+@pytest.mark.parametrize(
+    ("strategy", "flags", "message"),
+    [
+        ("LastK", {}, "--trainable-layers last:4"),
+        ("LastK", {"trainable_layers": "4"}, "'4' not understood; use e.g. last:4"),
+        ("LastK", {"trainable_layers": "last:9"}, "9 trainable layers wanted, the encoder has 3"),
+        ("last_2", {"trainable_layers": "last:1"}, "disagree"),
+        ("FrozenLayers", {}, "--frozen-layers 3,4,10,11"),
+        ("FrozenLayers", {"frozen_layers": "2,7"}, "unknown layers 7; valid: 1..3 or layer.1"),
+        ("standard", {"frozen_layers": "2"}, "belong to FrozenLayers"),
+        ("SpotTune", {"trainable_layers": "last:1"}, "belong to LastK"),
+        ("SpotTune", {"policy": "large"}, "unknown policy 'large'; valid: small, published"),
+        ("SpotTune", {"policy": "random:2"}, "random:0.5"),
+        ("SpotTune", {"policy": "published"}, "no published policy network; use 'small'"),
+    ],
+)
 def test_wrong_choices_are_one_clear_error(strategy, flags, message):
     with pytest.raises(ConfigError, match=None) as error:
         adapt(pretrained("single"), strategy, **flags)

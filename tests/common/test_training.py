@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -11,14 +14,14 @@ import time
 
 import pytest
 import torch
-from tests.common.toy_task import ToyTask, final_state, make_trainer, same
 
-from common.adapt import adaptive_part
-from common.budget import BudgetOptions
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.adapt.adapting import adaptive_part
+from common.adapt.budget import BudgetOptions
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
-from common.stop_signal import StopSignal
-from common.training import BatchOrder
+from common.training.batch_order import BatchOrder
+from common.training.checkpoint import load_checkpoint, save_checkpoint
+from common.training.stop_signal import StopSignal
+from tests.common.toy_task import ToyTask, final_state, make_trainer, same
 
 LIMIT = 150.0  # seconds: a hang fails
 
@@ -48,14 +51,18 @@ def test_it_resumes_with_workers_and_accumulation_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("accumulate", [2, 3])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, accumulate):
     """Losses that are means over other things than samples included; budgets are not."""
-    settings = {"double": True, "dropout": 0.0, "budget": BudgetOptions(), "batch_size": 7,
-                "max_steps": 4}
+    settings = {
+        "double": True,
+        "dropout": 0.0,
+        "budget": BudgetOptions(),
+        "batch_size": 7,
+        "max_steps": 4,
+    }
     whole = make_trainer(tmp_path / "whole", **settings)
     parts = make_trainer(tmp_path / "parts", accumulate=accumulate, **settings)
     whole.fit()
     parts.fit()
-    for (name, p), q in zip(whole.model.named_parameters(), parts.model.parameters(),
-                            strict=True):
+    for (name, p), q in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(q, p, rtol=1e-9, atol=1e-11, msg=name)
     assert parts.history[0]["train_losses"] == pytest.approx(whole.history[0]["train_losses"])
     with pytest.raises(ConfigError, match="a batch of 7 samples .* 1 processes × 8 micro-batches"):
@@ -79,7 +86,8 @@ def test_gradient_reaches_policy_and_model_with_their_own_optimisers(tmp_path):
     ours = {id(p) for o in trainer.optimizers.values() for p in o.parameters}
     assert ours == {id(p) for p in trainer.model.parameters() if p.requires_grad}
     assert not {id(p) for p in trainer.optimizers["main"].parameters} & {
-        id(p) for p in part.policy.parameters()}
+        id(p) for p in part.policy.parameters()
+    }
 
 
 def test_the_temperature_falls_geometrically(tmp_path):
@@ -88,7 +96,7 @@ def test_the_temperature_falls_geometrically(tmp_path):
     for step in range(trainer.total_steps):
         trainer.step = step
         values.append(trainer.temperature())
-    ratios = [b / a for a, b in zip(values, values[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(values)]
     assert values[0] == 5.0 and values[-1] == pytest.approx(1.0)
     assert max(ratios) - min(ratios) < 1e-9
 
@@ -100,8 +108,9 @@ def test_best_is_the_best_epoch_and_last_the_last(tmp_path):
     assert trainer.best_epoch == 1 and seen == [10.0, 30.0, 30.0]
     best, _ = load_checkpoint(tmp_path / "BEST.safetensors")
     assert best["progress"]["best_epoch"] == 1 and best["progress"]["epoch"] == 2
-    assert not torch.equal(best["model"]["head.weight"],
-                           final_state(tmp_path)["model"]["head.weight"])
+    assert not torch.equal(
+        best["model"]["head.weight"], final_state(tmp_path)["model"]["head.weight"]
+    )
     record = trainer.history[0]
     assert record["train_decisions"]["count"] == 20
     assert len(record["train_decisions"]["share"]) == len(adaptive_part(trainer.model).live)
@@ -111,7 +120,11 @@ def test_best_is_the_best_epoch_and_last_the_last(tmp_path):
 def test_every_epoch_visits_every_sample_once_in_an_order_of_its_own():
     order = BatchOrder(22, 4, seed=3)
     first, second = order.epoch(0), order.epoch(1)
-    assert order.steps == 5 and len(set(sum(first, []))) == 20 and first != second
+    assert (
+        order.steps == 5
+        and len(set(functools.reduce(operator.iadd, first, []))) == 20
+        and first != second
+    )
     assert order.epoch(0) == first and order.epoch(0, skip=2) == first[2:]
     assert BatchOrder(3, 8, 0).batch_size == 3
     with pytest.raises(ConfigError, match="training set is empty"):
@@ -140,8 +153,9 @@ def test_a_folder_with_a_run_is_overwritten_only_when_asked_and_then_wholly(tmp_
     first.begin(resume=False, overwrite=False)
     first.fit()
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(ConfigError, match="LAST.safetensors exists: add --resume to go on, "
-                                          "--overwrite"):
+    with pytest.raises(
+        ConfigError, match="LAST.safetensors exists: add --resume to go on, --overwrite"
+    ):
         make_trainer(tmp_path).begin(resume=False, overwrite=False)
     assert (tmp_path / "BEST.safetensors").exists()
     second = make_trainer(tmp_path, max_steps=1)
@@ -221,8 +235,10 @@ class Signalled(ToyTask):
         return super().validate(model)
 
 
-@pytest.mark.parametrize(("method", "call", "steps"), [
-    ("read", 1, 0), ("read", 6, 5), ("read", 8, 7), ("validate", 1, 5), ("validate", 3, 15)])
+@pytest.mark.parametrize(
+    ("method", "call", "steps"),
+    [("read", 1, 0), ("read", 6, 5), ("read", 8, 7), ("validate", 1, 5), ("validate", 3, 15)],
+)
 def test_a_signal_saves_and_stops_wherever_the_run_is(tmp_path, method, call, steps):
     make_trainer(tmp_path / "whole").fit()
     with pytest.raises(StoppedError, match=f"at step {steps}; .* --resume"):
@@ -235,7 +251,7 @@ def test_a_signal_saves_and_stops_wherever_the_run_is(tmp_path, method, call, st
 
 
 def test_a_later_second_signal_acts_as_usual(monkeypatch):
-    monkeypatch.setattr("common.stop_signal.REPEATS", -1.0)
+    monkeypatch.setattr("common.training.stop_signal.REPEATS", -1.0)
     numbers: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: numbers.append(number))
     try:

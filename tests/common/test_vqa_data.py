@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from common.annotations import AnswerVocabulary, Example
-from common.errors import ConfigError, DataError
-from common.feature_writer import RegionFeatureWriter
-from common.features import RegionFeatures
-from common.vqa_data import (
-    DATASETS,
-    FeatureSources,
-    VQADataset,
+from common.data.annotations import AnswerVocabulary, Example
+from common.data.dataset_table import DATASETS
+from common.data.datasets import (
     load_split,
     open_features,
     resolve_dataset,
     split_holdout,
     subset_by_images,
 )
+from common.data.vqa_dataset import VQADataset
+from common.errors import ConfigError, DataError
+from common.features.sources import FeatureSources
+from common.features.store import RegionFeatures
+from common.features.writer import RegionFeatureWriter
 
 STORES = {"train2014": ["T1", "T2", "T3"], "val2014": ["V1", "V2"]}
 SPLITS = {"train": ["T1", "T2", "T3", "T3"], "nominival": ["V2"], "minival": ["V1", "V1"]}
@@ -234,7 +234,7 @@ def test_holdout_shares_no_image_and_does_not_depend_on_the_order() -> None:
     assert not {e.image_id for e in train} & {e.image_id for e in held}
     assert 70 < len(held) // 3 < 130
     backwards = split_holdout(examples[::-1], 0.1, seed=3)
-    assert [e for e in backwards[1]][::-1] == held
+    assert list(backwards[1])[::-1] == held
     assert split_holdout(examples, 0.1, seed=4)[1] != held
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.annotations import Example
-from common.errors import DataError
-from common.vqa_metric import (
+from common.data.annotations import Example
+from common.data.vqa_metric import (
     answer_score,
     majority_answer_baseline,
     normalise_answer,
@@ -18,6 +17,7 @@ from common.vqa_metric import (
     strip_punctuation,
     write_predictions,
 )
+from common.errors import DataError
 
 
 def literal_accuracy(prediction: str, answers: list[str]) -> float:

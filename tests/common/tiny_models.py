@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.adapt import adapt, adaptive_part
-from common.adaptive import AdaptiveOptions, RoutedEncoder, frozen_copy
-from common.layers import BertLayer, init_bert_weights
-from common.policy import SmallPolicy
-from common.steps import Layer, bert_steps
+from common.adapt.adapting import adapt, adaptive_part
+from common.adapt.encoder import AdaptiveOptions, RoutedEncoder, frozen_copy
+from common.adapt.policy import SmallPolicy
+from common.adapt.steps import Layer, bert_steps
+from common.modules.layers import BertLayer, init_bert_weights
 from lxrt.config import LxmertConfig
 from lxrt.modeling import VQAModel
 from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig, SpecialTokens
@@ -28,22 +28,32 @@ class SingleStreamEncoder(RoutedEncoder):
     def __init__(self, layers: int, channels: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.channels, self.heads = channels, heads
-        self.layer = nn.ModuleList(BertLayer(channels, heads, 2 * channels, dropout, dropout)
-                                   for _ in range(layers))
+        self.layer = nn.ModuleList(
+            BertLayer(channels, heads, 2 * channels, dropout, dropout) for _ in range(layers)
+        )
         self.set_reads(("hidden",), first=("hidden",))
         init_bert_weights(self.modules())
 
     def layers(self) -> list[Layer]:
-        return [Layer(f"layer.{n}", f"layer.{n - 1}", module, bert_steps("hidden"),
-                      {"hidden": self.channels}, self.heads)
-                for n, module in enumerate(self.layer, 1)]
+        return [
+            Layer(
+                f"layer.{n}",
+                f"layer.{n - 1}",
+                module,
+                bert_steps("hidden"),
+                {"hidden": self.channels},
+                self.heads,
+            )
+            for n, module in enumerate(self.layer, 1)
+        ]
 
 
 class SingleStream(nn.Module):
     """Embedding, encoder, head on the first token."""
 
-    def __init__(self, layers: int = 3, channels: int = 12, heads: int = 3,
-                 dropout: float = 0.0) -> None:
+    def __init__(
+        self, layers: int = 3, channels: int = 12, heads: int = 3, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(40, channels)
         self.encoder = SingleStreamEncoder(layers, channels, heads, dropout)
@@ -67,10 +77,20 @@ class Family:
 
 
 def lxmert_config(dropout: float = 0.0) -> LxmertConfig:
-    return LxmertConfig(vocab_size=40, hidden_size=12, num_attention_heads=3, intermediate_size=20,
-                        l_layers=2, x_layers=2, r_layers=1, visual_feat_dim=7, num_answers=5,
-                        max_position_embeddings=16, hidden_dropout_prob=dropout,
-                        attention_probs_dropout_prob=dropout)
+    return LxmertConfig(
+        vocab_size=40,
+        hidden_size=12,
+        num_attention_heads=3,
+        intermediate_size=20,
+        l_layers=2,
+        x_layers=2,
+        r_layers=1,
+        visual_feat_dim=7,
+        num_answers=5,
+        max_position_embeddings=16,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
 
 
 def lxmert_inputs(batch: int) -> dict[str, Tensor]:
@@ -78,10 +98,13 @@ def lxmert_inputs(batch: int) -> dict[str, Tensor]:
     lengths = torch.arange(batch) % 4 + 3
     mask = (torch.arange(6)[None] < lengths[:, None]).long()
     regions = (torch.arange(4)[None] < (torch.arange(batch) % 3 + 2)[:, None]).long()
-    return {"input_ids": torch.randint(1, 40, (batch, 6), generator=generator) * mask,
-            "input_mask": mask, "region_mask": regions,
-            "features": torch.randn(batch, 4, 7, generator=generator, dtype=torch.float64),
-            "boxes": torch.rand(batch, 4, 4, generator=generator, dtype=torch.float64)}
+    return {
+        "input_ids": torch.randint(1, 40, (batch, 6), generator=generator) * mask,
+        "input_mask": mask,
+        "region_mask": regions,
+        "features": torch.randn(batch, 4, 7, generator=generator, dtype=torch.float64),
+        "boxes": torch.rand(batch, 4, 4, generator=generator, dtype=torch.float64),
+    }
 
 
 def single_inputs(batch: int) -> dict[str, Tensor]:
@@ -90,22 +113,32 @@ def single_inputs(batch: int) -> dict[str, Tensor]:
 
 
 def vlbert_config(dropout: float = 0.0) -> NetworkConfig:
-    encoder = EncoderConfig(vocab_size=40, hidden_size=12, visual_size=12, num_hidden_layers=3,
-                            num_attention_heads=3, intermediate_size=20,
-                            max_position_embeddings=24, hidden_dropout_prob=dropout,
-                            attention_probs_dropout_prob=dropout)
+    encoder = EncoderConfig(
+        vocab_size=40,
+        hidden_size=12,
+        visual_size=12,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=20,
+        max_position_embeddings=24,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
     image = ImageConfig(feature_size=7, final_dim=12, waves=2, dropout=dropout)
-    return NetworkConfig(encoder, image, num_answers=5, classifier_dropout=dropout,
-                         tokens=SpecialTokens(1, 2, 3))
+    return NetworkConfig(
+        encoder, image, num_answers=5, classifier_dropout=dropout, tokens=SpecialTokens(1, 2, 3)
+    )
 
 
 def vlbert_inputs(batch: int) -> dict[str, Tensor]:
     inputs = lxmert_inputs(batch)
     boxes = inputs["boxes"].cumsum(-1) * 20  # x1 < y1 < x2 < y2
     present = inputs["region_mask"][..., None].bool()
-    return {"boxes": torch.cat([boxes, inputs["features"]], -1).where(present, -2.0),
-            "im_info": torch.tensor([[90.0, 80.0]], dtype=torch.float64).expand(batch, -1),
-            "question": inputs["input_ids"]}
+    return {
+        "boxes": torch.cat([boxes, inputs["features"]], -1).where(present, -2.0),
+        "im_info": torch.tensor([[90.0, 80.0]], dtype=torch.float64).expand(batch, -1),
+        "question": inputs["input_ids"],
+    }
 
 
 FAMILIES = {
@@ -124,8 +157,15 @@ def pretrained(family: str, dropout: float = 0.0) -> nn.Module:
     return model
 
 
-def adapted(family: str, strategy: str, drift: float = 0.1, dropout: float = 0.0,
-            policy: str = "small", narrowed: bool = True, **options: object) -> nn.Module:
+def adapted(
+    family: str,
+    strategy: str,
+    drift: float = 0.1,
+    dropout: float = 0.0,
+    policy: str = "small",
+    narrowed: bool = True,
+    **options: object,
+) -> nn.Module:
     """An adapted model whose finetuned weights have drifted away from the twins.
 
     With `narrowed` its last layer computes only the first position, which is all that is read.
@@ -154,8 +194,9 @@ def drift_layers(model: nn.Module, size: float) -> None:
     for layer in encoder.layers():
         for parameter in layer.module.parameters():
             with torch.no_grad():
-                parameter += size * torch.randn(parameter.shape, generator=generator,
-                                                dtype=parameter.dtype)
+                parameter += size * torch.randn(
+                    parameter.shape, generator=generator, dtype=parameter.dtype
+                )
 
 
 def spread_policy(model: nn.Module, family: str) -> None:
@@ -188,6 +229,21 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-__all__ = ["ADAPTIVE", "BATCH", "FAMILIES", "Family", "SingleStream", "SingleStreamEncoder",
-           "adapted", "drift_layers", "frozen_copy", "gradients", "lxmert_config", "pretrained",
-           "random_decisions", "run", "spread_policy", "vlbert_config"]
+__all__ = [
+    "ADAPTIVE",
+    "BATCH",
+    "FAMILIES",
+    "Family",
+    "SingleStream",
+    "SingleStreamEncoder",
+    "adapted",
+    "drift_layers",
+    "frozen_copy",
+    "gradients",
+    "lxmert_config",
+    "pretrained",
+    "random_decisions",
+    "run",
+    "spread_policy",
+    "vlbert_config",
+]

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.common.tiny_models import FAMILIES, adapted
 
-from common.adapt import parameter_groups
-from common.budget import BudgetOptions
-from common.checkpoint import load_checkpoint
-from common.optim import make_optimizer
-from common.runtime import Runtime, make_runtime, seed_everything
-from common.task import StepOutput, TaskBatch, Validation
-from common.tracking import Tracker
-from common.training import BatchOrder, LoopOptions, Trainer
+from common.adapt.adapting import parameter_groups
+from common.adapt.budget import BudgetOptions
+from common.training.batch_order import BatchOrder
+from common.training.checkpoint import load_checkpoint
+from common.training.loop import LoopOptions, Trainer
+from common.training.optim import make_optimizer
+from common.training.runtime import Runtime, make_runtime, seed_everything
+from common.training.task import StepOutput, TaskBatch, Validation
+from common.training.tracking import Tracker
+from tests.common.tiny_models import FAMILIES, adapted
 
 SAMPLES = 22
 
@@ -27,8 +28,9 @@ class ToyTask:
     one over the words that are masked: parts of a batch have different numbers of them.
     """
 
-    def __init__(self, scores: list[float] | None = None, poison: int | None = None,
-                 family: str = "single") -> None:
+    def __init__(
+        self, scores: list[float] | None = None, poison: int | None = None, family: str = "single"
+    ) -> None:
         self.inputs = FAMILIES[family].inputs(SAMPLES)
         self.labels = self.inputs["input_ids"][:, 0] % 5
         self.scores, self.poison, self.steps = scores, poison, 0
@@ -38,9 +40,13 @@ class ToyTask:
 
     def read(self, indices, epoch):
         labels = self.labels[indices]
-        return TaskBatch(list(indices), {k: x[indices] for k, x in self.inputs.items()},
-                         {"label": labels}, ["even" if i % 2 else "odd" for i in indices],
-                         {"marked": float((labels > 0).sum())})
+        return TaskBatch(
+            list(indices),
+            {k: x[indices] for k, x in self.inputs.items()},
+            {"label": labels},
+            ["even" if i % 2 else "odd" for i in indices],
+            {"marked": float((labels > 0).sum())},
+        )
 
     def step(self, model, batch):
         logits, labels = model(**batch.inputs), batch.labels["label"]
@@ -61,16 +67,31 @@ class ToyTask:
         return Validation(self.scores.pop(0) if self.scores else score, {"heldout": score})
 
 
-def make_trainer(folder: Path, max_steps: int = 0, task: ToyTask | None = None,
-                 strategy: str = "SpotTune", family: str = "single", double: bool = False,
-                 dropout: float = 0.2, runtime: Runtime | None = None, **options) -> Trainer:
+def make_trainer(
+    folder: Path,
+    max_steps: int = 0,
+    task: ToyTask | None = None,
+    strategy: str = "SpotTune",
+    family: str = "single",
+    double: bool = False,
+    dropout: float = 0.2,
+    runtime: Runtime | None = None,
+    **options,
+) -> Trainer:
     """A trainer of 3 epochs of 5 steps; float32 unless `double`."""
     seed_everything(1)
     model = adapted(family, strategy, dropout=dropout)
     model = model if double else model.float()
-    settings = {"epochs": 3, "batch_size": 4, "seed": 5, "max_steps": max_steps,
-                "progress": False, "temperature": 5.0, "temperature_end": 1.0,
-                "budget": BudgetOptions(target_rate=0.5)} | options
+    settings = {
+        "epochs": 3,
+        "batch_size": 4,
+        "seed": 5,
+        "max_steps": max_steps,
+        "progress": False,
+        "temperature": 5.0,
+        "temperature_end": 1.0,
+        "budget": BudgetOptions(target_rate=0.5),
+    } | options
     task = task or ToyTask(family=family)
     steps = BatchOrder(SAMPLES, settings["batch_size"], 0).steps * settings["epochs"]
     groups = parameter_groups(model)
@@ -79,9 +100,17 @@ def make_trainer(folder: Path, max_steps: int = 0, task: ToyTask | None = None,
     runtime = runtime or make_runtime("cpu")
     if runtime.world.size > 1:
         seed_everything(1 + runtime.world.rank)
-    return Trainer(model, task, main, policy, runtime, LoopOptions(**settings), folder,
-                   Tracker(folder, tensorboard=False, enabled=runtime.world.main),
-                   {"strategy": strategy})
+    return Trainer(
+        model,
+        task,
+        main,
+        policy,
+        runtime,
+        LoopOptions(**settings),
+        folder,
+        Tracker(folder, tensorboard=False, enabled=runtime.world.main),
+        {"strategy": strategy},
+    )
 
 
 def final_state(folder: Path) -> dict:

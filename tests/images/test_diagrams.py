@@ -11,8 +11,16 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 FOLDER = Path(__file__).resolve().parents[2] / "images"
-NAMES = {"overview", "encoder", "layer", "spottune_block", "spottune_res", "spottune", "blockdrop",
-         "blockreplace"}
+NAMES = {
+    "overview",
+    "encoder",
+    "layer",
+    "spottune_block",
+    "spottune_res",
+    "spottune",
+    "blockdrop",
+    "blockreplace",
+}
 
 
 @pytest.fixture(scope="module")

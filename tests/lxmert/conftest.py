@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lxmert.pretraining_files import PretrainingFiles, write_data
-from tests.lxmert.runs import DROPOUT_RUN, small_run
 from torch import nn
 
-from common.checkpoint import save_checkpoint
+from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.files import text_digest
-from common.text import Tokenizer, small_vocabulary
+from common.training.checkpoint import save_checkpoint
 from lxrt.config import size_config
 from lxrt.modeling import PretrainingModel
 from lxrt.pretrain import main as pretrain
 from lxrt.vqa import main
+from tests.lxmert.pretraining_files import PretrainingFiles, write_data
+from tests.lxmert.runs import DROPOUT_RUN, small_run
 
 QUESTIONS = {"train": 300, "nominival": 20, "minival": 100}
 WIDTH = 2048
@@ -32,8 +32,10 @@ def vqa_data(easy_vqa_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for split, count in QUESTIONS.items():
         rows = json.loads((source / f"{split}.json").read_text())[:count]
         (root / "vqa" / f"{split}.json").write_text(json.dumps(rows))
-    test = [{k: v for k, v in row.items() if k in ("img_id", "question_id", "sent")}
-            for row in json.loads((source / "minival.json").read_text())[:30]]
+    test = [
+        {k: v for k, v in row.items() if k in ("img_id", "question_id", "sent")}
+        for row in json.loads((source / "minival.json").read_text())[:30]
+    ]
     (root / "vqa" / "test.json").write_text(json.dumps(test))
     for name in ("trainval_ans2label.json", "trainval_label2ans.json"):
         (root / "vqa" / name).write_text((source / name).read_text())
@@ -49,15 +51,22 @@ def answers(vqa_data: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def pretrained(vqa_data: Path, answers: list[str], tmp_path_factory: pytest.TempPathFactory
-               ) -> Path:
+def pretrained(
+    vqa_data: Path, answers: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Prefix of a small pretraining snapshot (random weights) with its vocabulary beside it."""
     folder = tmp_path_factory.mktemp("pretrained")
     rows = json.loads((vqa_data / "vqa" / "train.json").read_text())
     words = small_vocabulary(row["sent"] for row in rows)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    config = size_config("small", vocab_size=len(Tokenizer(folder)), num_answers=len(answers),
-                         visual_feat_dim=WIDTH, obj_id_num=3, attr_id_num=8)
+    config = size_config(
+        "small",
+        vocab_size=len(Tokenizer(folder)),
+        num_answers=len(answers),
+        visual_feat_dim=WIDTH,
+        obj_id_num=3,
+        attr_id_num=8,
+    )
     torch.manual_seed(0)
     model = PretrainingModel(config)
     for module in model.modules():
@@ -66,11 +75,21 @@ def pretrained(vqa_data: Path, answers: list[str], tmp_path_factory: pytest.Temp
             nn.init.normal_(module.weight, std=0.15)
     weights = model.state_dict()
     del weights["cls.predictions.decoder.weight"]  # tied
-    save_checkpoint(folder / "model_LXRT.safetensors", {"model": weights},
-                    {"backbone": "lxmert", "task": "pretraining", "size": "small",
-                     "config": config.to_dict(), "answers": answers,
-                     "vocabulary": {"count": config.vocab_size,
-                                    "sha256": text_digest((folder / "vocab.txt").read_text())}})
+    save_checkpoint(
+        folder / "model_LXRT.safetensors",
+        {"model": weights},
+        {
+            "backbone": "lxmert",
+            "task": "pretraining",
+            "size": "small",
+            "config": config.to_dict(),
+            "answers": answers,
+            "vocabulary": {
+                "count": config.vocab_size,
+                "sha256": text_digest((folder / "vocab.txt").read_text()),
+            },
+        },
+    )
     return folder / "model"
 
 
@@ -88,12 +107,20 @@ def whole(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def stopped(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
-            ) -> tuple[Path, list[str]]:
+def stopped(
+    vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
     """A SpotTune_Block run that stopped after its first epoch, and its command."""
     out = tmp_path_factory.mktemp("stopped")
-    run = [*small_run(vqa_data, pretrained), "--epochs", "2", "--strategy", "SpotTune_Block",
-           "--output", str(out)]
+    run = [
+        *small_run(vqa_data, pretrained),
+        "--epochs",
+        "2",
+        "--strategy",
+        "SpotTune_Block",
+        "--output",
+        str(out),
+    ]
     assert main([*run, "--max-steps", "4"]) == 0
     return out, run
 
@@ -105,8 +132,9 @@ def pretraining_files(tmp_path_factory: pytest.TempPathFactory) -> PretrainingFi
 
 
 @pytest.fixture(scope="session")
-def whole_pretraining(pretraining_files: PretrainingFiles,
-                      tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_pretraining(
+    pretraining_files: PretrainingFiles, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run of two epochs of 9 steps with dropout that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole_pretraining")
     assert pretrain(pretraining_files.flags(out, "--dropout", "0.2")) == 0

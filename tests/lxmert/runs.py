@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.annotations import read_lxmert_json
-from common.checkpoint import load_checkpoint
-from common.vqa_metric import Scores, score
+from common.data.annotations import read_lxmert_json
+from common.data.vqa_metric import Scores, score
+from common.training.checkpoint import load_checkpoint
 from lxrt.vqa import main
 
 ADAPTIVE = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop", "BlockReplace")
@@ -23,9 +23,27 @@ TIMES = ("seconds", "step_seconds")
 
 def small_run(vqa_data: Path, pretrained: Path) -> list[str]:
     """Flags of a run of 4 steps an epoch on 64 questions, without plots."""
-    return ["--dataset", "vqa", "--data", str(vqa_data), "--size", "small", "--gpus", "cpu",
-            "--loadLXMERTQA", str(pretrained), "--questions", "64", "--batchSize", "16",
-            "--epochs", "1", "--quiet", "--no-plots", "--no-tensorboard"]
+    return [
+        "--dataset",
+        "vqa",
+        "--data",
+        str(vqa_data),
+        "--size",
+        "small",
+        "--gpus",
+        "cpu",
+        "--loadLXMERTQA",
+        str(pretrained),
+        "--questions",
+        "64",
+        "--batchSize",
+        "16",
+        "--epochs",
+        "1",
+        "--quiet",
+        "--no-plots",
+        "--no-tensorboard",
+    ]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -40,8 +58,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def strict_json(path: Path) -> Any:
     """JSON without NaN and Infinity, which the standard does not have."""
+
     def not_json(word: str) -> None:
         raise AssertionError(f"{path}: {word} is not JSON")
+
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=not_json)
 
 
@@ -63,9 +83,13 @@ def same_state(a: Path, b: Path) -> int:
     ours, theirs = (dict(tensors(load_checkpoint(path)[0])) for path in (a, b))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        equal = torch.equal(value, theirs[name]) if isinstance(value, Tensor) else \
-            bool((value == theirs[name]).all()) if hasattr(value, "all") else \
-            value == theirs[name]
+        equal = (
+            torch.equal(value, theirs[name])
+            if isinstance(value, Tensor)
+            else bool((value == theirs[name]).all())
+            if hasattr(value, "all")
+            else value == theirs[name]
+        )
         assert equal, f"{name} differs"
     return len(ours)
 

@@ -13,8 +13,16 @@ from lxrt.modeling import PretrainingModel, VQAModel
 
 KNOWN = ["cat", "man", "1", "2", "gray", "yes", "no"]
 ANSWERS = ["yes", "a man", "two", "unknown thing", "grey", ""]
-TINY = {"vocab_size": 30, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 16,
-        "visual_feat_dim": 5, "max_position_embeddings": 10, "obj_id_num": 4, "attr_id_num": 3}
+TINY = {
+    "vocab_size": 30,
+    "hidden_size": 12,
+    "num_attention_heads": 3,
+    "intermediate_size": 16,
+    "visual_feat_dim": 5,
+    "max_position_embeddings": 10,
+    "obj_id_num": 4,
+    "attr_id_num": 3,
+}
 
 
 def config(answers: int, layers: tuple[int, int, int] = (2, 2, 1), **changes: int) -> LxmertConfig:
@@ -57,5 +65,10 @@ def encoder_is(model: VQAModel, weights: dict[str, Tensor], tolerance: float = 0
     assert len(own) > 50
     for name in own:
         value = model.bert.state_dict()[name]
-        torch.testing.assert_close(value, weights[f"bert.{name}"], rtol=tolerance, atol=tolerance,
-                                   msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            value,
+            weights[f"bert.{name}"],
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda text, n=name: f"{n}: {text}",
+        )

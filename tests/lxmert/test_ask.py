@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.lxmert.runs import small_run, strict_json
 from torch.testing import assert_close
 
-from common.answer_picture import draw_answer
-from common.answering import ask, make_batch, question_notes
-from common.ask import main, nothing_decided, title
-from common.asked_image import find_image
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.easy_vqa import DETECTOR
+from common.ask.answering import ask, make_batch, question_notes
+from common.ask.command import main, nothing_decided, title
+from common.ask.image import find_image
+from common.ask.picture import draw_answer
+from common.data.easy_vqa.build import DETECTOR
+from common.data.tokenizer import MAX_TOKENS
 from common.errors import CheckpointError
-from common.feature_import import main as import_features
-from common.features import RegionFeatures, Regions
-from common.opened_run import OpenedRun, open_run
-from common.text import MAX_TOKENS
+from common.features.importing import main as import_features
+from common.features.store import RegionFeatures, Regions
+from common.runs.opened_run import OpenedRun, open_run
+from common.training.checkpoint import load_checkpoint, save_checkpoint
 from lxrt.building import build_vqa
 from lxrt.options import parse, vqa_parser
 from lxrt.vqa import main as lxmert
+from tests.lxmert.runs import small_run, strict_json
 
 IMAGE = "EASY_test_000000004003"
 QUESTION = "What color is the shape?"
@@ -39,30 +39,49 @@ MakeRun, Ask = Callable[..., Path], Callable[..., tuple[int, str, str]]
 def finetuned(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of SpotTune_Res (whose plan has dead decisions) by the command that users type."""
     out = tmp_path_factory.mktemp("ask") / "res"
-    assert lxmert([*small_run(vqa_data, pretrained), "--strategy", "SpotTune_Res",
-                   "--policy-init", "0.6", "--output", str(out)]) == 0
+    assert (
+        lxmert(
+            [
+                *small_run(vqa_data, pretrained),
+                "--strategy",
+                "SpotTune_Res",
+                "--policy-init",
+                "0.6",
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     return out
 
 
 @pytest.fixture(scope="module")
-def make_run(vqa_data: Path, pretrained: Path, answers: list[str],
-             tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+def make_run(
+    vqa_data: Path, pretrained: Path, answers: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> MakeRun:
     """Builds a model from flags and saves it as a run does, without training it."""
+
     def make(*flags: str) -> Path:
         folder = tmp_path_factory.mktemp("built")
         args = parse(vqa_parser(), [*small_run(vqa_data, pretrained), *flags])
         torch.manual_seed(1)
-        built = build_vqa(args, "vqa", answers, {"width": 2048, "detector": DETECTOR}, vqa_data,
-                          lambda text: None)
+        built = build_vqa(
+            args, "vqa", answers, {"width": 2048, "detector": DETECTOR}, vqa_data, lambda text: None
+        )
         with torch.no_grad():  # as after training: the twins differ from what they were copied from
             for parameter in built.model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.02 * torch.randn_like(parameter))
-        save_checkpoint(folder / "BEST.safetensors", {"model": dict(built.model.state_dict())},
-                        built.meta | {"training": {"dataset": "vqa"}})
+        save_checkpoint(
+            folder / "BEST.safetensors",
+            {"model": dict(built.model.state_dict())},
+            built.meta | {"training": {"dataset": "vqa"}},
+        )
         (folder / "vocab.txt").write_text(built.tokenizer.text())
         (folder / "answers.json").write_text(json.dumps(answers))
         return folder
+
     return make
 
 
@@ -79,20 +98,24 @@ def store(easy_vqa_root: Path) -> Path:
 @pytest.fixture
 def asked(capsys: pytest.CaptureFixture[str]) -> Ask:
     """Runs the command: exit status, standard output, standard error."""
+
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         status = main([str(argument) for argument in arguments])
         return status, *capsys.readouterr()
+
     return run
 
 
 @pytest.fixture
 def refused(asked: Ask) -> Callable[..., str]:
     """The one error of a command that has to fail."""
+
     def run(*arguments: object) -> str:
         status, _, error = asked(*arguments)
         assert status == 2 and error.startswith("error: ") and error.count("error: ") == 1, error
         return error
+
     return run
 
 
@@ -102,11 +125,32 @@ def opened_image(run: OpenedRun, store: Path) -> Regions:
 
 def test_the_best_answer_is_what_the_evaluation_of_the_run_predicts(finetuned, vqa_data, tmp_path):
     shutil.copytree(finetuned, tmp_path / "run")
-    assert lxmert(["--dataset", "vqa", "--data", str(vqa_data), "--size", "small", "--gpus", "cpu",
-                   "--quiet", "--load", str(tmp_path / "run" / "BEST"), "--test", "minival",
-                   "--output", str(tmp_path / "run")]) == 0
-    predicted = {row["question_id"]: row["answer"]
-                 for row in strict_json(tmp_path / "run" / "minival_predict.json")}
+    assert (
+        lxmert(
+            [
+                "--dataset",
+                "vqa",
+                "--data",
+                str(vqa_data),
+                "--size",
+                "small",
+                "--gpus",
+                "cpu",
+                "--quiet",
+                "--load",
+                str(tmp_path / "run" / "BEST"),
+                "--test",
+                "minival",
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
+    predicted = {
+        row["question_id"]: row["answer"]
+        for row in strict_json(tmp_path / "run" / "minival_predict.json")
+    }
     run = open_run(finetuned)
     rows = json.loads((vqa_data / "vqa" / "minival.json").read_text())[:40]
     store = RegionFeatures.open(vqa_data / "mscoco_imgfeat" / "val2014_obj36")
@@ -115,8 +159,7 @@ def test_the_best_answer_is_what_the_evaluation_of_the_run_predicts(finetuned, v
     assert len(set(given)) > 1, "a model that always says the same would pass"
 
 
-def test_a_picture_file_and_its_record_of_features_give_the_same_answers(finetuned, picture,
-                                                                         store):
+def test_a_picture_file_and_its_record_of_features_give_the_same_answers(finetuned, picture, store):
     run = open_run(finetuned)
     of_file = ask(run, find_image(run, picture, None).regions, QUESTION, top=13)
     of_record = ask(run, opened_image(run, store), QUESTION, top=13)
@@ -130,8 +173,9 @@ def test_a_probability_is_the_sigmoid_of_the_logit_in_falling_order(finetuned, s
     assert sorted(answer.text for answer in answers) == sorted(run.answers)
     logits = np.array([answer.logit for answer in answers])
     assert (np.diff(logits) <= 0).all()
-    np.testing.assert_allclose([answer.probability for answer in answers],
-                               1 / (1 + np.exp(-logits)), rtol=1e-5)
+    np.testing.assert_allclose(
+        [answer.probability for answer in answers], 1 / (1 + np.exp(-logits)), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("how", ["argmax", "sample"])
@@ -142,8 +186,10 @@ def test_the_decisions_shown_are_those_that_gave_the_answer(finetuned, store, ho
     found = ask(run, regions, QUESTION, top=13, seed=3)
     with torch.no_grad(), run.adaptive.force(torch.tensor(found.decisions.decisions).float()):
         logits = run.model(**run.make_inputs(make_batch(regions, QUESTION)))[0]
-    assert_close(torch.tensor([answer.logit for answer in found.answers]),
-                 logits.sort(descending=True).values)
+    assert_close(
+        torch.tensor([answer.logit for answer in found.answers]),
+        logits.sort(descending=True).values,
+    )
     taken = [int(p > 0.5) for p in found.decisions.probabilities]
     assert (found.decisions.decisions == taken) == (how == "argmax")
 
@@ -160,12 +206,20 @@ def test_drawn_decisions_are_the_same_for_the_same_pair_and_seed(finetuned, stor
     assert len({tuple(drawn(seed=seed)) for seed in range(8)}) > 1
 
 
-@pytest.mark.parametrize("flags", [
-    ["--strategy", "standard"], ["--strategy", "last_2"],
-    ["--strategy", "FrozenLayers", "--frozen-layers", "lang.1,3"], ["--strategy", "SpotTune_Block"],
-    ["--strategy", "SpotTune", "--policy", "published", "--policy-llayers", "1"],
-    ["--strategy", "BlockDrop", "--llayers", "1"], ["--strategy", "BlockReplace"],
-    ["--strategy", "BlockDrop", "--policy", "random:0.3"]], ids=lambda flags: "-".join(flags[1::2]))
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--strategy", "standard"],
+        ["--strategy", "last_2"],
+        ["--strategy", "FrozenLayers", "--frozen-layers", "lang.1,3"],
+        ["--strategy", "SpotTune_Block"],
+        ["--strategy", "SpotTune", "--policy", "published", "--policy-llayers", "1"],
+        ["--strategy", "BlockDrop", "--llayers", "1"],
+        ["--strategy", "BlockReplace"],
+        ["--strategy", "BlockDrop", "--policy", "random:0.3"],
+    ],
+    ids=lambda flags: "-".join(flags[1::2]),
+)
 def test_a_run_of_any_strategy_is_rebuilt_from_its_folder(make_run, store, flags):
     folder = make_run(*flags)
     run = open_run(folder)
@@ -177,7 +231,8 @@ def test_a_run_of_any_strategy_is_rebuilt_from_its_folder(make_run, store, flags
 
 
 def test_the_answers_come_from_the_folder_else_from_the_data_set_and_are_checked(
-        finetuned, vqa_data, tmp_path):
+    finetuned, vqa_data, tmp_path
+):
     folder = tmp_path / "run"
     shutil.copytree(finetuned, folder)
     answers = json.loads((folder / "answers.json").read_text())
@@ -189,18 +244,31 @@ def test_the_answers_come_from_the_folder_else_from_the_data_set_and_are_checked
         open_run(folder)
 
 
-def test_text_says_what_was_decided_in_every_layer_and_what_is_dead(finetuned, picture, asked,
-                                                                    tmp_path):
-    status, out, _ = asked("--run", finetuned, "--image", picture, "--question", QUESTION,
-                           "--out", tmp_path / "a.png", "--json", tmp_path / "a.json")
+def test_text_says_what_was_decided_in_every_layer_and_what_is_dead(
+    finetuned, picture, asked, tmp_path
+):
+    status, out, _ = asked(
+        "--run",
+        finetuned,
+        "--image",
+        picture,
+        "--question",
+        QUESTION,
+        "--out",
+        tmp_path / "a.png",
+        "--json",
+        tmp_path / "a.json",
+    )
     assert status == 0 and f"question  {QUESTION}" in out
     (entry,) = strict_json(tmp_path / "a.json")["questions"]
     sites = entry["decisions"]["sites"]
     assert sum(not site["live"] for site in sites) == 2
     live = [site for site in sites if site["live"]]
     ones = sum(site["decision"] for site in live)
-    assert f"SpotTune_Res, the policy's likelier decision: {ones} of {len(live)} parts finetuned, "\
-           "2 dead" in out
+    assert (
+        f"SpotTune_Res, the policy's likelier decision: {ones} of {len(live)} parts finetuned, "
+        "2 dead" in out
+    )
     for layer in ("lang.1", "vision.2", "cross.2"):
         own = [site for site in live if site["layer"] == layer]
         chosen = [site["component"] for site in own if site["decision"]]
@@ -212,16 +280,40 @@ def test_text_says_what_was_decided_in_every_layer_and_what_is_dead(finetuned, p
 
 
 def test_heads_are_counted_and_whole_layers_are_listed(make_run, picture, asked):
-    _, out, _ = asked("--run", make_run("--strategy", "SpotTune"), "--image", picture,
-                      "--question", QUESTION, "--no-plots", "--json", "-")
+    _, out, _ = asked(
+        "--run",
+        make_run("--strategy", "SpotTune"),
+        "--image",
+        picture,
+        "--question",
+        QUESTION,
+        "--no-plots",
+        "--json",
+        "-",
+    )
     sites = json.loads(out)["questions"][0]["decisions"]["sites"]
     heads = [site["decision"] for site in sites if site["name"].startswith("lang.1.head.")]
-    _, out, _ = asked("--run", make_run("--strategy", "SpotTune"), "--image", picture,
-                      "--question", QUESTION, "--no-plots")
+    _, out, _ = asked(
+        "--run",
+        make_run("--strategy", "SpotTune"),
+        "--image",
+        picture,
+        "--question",
+        QUESTION,
+        "--no-plots",
+    )
     assert f"heads {sum(heads)}/{len(heads)}" in next(
-        line for line in out.splitlines() if line.strip().startswith("lang.1"))
-    _, out, _ = asked("--run", make_run("--strategy", "BlockDrop"), "--image", picture,
-                      "--question", QUESTION, "--no-plots")
+        line for line in out.splitlines() if line.strip().startswith("lang.1")
+    )
+    _, out, _ = asked(
+        "--run",
+        make_run("--strategy", "BlockDrop"),
+        "--image",
+        picture,
+        "--question",
+        QUESTION,
+        "--no-plots",
+    )
     assert out.count("kept 0.") + out.count("skipped 0.") == 6
 
 
@@ -229,8 +321,9 @@ def test_a_strategy_that_decides_nothing_says_so(make_run, picture, asked, refus
     run = make_run("--strategy", "Frozen")
     _, out, _ = asked("--run", run, "--image", picture, "--question", QUESTION, "--no-plots")
     assert "decided   nothing: with Frozen, all encoder layers keep their pretrained weights" in out
-    assert "decides nothing" in refused("--run", run, "--image", picture, "--question", QUESTION,
-                                        "--policy-eval", "sample")
+    assert "decides nothing" in refused(
+        "--run", run, "--image", picture, "--question", QUESTION, "--policy-eval", "sample"
+    )
 
 
 def test_the_drawing_has_image_boxes_question_answers_and_decisions(make_run, picture):
@@ -245,44 +338,82 @@ def test_the_drawing_has_image_boxes_question_answers_and_decisions(make_run, pi
     texts = [text.get_text() for text in figure.texts]
     assert QUESTION in texts and any("SpotTune_Block · LXMERT (small)" in t for t in texts)
     assert [label.get_text() for label in bars.get_yticklabels()] == [
-        answer.text for answer in answered.answers]
-    assert_close([bar.get_width() for bar in bars.patches],
-                 [answer.probability for answer in answered.answers])
+        answer.text for answer in answered.answers
+    ]
+    assert_close(
+        [bar.get_width() for bar in bars.patches],
+        [answer.probability for answer in answered.answers],
+    )
     words = [text.get_text().split("\n")[0] for text in cells.texts][1::2]
     assert words == [("frozen", "finetuned")[d] for d in answered.decisions.decisions]
 
 
-def test_a_record_without_picture_is_drawn_on_a_canvas_of_its_size(finetuned, vqa_data, asked,
-                                                                   tmp_path):
-    status, out, _ = asked("--run", finetuned, "--data", vqa_data, "--image-id", IMAGE,
-                           "--question", QUESTION, "--out", tmp_path)
+def test_a_record_without_picture_is_drawn_on_a_canvas_of_its_size(
+    finetuned, vqa_data, asked, tmp_path
+):
+    status, out, _ = asked(
+        "--run",
+        finetuned,
+        "--data",
+        vqa_data,
+        "--image-id",
+        IMAGE,
+        "--question",
+        QUESTION,
+        "--out",
+        tmp_path,
+    )
     assert status == 0 and "64 x 64 pixels, 7 regions" in out
     assert f"no picture of {IMAGE} beside its features" in out
     (made,) = tmp_path.glob("*.png")
     assert made.name == f"{IMAGE}-What-color-is-the-shape.png"
 
 
-def test_the_picture_of_a_record_is_found_beside_its_features_or_given(finetuned, store, picture,
-                                                                       tmp_path):
+def test_the_picture_of_a_record_is_found_beside_its_features_or_given(
+    finetuned, store, picture, tmp_path
+):
     run = open_run(finetuned)
     assert find_image(run, None, IMAGE, store).file == picture
     Image.open(picture).resize((128, 128)).save(tmp_path / "copy.jpg")
     assert find_image(run, tmp_path / "copy.jpg", IMAGE, store).picture.size == (128, 128)
 
 
-def test_several_questions_and_the_standard_input_are_answered_in_turn(finetuned, picture, asked,
-                                                                       tmp_path, monkeypatch):
+def test_several_questions_and_the_standard_input_are_answered_in_turn(
+    finetuned, picture, asked, tmp_path, monkeypatch
+):
     monkeypatch.setattr("sys.stdin", io.StringIO("Is it a circle?\n\nIs it blue?\n"))
-    status, out, _ = asked("--run", finetuned, "--image", picture, "--question", QUESTION,
-                           "--interactive", "--out", tmp_path / "a.png", "--top", 1)
+    status, out, _ = asked(
+        "--run",
+        finetuned,
+        "--image",
+        picture,
+        "--question",
+        QUESTION,
+        "--interactive",
+        "--out",
+        tmp_path / "a.png",
+        "--top",
+        1,
+    )
     lines = [line.split("  ", 1)[1] for line in out.splitlines() if line.startswith("question")]
     assert status == 0 and lines == [QUESTION, "Is it a circle?", "Is it blue?"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a-1.png", "a-2.png", "a-3.png"]
 
 
 def test_json_on_the_standard_output_is_alone_there_and_complete(finetuned, picture, asked):
-    _, out, _ = asked("--run", finetuned, "--image", picture, "--question", QUESTION, "--top", 2,
-                      "--no-plots", "--json", "-")
+    _, out, _ = asked(
+        "--run",
+        finetuned,
+        "--image",
+        picture,
+        "--question",
+        QUESTION,
+        "--top",
+        2,
+        "--no-plots",
+        "--json",
+        "-",
+    )
     found = json.loads(out)
     assert found["strategy"] == "SpotTune_Res" and found["image"]["detector"] == DETECTOR
     assert len(found["image"]["boxes"]) == 7 and len(found["questions"][0]["answers"]) == 2
@@ -317,27 +448,43 @@ def npz(store: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_features_of_another_detector_are_refused_with_both_names(finetuned, npz, refused,
-                                                                  tmp_path):
-    assert import_features(["--npz", str(npz), "--out", str(tmp_path / "s"),
-                            "--detector", "my detector"]) == 0
-    error = refused("--run", finetuned, "--features", tmp_path / "s", "--image-id", "mine",
-                    "--question", QUESTION)
+def test_features_of_another_detector_are_refused_with_both_names(
+    finetuned, npz, refused, tmp_path
+):
+    assert (
+        import_features(
+            ["--npz", str(npz), "--out", str(tmp_path / "s"), "--detector", "my detector"]
+        )
+        == 0
+    )
+    error = refused(
+        "--run",
+        finetuned,
+        "--features",
+        tmp_path / "s",
+        "--image-id",
+        "mine",
+        "--question",
+        QUESTION,
+    )
     assert "do not belong together" in error and "'my detector', 2048 numbers wide" in error
     assert repr(DETECTOR) in error
 
 
 def test_own_features_of_the_same_detector_are_answered(finetuned, npz, store, tmp_path):
-    assert import_features(["--npz", str(npz), "--out", str(tmp_path / "s"),
-                            "--detector", DETECTOR]) == 0
+    assert (
+        import_features(["--npz", str(npz), "--out", str(tmp_path / "s"), "--detector", DETECTOR])
+        == 0
+    )
     run = open_run(finetuned)
     mine = find_image(run, None, "mine", tmp_path / "s")
     known = ask(run, opened_image(run, store), QUESTION)
     assert vars(ask(run, mine.regions, QUESTION).answers[0]) == vars(known.answers[0])
 
 
-def test_a_run_of_another_detector_refuses_a_bare_picture_and_says_how(finetuned, picture, refused,
-                                                                       tmp_path):
+def test_a_run_of_another_detector_refuses_a_bare_picture_and_says_how(
+    finetuned, picture, refused, tmp_path
+):
     shutil.copytree(finetuned, tmp_path / "run")
     state, meta = load_checkpoint(finetuned / "BEST.safetensors")
     meta["features"]["detector"] = "Faster R-CNN"
@@ -356,10 +503,12 @@ def test_a_missing_run_and_one_without_best_are_refused(finetuned, refused, tmp_
     assert "has not finished its first epoch" in refused("--run", tmp_path, *question)
 
 
-def test_pictures_that_cannot_be_used_are_named_with_the_reason(finetuned, picture, refused,
-                                                                tmp_path):
+def test_pictures_that_cannot_be_used_are_named_with_the_reason(
+    finetuned, picture, refused, tmp_path
+):
     def error(name: str) -> str:
         return refused("--run", finetuned, "--image", tmp_path / name, "--question", QUESTION)
+
     assert "none.png: no such file" in error("none.png")
     (tmp_path / "text.png").write_text("no picture")
     assert "text.png: not a picture" in error("text.png")
@@ -369,26 +518,47 @@ def test_pictures_that_cannot_be_used_are_named_with_the_reason(finetuned, pictu
     assert "8 x 64 pixels: the pixel detector needs 16 to 2048" in error("thin.png")
 
 
-@pytest.mark.parametrize(("image_id", "nearest"), [
-    ("4003", IMAGE), ("EASY_tset_000000004003", IMAGE), ("?", "the first ones: EASY_train_")])
+@pytest.mark.parametrize(
+    ("image_id", "nearest"),
+    [("4003", IMAGE), ("EASY_tset_000000004003", IMAGE), ("?", "the first ones: EASY_train_")],
+)
 def test_an_unknown_image_id_shows_the_nearest(finetuned, store, refused, image_id, nearest):
-    error = refused("--run", finetuned, "--features", store, "--image-id", image_id,
-                    "--question", QUESTION)
+    error = refused(
+        "--run", finetuned, "--features", store, "--image-id", image_id, "--question", QUESTION
+    )
     assert f"no image {image_id!r}" in error and nearest in error
 
 
 def test_another_picture_than_that_of_the_record_is_refused(finetuned, store, refused, tmp_path):
     Image.new("RGB", (200, 150)).save(tmp_path / "wide.png")
-    error = refused("--run", finetuned, "--features", store, "--image-id", IMAGE, "--image",
-                    tmp_path / "wide.png", "--question", QUESTION)
+    error = refused(
+        "--run",
+        finetuned,
+        "--features",
+        store,
+        "--image-id",
+        IMAGE,
+        "--image",
+        tmp_path / "wide.png",
+        "--question",
+        QUESTION,
+    )
     assert "200 x 150" in error and "64 x 64" in error and "not the same picture" in error
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--question", " "], "is empty"), (["--question", "a", "--top", "0"], "--top 0"),
-    (["--question", "a", "--out", "a.jpg"], "ends in .png"),
-    (["--question", "a", "--policy-eval", "global"], "holds no decisions for the whole data set"),
-    (["--question", "a", "--features", "s"], "say which image of it with --image-id")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--question", " "], "is empty"),
+        (["--question", "a", "--top", "0"], "--top 0"),
+        (["--question", "a", "--out", "a.jpg"], "ends in .png"),
+        (
+            ["--question", "a", "--policy-eval", "global"],
+            "holds no decisions for the whole data set",
+        ),
+        (["--question", "a", "--features", "s"], "say which image of it with --image-id"),
+    ],
+)
 def test_flags_that_make_no_sense_are_refused(finetuned, refused, flags, message):
     assert message in refused("--run", finetuned, *flags)
 

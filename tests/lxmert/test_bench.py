@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.bench_cases import BenchSettings, Case
-from common.bench_measure import Bench
+from common.bench.cases import BenchSettings, Case
+from common.bench.measure import Bench
 from lxrt import bench
 from lxrt.config import LxmertConfig
 from lxrt.hf_folder import their_name
@@ -20,8 +20,15 @@ def supplied(monkeypatch):
     real = bench.bench_config
 
     def narrow(layers):
-        return replace(real(layers), vocab_size=60, hidden_size=24, num_attention_heads=3,
-                       intermediate_size=40, visual_feat_dim=7, num_answers=5)
+        return replace(
+            real(layers),
+            vocab_size=60,
+            hidden_size=24,
+            num_attention_heads=3,
+            intermediate_size=40,
+            visual_feat_dim=7,
+            num_answers=5,
+        )
 
     monkeypatch.setattr(bench, "bench_config", narrow)
     return bench.bench_model(BenchSettings(layers=2, batch=9))
@@ -48,8 +55,11 @@ def test_dropout_is_that_of_the_recipe_in_both_and_layers_are_limited_in_every_s
     for model in (supplied.build(), supplied.reference()):
         rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
         assert rates == {0.1}
-        names = [n for n, _ in model.named_modules() if n.endswith((".layer.1", ".r_layers.1",
-                                                                    ".x_layers.1"))]
+        names = [
+            n
+            for n, _ in model.named_modules()
+            if n.endswith((".layer.1", ".r_layers.1", ".x_layers.1"))
+        ]
         assert len(names) == 3
         assert not any(n.endswith("layers.2") for n, _ in model.named_modules())
     assert "2-2-2 language, vision and cross layers" in supplied.description
@@ -62,8 +72,9 @@ def test_base_width_is_what_is_measured():
 
 def test_every_policy_of_lxmert_can_be_measured(supplied):
     settings = BenchSettings(layers=2, batch=9)
-    cases = [Case("train", "SpotTune", "exact", 0.5, policy)
-             for policy in ("none", "small", "published")]
+    cases = [
+        Case("train", "SpotTune", "exact", 0.5, policy) for policy in ("none", "small", "published")
+    ]
     models = Bench(supplied, settings, cases)
     for case in cases:
         models.run(case)()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.data.tokenizer import Tokenizer, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
-from common.text import Tokenizer, packaged_bert_folder
-from common.weights import load_weights
+from common.training.weights import load_weights
 from lxrt.config import LxmertConfig
 from lxrt.loading import load_bert
 from lxrt.modeling import LXRTModel
@@ -26,10 +26,19 @@ def minilm() -> Path:
 
 def language_model(width: int = 384, layers: int = 6, positions: int = 512) -> LXRTModel:
     torch.manual_seed(3)
-    return LXRTModel(LxmertConfig(
-        vocab_size=30522, hidden_size=width, num_attention_heads=12, intermediate_size=4 * width,
-        l_layers=layers, x_layers=1, r_layers=1, visual_feat_dim=5,
-        max_position_embeddings=positions))
+    return LXRTModel(
+        LxmertConfig(
+            vocab_size=30522,
+            hidden_size=width,
+            num_attention_heads=12,
+            intermediate_size=4 * width,
+            l_layers=layers,
+            x_layers=1,
+            r_layers=1,
+            visual_feat_dim=5,
+            max_position_embeddings=positions,
+        )
+    )
 
 
 def test_a_bert_folder_gives_language_layers_embeddings_and_pooler(minilm):
@@ -61,14 +70,19 @@ def test_a_bert_of_another_width_is_an_error_with_tensor_and_shapes(minilm):
         load_bert(language_model(width=48), minilm)
     message = str(error.value)
     assert f"{minilm / 'model.safetensors'} does not fit the model: 0 parameters missing" in message
-    assert "embeddings.word_embeddings.weight: (30522, 384) in the file, (30522, 48) in the " \
-           "model" in message
+    assert (
+        "embeddings.word_embeddings.weight: (30522, 384) in the file, (30522, 48) in the "
+        "model" in message
+    )
     assert "with as many layers or more, with --bert" in message and "--fromScratch" in message
 
 
 def test_more_language_layers_or_positions_than_the_bert_has_are_errors(minilm):
-    with pytest.raises(CheckpointError, match=r"16 parameters missing.*encoder.layer.6.*nothing "
-                                              r"in the file"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"16 parameters missing.*encoder.layer.6.*nothing "
+        r"in the file",
+    ):
         load_bert(language_model(layers=7), minilm)
     with pytest.raises(CheckpointError, match=r"position_embeddings.weight.*512, 384.*600, 384"):
         load_bert(language_model(positions=600), minilm)
@@ -76,8 +90,13 @@ def test_more_language_layers_or_positions_than_the_bert_has_are_errors(minilm):
 
 def test_gamma_beta_and_the_prefix_of_tensorflow_era_files_are_renamed(minilm, tmp_path):
     file = load_weights(minilm / "model.safetensors")
-    old = {"bert." + n.replace("LayerNorm.weight", "LayerNorm.gamma")
-           .replace("LayerNorm.bias", "LayerNorm.beta"): x for n, x in file.items()}
+    old = {
+        "bert."
+        + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
+        for n, x in file.items()
+    }
     assert any(n.endswith("gamma") for n in old) and any(n.endswith("beta") for n in old)
     torch.save(old | {"cls.predictions.bias": torch.zeros(30522)}, tmp_path / "pytorch_model.bin")
     model, plain = language_model(), language_model()
@@ -91,11 +110,13 @@ def test_a_folder_without_weights_names_both_files_and_the_flags(tmp_path):
         load_bert(language_model(width=24, layers=1, positions=8), tmp_path)
     assert str(error.value) == (
         f"no BERT weights in {tmp_path}: neither model.safetensors nor pytorch_model.bin; give a "
-        "BERT-base-uncased folder with --bert, or start from random weights with --fromScratch")
+        "BERT-base-uncased folder with --bert, or start from random weights with --fromScratch"
+    )
 
 
 def test_the_packaged_vocabulary_is_that_of_bert_base_uncased(minilm):
     tokenizer = Tokenizer(minilm)
     assert len(tokenizer) == 30522 and tokenizer.mask_id == 103
-    assert tokenizer.encode(["What color is the cat?"])[0].tolist() == \
-        [[101, 2054, 3609, 2003, 1996, 4937, 1029, 102]]
+    assert tokenizer.encode(["What color is the cat?"])[0].tolist() == [
+        [101, 2054, 3609, 2003, 1996, 4937, 1029, 102]
+    ]

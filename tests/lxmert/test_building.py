@@ -8,6 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from common.adapt.adapting import adaptive_part
+from common.errors import CheckpointError, ConfigError
+from lxrt.building import Built, build_vqa
+from lxrt.config import size_config
+from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa
+from lxrt.modeling import PretrainingModel, VQAModel
+from lxrt.options import parse, vqa_parser
 from tests.lxmert.snapshots import (
     ANSWERS,
     KNOWN,
@@ -16,41 +25,43 @@ from tests.lxmert.snapshots import (
     fresh,
     pretraining_weights,
 )
-from torch import Tensor, nn
-
-from common.adapt import adaptive_part
-from common.errors import CheckpointError, ConfigError
-from lxrt.building import Built, build_vqa
-from lxrt.config import size_config
-from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa
-from lxrt.modeling import PretrainingModel, VQAModel
-from lxrt.options import parse, vqa_parser
 
 FEATURES = {"width": 5, "detector": "none"}
 
 
-def build(folder: Path, *flags: str, answers: list[str] = ANSWERS,
-          said: list[str] | None = None) -> Built:
+def build(
+    folder: Path, *flags: str, answers: list[str] = ANSWERS, said: list[str] | None = None
+) -> Built:
     """`build_vqa` as a small model with a vocabulary of its own in `folder`."""
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\ncat\n?\n")
     args = parse(vqa_parser(), ["--size", "small", "--bert", str(folder), *flags])
     torch.manual_seed(7)
-    return build_vqa(args, "vqa", answers, FEATURES, folder, (said if said is not None
-                                                              else []).append)
+    return build_vqa(
+        args, "vqa", answers, FEATURES, folder, (said if said is not None else []).append
+    )
 
 
 def small_weights(model: type[nn.Module], answers: int) -> dict[str, Tensor]:
     """Weights of a model as `build` makes it, with 8 words."""
     torch.manual_seed(8)
-    found = model(size_config("small", vocab_size=8, num_answers=answers, visual_feat_dim=5,
-                              obj_id_num=4, attr_id_num=3))
+    found = model(
+        size_config(
+            "small",
+            vocab_size=8,
+            num_answers=answers,
+            visual_feat_dim=5,
+            obj_id_num=4,
+            attr_id_num=3,
+        )
+    )
     for parameter in found.parameters():
         nn.init.normal_(parameter)
     return dict(found.state_dict())
 
 
-def finetuned_file(folder: Path, name: str = "BEST.pth", replace: str = "model.module.bert."
-                   ) -> dict[str, Tensor]:
+def finetuned_file(
+    folder: Path, name: str = "BEST.pth", replace: str = "model.module.bert."
+) -> dict[str, Tensor]:
     """A finetuned model as upstream saves it, by default from `--multiGPU`."""
     weights = small_weights(VQAModel, len(ANSWERS))
     torch.save({n.replace("model.bert.", replace): x for n, x in weights.items()}, folder / name)
@@ -69,15 +80,21 @@ def test_load_takes_a_finetuned_file_of_upstream_from_one_or_several_gpus(tmp_pa
 
 def test_load_of_a_pretraining_snapshot_points_to_loadlxmertqa(tmp_path):
     torch.save(small_weights(PretrainingModel, 7), tmp_path / "model_LXRT.pth")
-    with pytest.raises(CheckpointError, match=r"model_LXRT.pth is not a finetuned VQA model "
-                                              r"\(no logit_fc.\*\).*--loadLXMERTQA"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"model_LXRT.pth is not a finetuned VQA model "
+        r"\(no logit_fc.\*\).*--loadLXMERTQA",
+    ):
         build(tmp_path, "--load", str(tmp_path / "model_LXRT.pth"))
 
 
 def test_load_of_an_upstream_file_with_other_answers_names_the_tensor_and_shapes(tmp_path):
     finetuned_file(tmp_path)
-    with pytest.raises(CheckpointError, match=r"(?s)BEST.pth does not fit the VQAModel.*logit_fc."
-                                              r"3.weight \[6, 256\] instead of \[2, 256\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"(?s)BEST.pth does not fit the VQAModel.*logit_fc."
+        r"3.weight \[6, 256\] instead of \[2, 256\]",
+    ):
         build(tmp_path, "--load", str(tmp_path / "BEST.pth"), answers=["yes", "no"])
 
 
@@ -100,8 +117,9 @@ def test_frozen_twins_are_the_loaded_weights_on_every_route(tmp_path, route, str
     """In the original they stayed random unless the weights came by --loadLXMERTQA."""
     name, weights = small_snapshot(tmp_path)
     if route == "--load":
-        weights = {n.removeprefix("lxrt_encoder.model."): x
-                   for n, x in finetuned_file(tmp_path).items()}
+        weights = {
+            n.removeprefix("lxrt_encoder.model."): x for n, x in finetuned_file(tmp_path).items()
+        }
         name = tmp_path / "BEST"
     flags = [route] if route == "--fromScratch" else [route, str(name)]
     built = build(tmp_path, *flags, "--strategy", strategy)
@@ -121,24 +139,36 @@ def test_with_both_lxmert_flags_the_qa_file_comes_last(tmp_path):
     name, weights = small_snapshot(tmp_path)
     torch.save({n: x + 1 for n, x in weights.items()}, tmp_path / "first" / "model_LXRT.pth")
     said: list[str] = []
-    built = build(tmp_path, "--loadLXMERTQA", str(name), "--loadLXMERT",
-                  str(tmp_path / "first" / "model"), said=said)
+    built = build(
+        tmp_path,
+        "--loadLXMERTQA",
+        str(name),
+        "--loadLXMERT",
+        str(tmp_path / "first" / "model"),
+        said=said,
+    )
     encoder_is(built.model, weights)
     assert any(line.startswith("encoder from") for line in said)
     assert said[-1] == f"encoder and answer head from {name}_LXRT.pth"
 
 
 def test_without_any_weights_the_ways_to_start_are_listed(tmp_path):
-    with pytest.raises(ConfigError, match=r"no BERT weights in .*: neither model.safetensors nor "
-                                          r"pytorch_model.bin; .*--bert, or .*--fromScratch"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no BERT weights in .*: neither model.safetensors nor "
+        r"pytorch_model.bin; .*--bert, or .*--fromScratch",
+    ):
         build(tmp_path)
     assert build(tmp_path, "--fromScratch").model is not None
 
 
 def test_a_missing_vocabulary_names_the_file_and_the_flag(tmp_path):
     args = parse(vqa_parser(), ["--size", "small", "--bert", str(tmp_path), "--fromScratch"])
-    with pytest.raises(ConfigError, match=r"vocab.txt is missing: the vocabulary of "
-                                          r"BERT-base-uncased.*--bert"):
+    with pytest.raises(
+        ConfigError,
+        match=r"vocab.txt is missing: the vocabulary of "
+        r"BERT-base-uncased.*--bert",
+    ):
         build_vqa(args, "vqa", ANSWERS, FEATURES, tmp_path)
 
 
@@ -152,14 +182,19 @@ class Bomb:
         return os.system, (f"touch {self.mark}",)
 
 
-@pytest.mark.parametrize("load", [
-    lambda folder: load_lxmert(fresh(), folder / "model"),
-    lambda folder: load_lxmert_qa(fresh(), folder / "model", ANSWERS, all_answers(folder)),
-    lambda folder: build(folder, "--load", str(folder / "model_LXRT.pth")),
-    lambda folder: load_bert(fresh().bert, folder),
-], ids=["--loadLXMERT", "--loadLXMERTQA", "--load", "--bert"])
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: load_lxmert(fresh(), folder / "model"),
+        lambda folder: load_lxmert_qa(fresh(), folder / "model", ANSWERS, all_answers(folder)),
+        lambda folder: build(folder, "--load", str(folder / "model_LXRT.pth")),
+        lambda folder: load_bert(fresh().bert, folder),
+    ],
+    ids=["--loadLXMERT", "--loadLXMERTQA", "--load", "--bert"],
+)
 def test_a_pickle_with_code_inside_is_refused_and_the_code_does_not_run(
-        tmp_path: Path, load: Callable[[Path], object]) -> None:
+    tmp_path: Path, load: Callable[[Path], object]
+) -> None:
     mark = tmp_path / "ran"
     content = pretraining_weights() | {"bomb": Bomb(mark)}
     for name in ("model_LXRT.pth", "pytorch_model.bin"):

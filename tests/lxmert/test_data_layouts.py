@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.common.data_files import npz_of, tsv_of, write_json, write_official, write_tsv
-from tests.lxmert.runs import refused, small_run, strict_json
 
-from common.annotations import Example
-from common.datasets import load_split, resolve_dataset
-from common.features import RegionFeatures
+from common.data.annotations import Example
+from common.data.datasets import load_split, resolve_dataset
+from common.data.vqa_metric import score
+from common.features.store import RegionFeatures
 from common.files import repository_root
-from common.vqa_metric import score
 from lxrt.options import parse, vqa_parser
 from lxrt.vqa import image_limit, main
+from tests.common.data_files import npz_of, tsv_of, write_json, write_official, write_tsv
+from tests.lxmert.runs import refused, small_run, strict_json
 
 PARTS = ("train2014", "val2014")
 
@@ -77,8 +77,10 @@ def cp_data(easy_vqa_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
                 part, image = PARTS[entry["image_id"] % 2], entry["image_id"]
                 entry["coco_split"] = part
                 keys[part][coco(part, image)] = f"EASY_train_{image:012d}"
-            write_json(root / "vqa" / f"vqacp_v2_{side}_{kind}.json",
-                       found if kind == "questions" else found[::-1])
+            write_json(
+                root / "vqa" / f"vqacp_v2_{side}_{kind}.json",
+                found if kind == "questions" else found[::-1],
+            )
     return features(root, keys, source)
 
 
@@ -96,8 +98,18 @@ def npz_data(vqa_data: Path, easy_vqa_root: Path, tmp_path: Path) -> Path:
 
 def flags(root: Path, pretrained: Path, dataset: str, out: Path, *more: str) -> list[str]:
     """A run of two steps, which is then reported."""
-    return [*small_run(root, pretrained), "--dataset", dataset, "--max-steps", "2",
-            "--questions", "32", "--output", str(out), *more]
+    return [
+        *small_run(root, pretrained),
+        "--dataset",
+        dataset,
+        "--max-steps",
+        "2",
+        "--questions",
+        "32",
+        "--output",
+        str(out),
+        *more,
+    ]
 
 
 def finetuned(arguments: list[str], out: Path) -> dict[str, Any]:
@@ -186,7 +198,11 @@ def test_npz_folders_are_imported_on_first_use(
 
 
 def test_features_of_another_detector_are_refused(
-    npz_data: Path, vqa_data: Path, official_data: Path, pretrained: Path, tmp_path: Path,
+    npz_data: Path,
+    vqa_data: Path,
+    official_data: Path,
+    pretrained: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
@@ -229,8 +245,9 @@ def test_empty_folder_names_what_to_fetch_and_what_to_use_instead(
 
 
 def test_tiny_and_fast_are_512_and_5000_images() -> None:
-    limits = {flag: image_limit(parse(vqa_parser(), flag.split()))
-              for flag in ("--tiny", "--fast", "")}
+    limits = {
+        flag: image_limit(parse(vqa_parser(), flag.split())) for flag in ("--tiny", "--fast", "")
+    }
     assert limits == {"--tiny": 512, "--fast": 5000, "": None}
 
 
@@ -242,8 +259,13 @@ def test_run_script_takes_the_splits_of_the_data_set(cp_data: Path, pretrained: 
     environment = os.environ | {"PYTHON": sys.executable, "OMP_WAIT_POLICY": "passive"}
     try:
         found = subprocess.run(
-            ["bash", "run/vqa_finetune.bash", "cpu", folder.name, *words, *more], text=True,
-            cwd=repository_root() / "LXMERT", env=environment, capture_output=True, check=False)
+            ["bash", "run/vqa_finetune.bash", "cpu", folder.name, *words, *more],
+            text=True,
+            cwd=repository_root() / "LXMERT",
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
         assert found.returncode == 0, found.stdout + found.stderr
         assert strict_json(folder / "result.json")["dataset"] == "vqa_cp"
     finally:

@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lxmert.runs import score_of_predictions, small_run, strict_json
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LxmertForPreTraining, LxmertForQuestionAnswering
 
 from common import export
-from common.adapt import adaptive_part
-from common.checkpoint import load_checkpoint, load_meta
+from common.adapt.adapting import adaptive_part
+from common.data.datasets import load_split, open_features, resolve_dataset
+from common.data.vqa_dataset import VQADataset
 from common.files import repository_root
-from common.opened_run import OpenedRun, open_run
-from common.vqa_data import VQADataset, load_split, open_features, resolve_dataset
+from common.runs.opened_run import OpenedRun, open_run
+from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.config import LxmertConfig
 from lxrt.exporting import training_questions
 from lxrt.loading import load_lxmert_qa
 from lxrt.modeling import VQAModel
 from lxrt.vqa import main
+from tests.lxmert.runs import score_of_predictions, small_run, strict_json
 
 MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")
 MakeRun = Callable[..., Path]
@@ -38,16 +39,31 @@ def runs(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFact
         key = (strategy, *flags)
         if key not in made:
             out = tmp_path_factory.mktemp(strategy)
-            assert main([*small_run(vqa_data, pretrained), "--lr", "0.0005", "--strategy", strategy,
-                         *flags, "--output", str(out)]) == 0
+            assert (
+                main(
+                    [
+                        *small_run(vqa_data, pretrained),
+                        "--lr",
+                        "0.0005",
+                        "--strategy",
+                        strategy,
+                        *flags,
+                        "--output",
+                        str(out),
+                    ]
+                )
+                == 0
+            )
             made[key] = out
         return made[key]
+
     return make
 
 
 def exported(run: Path, out: Path, *flags: str) -> Path:
-    assert export.main(["--run", str(run), "--out", str(out), "--gpus", "cpu", "--quiet",
-                        *flags]) == 0
+    assert (
+        export.main(["--run", str(run), "--out", str(out), "--gpus", "cpu", "--quiet", *flags]) == 0
+    )
     return out
 
 
@@ -62,16 +78,21 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 
 def minival(data: Path, count: int = 24) -> VQADataset:
     dataset = resolve_dataset("vqa", data_root=data)
-    return VQADataset(load_split(dataset, "minival")[:count], open_features(dataset, "minival"),
-                      dataset.vocabulary())
+    return VQADataset(
+        load_split(dataset, "minival")[:count],
+        open_features(dataset, "minival"),
+        dataset.vocabulary(),
+    )
 
 
 @torch.no_grad()
 def logits(model: nn.Module, run: OpenedRun, data: VQADataset) -> Tensor:
     """(questions, A), in float64."""
     inputs = run.make_inputs(data.read(range(len(data))))
-    doubled = {name: x.double() if x is not None and x.is_floating_point() else x
-               for name, x in inputs.items()}
+    doubled = {
+        name: x.double() if x is not None and x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
     return model.double().eval()(**doubled)
 
 
@@ -97,7 +118,8 @@ def plain(out: Path) -> VQAModel:
 
 @pytest.mark.parametrize("strategy", MERGED)
 def test_the_exported_model_gives_the_logits_of_the_global_evaluation(
-        runs, vqa_data, tmp_path, strategy):
+    runs, vqa_data, tmp_path, strategy
+):
     out = exported(runs(strategy), tmp_path / "out")
     run, data = open_run(runs(strategy)), minival(vqa_data)
     decisions = majority(run)
@@ -117,15 +139,20 @@ def test_the_exported_model_gives_the_logits_of_the_global_evaluation(
     hf = LxmertForQuestionAnswering.from_pretrained(out / "transformers").double().eval()
     inputs = run.make_inputs(data.read(range(len(data))))
     with torch.no_grad():
-        found = hf(input_ids=inputs["input_ids"], attention_mask=inputs["input_mask"],
-                   visual_feats=inputs["features"].double(), visual_pos=inputs["boxes"].double(),
-                   visual_attention_mask=inputs["region_mask"])
+        found = hf(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["input_mask"],
+            visual_feats=inputs["features"].double(),
+            visual_pos=inputs["boxes"].double(),
+            visual_attention_mask=inputs["region_mask"],
+        )
     torch.testing.assert_close(found.question_answering_score, expected, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("strategy", ["SpotTune", "BlockDrop"])
 def test_testing_the_export_gives_the_accuracy_of_the_global_evaluation(
-        runs, vqa_data, tmp_path, strategy, capsys):
+    runs, vqa_data, tmp_path, strategy, capsys
+):
     """A run evaluated globally keeps its decisions: no data is needed, and all answers agree."""
     run = runs(strategy, "--policy-eval", "global")
     out = exported(run, tmp_path / "out", "--data", str(tmp_path / "no data"))
@@ -134,13 +161,31 @@ def test_testing_the_export_gives_the_accuracy_of_the_global_evaluation(
     result = strict_json(run / "result.json")
     predictions = []
     for model in (out / "model", out / "transformers"):
-        assert main(["--dataset", "vqa", "--data", str(vqa_data), "--gpus", "cpu", "--quiet",
-                     "--test", "minival", "--load", str(model), "--output",
-                     str(tmp_path / "test")]) == 0
+        assert (
+            main(
+                [
+                    "--dataset",
+                    "vqa",
+                    "--data",
+                    str(vqa_data),
+                    "--gpus",
+                    "cpu",
+                    "--quiet",
+                    "--test",
+                    "minival",
+                    "--load",
+                    str(model),
+                    "--output",
+                    str(tmp_path / "test"),
+                ]
+            )
+            == 0
+        )
         assert "minival of vqa, standard: overall" in capsys.readouterr().out
         file = tmp_path / "test" / "minival_predict.json"
         assert score_of_predictions(file, vqa_data) == pytest.approx(
-            {k: v for k, v in result["accuracy"]["val"].items() if k != "count"})
+            {k: v for k, v in result["accuracy"]["val"].items() if k != "count"}
+        )
         predictions.append(strict_json(file))
     assert predictions[0] == predictions[1]
     assert len({row["answer"] for row in predictions[0]}) > 1
@@ -155,15 +200,36 @@ def test_transformers_alone_answers_as_we_do(runs, vqa_data, tmp_path):
     data = minival(vqa_data)
     batch = data.read(range(len(data)))
     with torch.no_grad():
-        scores = model(**tokenizer(batch.questions, padding=True, truncation=True,
-                                   return_tensors="pt"),
-                       visual_feats=batch.features, visual_pos=batch.boxes,
-                       visual_attention_mask=batch.region_mask.long()).question_answering_score
+        scores = model(
+            **tokenizer(batch.questions, padding=True, truncation=True, return_tensors="pt"),
+            visual_feats=batch.features,
+            visual_pos=batch.boxes,
+            visual_attention_mask=batch.region_mask.long(),
+        ).question_answering_score
     answers = [model.config.id2label[int(row)] for row in scores.argmax(1)]
-    assert main(["--dataset", "vqa", "--data", str(vqa_data), "--gpus", "cpu", "--quiet", "--test",
-                 "minival", "--load", str(out / "transformers"), "--output", str(tmp_path)]) == 0
-    ours = {row["question_id"]: row["answer"] for row in
-            strict_json(tmp_path / "minival_predict.json")}
+    assert (
+        main(
+            [
+                "--dataset",
+                "vqa",
+                "--data",
+                str(vqa_data),
+                "--gpus",
+                "cpu",
+                "--quiet",
+                "--test",
+                "minival",
+                "--load",
+                str(out / "transformers"),
+                "--output",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    ours = {
+        row["question_id"]: row["answer"] for row in strict_json(tmp_path / "minival_predict.json")
+    }
     assert answers == [ours[question] for question in batch.question_ids]
     assert len(set(answers)) > 1
 
@@ -189,14 +255,17 @@ def test_global_k_computes_anew_even_if_the_run_has_decisions(runs, tmp_path):
     assert not all(share in (0.0, 1.0) for share in record["share"]) or record["global_k"] == 5
 
 
-@pytest.mark.parametrize(("strategy", "flags"), [
-    ("standard", ()), ("FrozenLayers", ("--frozen-layers", "1"))])
+@pytest.mark.parametrize(
+    ("strategy", "flags"), [("standard", ()), ("FrozenLayers", ("--frozen-layers", "1"))]
+)
 def test_runs_that_decide_nothing_export_their_weights(runs, tmp_path, strategy, flags, capsys):
     run = runs(strategy, *flags)
     out = exported(run, tmp_path / "out")
     assert "nothing was decided" in capsys.readouterr().out
-    best, state = (load_checkpoint(file)[0]["model"] for file in
-                   (run / "BEST.safetensors", out / "model.safetensors"))
+    best, state = (
+        load_checkpoint(file)[0]["model"]
+        for file in (run / "BEST.safetensors", out / "model.safetensors")
+    )
     assert best.keys() == state.keys()
     assert all(torch.equal(state[name], x) for name, x in best.items())
     meta = load_meta(out / "model.safetensors")
@@ -217,15 +286,17 @@ def test_block_replace_is_refused_where_a_linear_map_is_chosen(runs, tmp_path, c
 
 
 def test_a_pretraining_snapshot_becomes_a_folder_of_transformers(
-        pretrained, answers, tmp_path, capsys):
+    pretrained, answers, tmp_path, capsys
+):
     out = exported(pretrained, tmp_path / "out")
     assert "LxmertForPreTraining.from_pretrained" in capsys.readouterr().out
     assert not (out / "model.safetensors").exists()  # the snapshot is one already
     hf = LxmertForPreTraining.from_pretrained(out / "transformers")
     weights = load_checkpoint(f"{pretrained}_LXRT.safetensors")[0]["model"]
     state = hf.state_dict()
-    assert all(torch.equal(state[name.replace("bert.", "lxmert.", 1)], x)
-               for name, x in weights.items())
+    assert all(
+        torch.equal(state[name.replace("bert.", "lxmert.", 1)], x) for name, x in weights.items()
+    )
     config = LxmertConfig.from_dict(load_meta(f"{pretrained}_LXRT.safetensors")["config"])
     models = [VQAModel(config) for _ in range(2)]
     for model, name in zip(models, (pretrained, out / "transformers"), strict=True):
@@ -233,7 +304,8 @@ def test_a_pretraining_snapshot_becomes_a_folder_of_transformers(
     one, other = (model.state_dict() for model in models)
     assert all(torch.equal(x, other[name]) for name, x in one.items())
     assert "can be exported as transformers only" in refused(
-        capsys, "--run", str(pretrained), "--out", str(tmp_path / "no"), "--format", "ours")
+        capsys, "--run", str(pretrained), "--out", str(tmp_path / "no"), "--format", "ours"
+    )
 
 
 def test_only_an_earlier_export_is_ever_replaced(runs, tmp_path, capsys):
@@ -259,6 +331,7 @@ def test_a_failed_export_leaves_the_earlier_one_as_it_was(runs, tmp_path, capsys
 
     def full(*arguments: object) -> None:
         raise export.CheckpointError("no space left")
+
     monkeypatch.setattr(export, "save_checkpoint", full)
     assert "no space left" in refused(capsys, "--run", str(run), "--out", str(out), "--overwrite")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -270,18 +343,22 @@ def test_what_cannot_be_exported_is_refused_with_a_way_out(runs, vqa_data, tmp_p
     flags = ["--run", str(run), "--out", out]
     assert "live decisions" in refused(capsys, *flags, "--global-k", "7")
     assert "every layer is dropped" in refused(capsys, *flags, "--global-k", "0")
-    assert "decides nothing" in refused(capsys, "--run", str(runs("standard")), "--out", out,
-                                        "--global-k", "1")
+    assert "decides nothing" in refused(
+        capsys, "--run", str(runs("standard")), "--out", out, "--global-k", "1"
+    )
     assert "neither the folder of a run nor a pretraining snapshot" in refused(
-        capsys, "--run", str(tmp_path / "nothing"), "--out", out)
+        capsys, "--run", str(tmp_path / "nothing"), "--out", out
+    )
     assert "of a finetuning run give the folder" in refused(
-        capsys, "--run", str(run / "BEST"), "--out", out)
+        capsys, "--run", str(run / "BEST"), "--out", out
+    )
     assert "is not the folder of a run" in refused(capsys, "--run", str(vqa_data), "--out", out)
     assert not list(tmp_path.iterdir())
 
 
 def test_other_training_questions_than_those_of_the_run_are_refused(
-        runs, vqa_data, tmp_path, capsys):
+    runs, vqa_data, tmp_path, capsys
+):
     other = tmp_path / "data"
     other.mkdir()
     for path in vqa_data.iterdir():
@@ -294,8 +371,15 @@ def test_other_training_questions_than_those_of_the_run_are_refused(
     rows = json.loads(file.read_text())
     file.unlink()
     file.write_text(json.dumps(rows[:-5]))
-    shown = refused(capsys, "--run", str(runs("SpotTune_Block")), "--out", str(tmp_path / "out"),
-                    "--data", str(other))
+    shown = refused(
+        capsys,
+        "--run",
+        str(runs("SpotTune_Block")),
+        "--out",
+        str(tmp_path / "out"),
+        "--data",
+        str(other),
+    )
     assert "are not the 64 that" in shown and "--data" in shown
     run = tmp_path / "unfinished"
     run.mkdir()

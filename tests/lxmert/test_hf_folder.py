@@ -10,39 +10,55 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.lxmert.runs import score_of_predictions, strict_json
-from tests.lxmert.snapshots import encoder_is
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    LxmertForPreTraining,
+    LxmertForQuestionAnswering,
+    LxmertModel,
+)
 from transformers import LxmertConfig as HFConfig
-from transformers import LxmertForPreTraining, LxmertForQuestionAnswering, LxmertModel
 
-from common.adapt import adapt
-from common.checkpoint import load_meta
+from common.adapt.adapting import adapt
+from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
-from common.text import Tokenizer
+from common.training.checkpoint import load_meta
 from lxrt.building import Built, build_vqa
 from lxrt.config import LxmertConfig, nearest_size, size_config
 from lxrt.hf_folder import is_hf_folder, read_hf_folder, save_hf_folder
 from lxrt.modeling import PretrainingModel, VQAModel
 from lxrt.options import parse, vqa_parser
 from lxrt.vqa import main
+from tests.lxmert.runs import score_of_predictions, strict_json
+from tests.lxmert.snapshots import encoder_is
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "cat", "?", "is", "it", "a", "##t"]
 VOCABULARY = "".join(f"{word}\n" for word in WORDS)
 ANSWERS = ["yes", "no", "a man", "two"]
 FEATURES = {"width": 5, "detector": "one"}
-SIZES = {"vocab_size": len(WORDS), "hidden_size": 12, "num_attention_heads": 3,
-         "intermediate_size": 16, "l_layers": 2, "x_layers": 1, "r_layers": 3,
-         "visual_feat_dim": 5, "max_position_embeddings": 22}
+SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 12,
+    "num_attention_heads": 3,
+    "intermediate_size": 16,
+    "l_layers": 2,
+    "x_layers": 1,
+    "r_layers": 3,
+    "visual_feat_dim": 5,
+    "max_position_embeddings": 22,
+}
 KINDS = {"base": LxmertModel, "qa": LxmertForQuestionAnswering, "pretraining": LxmertForPreTraining}
 
 
 def names(answers: list[str]) -> dict[str, Any]:
     """Answers as entries of a configuration of `transformers`."""
-    return {"num_qa_labels": len(answers), "id2label": dict(enumerate(answers)),
-            "label2id": {answer: number for number, answer in enumerate(answers)}}
+    return {
+        "num_qa_labels": len(answers),
+        "id2label": dict(enumerate(answers)),
+        "label2id": {answer: number for number, answer in enumerate(answers)},
+    }
 
 
 def randomise(model: nn.Module, std: float = 0.5) -> nn.Module:
@@ -53,11 +69,13 @@ def randomise(model: nn.Module, std: float = 0.5) -> nn.Module:
     return model.eval()
 
 
-def their_folder(folder: Path, kind: str = "qa", vocabulary: str | None = VOCABULARY,
-                 **changes: Any) -> nn.Module:
+def their_folder(
+    folder: Path, kind: str = "qa", vocabulary: str | None = VOCABULARY, **changes: Any
+) -> nn.Module:
     """A model of `transformers` in a folder as its `save_pretrained` writes it."""
-    config = HFConfig(**(SIZES | names(ANSWERS) | {"num_object_labels": 4, "num_attr_labels": 3}
-                         | changes))
+    config = HFConfig(
+        **(SIZES | names(ANSWERS) | {"num_object_labels": 4, "num_attr_labels": 3} | changes)
+    )
     model = randomise(KINDS[kind](config))
     model.save_pretrained(folder)
     if vocabulary is not None:
@@ -65,26 +83,39 @@ def their_folder(folder: Path, kind: str = "qa", vocabulary: str | None = VOCABU
     return model
 
 
-def build(*flags: str, answers: list[str] = ANSWERS, features: dict[str, Any] = FEATURES,
-          data: Path = Path("no data"), said: list[str] | None = None) -> Built:
+def build(
+    *flags: str,
+    answers: list[str] = ANSWERS,
+    features: dict[str, Any] = FEATURES,
+    data: Path = Path("no data"),
+    said: list[str] | None = None,
+) -> Built:
     args = parse(vqa_parser(), list(flags))
-    return build_vqa(args, "vqa", answers, features, data, (said if said is not None
-                                                            else []).append)
+    return build_vqa(
+        args, "vqa", answers, features, data, (said if said is not None else []).append
+    )
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Two questions of different lengths about images with different numbers of regions."""
     generator = torch.Generator().manual_seed(2)
-    return {"input_ids": torch.tensor([[2, 5, 6, 7, 3], [2, 6, 3, 0, 0]]),
-            "input_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
-            "features": torch.randn(2, 4, 5, generator=generator, dtype=dtype),
-            "boxes": torch.rand(2, 4, 4, generator=generator, dtype=dtype),
-            "region_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    return {
+        "input_ids": torch.tensor([[2, 5, 6, 7, 3], [2, 6, 3, 0, 0]]),
+        "input_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "features": torch.randn(2, 4, 5, generator=generator, dtype=dtype),
+        "boxes": torch.rand(2, 4, 4, generator=generator, dtype=dtype),
+        "region_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+    }
 
 
 def theirs(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {"input_ids": "input_ids", "input_mask": "attention_mask", "features": "visual_feats",
-               "boxes": "visual_pos", "region_mask": "visual_attention_mask"}
+    renamed = {
+        "input_ids": "input_ids",
+        "input_mask": "attention_mask",
+        "features": "visual_feats",
+        "boxes": "visual_pos",
+        "region_mask": "visual_attention_mask",
+    }
     return {renamed[name]: x for name, x in ours.items()}
 
 
@@ -93,24 +124,39 @@ def same_encoder(ours: nn.Module, hf: nn.Module, dtype: torch.dtype, tolerance: 
     with torch.no_grad():
         found, expected = ours(**inputs(dtype)), hf(**theirs(inputs(dtype)))
     for name in ("lang", "vision", "pooled"):
-        other = getattr(expected, {"lang": "language_output", "vision": "vision_output",
-                                   "pooled": "pooled_output"}[name])
+        other = getattr(
+            expected,
+            {"lang": "language_output", "vision": "vision_output", "pooled": "pooled_output"}[name],
+        )
         torch.testing.assert_close(getattr(found, name), other, rtol=0, atol=tolerance)
         assert other.std() > 0.1
 
 
 def our_model(kind: type[nn.Module] = VQAModel, **changes: Any) -> nn.Module:
-    return randomise(kind(LxmertConfig(**(SIZES | {"num_answers": len(ANSWERS), "obj_id_num": 4,
-                                                   "attr_id_num": 3} | changes))))
+    return randomise(
+        kind(
+            LxmertConfig(
+                **(
+                    SIZES
+                    | {"num_answers": len(ANSWERS), "obj_id_num": 4, "attr_id_num": 3}
+                    | changes
+                )
+            )
+        )
+    )
 
 
 @pytest.mark.parametrize("flag", ["--loadLXMERT", "--loadLXMERTQA", "--load"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_transformers_gives_its_outputs_or_says_which_flag_takes_it(
-        tmp_path, kind, flag):
+    tmp_path, kind, flag
+):
     hf = their_folder(tmp_path, kind)
-    takes = {"base": ["--loadLXMERT"], "qa": ["--loadLXMERT", "--loadLXMERTQA", "--load"],
-             "pretraining": ["--loadLXMERT", "--loadLXMERTQA"]}[kind]
+    takes = {
+        "base": ["--loadLXMERT"],
+        "qa": ["--loadLXMERT", "--loadLXMERTQA", "--load"],
+        "pretraining": ["--loadLXMERT", "--loadLXMERTQA"],
+    }[kind]
     if flag not in takes:
         with pytest.raises(CheckpointError, match=r"(?s)--loadLXMERT"):
             build(flag, str(tmp_path))
@@ -144,29 +190,41 @@ def test_weights_are_read_from_a_bin_file_from_shards_and_in_half_precision(tmp_
         assert len(list(tmp_path.glob("model-0*.safetensors"))) > 1
     state = build("--load", str(tmp_path)).model.state_dict()
     assert len(state) == len(weights)
-    expected = {name.replace("lxmert.", "lxrt_encoder.model.bert.").removeprefix("answer_head."):
-                x.float() for name, x in weights.items()}
+    expected = {
+        name.replace("lxmert.", "lxrt_encoder.model.bert.").removeprefix("answer_head."): x.float()
+        for name, x in weights.items()
+    }
     assert all(torch.equal(state[name], x) for name, x in expected.items())
 
 
 def test_a_folder_brings_its_own_sizes_and_dropout(tmp_path):
     their_folder(tmp_path, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2)
     built = build("--load", str(tmp_path))
-    wanted = SIZES | {"num_answers": 4, "hidden_dropout_prob": 0.3,
-                      "attention_probs_dropout_prob": 0.2}
+    wanted = SIZES | {
+        "num_answers": 4,
+        "hidden_dropout_prob": 0.3,
+        "attention_probs_dropout_prob": 0.2,
+    }
     assert wanted.items() <= built.model.config.to_dict().items()
     assert built.meta["config"] == built.model.config.to_dict() and built.size == "small"
     assert build("--load", str(tmp_path), "--dropout", "0").model.config.hidden_dropout_prob == 0
     shorter = build("--loadLXMERTQA", str(tmp_path), "--rlayers", "1").model
     assert len(shorter.bert.encoder.r_layers) == 1 and len(shorter.bert.encoder.layer) == 2
-    encoder_is(shorter, {f"bert.{name.removeprefix('lxmert.')}": x for name, x in
-                         LxmertForQuestionAnswering.from_pretrained(tmp_path).state_dict().items()})
+    encoder_is(
+        shorter,
+        {
+            f"bert.{name.removeprefix('lxmert.')}": x
+            for name, x in LxmertForQuestionAnswering.from_pretrained(tmp_path).state_dict().items()
+        },
+    )
     with pytest.raises(ConfigError, match="--size base has width 768, the model in .* 12: leave"):
         build("--load", str(tmp_path), "--size", "base")
 
 
-@pytest.mark.parametrize(("width", "size"), [(12, "small"), (128, "small"), (384, "small"),
-                                             (768, "base"), (1024, "base")])
+@pytest.mark.parametrize(
+    ("width", "size"),
+    [(12, "small"), (128, "small"), (384, "small"), (768, "base"), (1024, "base")],
+)
 def test_the_recipe_is_that_of_the_named_size_next_below(width, size):
     assert nearest_size(LxmertConfig(hidden_size=width)) == size
 
@@ -176,8 +234,9 @@ def test_answers_are_found_by_their_names(tmp_path):
     known = ["2", "no", "yes", "a man", "man", "grape"]
     hf = their_folder(tmp_path, "pretraining", **names(known))
     said: list[str] = []
-    head = build("--loadLXMERTQA", str(tmp_path), answers=["yes", "two", "the man", "a man", "?"],
-                 said=said).model.logit_fc[3]
+    head = build(
+        "--loadLXMERTQA", str(tmp_path), answers=["yes", "two", "the man", "a man", "?"], said=said
+    ).model.logit_fc[3]
     source = hf.answer_head.logit_fc[3]
     for place, row in enumerate([2, 0, 4, 3]):
         assert torch.equal(head.weight[place], source.weight[row])
@@ -210,8 +269,10 @@ def test_features_and_vocabulary_that_do_not_fit_are_refused(tmp_path, flag):
     with pytest.raises(CheckpointError, match="vocabulary.count is 12 in the file, this run has"):
         build(flag, str(folder))
     (folder / "vocab.txt").rename(tmp_path / "vocab.txt")
-    with pytest.raises(CheckpointError, match="knows 12 word pieces, the vocabulary in use has 13"
-                                              ".*put the vocab.txt"):
+    with pytest.raises(
+        CheckpointError,
+        match="knows 12 word pieces, the vocabulary in use has 13.*put the vocab.txt",
+    ):
         build(flag, str(folder), "--bert", str(tmp_path))
 
 
@@ -238,12 +299,15 @@ def test_what_is_recorded_of_detector_and_vocabulary_is_compared(tmp_path):
         build("--load", str(tmp_path))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"model_type": "bert"}, "model_type is 'bert', only 'lxmert' is supported"),
-    ({"hidden_act": "relu"}, "hidden_act is 'relu', only 'gelu' is supported"),
-    ({"hidden_size": "12"}, "hidden_size is '12', not a number"),
-    ({"id2label": {"0": "yes", "1": "no"}}, "id2label names 2 answers, the answer head has 4"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "model_type is 'bert', only 'lxmert' is supported"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', only 'gelu' is supported"),
+        ({"hidden_size": "12"}, "hidden_size is '12', not a number"),
+        ({"id2label": {"0": "yes", "1": "no"}}, "id2label names 2 answers, the answer head has 4"),
+    ],
+)
 def test_a_config_that_cannot_be_run_is_refused(tmp_path, change, message):
     their_folder(tmp_path)
     values = strict_json(tmp_path / "config.json") | change
@@ -313,18 +377,32 @@ def test_our_pretraining_model_in_transformers_gives_the_same_heads(tmp_path):
     assert hf.cls.predictions.decoder.weight is hf.lxmert.embeddings.word_embeddings.weight
     regions: list[dict[str, Tensor]] = []
     hf.obj_predict_head.register_forward_hook(lambda module, args, out: regions.append(out))
-    visual = {name: (torch.zeros(2, 4, *shape, dtype=dtype), torch.ones(2, 4)) for
-              name, shape, dtype in (("obj", (), torch.int64), ("attr", (), torch.int64),
-                                     ("feat", (5,), torch.float64))}
+    visual = {
+        name: (torch.zeros(2, 4, *shape, dtype=dtype), torch.ones(2, 4))
+        for name, shape, dtype in (
+            ("obj", (), torch.int64),
+            ("attr", (), torch.int64),
+            ("feat", (5,), torch.float64),
+        )
+    }
     with torch.no_grad():
         expected = ours(**inputs(torch.float64))
         found = hf(**theirs(inputs(torch.float64)), obj_labels=visual)
-    heads = {"words": found.prediction_logits, "matched": found.cross_relationship_score,
-             "answers": found.question_answering_score, **regions[0]}
+    heads = {
+        "words": found.prediction_logits,
+        "matched": found.cross_relationship_score,
+        "answers": found.question_answering_score,
+        **regions[0],
+    }
     assert expected.keys() == heads.keys()
     for name, other in heads.items():
-        torch.testing.assert_close(expected[name], other.view_as(expected[name]), rtol=0,
-                                   atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            expected[name],
+            other.view_as(expected[name]),
+            rtol=0,
+            atol=1e-11,
+            msg=lambda text, n=name: f"{n}: {text}",
+        )
 
 
 @pytest.mark.parametrize(("losses", "qa"), [(("obj", "feat"), True), ((), True), ((), False)])
@@ -335,8 +413,11 @@ def test_a_pretraining_model_without_some_heads_goes_out_and_in(tmp_path, losses
     assert hasattr(hf, "obj_predict_head") == bool(losses) and hasattr(hf, "answer_head") == qa
     assert not losses or set(hf.obj_predict_head.decoder_dict) == set(losses)
     weights = read_hf_folder(tmp_path).weights()
-    assert all(torch.equal(weights[name], x) for name, x in ours.state_dict().items()
-               if name != "cls.predictions.decoder.weight")
+    assert all(
+        torch.equal(weights[name], x)
+        for name, x in ours.state_dict().items()
+        if name != "cls.predictions.decoder.weight"
+    )
 
 
 @pytest.mark.parametrize("kind", [VQAModel, PretrainingModel])
@@ -359,8 +440,9 @@ def test_the_saved_folder_has_a_tokenizer_that_gives_our_ids(tmp_path):
     save_hf_folder(our_model(), tmp_path, VOCABULARY, ANSWERS)
     sentences = ["Is it a red cat?", "catt", "it " * 40, "a dog"]
     ids, mask = Tokenizer(tmp_path).encode(sentences)
-    found = AutoTokenizer.from_pretrained(tmp_path)(sentences, truncation=True, padding=True,
-                                                    return_tensors="pt")
+    found = AutoTokenizer.from_pretrained(tmp_path)(
+        sentences, truncation=True, padding=True, return_tensors="pt"
+    )
     assert torch.equal(found["input_ids"], ids) and torch.equal(found["attention_mask"], mask)
     assert ids.shape[1] == 20 and (tmp_path / "vocab.txt").read_text() == VOCABULARY
 
@@ -378,13 +460,20 @@ def test_what_transformers_cannot_hold_is_refused(tmp_path):
 
 @pytest.mark.parametrize("strategy", ["standard", "SpotTune_Block"])
 def test_a_run_that_starts_from_a_folder_trains_resumes_in_size_and_is_tested(
-        flags, pretrained, tmp_path, answers, strategy):
+    flags, pretrained, tmp_path, answers, strategy
+):
     """The folder's width is neither that of small nor that of base; BEST remembers it."""
     folder, out = tmp_path / "model", tmp_path / "run"
     vocabulary = (pretrained.parent / "vocab.txt").read_text()
-    config = size_config("small", vocab_size=len(vocabulary.splitlines()), num_attention_heads=2,
-                         num_answers=len(answers), hidden_size=24, intermediate_size=32,
-                         r_layers=1)
+    config = size_config(
+        "small",
+        vocab_size=len(vocabulary.splitlines()),
+        num_attention_heads=2,
+        num_answers=len(answers),
+        hidden_size=24,
+        intermediate_size=32,
+        r_layers=1,
+    )
     torch.manual_seed(0)
     save_hf_folder(PretrainingModel(config), folder, vocabulary, answers)
     flags = [flag for flag in flags if flag not in ("--size", "small")]
@@ -393,7 +482,22 @@ def test_a_run_that_starts_from_a_folder_trains_resumes_in_size_and_is_tested(
     assert load_meta(out / "BEST.safetensors")["config"]["hidden_size"] == 24
     assert strict_json(out / "result.json")["size"] == "small"
     shutil.rmtree(folder)
-    assert main([*flags[:4], "--gpus", "cpu", "--quiet", "--test", "minival", "--load",
-                 str(out / "BEST"), "--output", str(out)]) == 0
+    assert (
+        main(
+            [
+                *flags[:4],
+                "--gpus",
+                "cpu",
+                "--quiet",
+                "--test",
+                "minival",
+                "--load",
+                str(out / "BEST"),
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     found = score_of_predictions(out / "minival_predict.json", Path(flags[3]))
     assert found["overall"] == strict_json(out / "result.json")["accuracy"]["val"]["overall"]

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from tests.common.tiny_models import drift_layers, lxmert_config, lxmert_inputs
 from torch import Tensor, nn
 
-from common.adapt import adapt, adaptive_part, parameter_counts
-from common.adaptive import AdaptiveOptions
+from common.adapt.adapting import adapt, adaptive_part, parameter_counts
+from common.adapt.encoder import AdaptiveOptions
 from common.errors import ConfigError
 from lxrt.config import LxmertConfig, size_config
 from lxrt.modeling import LXRTModel, PretrainingModel, VQAModel
+from tests.common.tiny_models import drift_layers, lxmert_config, lxmert_inputs
 
 ENCODER_LAYERS = 181_928_448
 VQA_PARAMETERS = 213_930_297
@@ -56,9 +56,14 @@ def test_the_base_encoder_has_449_tensors_and_207936768_parameters_part_by_part(
     model = base(LXRTModel)
     state = model.state_dict()
     assert len(state) == 449 and count(state.values()) == 207_936_768
-    parts = {"embeddings": 23_837_184, "encoder.visn_fc": 1_580_544, "encoder.layer.3": 7_087_872,
-             "encoder.r_layers.4": 7_087_872, "encoder.x_layers.0": 16_539_648,
-             "pooler": 590_592}
+    parts = {
+        "embeddings": 23_837_184,
+        "encoder.visn_fc": 1_580_544,
+        "encoder.layer.3": 7_087_872,
+        "encoder.r_layers.4": 7_087_872,
+        "encoder.x_layers.0": 16_539_648,
+        "pooler": 590_592,
+    }
     found = {name: count(model.get_submodule(name).parameters()) for name in parts}
     assert found == parts
     layers = [layer.module for layer in model.encoder.layers()]
@@ -70,13 +75,17 @@ def test_upstreams_order_of_modules_and_names_of_the_encoder():
     assert children == ["visn_fc", "layer", "x_layers", "r_layers"]
     names = set(base().state_dict())
     prefix = "lxrt_encoder.model.bert."
-    assert {f"{prefix}embeddings.word_embeddings.weight", f"{prefix}pooler.dense.bias",
-            f"{prefix}encoder.visn_fc.box_layer_norm.weight",
-            f"{prefix}encoder.layer.8.attention.self.query.weight",
-            f"{prefix}encoder.r_layers.4.intermediate.dense.bias",
-            f"{prefix}encoder.x_layers.4.visual_attention.att.key.bias",
-            f"{prefix}encoder.x_layers.4.visn_self_att.output.LayerNorm.weight",
-            f"{prefix}encoder.x_layers.4.lang_inter.dense.weight", "logit_fc.3.bias"} <= names
+    assert {
+        f"{prefix}embeddings.word_embeddings.weight",
+        f"{prefix}pooler.dense.bias",
+        f"{prefix}encoder.visn_fc.box_layer_norm.weight",
+        f"{prefix}encoder.layer.8.attention.self.query.weight",
+        f"{prefix}encoder.r_layers.4.intermediate.dense.bias",
+        f"{prefix}encoder.x_layers.4.visual_attention.att.key.bias",
+        f"{prefix}encoder.x_layers.4.visn_self_att.output.LayerNorm.weight",
+        f"{prefix}encoder.x_layers.4.lang_inter.dense.weight",
+        "logit_fc.3.bias",
+    } <= names
     assert {name.split(".")[1] for name in names if name.startswith("logit_fc")} == {"0", "2", "3"}
 
 
@@ -85,40 +94,59 @@ def test_in_vqa_mode_exactly_the_16_tensors_without_a_gradient_are_frozen(golden
     model = adapt(VQAModel(LxmertConfig.from_dict(config)), "standard")
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert len(frozen) == 16 and frozen == config["params_without_gradient"]
-    at_base = [name for name, p in adapted_base("standard").named_parameters()
-               if not p.requires_grad]
+    at_base = [
+        name for name, p in adapted_base("standard").named_parameters() if not p.requires_grad
+    ]
     assert at_base == [name.replace("x_layers.1.", "x_layers.4.") for name in frozen]
 
 
 def dead_parameters() -> int:
     """Of the vision half of the last cross layer: attention (4 linear maps, LN) and FFN."""
     layer = base(LXRTModel).encoder.x_layers[-1]
-    return count(p for m in (layer.visn_self_att, layer.visn_inter, layer.visn_output)
-                 for p in m.parameters())
+    return count(
+        p
+        for m in (layer.visn_self_att, layer.visn_inter, layer.visn_output)
+        for p in m.parameters()
+    )
 
 
 def test_frozen_trains_32_million_and_freezes_all_181_93_million_of_the_layers():
     counts = parameter_counts(adapted_base("Frozen"))
-    assert counts == {"trainable": VQA_PARAMETERS - ENCODER_LAYERS, "frozen": ENCODER_LAYERS,
-                      "policy": 0}
+    assert counts == {
+        "trainable": VQA_PARAMETERS - ENCODER_LAYERS,
+        "frozen": ENCODER_LAYERS,
+        "policy": 0,
+    }
     assert round(counts["trainable"] / 1e6, 2) == 32.00
 
 
 def test_standard_trains_all_but_the_dead_parameters():
     assert parameter_counts(adapted_base("standard")) == {
-        "trainable": VQA_PARAMETERS - dead_parameters(), "frozen": dead_parameters(), "policy": 0}
+        "trainable": VQA_PARAMETERS - dead_parameters(),
+        "frozen": dead_parameters(),
+        "policy": 0,
+    }
 
 
-@pytest.mark.parametrize(("strategy", "policy", "twins", "linears"), [
-    ("SpotTune", 66_302_290, 1, 0), ("SpotTune_Block", 65_054_246, 1, 0),
-    ("BlockDrop", 65_054_246, 0, 0),
-    ("BlockReplace", 65_054_246, 0, (9 + 5 + 5 + 4) * (768 * 768 + 768))])
+@pytest.mark.parametrize(
+    ("strategy", "policy", "twins", "linears"),
+    [
+        ("SpotTune", 66_302_290, 1, 0),
+        ("SpotTune_Block", 65_054_246, 1, 0),
+        ("BlockDrop", 65_054_246, 0, 0),
+        ("BlockReplace", 65_054_246, 0, (9 + 5 + 5 + 4) * (768 * 768 + 768)),
+    ],
+)
 def test_parameters_of_the_adaptive_strategies_with_the_published_policy(
-        strategy, policy, twins, linears):
+    strategy, policy, twins, linears
+):
     """66.30 M and 65.05 M in the original; the last cross layer hands on language only."""
     found = parameter_counts(adapted_base(strategy, "published"))
-    assert found == {"policy": policy, "frozen": twins * ENCODER_LAYERS + dead_parameters(),
-                     "trainable": VQA_PARAMETERS - dead_parameters() + linears}
+    assert found == {
+        "policy": policy,
+        "frozen": twins * ENCODER_LAYERS + dead_parameters(),
+        "trainable": VQA_PARAMETERS - dead_parameters() + linears,
+    }
 
 
 @pytest.mark.parametrize("strategy", ["SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop"])
@@ -127,12 +155,25 @@ def test_the_small_policy_is_small_at_base_size(strategy):
     assert 100_000 < policy < 3_000_000
 
 
-@pytest.mark.parametrize(("strategy", "total", "dead"), [
-    ("SpotTune_Block", 19, []), ("BlockDrop", 19, []), ("BlockReplace", 19, []),
-    ("SpotTune_Res", 53, ["cross.5.vision.attention", "cross.5.vision.ffn"]),
-    ("SpotTune", 425, [*(f"cross.5.vision.head.{n}" for n in range(1, 13)),
-                       "cross.5.vision.attention.output", "cross.5.vision.intermediate",
-                       "cross.5.vision.output"])])
+@pytest.mark.parametrize(
+    ("strategy", "total", "dead"),
+    [
+        ("SpotTune_Block", 19, []),
+        ("BlockDrop", 19, []),
+        ("BlockReplace", 19, []),
+        ("SpotTune_Res", 53, ["cross.5.vision.attention", "cross.5.vision.ffn"]),
+        (
+            "SpotTune",
+            425,
+            [
+                *(f"cross.5.vision.head.{n}" for n in range(1, 13)),
+                "cross.5.vision.attention.output",
+                "cross.5.vision.intermediate",
+                "cross.5.vision.output",
+            ],
+        ),
+    ],
+)
 def test_decisions_of_a_base_vqa_model_and_which_of_them_are_dead(strategy, total, dead):
     with torch.device("meta"):
         model = VQAModel(LxmertConfig())
@@ -143,8 +184,11 @@ def test_decisions_of_a_base_vqa_model_and_which_of_them_are_dead(strategy, tota
     live = [alive for site in part.sites for alive in [site.live] * len(site.columns)]
     found = [name for name, alive in zip(part.decision_names, live, strict=True) if not alive]
     assert sorted(found) == sorted(dead)
-    layers = [*(f"lang.{n}" for n in range(1, 10)), *(f"vision.{n}" for n in range(1, 6)),
-              *(f"cross.{n}" for n in range(1, 6))]
+    layers = [
+        *(f"lang.{n}" for n in range(1, 10)),
+        *(f"vision.{n}" for n in range(1, 6)),
+        *(f"cross.{n}" for n in range(1, 6)),
+    ]
     assert list(dict.fromkeys(part.decision_layers)) == layers
     assert [layer.name for layer in encoder.layers()] == layers
 
@@ -152,15 +196,29 @@ def test_decisions_of_a_base_vqa_model_and_which_of_them_are_dead(strategy, tota
 def test_the_425_decisions_are_in_the_order_of_the_original():
     """Language 9 * 15, vision 5 * 15, cross 5 * 43 in the original's order."""
     names = adaptive_part(adapted_base("SpotTune")).decision_names
-    expected = {0: "lang.1.head.1", 11: "lang.1.head.12", 12: "lang.1.attention.output",
-                13: "lang.1.intermediate", 14: "lang.1.output", 15: "lang.2.head.1",
-                134: "lang.9.output", 135: "vision.1.head.1", 209: "vision.5.output",
-                210: "cross.1.cross.head.1", 222: "cross.1.cross.output",
-                223: "cross.1.lang.head.1", 235: "cross.1.lang.attention.output",
-                236: "cross.1.vision.head.1", 248: "cross.1.vision.attention.output",
-                249: "cross.1.lang.intermediate", 250: "cross.1.vision.intermediate",
-                251: "cross.1.lang.output", 252: "cross.1.vision.output",
-                253: "cross.2.cross.head.1", 424: "cross.5.vision.output"}
+    expected = {
+        0: "lang.1.head.1",
+        11: "lang.1.head.12",
+        12: "lang.1.attention.output",
+        13: "lang.1.intermediate",
+        14: "lang.1.output",
+        15: "lang.2.head.1",
+        134: "lang.9.output",
+        135: "vision.1.head.1",
+        209: "vision.5.output",
+        210: "cross.1.cross.head.1",
+        222: "cross.1.cross.output",
+        223: "cross.1.lang.head.1",
+        235: "cross.1.lang.attention.output",
+        236: "cross.1.vision.head.1",
+        248: "cross.1.vision.attention.output",
+        249: "cross.1.lang.intermediate",
+        250: "cross.1.vision.intermediate",
+        251: "cross.1.lang.output",
+        252: "cross.1.vision.output",
+        253: "cross.2.cross.head.1",
+        424: "cross.5.vision.output",
+    }
     assert {index: names[index] for index in expected} == expected
 
 
@@ -197,8 +255,11 @@ def test_the_published_policy_has_two_language_one_cross_and_one_vision_layer():
     with torch.device("meta"):
         policy = adaptive_part(adapt(VQAModel(LxmertConfig()), "SpotTune", "published")).policy
     encoder = policy.bert.encoder
-    assert [len(stack) for stack in (encoder.layer, encoder.x_layers, encoder.r_layers)] == \
-        [2, 1, 1]
+    assert [len(stack) for stack in (encoder.layer, encoder.x_layers, encoder.r_layers)] == [
+        2,
+        1,
+        1,
+    ]
     assert tuple(policy.logit_fc[-1].weight.shape) == (850, 1536)
 
 
@@ -249,8 +310,11 @@ def test_new_models_are_drawn_as_upstream_draws_them():
             assert (module.bias == 0).all()
     assert (model.cls.predictions.bias == 0).all()
     embeddings = model.bert.embeddings
-    for table in (embeddings.word_embeddings, embeddings.position_embeddings,
-                  embeddings.token_type_embeddings):
+    for table in (
+        embeddings.word_embeddings,
+        embeddings.position_embeddings,
+        embeddings.token_type_embeddings,
+    ):
         assert table.weight[0].std() > 0.01, "the padding row is drawn like the others"
 
 
@@ -258,8 +322,11 @@ def test_row_0_of_the_three_tables_gets_no_gradient():
     model = VQAModel(lxmert_config()).double()
     model(**lxmert_inputs(3)).sum().backward()
     embeddings = model.bert.embeddings
-    for table in (embeddings.word_embeddings, embeddings.position_embeddings,
-                  embeddings.token_type_embeddings):
+    for table in (
+        embeddings.word_embeddings,
+        embeddings.position_embeddings,
+        embeddings.token_type_embeddings,
+    ):
         assert table.weight.grad[0].abs().max() == 0
     assert embeddings.position_embeddings.weight.grad[1].abs().max() > 0
 

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.optim import make_optimizer
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_metric import answer_score
 from common.parity import main
-from common.text import Tokenizer
-from common.vqa_metric import answer_score
-from common.vqa_task import vqa_loss
-from common.weights import load_into
+from common.tasks.vqa import vqa_loss
+from common.training.optim import make_optimizer
+from common.training.weights import load_into
 from lxrt.answers import convert_answer
 from lxrt.config import LxmertConfig
 from lxrt.modeling import VQAModel
@@ -28,8 +28,7 @@ CASES = ("lxmert", "lxmert_pretrain")
 def write_case(source: Path, folder: Path, *leave_out: str) -> Path:
     """A copy of a golden case without some of its files."""
     folder.mkdir()
-    for name in ("config.json", "weights.safetensors", "inputs.safetensors",
-                 "outputs.safetensors"):
+    for name in ("config.json", "weights.safetensors", "inputs.safetensors", "outputs.safetensors"):
         if name not in leave_out:
             shutil.copy(source / name, folder / name)
     return folder
@@ -73,15 +72,27 @@ def test_all_cases_of_the_original_agree(goldens, capsys):
     assert all(f"{case}: " in shown for case in CASES)
 
 
-@pytest.mark.parametrize(("case", "weight", "must_fail", "must_agree"), [
-    ("lxmert", "logit_fc.3.bias", {"logits", "loss"}, {"lang_output", "pooled_output"}),
-    ("lxmert", "lxrt_encoder.model.bert.encoder.x_layers.0.visual_attention.att.value.bias",
-     {"lang_output", "vision_output", "pooled_output", "logits", "loss"}, set()),
-    ("lxmert_pretrain", "obj_predict_head.decoder_dict.attr.bias", {"attr_logits", "total_loss"},
-     {"obj_logits", "lm_logits", "qa_logits"}),
-])
+@pytest.mark.parametrize(
+    ("case", "weight", "must_fail", "must_agree"),
+    [
+        ("lxmert", "logit_fc.3.bias", {"logits", "loss"}, {"lang_output", "pooled_output"}),
+        (
+            "lxmert",
+            "lxrt_encoder.model.bert.encoder.x_layers.0.visual_attention.att.value.bias",
+            {"lang_output", "vision_output", "pooled_output", "logits", "loss"},
+            set(),
+        ),
+        (
+            "lxmert_pretrain",
+            "obj_predict_head.decoder_dict.attr.bias",
+            {"attr_logits", "total_loss"},
+            {"obj_logits", "lm_logits", "qa_logits"},
+        ),
+    ],
+)
 def test_a_perturbed_weight_fails_and_names_the_tensors_it_reaches(
-        goldens, tmp_path, capsys, case, weight, must_fail, must_agree):
+    goldens, tmp_path, capsys, case, weight, must_fail, must_agree
+):
     folder = write_case(goldens / case, tmp_path / "case")
     change_tensor(folder / "weights.safetensors", weight, 0.1)
     assert main(["--backbone", "lxmert", "--case", str(folder)]) == 1
@@ -111,8 +122,10 @@ def test_a_tensor_that_we_do_not_produce_fails(goldens, tmp_path, capsys):
 def test_a_wrong_shape_fails_with_both_shapes(goldens, tmp_path, capsys):
     folder = write_case(goldens / "lxmert", tmp_path / "case")
     expected = load_file(folder / "outputs.safetensors")
-    save_file(expected | {"logits": expected["logits"][:, :5].contiguous()},
-              folder / "outputs.safetensors")
+    save_file(
+        expected | {"logits": expected["logits"][:, :5].contiguous()},
+        folder / "outputs.safetensors",
+    )
     assert main(["--backbone", "lxmert", "--case", str(folder)]) == 1
     assert "shape (4, 11), expected (4, 5)" in capsys.readouterr().out
 
@@ -145,8 +158,7 @@ def test_missing_weights_and_unknown_kinds_are_one_line_errors(goldens, tmp_path
     assert "unknown backbone 'lxbert'; installed: lxmert" in capsys.readouterr().err
 
 
-def test_irregular_masks_segments_and_a_visual_mask_give_the_originals_numbers(
-        golden_model, extra):
+def test_irregular_masks_segments_and_a_visual_mask_give_the_originals_numbers(golden_model, extra):
     inputs = {k.removeprefix("case2.in."): x for k, x in extra.items() if "case2.in." in k}
     expected = {k.removeprefix("case2.out."): x for k, x in extra.items() if "case2.out." in k}
     assert (inputs["input_mask"].sum(1) == 0).tolist() == [False, False, False, True]
@@ -156,8 +168,12 @@ def test_irregular_masks_segments_and_a_visual_mask_give_the_originals_numbers(
         out = golden_model.bert(**model_inputs(inputs))
         logits = golden_model.logit_fc(out.pooled)
         loss = vqa_loss(logits, inputs["target"])
-    found = {"lang_output": out.lang, "vision_output": out.vision, "pooled_output": out.pooled,
-             "logits": logits}
+    found = {
+        "lang_output": out.lang,
+        "vision_output": out.vision,
+        "pooled_output": out.pooled,
+        "logits": logits,
+    }
     for name, tensor in found.items():
         # The last row has no visible token: scores near -10000 are quantised in float32.
         torch.testing.assert_close(tensor[:3], expected[name][:3], rtol=1e-5, atol=1e-5)
@@ -169,8 +185,13 @@ def test_six_steps_of_bert_adam_follow_the_original(golden_model, goldens, extra
     config = json.loads((goldens / "lxmert" / "config.json").read_text())["train_extra"]
     inputs = load_file(goldens / "lxmert" / "inputs.safetensors")
     arguments = model_inputs(inputs)
-    optimizer = make_optimizer("bert", list(golden_model.parameters()), config["lr"],
-                               config["t_total"], warmup=config["warmup"])
+    optimizer = make_optimizer(
+        "bert",
+        list(golden_model.parameters()),
+        config["lr"],
+        config["t_total"],
+        warmup=config["warmup"],
+    )
     for step in range(config["steps"]):
         loss = vqa_loss(golden_model(**arguments), inputs["target"])
         optimizer.zero_grad()
@@ -179,7 +200,8 @@ def test_six_steps_of_bert_adam_follow_the_original(golden_model, goldens, extra
         assert optimizer.lr == pytest.approx(extra["train.lr"][step].item(), abs=1e-12)
         assert loss.item() == pytest.approx(extra["train.losses"][step].item(), rel=1e-4)
         assert norm.item() == pytest.approx(
-            extra["train.grad_norms_before_clip"][step].item(), rel=1e-3)
+            extra["train.grad_norms_before_clip"][step].item(), rel=1e-3
+        )
         optimizer.step()
     with torch.no_grad():
         after = golden_model(**arguments)
@@ -188,12 +210,16 @@ def test_six_steps_of_bert_adam_follow_the_original(golden_model, goldens, extra
     names = [n.removeprefix("train.param_after.") for n in extra if "param_after" in n]
     assert len(names) == 3
     for name in names:
-        torch.testing.assert_close(parameters[name].detach(), extra[f"train.param_after.{name}"],
-                                   rtol=0, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            parameters[name].detach(),
+            extra[f"train.param_after.{name}"],
+            rtol=0,
+            atol=2e-4,
+            msg=lambda text, n=name: f"{n}: {text}",
+        )
 
 
-def test_the_golden_config_names_exactly_the_parameters_that_get_no_gradient(
-        golden_model, goldens):
+def test_the_golden_config_names_exactly_the_parameters_that_get_no_gradient(golden_model, goldens):
     config = json.loads((goldens / "lxmert" / "config.json").read_text())
     inputs = load_file(goldens / "lxmert" / "inputs.safetensors")
     vqa_loss(golden_model(**model_inputs(inputs)), inputs["target"]).backward()

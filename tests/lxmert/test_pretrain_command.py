@@ -12,6 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from common.files import repository_root
+from common.training.checkpoint import load_checkpoint, load_meta
+from lxrt.pretrain import main
+from lxrt.pretraining_options import chosen_recipe, pretrain_parser
+from lxrt.vqa import main as finetune
 from tests.lxmert.pretraining_files import (
     ANSWERS,
     LAYERS,
@@ -22,12 +28,6 @@ from tests.lxmert.pretraining_files import (
     refused_pretraining,
 )
 from tests.lxmert.runs import strict_json
-
-from common.checkpoint import load_checkpoint, load_meta
-from common.files import repository_root
-from lxrt.pretrain import main
-from lxrt.pretraining_options import chosen_recipe, pretrain_parser
-from lxrt.vqa import main as finetune
 
 LOSSES = ["Mask_LM", "Matched", "Obj", "Attr", "Feat", "QA"]
 SNAPSHOTS = ["BEST_EVAL_LOSS_LXRT", "Epoch01_LXRT", "Epoch02_LXRT", "LAST"]
@@ -54,8 +54,12 @@ def test_a_run_leaves_upstream_s_snapshots_log_lines_and_a_result(whole):
             found = dict(pair.split(": ") for pair in re.findall(r"\w+: [\d.]+", line.group(2)))
             assert list(found) == LOSSES
             assert sum(map(float, found.values())) == pytest.approx(float(line.group(1)), abs=1e-3)
-        assert re.search(rf"^Epoch {epoch}: QA accuracy train [\d.]+, valid overall [\d.]+, "
-                         r"gqa [\d.]+, visual7w [\d.]+, vqa [\d.]+$", log, re.MULTILINE)
+        assert re.search(
+            rf"^Epoch {epoch}: QA accuracy train [\d.]+, valid overall [\d.]+, "
+            r"gqa [\d.]+, visual7w [\d.]+, vqa [\d.]+$",
+            log,
+            re.MULTILINE,
+        )
     result = strict_json(whole / "result.json")
     assert (result["task"], result["dataset"], result["size"]) == ("pretraining", "lxmert", "small")
     assert result["selection"] == "sum of the losses on mscoco_minival"
@@ -63,7 +67,8 @@ def test_a_run_leaves_upstream_s_snapshots_log_lines_and_a_result(whole):
     assert "--fromScratch" in result["command"] and result["versions"]["torch"]
     best = result["epochs"][result["best_epoch"]]
     assert -best["heldout_score"] == pytest.approx(
-        min(sum(e["heldout_losses"].values()) for e in result["epochs"]))
+        min(sum(e["heldout_losses"].values()) for e in result["epochs"])
+    )
     assert best["heldout_losses"] == result["losses"]["val"]
 
 
@@ -85,24 +90,54 @@ def test_losses_fall_and_the_labels_of_captions_stay_out_of_the_accuracy(files, 
     assert set(epochs[0]["heldout_qa_accuracy"]) == {"overall", "gqa", "visual7w", "vqa"}
 
 
-def test_a_snapshot_is_finetuned_with_its_encoder_and_the_answers_it_knows(
-        files, tmp_path, capsys):
+def test_a_snapshot_is_finetuned_with_its_encoder_and_the_answers_it_knows(files, tmp_path, capsys):
     """--loadLXMERTQA of a snapshot of ours: vocabulary, features and answers come from it."""
     data = tmp_path / "data"
     (data / "vqa").mkdir(parents=True)
     (data / "mscoco_imgfeat").symlink_to(files.data / "mscoco_imgfeat")
     known = ["yes", "A man.", "unheard", "two", "zebra"]
     for split, images in (("train", TRAIN), ("nominival", VAL[4:]), ("minival", MINIVAL)):
-        rows = [{"answer_type": "other", "img_id": image, "label": {"yes": 1.0}, "sent": "who?",
-                 "question_id": 10 * place + len(split), "question_type": "who"}
-                for place, image in enumerate(images)]
+        rows = [
+            {
+                "answer_type": "other",
+                "img_id": image,
+                "label": {"yes": 1.0},
+                "sent": "who?",
+                "question_id": 10 * place + len(split),
+                "question_type": "who",
+            }
+            for place, image in enumerate(images)
+        ]
         (data / "vqa" / f"{split}.json").write_text(json.dumps(rows))
     (data / "vqa" / "trainval_label2ans.json").write_text(json.dumps(known))
     (data / "vqa" / "trainval_ans2label.json").write_text(
-        json.dumps({answer: label for label, answer in enumerate(known)}))
-    run = ["--dataset", "vqa", "--data", str(data), "--size", "small", "--gpus", "cpu",
-           "--batchSize", "8", "--epochs", "1", "--quiet", "--no-plots", "--no-tensorboard",
-           "--llayers", "1", "--xlayers", "1", "--rlayers", "1", "--lr", "0"]
+        json.dumps({answer: label for label, answer in enumerate(known)})
+    )
+    run = [
+        "--dataset",
+        "vqa",
+        "--data",
+        str(data),
+        "--size",
+        "small",
+        "--gpus",
+        "cpu",
+        "--batchSize",
+        "8",
+        "--epochs",
+        "1",
+        "--quiet",
+        "--no-plots",
+        "--no-tensorboard",
+        "--llayers",
+        "1",
+        "--xlayers",
+        "1",
+        "--rlayers",
+        "1",
+        "--lr",
+        "0",
+    ]
     assert main(files.flags(tmp_path / "p", "--epochs", "1", "--hiddenSize", "128")) == 0
     snapshot = tmp_path / "p" / "BEST_EVAL_LOSS"
     capsys.readouterr()
@@ -130,12 +165,27 @@ def test_pretraining_without_questions_saves_no_answer_head(files, tmp_path, cap
     log = (tmp_path / "log.log").read_text()
     assert "Mask_LM" in log and "Feat" in log and "QA" not in log and "Matched" not in log
     capsys.readouterr()
-    assert main(files.flags(tmp_path / "second", "--loadLXMERT", str(tmp_path / "BEST_EVAL_LOSS"),
-                            "--epochs", "1", "--max-steps", "1")) == 0
-    assert "of the model not in the file, 0 of the file not in the model; answer head: 0 tensors " \
-           "of the file left out, starts at random values" in capsys.readouterr().out
-    shown = refused_pretraining(capsys, files.flags(tmp_path / "third", "--load",
-                                        str(tmp_path / "BEST_EVAL_LOSS")))
+    assert (
+        main(
+            files.flags(
+                tmp_path / "second",
+                "--loadLXMERT",
+                str(tmp_path / "BEST_EVAL_LOSS"),
+                "--epochs",
+                "1",
+                "--max-steps",
+                "1",
+            )
+        )
+        == 0
+    )
+    assert (
+        "of the model not in the file, 0 of the file not in the model; answer head: 0 tensors "
+        "of the file left out, starts at random values" in capsys.readouterr().out
+    )
+    shown = refused_pretraining(
+        capsys, files.flags(tmp_path / "third", "--load", str(tmp_path / "BEST_EVAL_LOSS"))
+    )
     assert "missing" in shown and "--loadLXMERT takes what fits" in shown
 
 
@@ -152,44 +202,94 @@ def test_load_continues_with_every_tensor_of_a_snapshot(files, whole, tmp_path, 
     assert "answer head is for 7 answers that are not the 5 of this run" in shown
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--load", "x", "--loadLXMERT", "y"], "--load and --loadLXMERT both name weights"),
-    (["--loadLXMERT", "nowhere/model"], "nowhere/model_LXRT.pth"),
-    (["--visualLosses", "obj,colour"], "--visualLosses 'obj,colour': give some of obj, attr, feat"),
-    (["--qaSets", "okvqa"], "--qaSets 'okvqa'"),
-    (["--wordMaskRate", "1.5"], "--word-mask-rate 1.5: give a number from 0 to 1"),
-    (["--keep-epochs", "0"], "--keep-epochs 0: give a number of at least 1"),
-    (["--train", "train"], "split train of lxmert"),
-    (["--batchSize", "0"], "--batch-size 0"),
-    (["--optim", "adamwho"], "unknown optimiser 'adamwho'")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--load", "x", "--loadLXMERT", "y"], "--load and --loadLXMERT both name weights"),
+        (["--loadLXMERT", "nowhere/model"], "nowhere/model_LXRT.pth"),
+        (
+            ["--visualLosses", "obj,colour"],
+            "--visualLosses 'obj,colour': give some of obj, attr, feat",
+        ),
+        (["--qaSets", "okvqa"], "--qaSets 'okvqa'"),
+        (["--wordMaskRate", "1.5"], "--word-mask-rate 1.5: give a number from 0 to 1"),
+        (["--keep-epochs", "0"], "--keep-epochs 0: give a number of at least 1"),
+        (["--train", "train"], "split train of lxmert"),
+        (["--batchSize", "0"], "--batch-size 0"),
+        (["--optim", "adamwho"], "unknown optimiser 'adamwho'"),
+    ],
+)
 def test_wrong_flags_are_one_line_with_the_value_and_the_way_out(
-        files, tmp_path, capsys, flags, message):
+    files, tmp_path, capsys, flags, message
+):
     assert message in refused_pretraining(capsys, files.flags(tmp_path / "out", *flags))
 
 
 def test_the_released_recipe_is_the_default_of_the_original_data(files, tmp_path, capsys):
     """Size base, BERT's vocabulary: without weights to start from, and without --fromScratch."""
-    data = ["--dataset", "lxmert", "--data", str(files.data), "--gpus", "cpu", "--quiet",
-            "--llayers", "1", "--xlayers", "1", "--rlayers", "1", "--output", str(tmp_path)]
+    data = [
+        "--dataset",
+        "lxmert",
+        "--data",
+        str(files.data),
+        "--gpus",
+        "cpu",
+        "--quiet",
+        "--llayers",
+        "1",
+        "--xlayers",
+        "1",
+        "--rlayers",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
     shown = refused_pretraining(capsys, data)
     assert "no weights to start from" in shown and "--fromScratch for random weights" in shown
     recipe = chosen_recipe(pretrain_parser().parse_args(data), "base")
-    assert (recipe.batch_size, recipe.lr, recipe.epochs, recipe.optim, recipe.warmup, recipe.clip,
-            recipe.eval_batch_size) == (256, 1e-4, 20, "bert", 0.05, 1.0, 512)
+    assert (
+        recipe.batch_size,
+        recipe.lr,
+        recipe.epochs,
+        recipe.optim,
+        recipe.warmup,
+        recipe.clip,
+        recipe.eval_batch_size,
+    ) == (256, 1e-4, 20, "bert", 0.05, 1.0, 512)
 
 
 def test_the_embedded_data_are_the_default_and_the_best_snapshot_is_exported(
-        easy_vqa_root, tmp_path, monkeypatch, capsys):
+    easy_vqa_root, tmp_path, monkeypatch, capsys
+):
     """As `make pretrain-easy-vqa` does, on fewer images."""
-    for module in ("common.datasets", "lxrt.pretraining_data"):
+    for module in ("common.data.datasets", "lxrt.pretraining_data"):
         monkeypatch.setattr(f"{module}.repository_root", lambda: easy_vqa_root)
-    assert main(["--gpus", "cpu", "--epochs", "1", "--batchSize", "128", *LAYERS, "--quiet",
-                 "--no-tensorboard", "--output", str(tmp_path / "run"), "--export",
-                 str(tmp_path / "export")]) == 0
+    assert (
+        main(
+            [
+                "--gpus",
+                "cpu",
+                "--epochs",
+                "1",
+                "--batchSize",
+                "128",
+                *LAYERS,
+                "--quiet",
+                "--no-tensorboard",
+                "--output",
+                str(tmp_path / "run"),
+                "--export",
+                str(tmp_path / "export"),
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "No --dataset given and none of LXMERT's pretraining data" in shown
     assert sorted(path.name for path in (tmp_path / "export").iterdir()) == [
-        "model_LXRT.safetensors", "vocab.txt"]
+        "model_LXRT.safetensors",
+        "vocab.txt",
+    ]
     meta = load_meta(tmp_path / "export" / "model_LXRT.safetensors")
     assert meta["dataset"] == "easy_vqa" and len(meta["answers"]) == 13
     assert 1 < meta["config"]["attr_id_num"] < meta["config"]["obj_id_num"] < 100
@@ -203,14 +303,20 @@ def test_the_run_script_starts_from_random_weights_unless_a_bert_is_given(files,
     before = folder.exists()
     flags = files.flags(tmp_path, "--max-steps", "1", "--overwrite")
     for name in ("--gpus", "--bert"):
-        del flags[flags.index(name):flags.index(name) + 2]
+        del flags[flags.index(name) : flags.index(name) + 2]
     flags.remove("--fromScratch")
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["bash", "run/lxmert_pretrain.bash", "cpu", *flags, *more],
-                              cwd=repository_root() / "LXMERT", capture_output=True, text=True,
-                              timeout=240, check=False, env=os.environ | {
-                                  "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})
+        return subprocess.run(
+            ["bash", "run/lxmert_pretrain.bash", "cpu", *flags, *more],
+            cwd=repository_root() / "LXMERT",
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env=os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        )
+
     try:
         done, given = run(), run(f"--bert={files.bert}")
     finally:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from common.files import repository_root
+from common.training.checkpoint import load_checkpoint, load_meta
+from lxrt.pretrain import main
 from tests.lxmert.pretraining_files import PretrainingFiles, refused_pretraining
 from tests.lxmert.runs import same_state, strict_json, tensors
-
-from common.checkpoint import load_checkpoint, load_meta
-from common.files import repository_root
-from lxrt.pretrain import main
 
 SNAPSHOTS = ["BEST_EVAL_LOSS_LXRT", "Epoch01_LXRT", "Epoch02_LXRT", "LAST"]
 SCRIPT = repository_root() / "LXMERT" / "src" / "pretrain" / "lxmert_pretrain.py"
@@ -54,8 +54,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(files, whole, tmp_path, capsys, stop)
 def test_a_killed_run_goes_on_bit_for_bit(files, whole, tmp_path):
     run = files.flags(tmp_path, *DROPOUT, "--save-every", "1")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *run], env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *run],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     last, deadline = tmp_path / "LAST.safetensors", time.monotonic() + 150
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -69,13 +73,29 @@ def test_a_killed_run_goes_on_bit_for_bit(files, whole, tmp_path):
 
 def test_gradient_accumulation_gives_the_losses_and_weights_of_the_whole_batch(files, tmp_path):
     for name, parts in (("whole", "1"), ("parts", "3")):
-        assert main(files.flags(tmp_path / name, "--accumulate", parts, "--epochs", "1",
-                                "--optim", "sgd", "--lr", "0.1")) == 0
+        assert (
+            main(
+                files.flags(
+                    tmp_path / name,
+                    "--accumulate",
+                    parts,
+                    "--epochs",
+                    "1",
+                    "--optim",
+                    "sgd",
+                    "--lr",
+                    "0.1",
+                )
+            )
+            == 0
+        )
     one, two = (strict_json(tmp_path / name / "result.json") for name in ("whole", "parts"))
     for part in ("train", "val"):
         assert two["losses"][part] == pytest.approx(one["losses"][part], rel=1e-4)
-    ours, theirs = (load_checkpoint(tmp_path / name / "LAST.safetensors")[0]["model"]
-                    for name in ("whole", "parts"))
+    ours, theirs = (
+        load_checkpoint(tmp_path / name / "LAST.safetensors")[0]["model"]
+        for name in ("whole", "parts")
+    )
     for name, weight in ours.items():
         torch.testing.assert_close(theirs[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -83,13 +103,28 @@ def test_gradient_accumulation_gives_the_losses_and_weights_of_the_whole_batch(f
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes `0,1` for two processes on the CPU")
 def test_two_processes_train_and_validate_as_one(files, tmp_path):
-    run = ["--epochs", "1", "--optim", "sgd", "--lr", "0.1", "--batchSize", "13",
-           "--eval-batch-size", "7"]
+    run = [
+        "--epochs",
+        "1",
+        "--optim",
+        "sgd",
+        "--lr",
+        "0.1",
+        "--batchSize",
+        "13",
+        "--eval-batch-size",
+        "7",
+    ]
     assert main(files.flags(tmp_path / "one", *run)) == 0
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, str(SCRIPT), *files.flags(tmp_path / "two", *run),
-                           "--gpus", "0,1"], env=environment, capture_output=True, text=True,
-                          timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *files.flags(tmp_path / "two", *run), "--gpus", "0,1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Epoch 0: valid loss") == 1
     one, two = (strict_json(tmp_path / name / "result.json") for name in ("one", "two"))
@@ -97,14 +132,16 @@ def test_two_processes_train_and_validate_as_one(files, tmp_path):
     for part in ("train", "val"):
         assert two["losses"][part] == pytest.approx(one["losses"][part], rel=1e-4)
     assert two["accuracy"] == one["accuracy"]
-    ours, theirs = (load_checkpoint(tmp_path / name / "LAST.safetensors")[0]["model"]
-                    for name in ("one", "two"))
+    ours, theirs = (
+        load_checkpoint(tmp_path / name / "LAST.safetensors")[0]["model"] for name in ("one", "two")
+    )
     for name, weight in ours.items():
         torch.testing.assert_close(theirs[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_training_with_several_objectives_off_resumes_only_with_the_same_ones(
-        files, tmp_path, capsys):
+    files, tmp_path, capsys
+):
     run = files.flags(tmp_path, "--taskMatched", "--taskQA")
     assert main([*run, "--max-steps", "2"]) == 0
     shown = refused_pretraining(capsys, [*files.flags(tmp_path, "--taskMatched"), "--resume"])

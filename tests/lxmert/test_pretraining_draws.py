@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from tests.lxmert.pretraining_files import task_maker
 from torch import Tensor
 
 from common.errors import DataError
@@ -14,6 +13,7 @@ from lxrt.masking import Draws, draw_answer, mask_words
 from lxrt.objectives import Objectives
 from lxrt.pretraining import VALIDATION, PretrainingTask
 from lxrt.sentences import Sentences, SentencesBuilder
+from tests.lxmert.pretraining_files import task_maker
 
 ANSWERS = ["yes", "no", "two", "red"]
 SENTENCE = "one red dog and two blue men sit at a round table near the old brown house"  # 17 words
@@ -24,8 +24,12 @@ def sentences(count: int = 400, images: int = 25) -> Sentences:
     builder = SentencesBuilder()
     for place in range(count):
         image = place * 7 % images
-        builder.add(f"image {image}", "vqa", f"{SENTENCE} {image}",
-                    {0: 0.9, 2: 0.3} if place % 2 else {1: 1.0})
+        builder.add(
+            f"image {image}",
+            "vqa",
+            f"{SENTENCE} {image}",
+            {0: 0.9, 2: 0.3} if place % 2 else {1: 1.0},
+        )
     return builder.build()
 
 
@@ -61,11 +65,16 @@ def test_every_epoch_and_every_seed_draws_anew_and_validation_never_does(make_ta
 
     def drawn(task: PretrainingTask, epoch: int) -> list[Tensor]:
         batch = task.draw(task.train, rows, epoch)
-        return [batch.labels[n] for n in ("word_labels", "feat_mask", "matched_label",
-                                          "answer_label")] + [batch.inputs["features"]]
+        return [
+            batch.labels[n] for n in ("word_labels", "feat_mask", "matched_label", "answer_label")
+        ] + [batch.inputs["features"]]
+
     first = drawn(task, 0)
-    for other in (drawn(task, 1), drawn(make_task(Objectives(), seed=4), 0),
-                  drawn(task, VALIDATION)):
+    for other in (
+        drawn(task, 1),
+        drawn(make_task(Objectives(), seed=4), 0),
+        drawn(task, VALIDATION),
+    ):
         for a, b in zip(first, other, strict=True):
             assert a.shape != b.shape or not torch.equal(a, b)
     for a, b in zip(first, drawn(task, 0), strict=True):
@@ -76,6 +85,7 @@ def test_every_epoch_and_every_seed_draws_anew_and_validation_never_does(make_ta
         def forward(self, **inputs):
             scores.append(inputs["input_ids"].sum() + inputs["features"].sum())
             raise StopIteration
+
     for _ in range(2):
         with pytest.raises(StopIteration):
             task.validate(Recorder())
@@ -115,8 +125,11 @@ def test_mask_rates_of_zero_and_one_mask_nothing_and_everything(make_task, rate)
 
 def test_regions_become_zeros_regions_of_training_images_or_stay(task, make_task):
     """15 %; of these 80 % zeros, 10 % another image's region, 10 % kept; targets stay as read."""
-    known = {tuple(row) for n in range(25) for row in
-             task.features.stores[0].get(f"image {n}").features.tolist()}
+    known = {
+        tuple(row)
+        for n in range(25)
+        for row in task.features.stores[0].get(f"image {n}").features.tolist()
+    }
     assert len(known) > 60
     counts = {"all": 0, "masked": 0, "zero": 0, "kept": 0, "replaced": 0}
     for start in range(0, 400, 100):
@@ -130,8 +143,13 @@ def test_regions_become_zeros_regions_of_training_images_or_stay(task, make_task
         zero, kept = (given == 0).all(-1) & masked, (given == target).all(-1) & masked
         replaced = masked & ~zero & ~kept
         assert {tuple(row) for row in given[replaced].tolist()} <= known
-        for name, places in (("all", present), ("masked", masked), ("zero", zero),
-                             ("kept", kept), ("replaced", replaced)):
+        for name, places in (
+            ("all", present),
+            ("masked", masked),
+            ("zero", zero),
+            ("kept", kept),
+            ("replaced", replaced),
+        ):
             counts[name] += int(places.sum())
     assert counts["masked"] / counts["all"] == pytest.approx(0.15, abs=0.03)
     for name, share in (("zero", 0.8), ("kept", 0.1), ("replaced", 0.1)):
@@ -173,15 +191,19 @@ def test_answers_are_drawn_in_proportion_to_their_soft_scores(task):
     drawn = [draw_answer(labels, scores, (n + 0.5) / 400) for n in range(400)]
     assert [drawn.count(label) for label in (0, 2)] == [300, 100]
     assert draw_answer(labels[:0], scores[:0], 0.5) == -1
-    seen = torch.stack([task.read([r for r in range(400) if r % 2], epoch).labels["answer_label"]
-                        for epoch in range(6)])
+    seen = torch.stack(
+        [
+            task.read([r for r in range(400) if r % 2], epoch).labels["answer_label"]
+            for epoch in range(6)
+        ]
+    )
     assert set(seen.flatten().tolist()) == {-1, 0, 2}
     assert (seen == 0).sum() / (seen >= 0).sum() == pytest.approx(0.75, abs=0.06)
 
 
 def test_fine_numbers_tell_millions_of_sentences_apart():
     numbers = Draws(1, 0, range(4000)).fine(0, 2)
-    assert 0 < float(numbers.min()) and float(numbers.max()) < 1
+    assert float(numbers.min()) > 0 and float(numbers.max()) < 1
     assert float(numbers.mean()) == pytest.approx(0.5, abs=0.02)
     below = numbers * 2**23 - torch.floor(numbers * 2**23)
     assert len(below.flatten().unique()) > 7900, "digits below those of a single number"

@@ -7,27 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lxmert.pretraining_files import task_maker
-from tests.lxmert.snapshots import config
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import ConfigError
-from common.runtime import make_runtime
-from common.task import TaskBatch
+from common.training.runtime import make_runtime
+from common.training.task import TaskBatch
 from lxrt.losses import pretraining_losses, region_class_loss, region_feature_loss, total_loss
 from lxrt.modeling import PretrainingModel
 from lxrt.objectives import VISUAL_LOSSES, Objectives, train_outputs
 from lxrt.pretraining import PretrainingTask
 from lxrt.pretraining_data import PretrainingData
 from lxrt.sentences import Sentences, SentencesBuilder
+from tests.lxmert.pretraining_files import task_maker
+from tests.lxmert.snapshots import config
 
 ANSWERS = ["yes", "no", "two", "red"]
 SUBSETS = list(chain.from_iterable(combinations(VISUAL_LOSSES, n) for n in (1, 2, 3)))
-CHOICES = [Objectives(matched=m, mask_lm=w, qa=q, obj_predict=bool(v),
-                      visual_losses=v or VISUAL_LOSSES)
-           for m, w, q, v in product((True, False), (True, False), (True, False), [(), *SUBSETS])
-           if m or w or q or v]
+CHOICES = [
+    Objectives(matched=m, mask_lm=w, qa=q, obj_predict=bool(v), visual_losses=v or VISUAL_LOSSES)
+    for m, w, q, v in product((True, False), (True, False), (True, False), [(), *SUBSETS])
+    if m or w or q or v
+]
 
 
 def sentences() -> Sentences:
@@ -62,10 +63,14 @@ def model_of(task: PretrainingTask, layers: tuple[int, int, int] = (2, 2, 1)) ->
 
 def in_double(batch: TaskBatch) -> TaskBatch:
     def convert(table: dict) -> dict:
-        return {k: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-                for k, x in table.items()}
-    return TaskBatch(batch.samples, convert(batch.inputs), convert(batch.labels),
-                     weights=batch.weights)
+        return {
+            k: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for k, x in table.items()
+        }
+
+    return TaskBatch(
+        batch.samples, convert(batch.inputs), convert(batch.labels), weights=batch.weights
+    )
 
 
 def backward(task: PretrainingTask, model: PretrainingModel, rows: list[int]) -> dict[str, Tensor]:
@@ -101,14 +106,16 @@ def test_heads_of_objectives_that_are_off_are_not_saved_as_if_they_were_trained(
     names = model_of(make_task(goals)).state_dict()
     assert not any(name.startswith("answer_head") for name in names)
     assert [n for n in names if "decoder_dict" in n] == [
-        f"obj_predict_head.decoder_dict.attr.{part}" for part in ("weight", "bias")]
+        f"obj_predict_head.decoder_dict.attr.{part}" for part in ("weight", "bias")
+    ]
     goals = Objectives(obj_predict=False)
     assert not any("obj_predict_head" in name for name in model_of(make_task(goals)).state_dict())
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_a_batch_without_masked_words_or_labelled_answers_gives_zero_losses_and_gradients(
-        make_task, rate):
+    make_task, rate
+):
     """Upstream: 0 / 0 = NaN for the whole step."""
     task = make_task(Objectives(word_mask_rate=rate, obj_mask_rate=rate, matched=False))
     captions = [row for row in range(40) if not task.train.questions[row]][:4]
@@ -131,8 +138,10 @@ def test_the_losses_of_a_batch_are_the_weighted_means_of_those_of_its_parts(make
     task = make_task(Objectives(word_mask_rate=0.5))
     model, rows = model_of(task).eval(), list(range(10, 26))
     whole = in_double(task.read(rows, 2))
-    pieces = [in_double(task.read(rows[sum(parts[:n]):sum(parts[:n + 1])], 2))
-              for n in range(len(parts))]
+    pieces = [
+        in_double(task.read(rows[sum(parts[:n]) : sum(parts[: n + 1])], 2))
+        for n in range(len(parts))
+    ]
     if parts[0] == 1:
         assert "region_present" in whole.labels and "region_present" not in pieces[0].labels
     with torch.no_grad():
@@ -203,25 +212,41 @@ def test_region_losses_are_means_over_the_regions_that_are_there():
     labels = torch.tensor([[0, 3, 1], [2, 2, 0]])
     confidence = torch.rand(2, 3, generator=generator, dtype=torch.float64)
     present = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
-    each = torch.stack([-F.log_softmax(logits[i, j], 0)[labels[i, j]] * confidence[i, j]
-                        for i in range(2) for j in range(3)]) / 0.15
+    each = (
+        torch.stack(
+            [
+                -F.log_softmax(logits[i, j], 0)[labels[i, j]] * confidence[i, j]
+                for i in range(2)
+                for j in range(3)
+            ]
+        )
+        / 0.15
+    )
     torch.testing.assert_close(region_class_loss(logits, labels, confidence), each.mean())
-    torch.testing.assert_close(region_class_loss(logits, labels, confidence, present),
-                               each[:4].mean())
+    torch.testing.assert_close(
+        region_class_loss(logits, labels, confidence, present), each[:4].mean()
+    )
     target = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     masked = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
     each = F.smooth_l1_loss(logits, target, reduction="none").mean(-1).flatten() / 0.15
-    torch.testing.assert_close(region_feature_loss(logits, target, masked),
-                               each[[0, 3, 4, 5]].sum() / 6)
-    torch.testing.assert_close(region_feature_loss(logits, target, masked, present),
-                               each[[0, 3]].sum() / 4)
+    torch.testing.assert_close(
+        region_feature_loss(logits, target, masked), each[[0, 3, 4, 5]].sum() / 6
+    )
+    torch.testing.assert_close(
+        region_feature_loss(logits, target, masked, present), each[[0, 3]].sum() / 4
+    )
 
 
 def test_losses_are_in_float32_whatever_the_precision_of_the_outputs():
-    low = {"matched": torch.tensor([[3.0, -2.0]], dtype=torch.bfloat16, requires_grad=True),
-           "feat": torch.ones(1, 1, 5, dtype=torch.bfloat16)}
-    labels = {"matched_label": torch.tensor([0]), "feat_target": torch.full((1, 1, 5), 1.0 + 1e-4),
-              "feat_mask": torch.ones(1, 1)}
+    low = {
+        "matched": torch.tensor([[3.0, -2.0]], dtype=torch.bfloat16, requires_grad=True),
+        "feat": torch.ones(1, 1, 5, dtype=torch.bfloat16),
+    }
+    labels = {
+        "matched_label": torch.tensor([0]),
+        "feat_target": torch.full((1, 1, 5), 1.0 + 1e-4),
+        "feat_mask": torch.ones(1, 1),
+    }
     losses = pretraining_losses(low, labels)
     assert losses["Matched"].dtype == losses["Feat"].dtype == torch.float32
     expected = F.softplus(torch.tensor(-5.0)).item()
@@ -242,9 +267,16 @@ def test_objectives_for_which_the_data_have_nothing_are_refused(make_task, tmp_p
     rows, features = task.train, task.features
     captions, one = rows.keep(~rows.questions), rows.keep(rows.about({"image 2"}))
     for train, heldout, message in (
-            (captions, rows, "no training sentence has a known answer: leave out --taskQA"),
-            (one, rows, "all training sentences are about one image"),
-            (rows, one, "all held-out sentences are about one image")):
+        (captions, rows, "no training sentence has a known answer: leave out --taskQA"),
+        (one, rows, "all training sentences are about one image"),
+        (rows, one, "all held-out sentences are about one image"),
+    ):
         with pytest.raises(ConfigError, match=message):
-            PretrainingTask(PretrainingData(train, heldout, features, ANSWERS), task.tokenizer,
-                            Objectives(), {"obj": 4, "attr": 3}, make_runtime("cpu"), 3)
+            PretrainingTask(
+                PretrainingData(train, heldout, features, ANSWERS),
+                task.tokenizer,
+                Objectives(),
+                {"obj": 4, "attr": 3},
+                make_runtime("cpu"),
+                3,
+            )

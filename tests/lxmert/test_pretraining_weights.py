@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lxmert.snapshots import KNOWN, config, pretraining_weights, upstream_file
 from torch import Tensor
 
-from common.checkpoint import save_checkpoint
 from common.errors import CheckpointError, ConfigError
+from common.training.checkpoint import save_checkpoint
 from lxrt.modeling import PretrainingModel
 from lxrt.pretraining_weights import (
     check_weight_flags,
@@ -19,13 +18,18 @@ from lxrt.pretraining_weights import (
     load_whole,
     load_without_answers,
 )
+from tests.lxmert.snapshots import KNOWN, config, pretraining_weights, upstream_file
 
 TIED = "cls.predictions.decoder.weight"
 WORDS = "bert.embeddings.word_embeddings.weight"
 
 
-def fresh(layers: tuple[int, int, int] = (2, 2, 1), answers: int = len(KNOWN),
-          losses: tuple[str, ...] = ("obj", "attr", "feat"), qa: bool = True) -> PretrainingModel:
+def fresh(
+    layers: tuple[int, int, int] = (2, 2, 1),
+    answers: int = len(KNOWN),
+    losses: tuple[str, ...] = ("obj", "attr", "feat"),
+    qa: bool = True,
+) -> PretrainingModel:
     torch.manual_seed(2)
     return PretrainingModel(config(answers, layers), losses, qa)
 
@@ -34,8 +38,11 @@ def file_of(folder: Path, weights: dict[str, Tensor], kind: str, **meta: object)
     """`folder/model_LXRT.*` as upstream (with that prefix) or as we save it."""
     if kind != "ours":
         return upstream_file(folder, weights, kind)
-    save_checkpoint(folder / "model_LXRT.safetensors",
-                    {"model": {n: x for n, x in weights.items() if n != TIED}}, meta)
+    save_checkpoint(
+        folder / "model_LXRT.safetensors",
+        {"model": {n: x for n, x in weights.items() if n != TIED}},
+        meta,
+    )
     return folder / "model"
 
 
@@ -53,8 +60,10 @@ def test_loadlxmert_takes_everything_but_the_answer_head(tmp_path, kind):
         expected = before[name] if name.startswith("answer_head") else weights[name]
         assert torch.equal(value, expected), name
     loaded = sum(not n.startswith("answer") for n in weights) - (kind == "ours")
-    assert f"{loaded} tensors loaded, 0 of the model not in the file, 0 of the file not in the " \
-           "model; answer head: 6 tensors of the file left out" in said[0]
+    assert (
+        f"{loaded} tensors loaded, 0 of the model not in the file, 0 of the file not in the "
+        "model; answer head: 6 tensors of the file left out" in said[0]
+    )
 
 
 @pytest.mark.parametrize("kind", ["", "module.", "ours"])
@@ -73,9 +82,11 @@ def test_what_only_one_side_has_is_counted(tmp_path):
     own, theirs = set(model.state_dict()), {n for n in weights if "answer" not in n}
     missing, left = own - theirs, theirs - own
     assert len(missing) == 16 and left
-    assert f"{len(own & theirs)} tensors loaded, 16 of the model not in the file, {len(left)} of " \
-           "the file not in the model; answer head: 6 tensors of the file left out, not trained" \
+    assert (
+        f"{len(own & theirs)} tensors loaded, 16 of the model not in the file, {len(left)} of "
+        "the file not in the model; answer head: 6 tensors of the file left out, not trained"
         in said[0]
+    )
     assert all(torch.equal(model.state_dict()[n], before[n]) for n in missing)
 
 
@@ -83,9 +94,12 @@ def test_what_only_one_side_has_is_counted(tmp_path):
 def test_load_refuses_what_does_not_fit_exactly_and_names_loadlxmert(tmp_path, change):
     model = fresh((3, 2, 1)) if change.startswith("fewer") else fresh(losses=("obj",))
     before = copied(model)
-    with pytest.raises(CheckpointError, match=r"(?s)does not fit the PretrainingModel.*--load "
-                                              r"needs .* the same layers and objectives; "
-                                              r"--loadLXMERT takes what fits"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"(?s)does not fit the PretrainingModel.*--load "
+        r"needs .* the same layers and objectives; "
+        r"--loadLXMERT takes what fits",
+    ):
         load_whole(model, upstream_file(tmp_path, pretraining_weights()), {}, KNOWN)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
@@ -93,8 +107,11 @@ def test_load_refuses_what_does_not_fit_exactly_and_names_loadlxmert(tmp_path, c
 def test_load_refuses_a_head_for_other_answers_of_the_same_number(tmp_path):
     """Rows would stand for other answers."""
     name = file_of(tmp_path, pretraining_weights(), "ours", answers=KNOWN[::-1])
-    with pytest.raises(CheckpointError, match="its answer head is for 7 answers that are not the 7 "
-                                              "of this run in their order; use --loadLXMERT"):
+    with pytest.raises(
+        CheckpointError,
+        match="its answer head is for 7 answers that are not the 7 "
+        "of this run in their order; use --loadLXMERT",
+    ):
         load_whole(fresh(), name, {}, KNOWN)
     load_without_answers(fresh(), name, {})
 
@@ -109,17 +126,22 @@ def test_a_file_without_anything_of_the_encoder_is_an_error(tmp_path):
 
 def test_another_shape_is_an_error_with_both_shapes(tmp_path):
     name = upstream_file(tmp_path, pretraining_weights(obj_id_num=9))
-    with pytest.raises(CheckpointError, match=r"(?s)decoder_dict.obj.weight \[9, 12\] instead of "
-                                              r"\[4, 12\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"(?s)decoder_dict.obj.weight \[9, 12\] instead of "
+        r"\[4, 12\]",
+    ):
         load_without_answers(fresh(), name, {})
 
 
-@pytest.mark.parametrize("load", [load_without_answers,
-                                  lambda model, name, fits: load_whole(model, name, fits, KNOWN)])
+@pytest.mark.parametrize(
+    "load", [load_without_answers, lambda model, name, fits: load_whole(model, name, fits, KNOWN)]
+)
 def test_a_snapshot_of_other_features_or_another_vocabulary_is_refused(tmp_path, load):
     name = file_of(tmp_path, pretraining_weights(), "ours", vocabulary={"sha256": "a"})
-    with pytest.raises(CheckpointError, match="vocabulary.sha256 is 'a' in the file, this run has "
-                                              "'b'"):
+    with pytest.raises(
+        CheckpointError, match="vocabulary.sha256 is 'a' in the file, this run has 'b'"
+    ):
         load(fresh(), name, {"vocabulary": {"sha256": "b"}})
     load(fresh(), name, {"vocabulary": {"sha256": "a"}})
 
@@ -129,7 +151,8 @@ def bert_folder(folder: Path, heads: bool) -> dict[str, Tensor]:
     weights, found = pretraining_weights(), {}
     for name, x in weights.items():
         if name.startswith(("bert.embeddings", "bert.encoder.layer.", "bert.pooler")) or (
-                heads and name.startswith("cls.")):
+            heads and name.startswith("cls.")
+        ):
             name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
             found[name.replace("LayerNorm.bias", "LayerNorm.beta")] = x
     torch.save(found, folder / "pytorch_model.bin")
@@ -137,8 +160,9 @@ def bert_folder(folder: Path, heads: bool) -> dict[str, Tensor]:
 
 
 def flags(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(**({"load": None, "load_lxmert": None, "bert": None,
-                                  "from_scratch": False} | given))
+    return argparse.Namespace(
+        **({"load": None, "load_lxmert": None, "bert": None, "from_scratch": False} | given)
+    )
 
 
 @pytest.mark.parametrize("heads", [True, False])
@@ -170,10 +194,11 @@ def test_fromscratch_leaves_random_weights_and_load_overrides_it(tmp_path):
 def test_weights_that_are_not_there_are_refused_before_any_data_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("lxrt.pretraining_weights.BERT", tmp_path / "none")
     for given, from_bert, message in (
-            ({"load": "a", "load_lxmert": "b"}, False, "--load and --loadLXMERT both name"),
-            ({"load": str(tmp_path / "x")}, False, "x_LXRT.pth"),
-            ({"bert": tmp_path}, False, f"no BERT weights in {tmp_path}"),
-            ({}, True, "no weights to start from: .*--fromScratch for random weights")):
+        ({"load": "a", "load_lxmert": "b"}, False, "--load and --loadLXMERT both name"),
+        ({"load": str(tmp_path / "x")}, False, "x_LXRT.pth"),
+        ({"bert": tmp_path}, False, f"no BERT weights in {tmp_path}"),
+        ({}, True, "no weights to start from: .*--fromScratch for random weights"),
+    ):
         with pytest.raises((ConfigError, CheckpointError), match=message):
             check_weight_flags(flags(**given), from_bert)
     check_weight_flags(flags(from_scratch=True), True)

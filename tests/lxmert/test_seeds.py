@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.lxmert.runs import refused, same_state, small_run, strict_json
 
-from common.launch import RUN_SCRIPTS
+from common.experiments.launch import RUN_SCRIPTS
 from lxrt.vqa import main
+from tests.lxmert.runs import refused, same_state, small_run, strict_json
 
 SEEDS = (9595, 9596)
 
@@ -21,7 +21,9 @@ SEEDS = (9595, 9596)
 def in_process() -> Iterator[None]:
     """Train every seed in this process, since a new one takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.seeds.Launcher.run", lambda self, command, folder: main(command[2:]))
+        patch.setattr(
+            "common.experiments.seeds.Launcher.run", lambda self, command, folder: main(command[2:])
+        )
         yield
 
 
@@ -29,8 +31,15 @@ def in_process() -> Iterator[None]:
 def two(in_process, vqa_data, pretrained, tmp_path_factory) -> tuple[Path, list[str]]:
     """A command with two seeds that has run, stopped on its way once, and its words."""
     out = tmp_path_factory.mktemp("seeds") / "v1"
-    command = [*small_run(vqa_data, pretrained), "--strategy", "SpotTune_Block", "--seeds", "2",
-               "--output", str(out)]
+    command = [
+        *small_run(vqa_data, pretrained),
+        "--strategy",
+        "SpotTune_Block",
+        "--seeds",
+        "2",
+        "--output",
+        str(out),
+    ]
     assert main([*command, "--max-steps", "2"]) == 0
     assert not (out / "seeds.json").exists() and not list(out.rglob("result.json"))
     assert main([*command, "--resume"]) == 0
@@ -47,8 +56,10 @@ def test_a_seed_that_fails_is_named_and_nothing_follows_it(flags, tmp_path, caps
 def test_each_seed_is_the_run_that_it_would_be_alone(two, flags, tmp_path):
     out, _ = two
     alone = tmp_path / "alone"
-    assert main([*flags, "--strategy", "SpotTune_Block", "--seed", "9596", "--output",
-                 str(alone)]) == 0
+    assert (
+        main([*flags, "--strategy", "SpotTune_Block", "--seed", "9596", "--output", str(alone)])
+        == 0
+    )
     assert same_state(alone / "LAST.safetensors", out / "seed_9596" / "LAST.safetensors") > 100
     first, second = (strict_json(out / f"seed_{seed}" / "result.json") for seed in SEEDS)
     assert (first["seed"], second["seed"]) == SEEDS
@@ -65,9 +76,10 @@ def test_the_summary_is_mean_and_sample_deviation(two):
     assert summary["runs"] == [f"seed_{seed}/result.json" for seed in SEEDS]
     results = [strict_json(out / path) for path in summary["runs"]]
     for key, values in (
-            ("generalization_error", [r["generalization_error"] for r in results]),
-            ("accuracy.train.overall", [r["accuracy"]["train"]["overall"] for r in results]),
-            ("accuracy.val.overall", [r["accuracy"]["val"]["overall"] for r in results])):
+        ("generalization_error", [r["generalization_error"] for r in results]),
+        ("accuracy.train.overall", [r["accuracy"]["train"]["overall"] for r in results]),
+        ("accuracy.val.overall", [r["accuracy"]["val"]["overall"] for r in results]),
+    ):
         found = summary["figures"][key]
         assert found["count"] == 2
         assert found["mean"] == pytest.approx(statistics.fmean(values))

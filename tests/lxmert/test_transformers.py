@@ -11,42 +11,69 @@ from torch import Tensor, nn
 from transformers import LxmertConfig as HFConfig
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering, LxmertModel
 
-from common.adapt import adapt, adaptive_part, parameter_groups
+from common.adapt.adapting import adapt, adaptive_part, parameter_groups
 from common.errors import ConfigError
-from common.vqa_task import vqa_loss
+from common.tasks.vqa import vqa_loss
 from lxrt.config import LxmertConfig
 from lxrt.losses import pretraining_losses, total_loss
 from lxrt.modeling import PretrainingModel, VQAModel
 
 ADAPTIVE = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop", "BlockReplace")
 TWINS = ADAPTIVE[:3]
-DECISIONS = {"SpotTune_Block": 5, "SpotTune_Res": 16, "BlockDrop": 5, "BlockReplace": 5,
-             "SpotTune": 3 * (3 + 3) + 2 * (3 * 3 + 3 + 4)}
-SMALL = {"vocab_size": 40, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40,
-         "l_layers": 2, "x_layers": 2, "r_layers": 1, "visual_feat_dim": 7,
-         "max_position_embeddings": 16}
+DECISIONS = {
+    "SpotTune_Block": 5,
+    "SpotTune_Res": 16,
+    "BlockDrop": 5,
+    "BlockReplace": 5,
+    "SpotTune": 3 * (3 + 3) + 2 * (3 * 3 + 3 + 4),
+}
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "l_layers": 2,
+    "x_layers": 2,
+    "r_layers": 1,
+    "visual_feat_dim": 7,
+    "max_position_embeddings": 16,
+}
 
 
-def inputs(batch: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float32,
-           tokens: int = 7, regions: int = 5) -> dict[str, Tensor]:
+def inputs(
+    batch: int,
+    width: int,
+    vocabulary: int,
+    dtype: torch.dtype = torch.float32,
+    tokens: int = 7,
+    regions: int = 5,
+) -> dict[str, Tensor]:
     """Inputs of our models, with irregular masks of both streams and both segments."""
     generator = torch.Generator().manual_seed(2)
     lengths = torch.arange(batch) % 3 + tokens - 2
     mask = (torch.arange(tokens)[None] < lengths[:, None]).long()
     counts = torch.arange(batch) % 2 + regions - 1
     present = (torch.arange(regions)[None] < counts[:, None]).long()
-    return {"input_ids": torch.randint(1, vocabulary, (batch, tokens), generator=generator) * mask,
-            "input_mask": mask, "region_mask": present,
-            "segment_ids": torch.randint(0, 2, (batch, tokens), generator=generator),
-            "features": torch.randn(batch, regions, width, generator=generator, dtype=dtype),
-            "boxes": torch.rand(batch, regions, 4, generator=generator, dtype=dtype)}
+    return {
+        "input_ids": torch.randint(1, vocabulary, (batch, tokens), generator=generator) * mask,
+        "input_mask": mask,
+        "region_mask": present,
+        "segment_ids": torch.randint(0, 2, (batch, tokens), generator=generator),
+        "features": torch.randn(batch, regions, width, generator=generator, dtype=dtype),
+        "boxes": torch.rand(batch, regions, 4, generator=generator, dtype=dtype),
+    }
 
 
 def theirs(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same inputs under the names of `transformers`."""
-    names = {"input_ids": "input_ids", "input_mask": "attention_mask",
-             "segment_ids": "token_type_ids", "features": "visual_feats", "boxes": "visual_pos",
-             "region_mask": "visual_attention_mask"}
+    names = {
+        "input_ids": "input_ids",
+        "input_mask": "attention_mask",
+        "segment_ids": "token_type_ids",
+        "features": "visual_feats",
+        "boxes": "visual_pos",
+        "region_mask": "visual_attention_mask",
+    }
     return {names[key]: tensor for key, tensor in ours.items()}
 
 
@@ -68,8 +95,9 @@ def randomise(model: nn.Module, std: float) -> None:
                 module.weight.add_(1.0)
 
 
-def same_gradients(ours: nn.Module, hf: nn.Module, rename: Any, relative: float,
-                   absolute: float) -> int:
+def same_gradients(
+    ours: nn.Module, hf: nn.Module, rename: Any, relative: float, absolute: float
+) -> int:
     """Compare the gradients of all parameters; returns how many there are."""
     other = dict(hf.named_parameters())
     compared = 0
@@ -78,9 +106,12 @@ def same_gradients(ours: nn.Module, hf: nn.Module, rename: Any, relative: float,
         assert (parameter.grad is None) == (expected is None), name
         if expected is not None:
             torch.testing.assert_close(
-                parameter.grad, expected, rtol=0,
+                parameter.grad,
+                expected,
+                rtol=0,
                 atol=relative * expected.abs().max().item() + absolute,
-                msg=lambda text, n=name: f"{n}: {text}")
+                msg=lambda text, n=name: f"{n}: {text}",
+            )
             compared += 1
     assert not other, f"only in transformers: {list(other)[:3]}"
     return compared
@@ -91,8 +122,9 @@ def base_models() -> tuple[VQAModel, LxmertForQuestionAnswering]:
     """Ours and theirs at base size (9-5-5, width 768, 3,129 answers) on the same memory."""
     with torch.device("meta"):
         ours = VQAModel(LxmertConfig().without_dropout())
-        hf = LxmertForQuestionAnswering(HFConfig(
-            num_qa_labels=3129, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+        hf = LxmertForQuestionAnswering(
+            HFConfig(num_qa_labels=3129, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        )
     ours.to_empty(device="cpu")
     randomise(ours, 0.03)
     weights = {hf_name(name): tensor for name, tensor in ours.state_dict().items()}
@@ -110,17 +142,23 @@ def test_at_base_size_outputs_and_all_gradients_equal_those_of_transformers(base
     logits = ours.logit_fc(out.pooled)
     expected = hf.lxmert(**theirs(arguments))
     expected_logits = hf.answer_head(expected.pooled_output)
-    for name, mine, their in (("lang", out.lang, expected.language_output),
-                              ("vision", out.vision, expected.vision_output),
-                              ("pooled", out.pooled, expected.pooled_output),
-                              ("logits", logits, expected_logits)):
-        torch.testing.assert_close(mine, their, rtol=0, atol=1e-5,
-                                   msg=lambda text, n=name: f"{n}: {text}")
+    for name, mine, their in (
+        ("lang", out.lang, expected.language_output),
+        ("vision", out.vision, expected.vision_output),
+        ("pooled", out.pooled, expected.pooled_output),
+        ("logits", logits, expected_logits),
+    ):
+        torch.testing.assert_close(
+            mine, their, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
         assert their.std() > 0.1, f"{name} is nearly constant: nothing is compared"
     # All of lang, vision and logits, so that no parameter is left without a gradient.
     (vqa_loss(logits, target) + out.lang.square().mean() + out.vision.square().mean()).backward()
-    (vqa_loss(expected_logits, target) + expected.language_output.square().mean()
-     + expected.vision_output.square().mean()).backward()
+    (
+        vqa_loss(expected_logits, target)
+        + expected.language_output.square().mean()
+        + expected.vision_output.square().mean()
+    ).backward()
     assert same_gradients(ours, hf, hf_name, 5e-5, 1e-6) == 455
     ours.zero_grad()
     hf.zero_grad()
@@ -139,19 +177,35 @@ def test_state_dict_names_are_those_of_transformers(base_models):
     ours, hf = base_models
     shapes = {hf_name(name): x.shape for name, x in ours.state_dict().items()}
     assert shapes == {name: x.shape for name, x in hf.state_dict().items()}
-    assert {f"lxmert.{name}" for name in ours.bert.state_dict()} == \
-        {name for name in hf.state_dict() if name.startswith("lxmert.")}
+    assert {f"lxmert.{name}" for name in ours.bert.state_dict()} == {
+        name for name in hf.state_dict() if name.startswith("lxmert.")
+    }
 
 
 def pretraining_pair() -> tuple[PretrainingModel, LxmertForPreTraining]:
     """Ours and theirs with the same weights, small, in float64."""
-    ours = PretrainingModel(LxmertConfig.from_dict(SMALL | {
-        "num_answers": 9, "obj_id_num": 6, "attr_id_num": 5}).without_dropout()).double()
+    ours = PretrainingModel(
+        LxmertConfig.from_dict(
+            SMALL | {"num_answers": 9, "obj_id_num": 6, "attr_id_num": 5}
+        ).without_dropout()
+    ).double()
     randomise(ours, 0.3)
-    hf = LxmertForPreTraining(HFConfig(**SMALL, num_qa_labels=9, num_object_labels=6,
-                                       num_attr_labels=5, visual_loss_normalizer=1 / 0.15)).double()
-    hf.load_state_dict({name.replace("bert.", "lxmert.", 1) if name.startswith("bert.") else name:
-                        tensor for name, tensor in ours.state_dict().items()}, strict=True)
+    hf = LxmertForPreTraining(
+        HFConfig(
+            **SMALL,
+            num_qa_labels=9,
+            num_object_labels=6,
+            num_attr_labels=5,
+            visual_loss_normalizer=1 / 0.15,
+        )
+    ).double()
+    hf.load_state_dict(
+        {
+            name.replace("bert.", "lxmert.", 1) if name.startswith("bert.") else name: tensor
+            for name, tensor in ours.state_dict().items()
+        },
+        strict=True,
+    )
     return ours.eval(), hf.eval()
 
 
@@ -162,40 +216,59 @@ def test_the_pretraining_model_equals_transformers_in_heads_losses_and_gradients
     shape = arguments["features"].shape[:2]
     words = torch.where(torch.rand(3, 7, generator=generator) < 0.4, arguments["input_ids"], -1)
     assert (words >= 0).any() and (words < 0).any()
-    labels = {"word_labels": words, "matched_label": torch.tensor([1, 0, 1]),
-              "obj_labels": torch.randint(0, 6, shape, generator=generator),
-              "obj_conf": torch.rand(shape, generator=generator, dtype=torch.float64),
-              "attr_labels": torch.randint(0, 5, shape, generator=generator),
-              "attr_conf": torch.rand(shape, generator=generator, dtype=torch.float64),
-              "feat_target": torch.randn(*shape, 7, generator=generator, dtype=torch.float64),
-              "feat_mask": (torch.rand(shape, generator=generator) < 0.5).double(),
-              "answer_label": torch.tensor([4, 0, 8])}
+    labels = {
+        "word_labels": words,
+        "matched_label": torch.tensor([1, 0, 1]),
+        "obj_labels": torch.randint(0, 6, shape, generator=generator),
+        "obj_conf": torch.rand(shape, generator=generator, dtype=torch.float64),
+        "attr_labels": torch.randint(0, 5, shape, generator=generator),
+        "attr_conf": torch.rand(shape, generator=generator, dtype=torch.float64),
+        "feat_target": torch.randn(*shape, 7, generator=generator, dtype=torch.float64),
+        "feat_mask": (torch.rand(shape, generator=generator) < 0.5).double(),
+        "answer_label": torch.tensor([4, 0, 8]),
+    }
     heads = ours(**arguments)
     loss = total_loss(pretraining_losses(heads, labels))
-    expected = hf(**theirs(arguments), labels=words.masked_fill(words < 0, -100),
-                  matched_label=labels["matched_label"], ans=labels["answer_label"],
-                  obj_labels={"obj": (labels["obj_labels"], labels["obj_conf"]),
-                              "attr": (labels["attr_labels"], labels["attr_conf"]),
-                              "feat": (labels["feat_target"], labels["feat_mask"])})
+    expected = hf(
+        **theirs(arguments),
+        labels=words.masked_fill(words < 0, -100),
+        matched_label=labels["matched_label"],
+        ans=labels["answer_label"],
+        obj_labels={
+            "obj": (labels["obj_labels"], labels["obj_conf"]),
+            "attr": (labels["attr_labels"], labels["attr_conf"]),
+            "feat": (labels["feat_target"], labels["feat_mask"]),
+        },
+    )
     regions = hf.obj_predict_head(hf.lxmert(**theirs(arguments)).vision_output)
-    for name, tensor in {"words": expected.prediction_logits,
-                         "matched": expected.cross_relationship_score,
-                         "answers": expected.question_answering_score, **regions}.items():
+    for name, tensor in {
+        "words": expected.prediction_logits,
+        "matched": expected.cross_relationship_score,
+        "answers": expected.question_answering_score,
+        **regions,
+    }.items():
         torch.testing.assert_close(heads[name], tensor, rtol=1e-9, atol=1e-9)
     # Ours computes losses in float32 at least; theirs in float64 here.
     torch.testing.assert_close(loss.double(), expected.loss.double(), rtol=1e-5, atol=1e-5)
     loss.backward()
     expected.loss.backward()
-    count = same_gradients(ours, hf, lambda n: n.replace("bert.", "lxmert.", 1)
-                           if n.startswith("bert.") else n, 1e-5, 1e-6)
+    count = same_gradients(
+        ours,
+        hf,
+        lambda n: n.replace("bert.", "lxmert.", 1) if n.startswith("bert.") else n,
+        1e-5,
+        1e-6,
+    )
     assert count == len(dict(ours.named_parameters()))
 
 
-def hf_model(seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float64
-             ) -> LxmertModel:
+def hf_model(
+    seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float64
+) -> LxmertModel:
     torch.manual_seed(seed)
-    model = LxmertModel(HFConfig(**SMALL, hidden_dropout_prob=dropout,
-                                 attention_probs_dropout_prob=dropout)).to(dtype)
+    model = LxmertModel(
+        HFConfig(**SMALL, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    ).to(dtype)
     randomise(model, 0.3)
     return model
 
@@ -206,8 +279,9 @@ def drift(model: nn.Module) -> None:
     with torch.no_grad():
         for stack in (model.encoder.layer, model.encoder.x_layers, model.encoder.r_layers):
             for parameter in stack.parameters():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator,
-                                               dtype=parameter.dtype)
+                parameter += 0.1 * torch.randn(
+                    parameter.shape, generator=generator, dtype=parameter.dtype
+                )
 
 
 def outputs(model: nn.Module, batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,17 +318,30 @@ def test_strategy_standard_leaves_a_transformers_model_as_it_was():
         torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(("strategy", "layers"), [
-    ("Frozen", {}), ("LastK", {"trainable_layers": "last:2"}),
-    ("FrozenLayers", {"frozen_layers": "1,vision.1"})])
+@pytest.mark.parametrize(
+    ("strategy", "layers"),
+    [
+        ("Frozen", {}),
+        ("LastK", {"trainable_layers": "last:2"}),
+        ("FrozenLayers", {"frozen_layers": "1,vision.1"}),
+    ],
+)
 def test_static_strategies_freeze_layers_of_a_transformers_model(strategy, layers):
     model = adapt(hf_model(), strategy, **layers)
-    frozen = {".".join(name.split(".")[:3]) for name, p in model.named_parameters()
-              if not p.requires_grad}
-    expected = {"Frozen": {"encoder.layer.0", "encoder.layer.1", "encoder.r_layers.0",
-                           "encoder.x_layers.0", "encoder.x_layers.1"},
-                "LastK": {"encoder.layer.0", "encoder.layer.1", "encoder.r_layers.0"},
-                "FrozenLayers": {"encoder.layer.0", "encoder.r_layers.0"}}[strategy]
+    frozen = {
+        ".".join(name.split(".")[:3]) for name, p in model.named_parameters() if not p.requires_grad
+    }
+    expected = {
+        "Frozen": {
+            "encoder.layer.0",
+            "encoder.layer.1",
+            "encoder.r_layers.0",
+            "encoder.x_layers.0",
+            "encoder.x_layers.1",
+        },
+        "LastK": {"encoder.layer.0", "encoder.layer.1", "encoder.r_layers.0"},
+        "FrozenLayers": {"encoder.layer.0", "encoder.r_layers.0"},
+    }[strategy]
     assert frozen == expected
     for mine, plain in zip(outputs(model.eval()), outputs(hf_model().eval()), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-11, atol=1e-12)
@@ -290,8 +377,9 @@ def test_a_plain_torch_loop_trains_an_adapted_transformers_model_and_its_policy(
     drift(model)
     groups = parameter_groups(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW([{"params": groups["trainable"], "lr": 1e-3},
-                                   {"params": groups["policy"], "lr": 1e-2}])
+    optimizer = torch.optim.AdamW(
+        [{"params": groups["trainable"], "lr": 1e-3}, {"params": groups["policy"], "lr": 1e-2}]
+    )
     torch.manual_seed(1)
     for _ in range(2):
         lang, vision, pooled = outputs(model)
@@ -309,14 +397,18 @@ def test_a_plain_torch_loop_trains_an_adapted_transformers_model_and_its_policy(
             assert not moved and not parameter.requires_grad, name
         elif ".policy." in name and name.endswith("weight"):
             assert moved, name
-    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters()
-               if n.startswith("encoder.layer."))
+    assert any(
+        not torch.equal(p, before[n])
+        for n, p in model.named_parameters()
+        if n.startswith("encoder.layer.")
+    )
 
 
 def test_the_published_policy_on_a_transformers_model_is_a_clear_error_and_small_still_works():
     model = hf_model()
-    with pytest.raises(ConfigError, match="RoutedHFEncoder has no published policy network; use "
-                                          "'small'"):
+    with pytest.raises(
+        ConfigError, match="RoutedHFEncoder has no published policy network; use 'small'"
+    ):
         adapt(model, "SpotTune_Block", policy="published")
     assert adaptive_part(adapt(model, "SpotTune_Block", policy="small")) is not None
 
@@ -335,18 +427,22 @@ def test_hidden_states_of_an_adapted_transformers_model_are_those_after_every_la
             torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize(("strategy", "total", "dead"), [
-    ("SpotTune_Block", 19, 0), ("SpotTune_Res", 53, 2), ("SpotTune", 425, 15)])
-def test_of_transformers_question_answering_the_unused_vision_half_is_dead(
-        strategy, total, dead):
-    config = HFConfig(**(SMALL | {"l_layers": 9, "x_layers": 5, "r_layers": 5,
-                                  "num_attention_heads": 12}), num_qa_labels=6)
+@pytest.mark.parametrize(
+    ("strategy", "total", "dead"),
+    [("SpotTune_Block", 19, 0), ("SpotTune_Res", 53, 2), ("SpotTune", 425, 15)],
+)
+def test_of_transformers_question_answering_the_unused_vision_half_is_dead(strategy, total, dead):
+    config = HFConfig(
+        **(SMALL | {"l_layers": 9, "x_layers": 5, "r_layers": 5, "num_attention_heads": 12}),
+        num_qa_labels=6,
+    )
     torch.manual_seed(0)
     model = adapt(LxmertForQuestionAnswering(config), strategy)
     part = adaptive_part(model)
     assert len(part.live) == total and int((~part.live).sum()) == dead
-    frozen = [n for n, p in model.named_parameters()
-              if not p.requires_grad and ".adaptive." not in n]
+    frozen = [
+        n for n, p in model.named_parameters() if not p.requires_grad and ".adaptive." not in n
+    ]
     assert len(frozen) == 16
     assert all("x_layers.4.visn_" in name for name in frozen)
 

@@ -10,28 +10,54 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.lxmert.runs import refused
 
 
 def test_a_pretraining_snapshot_is_not_taken_for_a_finetuned_model(
-        flags, pretrained, tmp_path, capsys):
+    flags, pretrained, tmp_path, capsys
+):
     snapshot = f"{pretrained}_LXRT.safetensors"
-    shown = refused(capsys, *flags, "--test", "minival", "--load", snapshot, "--output",
-                    str(tmp_path))
-    assert shown == (f"error: {snapshot} is not a finetuned VQA model (its task is 'pretraining'); "
-                     "a pretraining snapshot is loaded with --loadLXMERTQA\n")
+    shown = refused(
+        capsys, *flags, "--test", "minival", "--load", snapshot, "--output", str(tmp_path)
+    )
+    assert shown == (
+        f"error: {snapshot} is not a finetuned VQA model (its task is 'pretraining'); "
+        "a pretraining snapshot is loaded with --loadLXMERTQA\n"
+    )
 
 
-@pytest.mark.parametrize(("change", "difference"), [
-    (["--strategy", "SpotTune"], "strategy is 'SpotTune_Block' in the file, this run has "
-                                 "'SpotTune'"),
-    (["--policy", "published"], "policy is 'small' in the file, this run has 'published'"),
-    (["--size", "base"], "size is 'small' in the file, this run has 'base'")])
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (
+            ["--strategy", "SpotTune"],
+            "strategy is 'SpotTune_Block' in the file, this run has 'SpotTune'",
+        ),
+        (["--policy", "published"], "policy is 'small' in the file, this run has 'published'"),
+        (["--size", "base"], "size is 'small' in the file, this run has 'base'"),
+    ],
+)
 def test_testing_a_checkpoint_of_another_strategy_policy_or_size_is_one_error(
-        stopped, vqa_data, tmp_path, capsys, change, difference):
+    stopped, vqa_data, tmp_path, capsys, change, difference
+):
     out, _ = stopped
-    shown = refused(capsys, "--dataset", "vqa", "--data", str(vqa_data), "--gpus", "cpu", "--test",
-                    "minival", "--load", str(out / "BEST"), "--output", str(tmp_path), *change)
+    shown = refused(
+        capsys,
+        "--dataset",
+        "vqa",
+        "--data",
+        str(vqa_data),
+        "--gpus",
+        "cpu",
+        "--test",
+        "minival",
+        "--load",
+        str(out / "BEST"),
+        "--output",
+        str(tmp_path),
+        *change,
+    )
     assert f"{out / 'BEST.safetensors'}: made with other settings: " in shown
     assert difference in shown
     assert not (tmp_path / "minival_predict.json").exists()
@@ -46,16 +72,34 @@ def other_data(vqa_data: Path, folder: Path, answers: Sequence[str]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("change", "difference"), [
-    (lambda answers: answers[:-1], "answers.count is 13 in the file, this run has 12"),
-    (lambda answers: answers[::-1], "answers.sha256 is ")])
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda answers: answers[:-1], "answers.count is 13 in the file, this run has 12"),
+        (lambda answers: answers[::-1], "answers.sha256 is "),
+    ],
+)
 def test_a_checkpoint_for_other_answers_is_one_error(
-        stopped, vqa_data, answers, tmp_path, capsys, change, difference):
+    stopped, vqa_data, answers, tmp_path, capsys, change, difference
+):
     """Also where there are as many: every prediction would be a wrong answer."""
     out, _ = stopped
     data = other_data(vqa_data, tmp_path / "data", change(answers))
-    shown = refused(capsys, "--dataset", "vqa", "--data", str(data), "--gpus", "cpu", "--test",
-                    "minival", "--load", str(out / "BEST"), "--output", str(tmp_path))
+    shown = refused(
+        capsys,
+        "--dataset",
+        "vqa",
+        "--data",
+        str(data),
+        "--gpus",
+        "cpu",
+        "--test",
+        "minival",
+        "--load",
+        str(out / "BEST"),
+        "--output",
+        str(tmp_path),
+    )
     assert f"{out / 'BEST.safetensors'}: made with other settings: " in shown
     assert difference in shown
 
@@ -67,100 +111,199 @@ def test_a_checkpoint_with_another_vocabulary_is_one_error(stopped, vqa_data, tm
     words = (out / "vocab.txt").read_text().split("\n")
     words[80], words[90] = words[90], words[80]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    shown = refused(capsys, "--dataset", "vqa", "--data", str(vqa_data), "--gpus", "cpu", "--test",
-                    "minival", "--load", str(tmp_path / "BEST"), "--output", str(tmp_path))
+    shown = refused(
+        capsys,
+        "--dataset",
+        "vqa",
+        "--data",
+        str(vqa_data),
+        "--gpus",
+        "cpu",
+        "--test",
+        "minival",
+        "--load",
+        str(tmp_path / "BEST"),
+        "--output",
+        str(tmp_path),
+    )
     assert "vocabulary.sha256 is " in shown
 
 
 def test_a_global_policy_that_was_never_computed_is_an_error(stopped, vqa_data, tmp_path, capsys):
     out, _ = stopped
-    shown = refused(capsys, "--dataset", "vqa", "--data", str(vqa_data), "--gpus", "cpu", "--test",
-                    "minival", "--policy-eval", "global", "--load", str(out / "BEST"), "--output",
-                    str(tmp_path), "--quiet")
+    shown = refused(
+        capsys,
+        "--dataset",
+        "vqa",
+        "--data",
+        str(vqa_data),
+        "--gpus",
+        "cpu",
+        "--test",
+        "minival",
+        "--policy-eval",
+        "global",
+        "--load",
+        str(out / "BEST"),
+        "--output",
+        str(tmp_path),
+        "--quiet",
+    )
     assert "policy evaluation 'global' needs global decisions: none were computed" in shown
 
 
-@pytest.mark.parametrize(("given", "parts"), [
-    (["--strategy", "SpotTun"], ["unknown strategy 'SpotTun'. Did you mean SpotTune?",
-                                 "Valid: standard, Frozen, LastK", "frozen_bert"]),
-    (["--policy", "big", "--strategy", "SpotTune"], ["unknown policy 'big'; valid: small, "
-                                                     "published, random:<share>"]),
-    (["--valid", "minivall"], ["split minivall of vqa: it has train, nominival, minival, test"]),
-    (["--train", "train,trian"], ["split trian of vqa"]),
-    (["--dataset", "vqa2"], ["unknown data set 'vqa2'; there are: vqa, vqa_official, vqa_cp, "]),
-    (["--questions", "9999"], ["--questions 9999: there are", "training questions in "
-                               "train,nominival of vqa"]),
-    (["--questions", "0"], ["--questions 0: there are"]),
-    (["--holdout", "1.5"], ["--holdout 1.5: give a number between 0 and 1"]),
-    (["--optim", "adamm"], ["unknown optimiser 'adamm'; valid: bert, adamw"]),
-    (["--strategy", "LastK"], ["LastK needs to know how many layers: --trainable-layers last:4"]),
-    (["--strategy", "FrozenLayers", "--frozen-layers", "7"],
-     ["unknown layers 7; valid: 1..6 or lang.1, lang.2, vision.1"]),
-    (["--strategy", "standard", "--frozen-layers", "1"],
-     ["frozen layers ('1') belong to FrozenLayers, not standard"]),
-    (["--test", "minival"], ["--test needs the finetuned model: --load snap/vqa/NAME/BEST"]),
-    (["--test", "mini", "--load", "x"], ["--test 'mini': use a split with `test` or `val` in its "
-                                         "name"]),
-    (["--gpus", "zero"], ["GPUs 'zero': give different numbers separated by commas, such as 0 or "
-                          "0,1, or cpu"]),
-    (["--seed", "-1"], ["seed -1: give a whole number from 0 to 4294967295"]),
-    (["--loadLXMERTQA", "nowhere/model"], ["no checkpoint 'nowhere/model'",
-                                           "nowhere/model_LXRT.pth", "--fromScratch"]),
-    (["--batchSize", "0"], ["--batch-size 0: give a number of at least 1"]),
-    (["--epochs", "0"], ["--epochs 0: give a number of at least 1"]),
-    (["--eval-batch-size", "-1"], ["--eval-batch-size -1: give a number of at least 1"]),
-    (["--clip", "-3"], ["--clip -3.0: give a number of at least 0"]),
-    (["--lr", "-1"], ["--lr -1.0: give a number of at least 0"]),
-    (["--numWorkers", "-2"], ["--workers -2: give a number of at least 0"]),
-    (["--max-steps", "-1"], ["--max-steps -1: give a number of at least 0"]),
-    (["--save-every", "-1"], ["--save-every -1: give a number of at least 0"]),
-    (["--dropout", "1.5"], ["--dropout 1.5: give a number from 0 to 1"]),
-    (["--temperature", "0"], ["--temperature 0.0: give a number above 0"]),
-    (["--temperature-end", "-1"], ["--temperature-end -1.0: give a number above 0"]),
-    (["--policy-init", "1"], ["--policy-init 1.0: give a number between 0 and 1"]),
-    (["--policy-clip", "-1"], ["--policy-clip -1.0: give a number of at least 0"]),
-    (["--constrain-k", "-2"], ["--constrain-k -2.0: give a number of at least 0"]),
-    (["--target-rate", "7"], ["--target-rate 7.0: give a number from 0 to 1"]),
-    (["--temperature", "nan"], ["--temperature nan: give a number above 0"]),
-    (["--constrain-k", "2", "--strategy", "standard"],
-     ["--constrain-k 2.0: strategy standard decides nothing"]),
-    (["--valid", "test"], ["split test of vqa has questions without answers"]),
-    (["--global-k", "2", "--strategy", "BlockDrop"], ["--global-k 2 needs --policy-eval global"]),
-    (["--policy-eval", "global", "--global-k", "7", "--strategy", "BlockDrop"],
-     ["--global-k 7: the model has 6 live decisions"]),
-    (["--sampled-share", "0", "--executor", "sampled", "--strategy", "BlockDrop"],
-     ["--sampled-share 0.0: give a number above 0 and at most 1"]),
-    (["--llayers", "0", "--xlayers", "0", "--rlayers", "0"],
-     ["'l_layers': 0, 'x_layers': 0, 'r_layers': 0", "not all of them 0"]),
-    (["--rlayers", "-1"], ["'r_layers': -1}: none may be negative"]),
-    (["--load", "nowhere/BEST"], ["no checkpoint 'nowhere/BEST'", "nowhere/BEST.safetensors",
-                                  "nowhere/BEST.pth"]),
-])
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (
+            ["--strategy", "SpotTun"],
+            [
+                "unknown strategy 'SpotTun'. Did you mean SpotTune?",
+                "Valid: standard, Frozen, LastK",
+                "frozen_bert",
+            ],
+        ),
+        (
+            ["--policy", "big", "--strategy", "SpotTune"],
+            ["unknown policy 'big'; valid: small, published, random:<share>"],
+        ),
+        (
+            ["--valid", "minivall"],
+            ["split minivall of vqa: it has train, nominival, minival, test"],
+        ),
+        (["--train", "train,trian"], ["split trian of vqa"]),
+        (
+            ["--dataset", "vqa2"],
+            ["unknown data set 'vqa2'; there are: vqa, vqa_official, vqa_cp, "],
+        ),
+        (
+            ["--questions", "9999"],
+            ["--questions 9999: there are", "training questions in train,nominival of vqa"],
+        ),
+        (["--questions", "0"], ["--questions 0: there are"]),
+        (["--holdout", "1.5"], ["--holdout 1.5: give a number between 0 and 1"]),
+        (["--optim", "adamm"], ["unknown optimiser 'adamm'; valid: bert, adamw"]),
+        (
+            ["--strategy", "LastK"],
+            ["LastK needs to know how many layers: --trainable-layers last:4"],
+        ),
+        (
+            ["--strategy", "FrozenLayers", "--frozen-layers", "7"],
+            ["unknown layers 7; valid: 1..6 or lang.1, lang.2, vision.1"],
+        ),
+        (
+            ["--strategy", "standard", "--frozen-layers", "1"],
+            ["frozen layers ('1') belong to FrozenLayers, not standard"],
+        ),
+        (["--test", "minival"], ["--test needs the finetuned model: --load snap/vqa/NAME/BEST"]),
+        (
+            ["--test", "mini", "--load", "x"],
+            ["--test 'mini': use a split with `test` or `val` in its name"],
+        ),
+        (
+            ["--gpus", "zero"],
+            ["GPUs 'zero': give different numbers separated by commas, such as 0 or 0,1, or cpu"],
+        ),
+        (["--seed", "-1"], ["seed -1: give a whole number from 0 to 4294967295"]),
+        (
+            ["--loadLXMERTQA", "nowhere/model"],
+            ["no checkpoint 'nowhere/model'", "nowhere/model_LXRT.pth", "--fromScratch"],
+        ),
+        (["--batchSize", "0"], ["--batch-size 0: give a number of at least 1"]),
+        (["--epochs", "0"], ["--epochs 0: give a number of at least 1"]),
+        (["--eval-batch-size", "-1"], ["--eval-batch-size -1: give a number of at least 1"]),
+        (["--clip", "-3"], ["--clip -3.0: give a number of at least 0"]),
+        (["--lr", "-1"], ["--lr -1.0: give a number of at least 0"]),
+        (["--numWorkers", "-2"], ["--workers -2: give a number of at least 0"]),
+        (["--max-steps", "-1"], ["--max-steps -1: give a number of at least 0"]),
+        (["--save-every", "-1"], ["--save-every -1: give a number of at least 0"]),
+        (["--dropout", "1.5"], ["--dropout 1.5: give a number from 0 to 1"]),
+        (["--temperature", "0"], ["--temperature 0.0: give a number above 0"]),
+        (["--temperature-end", "-1"], ["--temperature-end -1.0: give a number above 0"]),
+        (["--policy-init", "1"], ["--policy-init 1.0: give a number between 0 and 1"]),
+        (["--policy-clip", "-1"], ["--policy-clip -1.0: give a number of at least 0"]),
+        (["--constrain-k", "-2"], ["--constrain-k -2.0: give a number of at least 0"]),
+        (["--target-rate", "7"], ["--target-rate 7.0: give a number from 0 to 1"]),
+        (["--temperature", "nan"], ["--temperature nan: give a number above 0"]),
+        (
+            ["--constrain-k", "2", "--strategy", "standard"],
+            ["--constrain-k 2.0: strategy standard decides nothing"],
+        ),
+        (["--valid", "test"], ["split test of vqa has questions without answers"]),
+        (
+            ["--global-k", "2", "--strategy", "BlockDrop"],
+            ["--global-k 2 needs --policy-eval global"],
+        ),
+        (
+            ["--policy-eval", "global", "--global-k", "7", "--strategy", "BlockDrop"],
+            ["--global-k 7: the model has 6 live decisions"],
+        ),
+        (
+            ["--sampled-share", "0", "--executor", "sampled", "--strategy", "BlockDrop"],
+            ["--sampled-share 0.0: give a number above 0 and at most 1"],
+        ),
+        (
+            ["--llayers", "0", "--xlayers", "0", "--rlayers", "0"],
+            ["'l_layers': 0, 'x_layers': 0, 'r_layers': 0", "not all of them 0"],
+        ),
+        (["--rlayers", "-1"], ["'r_layers': -1}: none may be negative"]),
+        (
+            ["--load", "nowhere/BEST"],
+            ["no checkpoint 'nowhere/BEST'", "nowhere/BEST.safetensors", "nowhere/BEST.pth"],
+        ),
+    ],
+)
 def test_a_flag_that_makes_no_sense_is_one_error_with_the_way_out(
-        flags, tmp_path, capsys, given, parts):
+    flags, tmp_path, capsys, given, parts
+):
     shown = refused(capsys, *flags, "--output", str(tmp_path / "run"), *given)
     for part in parts:
         assert part in shown
 
 
 def test_the_base_size_never_starts_from_weights_that_are_missing(
-        vqa_data, tmp_path, capsys, monkeypatch):
+    vqa_data, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    shown = refused(capsys, "--dataset", "vqa", "--data", str(vqa_data), "--gpus", "cpu", "--size",
-                    "base", "--llayers", "1", "--xlayers", "1", "--rlayers", "0", "--loadLXMERTQA",
-                    "default", "--output", str(tmp_path / "run"))
+    shown = refused(
+        capsys,
+        "--dataset",
+        "vqa",
+        "--data",
+        str(vqa_data),
+        "--gpus",
+        "cpu",
+        "--size",
+        "base",
+        "--llayers",
+        "1",
+        "--xlayers",
+        "1",
+        "--rlayers",
+        "0",
+        "--loadLXMERTQA",
+        "default",
+        "--output",
+        str(tmp_path / "run"),
+    )
     assert "no checkpoint 'snap/pretrained/model'" in shown
     assert "model_LXRT.pth of the original authors" in shown and "--fromScratch" in shown
 
 
 def test_missing_data_is_one_error_that_lists_the_files_and_the_way_without(
-        vqa_data, tmp_path, capsys):
+    vqa_data, tmp_path, capsys
+):
     empty = tmp_path / "empty"
     empty.mkdir()
     flags = ["--gpus", "cpu", "--output", str(tmp_path / "run"), "--dataset", "vqa", "--data"]
     shown = refused(capsys, *flags, str(empty))
-    for name in ("vqa/train.json", "vqa/nominival.json", "vqa/minival.json",
-                 "vqa/trainval_label2ans.json", "mscoco_imgfeat/val2014_obj36.tsv"):
+    for name in (
+        "vqa/train.json",
+        "vqa/nominival.json",
+        "vqa/minival.json",
+        "vqa/trainval_label2ans.json",
+        "mscoco_imgfeat/val2014_obj36.tsv",
+    ):
         assert f"{empty / name}  from https://" in shown
     assert "--dataset easy_vqa" in shown
     part = tmp_path / "part"
@@ -185,7 +328,8 @@ def test_a_pickle_with_code_inside_is_refused_by_the_command(flags, tmp_path, ca
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     torch.save({"logit_fc.0.weight": Bomb()}, tmp_path / "BEST.pth")
-    shown = refused(capsys, *flags, "--load", str(tmp_path / "BEST"), "--output",
-                    str(tmp_path / "run"))
+    shown = refused(
+        capsys, *flags, "--load", str(tmp_path / "BEST"), "--output", str(tmp_path / "run")
+    )
     assert f"{tmp_path / 'BEST.pth'}: refused" in shown and "nothing was executed" in shown
     assert not (tmp_path / "ran").exists()

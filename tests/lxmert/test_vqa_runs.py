@@ -8,36 +8,58 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, score_of_predictions, strict_json
 
-from common.adapt import parameter_counts
-from common.annotations import AnswerVocabulary, Example, read_lxmert_json
-from common.checkpoint import load_checkpoint, load_meta
-from common.feature_writer import RegionFeatureWriter
-from common.text import Tokenizer
-from common.tracking import Tracker
-from common.vqa_data import VQADataset, open_features, resolve_dataset
-from common.vqa_metric import Scores, score
-from common.vqa_task import VQATask
+from common.adapt.adapting import parameter_counts
+from common.data.annotations import AnswerVocabulary, Example, read_lxmert_json
+from common.data.datasets import open_features, resolve_dataset
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_dataset import VQADataset
+from common.data.vqa_metric import Scores, score
+from common.features.writer import RegionFeatureWriter
+from common.tasks.vqa import VQATask
+from common.training.checkpoint import load_checkpoint, load_meta
+from common.training.tracking import Tracker
 from lxrt.config import size_config
 from lxrt.modeling import VQAModel
 from lxrt.options import parse, vqa_parser
 from lxrt.vqa import build, main, training_examples
 from lxrt.vqa_inputs import LxmertInputs
+from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, score_of_predictions, strict_json
 
 
-@pytest.mark.parametrize(("strategy", "more"), [
-    *((name, []) for name in ADAPTIVE),
-    ("spottune", ["--policy", "published", "--policy_llayers", "1"]),
-    ("standard", []), ("Frozen_Bert", []), ("last_2", []),
-    ("FrozenLayers", ["--frozen-layers", "1,cross.2"])])
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [
+        *((name, []) for name in ADAPTIVE),
+        ("spottune", ["--policy", "published", "--policy_llayers", "1"]),
+        ("standard", []),
+        ("Frozen_Bert", []),
+        ("last_2", []),
+        ("FrozenLayers", ["--frozen-layers", "1,cross.2"]),
+    ],
+)
 def test_every_strategy_trains_and_is_restored_with_its_policy(flags, tmp_path, strategy, more):
     """Testing BEST needs no strategy flags, and gives the decisions and accuracy of the run."""
     out = tmp_path / "run"
     assert main([*flags, "--strategy", strategy, *more, "--output", str(out)]) == 0
     result = strict_json(out / "result.json")
-    assert main([*flags[:4], "--gpus", "cpu", "--quiet", "--test", "minival", "--load",
-                 str(out / "BEST"), "--output", str(out)]) == 0
+    assert (
+        main(
+            [
+                *flags[:4],
+                "--gpus",
+                "cpu",
+                "--quiet",
+                "--test",
+                "minival",
+                "--load",
+                str(out / "BEST"),
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     found = score_of_predictions(out / "minival_predict.json", Path(flags[3]))
     assert found["overall"] == result["accuracy"]["val"]["overall"]
     adaptive = strategy in ADAPTIVE or strategy == "spottune"
@@ -53,15 +75,20 @@ def test_every_strategy_trains_and_is_restored_with_its_policy(flags, tmp_path, 
 @torch.no_grad()
 def evaluate(checkpoint: Path, data: Path, part: str) -> tuple[Scores, VQAModel]:
     """Accuracy of a checkpoint on its training or validation questions, one by one."""
-    args = parse(vqa_parser(), ["--dataset", "vqa", "--data", str(data), "--questions", "64",
-                                "--load", str(checkpoint)])
+    args = parse(
+        vqa_parser(),
+        ["--dataset", "vqa", "--data", str(data), "--questions", "64", "--load", str(checkpoint)],
+    )
     dataset = resolve_dataset("vqa", data_root=data)
     args.train, args.valid = dataset.choose_splits(args.train, args.valid)
     features = open_features(dataset, "train,minival")
     with Tracker(checkpoint.parent, enabled=False) as tracker:
         built = build(args, dataset, features, tracker)
-    examples = training_examples(args, dataset)[0] if part == "train" else \
-        read_lxmert_json(data / "vqa" / "minival.json")
+    examples = (
+        training_examples(args, dataset)[0]
+        if part == "train"
+        else read_lxmert_json(data / "vqa" / "minival.json")
+    )
     questions = VQADataset(examples, features, dataset.vocabulary())
     inputs, model, predictions = LxmertInputs(built.tokenizer), built.model.eval(), {}
     for place, example in enumerate(examples):
@@ -72,7 +99,8 @@ def evaluate(checkpoint: Path, data: Path, part: str) -> tuple[Scores, VQAModel]
 
 
 def test_accuracies_are_those_of_the_best_epoch_in_evaluation_mode_on_single_questions(
-        flags, vqa_data, tmp_path, monkeypatch):
+    flags, vqa_data, tmp_path, monkeypatch
+):
     """Not of the last epoch, not with dropout, not with drawn decisions, not of padded batches."""
     validate, left = VQATask.validate, [2.0, 1.0]
 
@@ -82,8 +110,10 @@ def test_accuracies_are_those_of_the_best_epoch_in_evaluation_mode_on_single_que
         return found
 
     monkeypatch.setattr(VQATask, "validate", worse_every_epoch)
-    assert main([*flags, *DROPOUT_RUN, "--dropout", "0.5", "--lr", "0.002", "--output",
-                 str(tmp_path)]) == 0
+    assert (
+        main([*flags, *DROPOUT_RUN, "--dropout", "0.5", "--lr", "0.002", "--output", str(tmp_path)])
+        == 0
+    )
     result = strict_json(tmp_path / "result.json")
     assert result["best_epoch"] == 0
     for part in ("train", "val"):
@@ -98,7 +128,8 @@ def test_accuracies_are_those_of_the_best_epoch_in_evaluation_mode_on_single_que
 
 @torch.no_grad()
 def test_a_question_gets_the_same_logits_alone_and_in_a_batch_with_longer_ones(
-        pretrained, tmp_path):
+    pretrained, tmp_path
+):
     """Padding of words and of regions is masked; without padding there is no mask of regions."""
     with RegionFeatureWriter(tmp_path / "store", 5) as writer:
         for number, regions in enumerate((2, 5, 3)):
@@ -110,8 +141,9 @@ def test_a_question_gets_the_same_logits_alone_and_in_a_batch_with_longer_ones(
     data = VQADataset(examples, features, AnswerVocabulary(["yes", "no"]))
     inputs = LxmertInputs(Tokenizer(pretrained.parent))
     torch.manual_seed(0)
-    model = VQAModel(size_config("small", vocab_size=len(inputs.tokenizer), num_answers=2,
-                                 visual_feat_dim=5)).eval()
+    model = VQAModel(
+        size_config("small", vocab_size=len(inputs.tokenizer), num_answers=2, visual_feat_dim=5)
+    ).eval()
     given = inputs(data.read([0, 1, 2]))
     assert given["region_mask"].sum(1).tolist() == [2, 5, 3]
     assert (given["input_mask"] == 0).any()
@@ -125,7 +157,8 @@ def test_a_question_gets_the_same_logits_alone_and_in_a_batch_with_longer_ones(
 
 @pytest.mark.parametrize(("k", "share"), [(None, None), ("2", 2 / 6), ("0", 0.0)])
 def test_a_global_policy_decides_the_same_for_all_samples_and_is_saved_in_best(
-        flags, tmp_path, k, share):
+    flags, tmp_path, k, share
+):
     more = ["--policy-eval", "global", *(["--global-k", k] if k else [])]
     assert main([*flags, "--strategy", "BlockDrop", *more, "--output", str(tmp_path)]) == 0
     result = strict_json(tmp_path / "result.json")
@@ -136,8 +169,25 @@ def test_a_global_policy_decides_the_same_for_all_samples_and_is_saved_in_best(
     saved = load_checkpoint(tmp_path / "BEST.safetensors")[0]["model"]
     decisions = saved["lxrt_encoder.model.bert.encoder.adaptive.global_decisions"]
     assert decisions.tolist() == result["decisions"]["share"]
-    assert main([*flags[:4], "--gpus", "cpu", "--quiet", "--test", "minival", "--policy-eval",
-                 "global", "--load", str(tmp_path / "BEST"), "--output", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                *flags[:4],
+                "--gpus",
+                "cpu",
+                "--quiet",
+                "--test",
+                "minival",
+                "--policy-eval",
+                "global",
+                "--load",
+                str(tmp_path / "BEST"),
+                "--output",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     found = score_of_predictions(tmp_path / "minival_predict.json", Path(flags[3]))
     assert found["overall"] == result["accuracy"]["val"]["overall"]
 
@@ -146,8 +196,23 @@ def test_the_test_split_without_answers_gets_predictions_and_no_score(flags, tmp
     out = tmp_path / "run"
     assert main([*flags, "--output", str(out)]) == 0
     capsys.readouterr()
-    assert main([*flags[:4], "--gpus", "cpu", "--quiet", "--test", "test", "--load",
-                 str(out / "BEST"), "--output", str(out)]) == 0
+    assert (
+        main(
+            [
+                *flags[:4],
+                "--gpus",
+                "cpu",
+                "--quiet",
+                "--test",
+                "test",
+                "--load",
+                str(out / "BEST"),
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     predictions = strict_json(out / "test_predict.json")
     shown = capsys.readouterr().out
     assert len(predictions) == 30 and f"30 predictions in {out / 'test_predict.json'}" in shown
@@ -155,12 +220,30 @@ def test_the_test_split_without_answers_gets_predictions_and_no_score(flags, tmp
 
 
 def test_without_a_data_set_easy_vqa_is_taken_and_small_is_its_default(
-        easy_vqa_root, pretrained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("common.datasets.repository_root", lambda: easy_vqa_root)
+    easy_vqa_root, pretrained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
     out = tmp_path / "run"
-    assert main(["--gpus", "cpu", "--loadLXMERTQA", str(pretrained), "--questions", "32",
-                 "--epochs", "1", "--quiet", "--no-plots", "--no-tensorboard", "--output",
-                 str(out)]) == 0
+    assert (
+        main(
+            [
+                "--gpus",
+                "cpu",
+                "--loadLXMERTQA",
+                str(pretrained),
+                "--questions",
+                "32",
+                "--epochs",
+                "1",
+                "--quiet",
+                "--no-plots",
+                "--no-tensorboard",
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "No --dataset given and no VQA v2 files" in shown and "using easy_vqa" in shown
     assert "model size small (default for easy_vqa; choose with --size)" in shown
@@ -180,8 +263,26 @@ def test_a_run_repeated_with_the_same_seed_is_the_same_and_with_another_is_not(f
 
 def test_budget_losses_and_temperature_are_recorded_for_every_epoch(flags, tmp_path):
     out = tmp_path / "run"
-    assert main([*flags, "--strategy", "BlockDrop", "--constrain-k", "2", "--target_rate", "0.5",
-                 "--temperature", "4", "--temperature-end", "1", "--output", str(out)]) == 0
+    assert (
+        main(
+            [
+                *flags,
+                "--strategy",
+                "BlockDrop",
+                "--constrain-k",
+                "2",
+                "--target_rate",
+                "0.5",
+                "--temperature",
+                "4",
+                "--temperature-end",
+                "1",
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     record = strict_json(out / "result.json")["epochs"][0]
     assert set(record["train_losses"]) == {"answer", "constrain_k", "target_rate"}
     assert record["policy_temperature"] == pytest.approx(1.0)
@@ -189,17 +290,37 @@ def test_budget_losses_and_temperature_are_recorded_for_every_epoch(flags, tmp_p
 
 def test_a_collapsed_policy_and_an_accuracy_below_the_majority_are_warned_of(flags, tmp_path):
     out = tmp_path / "run"
-    assert main([*flags, "--strategy", "SpotTune_Block", "--policy-init", "0.999999",
-                 "--policy-lr", "0", "--lr", "0", "--output", str(out)]) == 0
+    assert (
+        main(
+            [
+                *flags,
+                "--strategy",
+                "SpotTune_Block",
+                "--policy-init",
+                "0.999999",
+                "--policy-lr",
+                "0",
+                "--lr",
+                "0",
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     result = strict_json(out / "result.json")
     assert result["decisions"]["share"] == [1.0] * 6
     collapsed, below = result["warnings"]
-    assert collapsed == ("the policy has collapsed: every one of 6 live decisions is the same for "
-                         "all samples")
+    assert collapsed == (
+        "the policy has collapsed: every one of 6 live decisions is the same for all samples"
+    )
     majority = result["baselines"]["majority"]["overall"]
     assert result["accuracy"]["val"]["overall"] < majority
-    assert re.match(rf"accuracy [\d.]+ is below always answering the majority answer "
-                    rf"\({majority:.2f}\)", below)
+    assert re.match(
+        rf"accuracy [\d.]+ is below always answering the majority answer "
+        rf"\({majority:.2f}\)",
+        below,
+    )
     log = (out / "log.log").read_text()
     assert f"warning: {collapsed}" in log and f"warning: {below}" in log
 
@@ -208,14 +329,33 @@ def test_a_standard_model_can_be_the_start_of_an_adaptive_one(flags, tmp_path):
     """Twins and finetuned weights both start from it (`standard -> SpotTune_Block`)."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*flags, "--output", str(first)]) == 0
-    assert main([*flags[:6], *flags[8:], "--gpus", "cpu", "--load", str(first / "BEST"),
-                 "--strategy", "SpotTune_Block", "--lr", "0", "--output", str(second)]) == 0
+    assert (
+        main(
+            [
+                *flags[:6],
+                *flags[8:],
+                "--gpus",
+                "cpu",
+                "--load",
+                str(first / "BEST"),
+                "--strategy",
+                "SpotTune_Block",
+                "--lr",
+                "0",
+                "--output",
+                str(second),
+            ]
+        )
+        == 0
+    )
     start = load_checkpoint(first / "BEST.safetensors")[0]["model"]
     state = load_checkpoint(second / "LAST.safetensors")[0]["model"]
     prefix = "lxrt_encoder.model.bert.encoder"
     assert all(torch.equal(state[name], value) for name, value in start.items())
-    assert torch.equal(state[f"{prefix}.adaptive.twins.lang_2.output.dense.weight"],
-                       start[f"{prefix}.layer.1.output.dense.weight"])
+    assert torch.equal(
+        state[f"{prefix}.adaptive.twins.lang_2.output.dense.weight"],
+        start[f"{prefix}.layer.1.output.dense.weight"],
+    )
     results = [strict_json(folder / "result.json") for folder in (first, second)]
     assert results[0]["accuracy"]["val"] == results[1]["accuracy"]["val"]
 
@@ -224,7 +364,11 @@ def test_the_meta_of_a_checkpoint_says_what_it_is(stopped):
     out, _ = stopped
     meta = load_meta(out / "BEST.safetensors")
     assert {k: meta[k] for k in ("backbone", "task", "strategy", "policy", "size")} == {
-        "backbone": "lxmert", "task": "vqa", "strategy": "SpotTune_Block", "policy": "small",
-        "size": "small"}
+        "backbone": "lxmert",
+        "task": "vqa",
+        "strategy": "SpotTune_Block",
+        "policy": "small",
+        "size": "small",
+    }
     assert meta["answers"]["count"] == 13 and meta["features"]["width"] == 2048
     assert meta["config"]["l_layers"] == 2 and meta["config"]["num_answers"] == 13

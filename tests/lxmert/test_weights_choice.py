@@ -11,11 +11,18 @@ from lxrt.config import SMALL_PRETRAINED
 from lxrt.options import parse, vqa_parser
 
 
-@pytest.mark.parametrize(("flags", "size", "expected"), [
-    ([], "small", str(SMALL_PRETRAINED)), ([], "base", "snap/pretrained/model"),
-    (["--fromScratch"], "small", None), (["--loadLXMERT", "p"], "small", None),
-    (["--bert", "folder"], "base", None), (["--load", "x/BEST"], "small", None),
-    (["--loadLXMERTQA", "mine"], "small", "mine")])
+@pytest.mark.parametrize(
+    ("flags", "size", "expected"),
+    [
+        ([], "small", str(SMALL_PRETRAINED)),
+        ([], "base", "snap/pretrained/model"),
+        (["--fromScratch"], "small", None),
+        (["--loadLXMERT", "p"], "small", None),
+        (["--bert", "folder"], "base", None),
+        (["--load", "x/BEST"], "small", None),
+        (["--loadLXMERTQA", "mine"], "small", "mine"),
+    ],
+)
 def test_the_default_snapshot_yields_to_anything_named(flags, size, expected):
     args = parse(vqa_parser(), ["--loadLXMERTQA", "default", *flags])
     default_weights(args, size)

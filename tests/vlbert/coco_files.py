@@ -28,15 +28,22 @@ def encode(values: np.ndarray) -> str:
     return base64.encodebytes(values.astype("<f4").tobytes()).decode()
 
 
-def record(image: int, count: int = 3, width: int = WIDTH, classes: int = 0,
-           **changes: Any) -> dict[str, Any]:
+def record(
+    image: int, count: int = 3, width: int = WIDTH, classes: int = 0, **changes: Any
+) -> dict[str, Any]:
     """The feature file of an image; `changes` put other values into some fields."""
     draw = np.random.default_rng(image)
     w, h = SIZES.get(image, (64, 48))
     last = [w - 1, h - 1, w - 1, h - 1]
     corners = np.sort(draw.random((count, 2, 2)), 1).reshape(count, 4) * last
-    value = {"image_id": image, "image_w": w, "image_h": h, "num_boxes": count,
-             "boxes": encode(corners), "features": encode(draw.normal(size=(count, width)))}
+    value = {
+        "image_id": image,
+        "image_w": w,
+        "image_h": h,
+        "num_boxes": count,
+        "boxes": encode(corners),
+        "features": encode(draw.normal(size=(count, width))),
+    }
     if classes:
         scores = draw.random((count, classes))
         value["classes"] = encode(scores / scores.sum(1, keepdims=True))
@@ -80,20 +87,29 @@ def write_images(folder: Path, images: Sequence[int], suffix: str = ".jpg") -> N
 def write_sizes(folder: Path, part: str, images: Sequence[int]) -> Path:
     """COCO's JSON of a part, with outlines behind the list of images, as the real one has them."""
     name = "image_info_test2015" if part == "test2015" else f"instances_{part}"
-    listed = [{"file_name": f"{key(i)}.jpg", "width": SIZES[i][0], "height": SIZES[i][1], "id": i}
-              for i in images]
-    return write_json(folder / "annotations" / f"{name}.json",
-                      {"info": {"description": "images"}, "images": listed,
-                       "annotations": [{"segmentation": [[1.5] * 9]}] * 3})
+    listed = [
+        {"file_name": f"{key(i)}.jpg", "width": SIZES[i][0], "height": SIZES[i][1], "id": i}
+        for i in images
+    ]
+    return write_json(
+        folder / "annotations" / f"{name}.json",
+        {
+            "info": {"description": "images"},
+            "images": listed,
+            "annotations": [{"segmentation": [[1.5] * 9]}] * 3,
+        },
+    )
 
 
 def write_coco(folder: Path) -> Path:
     """Everything: two images in each of train2014 and val2014, one in test2015."""
     for part, images in (("train2014", [9, 25]), ("val2014", [42, 73]), ("test2015", [1])):
-        asked = [question(100 * i + n, i, question=f"what is {side}?")
-                 for i in images for n, side in enumerate(("left", "right"))]
-        answered = [annotation(q["question_id"], q["image_id"], q["question"][8:-1])
-                    for q in asked]
+        asked = [
+            question(100 * i + n, i, question=f"what is {side}?")
+            for i in images
+            for n, side in enumerate(("left", "right"))
+        ]
+        answered = [annotation(q["question_id"], q["image_id"], q["question"][8:-1]) for q in asked]
         write_official(folder / "vqa", part, asked, None if part == "test2015" else answered[::-1])
         write_sizes(folder, part, images)
     asked = [question(100, 1, question="what is left?")]
@@ -111,7 +127,9 @@ def write_coco(folder: Path) -> Path:
 def overrides(folder: Path, **changes: Any) -> dict[str, Any]:
     """What makes a shipped config of VQA read `write_coco`; in `changes` __ stands for a point."""
     return {
-        "DATASET.DATASET_PATH": str(folder), "NETWORK.BERT_MODEL_NAME": str(folder / "bert"),
+        "DATASET.DATASET_PATH": str(folder),
+        "NETWORK.BERT_MODEL_NAME": str(folder / "bert"),
         "DATASET.ANSWER_VOCAB_FILE": str(folder / "vqa" / "answers_vqa.txt"),
-        "DATASET.ANSWER_VOCAB_SIZE": len(ANSWERS), "HOLDOUT": 0.5,
+        "DATASET.ANSWER_VOCAB_SIZE": len(ANSWERS),
+        "HOLDOUT": 0.5,
     } | {name.replace("__", "."): value for name, value in changes.items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from tests.common.tiny_models import vlbert_config
 from torch import Tensor, nn
 
+from tests.common.tiny_models import vlbert_config
 from vlbert.pretraining_network import ResNetVLBERTForPretraining
 from vlbert.sizes import ImageConfig, PretrainingConfig
 
@@ -41,9 +41,12 @@ def pretraining_inputs(batch: int = 4) -> dict[str, Tensor]:
     text = torch.randint(1, 40, (batch, 6), generator=generator) * present
     corners = torch.rand(batch, 3, 4, generator=generator, dtype=torch.float64).cumsum(-1) * 20
     features = torch.randn(batch, 3, 7, generator=generator, dtype=torch.float64)
-    return {"boxes": torch.cat([corners, features], -1), "text": text,
-            "im_info": torch.tensor([[90.0, 80.0]], dtype=torch.float64).expand(batch, -1),
-            "masked": torch.tensor([[False, True, False]]).expand(batch, -1)}
+    return {
+        "boxes": torch.cat([corners, features], -1),
+        "text": text,
+        "im_info": torch.tensor([[90.0, 80.0]], dtype=torch.float64).expand(batch, -1),
+        "masked": torch.tensor([[False, True, False]]).expand(batch, -1),
+    }
 
 
 def pretraining_labels(inputs: dict[str, Tensor], share: float = 0.5) -> dict[str, Tensor]:
@@ -52,5 +55,8 @@ def pretraining_labels(inputs: dict[str, Tensor], share: float = 0.5) -> dict[st
     text, masked = inputs["text"], inputs["masked"]
     chosen = (torch.rand(text.shape, generator=generator) < share) & (text > 0)
     classes = torch.rand(*masked.shape, 4, generator=generator, dtype=torch.float64).softmax(-1)
-    return {"words": torch.where(chosen, text, -1), "regions": classes * masked[..., None],
-            "relationship": torch.arange(len(text)) % 2}
+    return {
+        "words": torch.where(chosen, text, -1),
+        "regions": classes * masked[..., None],
+        "relationship": torch.arange(len(text)) % 2,
+    }

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tests.vlbert.coco_files import WIDTH, record, zip_folder
 
-from common.text import small_vocabulary
+from common.data.tokenizer import small_vocabulary
+from tests.vlbert.coco_files import WIDTH, record, zip_folder
 from vlbert.pretraining import main
 from vlbert.sizes import HOME
 
@@ -23,9 +23,15 @@ IMAGES = {"train": range(1, 9), "val": range(21, 25)}
 SIZE = 64, 48
 NOUNS = ["dog", "cat", "horse", "bird", "table", "ball", "tree", "house"]
 COLOURS = ["red", "green", "blue", "black"]
-SENTENCES = {"bc1g.doc": ["the dog runs to the house .", "", "a bird sings in the tree",
-                          "the ball is red ,  and the table is not"],
-             "wiki.doc": ["horse", "", "a house has a table", "the cat is black ."]}
+SENTENCES = {
+    "bc1g.doc": [
+        "the dog runs to the house .",
+        "",
+        "a bird sings in the tree",
+        "the ball is red ,  and the table is not",
+    ],
+    "wiki.doc": ["horse", "", "a house has a table", "the cat is black ."],
+}
 BASES = {True: "base_prec_4x16G_fp32", False: "base_prec_withouttextonly_4x16G_fp32"}
 
 
@@ -36,9 +42,15 @@ def caption(image: int, place: int) -> list[str]:
 
 def rows(part: str) -> list[dict]:
     """Two captions for each image of a part."""
-    return [{"image": f"{part}_image.zip@/{image:08d}.jpg", "caption": caption(image, place),
-             "frcnn": f"{part}_frcnn.zip@/{image:08d}.json"}
-            for image in IMAGES[part] for place in (1, 2)]
+    return [
+        {
+            "image": f"{part}_image.zip@/{image:08d}.jpg",
+            "caption": caption(image, place),
+            "frcnn": f"{part}_frcnn.zip@/{image:08d}.json",
+        }
+        for image in IMAGES[part]
+        for place in (1, 2)
+    ]
 
 
 def write_rows(folder: Path, part: str, values: Sequence[dict | str]) -> Path:
@@ -76,26 +88,55 @@ class PretrainingFiles:
 
     def config(self, folder: Path, texts: bool = True, **changes: object) -> Path:
         """A config of a tiny model on these data; in `changes` __ stands for a point."""
-        captions = {"DATASET": "conceptual_captions", "DATASET_PATH": str(self.data),
-                    "TRAIN_IMAGE_SET": "train", "VAL_IMAGE_SET": "val"}
+        captions = {
+            "DATASET": "conceptual_captions",
+            "DATASET_PATH": str(self.data),
+            "TRAIN_IMAGE_SET": "train",
+            "VAL_IMAGE_SET": "val",
+        }
         files = "+".join(str(self.data / name) for name in SENTENCES)
-        corpus = {"DATASET": "general_corpus", "TRAIN_ANNOTATION_FILE": files, "SEQ_LEN": 12,
-                  "VAL_ANNOTATION_FILE": str(self.data / "bc1g.doc"), "MIN_SEQ_LEN": 10}
+        corpus = {
+            "DATASET": "general_corpus",
+            "TRAIN_ANNOTATION_FILE": files,
+            "SEQ_LEN": 12,
+            "VAL_ANNOTATION_FILE": str(self.data / "bc1g.doc"),
+            "MIN_SEQ_LEN": 10,
+        }
         batch = [4, 4] if texts else 4
         vocabulary = len((self.data / "bert" / "vocab.txt").read_text().splitlines())
         tree = {
-            "BASE": str(HOME / "cfgs" / "pretrain" / f"{BASES[texts]}.yaml"), "SIZE": "small",
-            "OUTPUT_PATH": "out", "MODEL_PREFIX": "tiny", "NUM_WORKERS_PER_GPU": 0, "SCALES": [],
+            "BASE": str(HOME / "cfgs" / "pretrain" / f"{BASES[texts]}.yaml"),
+            "SIZE": "small",
+            "OUTPUT_PATH": "out",
+            "MODEL_PREFIX": "tiny",
+            "NUM_WORKERS_PER_GPU": 0,
+            "SCALES": [],
             "DATASET": [captions, corpus] if texts else captions,
-            "NETWORK": {"BERT_MODEL_NAME": str(self.data / "bert"), "IMAGE_FINAL_DIM": 12,
-                        "VLBERT": {
-                            "from_scratch": True, "visual_size": 12, "hidden_size": 12,
-                            "num_hidden_layers": 1, "num_attention_heads": 2,
-                            "intermediate_size": 16, "vocab_size": vocabulary,
-                            "visual_region_classes": CLASSES, "max_position_embeddings": 64}},
-            "TRAIN": {"BATCH_IMAGES": batch, "END_EPOCH": 2, "LR": 1e-3, "WARMUP_STEPS": 2,
-                      "AUTO_RESUME": False},
-            "VAL": {"BATCH_IMAGES": batch}, "TEST": {"BATCH_IMAGES": batch}}
+            "NETWORK": {
+                "BERT_MODEL_NAME": str(self.data / "bert"),
+                "IMAGE_FINAL_DIM": 12,
+                "VLBERT": {
+                    "from_scratch": True,
+                    "visual_size": 12,
+                    "hidden_size": 12,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 16,
+                    "vocab_size": vocabulary,
+                    "visual_region_classes": CLASSES,
+                    "max_position_embeddings": 64,
+                },
+            },
+            "TRAIN": {
+                "BATCH_IMAGES": batch,
+                "END_EPOCH": 2,
+                "LR": 1e-3,
+                "WARMUP_STEPS": 2,
+                "AUTO_RESUME": False,
+            },
+            "VAL": {"BATCH_IMAGES": batch},
+            "TEST": {"BATCH_IMAGES": batch},
+        }
         for name, value in changes.items():
             *sections, key = name.split("__")
             place = tree
@@ -109,8 +150,17 @@ class PretrainingFiles:
 
     def flags(self, folder: Path, *more: str, texts: bool = True, **changes: object) -> list[str]:
         """Arguments of a run whose output is in `folder`/out/tiny/train_train."""
-        return ["--cfg", str(self.config(folder, texts, **changes)), "--model-dir", str(folder),
-                "--gpus", "cpu", "--quiet", "--no-tensorboard", *more]
+        return [
+            "--cfg",
+            str(self.config(folder, texts, **changes)),
+            "--model-dir",
+            str(folder),
+            "--gpus",
+            "cpu",
+            "--quiet",
+            "--no-tensorboard",
+            *more,
+        ]
 
 
 def write_all(folder: Path, zipped: bool = False) -> PretrainingFiles:
@@ -139,5 +189,16 @@ def refused_pretraining(capsys: pytest.CaptureFixture[str], arguments: list[str]
     return shown
 
 
-__all__ = ["CLASSES", "IMAGES", "SENTENCES", "WIDTH", "PretrainingFiles", "out", "rows",
-           "refused_pretraining", "write_all", "write_captions", "write_rows"]
+__all__ = [
+    "CLASSES",
+    "IMAGES",
+    "SENTENCES",
+    "WIDTH",
+    "PretrainingFiles",
+    "out",
+    "refused_pretraining",
+    "rows",
+    "write_all",
+    "write_captions",
+    "write_rows",
+]

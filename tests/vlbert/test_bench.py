@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.common.tiny_models import vlbert_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.backbones import find_backbone
-from common.bench_cases import BenchSettings, Case, dropping_cases
-from common.bench_measure import Bench
+from common.bench.cases import BenchSettings, Case, dropping_cases
+from common.bench.measure import Bench
+from common.runs.backbones import find_backbone
+from tests.common.tiny_models import vlbert_config
 from vlbert import bench
 from vlbert.sizes import NetworkConfig
 
@@ -25,10 +25,16 @@ def supplied(monkeypatch):
 
     def narrow(layers):
         encoder = real(layers).encoder
-        encoder = replace(encoder, hidden_size=24, visual_size=24, intermediate_size=96,
-                          num_attention_heads=3)
-        return replace(real(layers), encoder=encoder, tokens=tiny.tokens, num_answers=5,
-                       image=replace(real(layers).image, feature_size=7, final_dim=24, waves=2))
+        encoder = replace(
+            encoder, hidden_size=24, visual_size=24, intermediate_size=96, num_attention_heads=3
+        )
+        return replace(
+            real(layers),
+            encoder=encoder,
+            tokens=tiny.tokens,
+            num_answers=5,
+            image=replace(real(layers).image, feature_size=7, final_dim=24, waves=2),
+        )
 
     monkeypatch.setattr(bench, "bench_config", narrow)
     return bench.bench_model
@@ -62,8 +68,9 @@ def test_dropout_is_that_of_the_recipe_and_layers_are_limited(supplied):
 
 
 def test_every_policy_of_vlbert_can_be_measured(supplied):
-    cases = [Case("train", "SpotTune", "exact", 0.5, policy)
-             for policy in ("none", "small", "published")]
+    cases = [
+        Case("train", "SpotTune", "exact", 0.5, policy) for policy in ("none", "small", "published")
+    ]
     models = Bench(supplied(SETTINGS), SETTINGS, cases)
     for case in cases:
         models.run(case)()
@@ -80,6 +87,7 @@ def test_the_work_of_evaluation_follows_the_blocks_kept_of_twelve(supplied):
         with FlopCounterMode(display=False) as counter:
             call()
         return counter.get_total_flops()
+
     full, counted = work(cases[0].baseline()), [work(case) for case in cases]
     assert [round(12 * share) for share in found.kept] == [12, 10, 8, 6, 4, 2, 0]
     assert counted[0] == full and counted[-1] < 0.1 * full

@@ -29,11 +29,13 @@ SHIPPED = sorted(CFGS.rglob("*.yaml"))
 VQA = [path for path in SHIPPED if path.parent.name != "pretrain"]
 # Published rows: file, strategy, SoftAcc on train and val (README of the derived repository).
 ROWS = {
-    "pretrained_frozen": ("Frozen", "61.47", "59.57"), "last_4": ("LastK", "76.92", "67.68"),
+    "pretrained_frozen": ("Frozen", "61.47", "59.57"),
+    "last_4": ("LastK", "76.92", "67.68"),
     "frozen_3_4_10_11": ("FrozenLayers", "80.78", "67.79"),
     "standard": ("standard", "83.40", "68.22"),
     "spottune_block": ("SpotTune_Block", "80.54", "67.90"),
-    "spottune": ("SpotTune", "81.21", "68.14"), "blockdrop": ("BlockDrop", "81.69", "68.11"),
+    "spottune": ("SpotTune", "81.21", "68.14"),
+    "blockdrop": ("BlockDrop", "81.69", "68.11"),
     "blockdrop_constrain_k4": ("BlockDrop", "73.99", "66.26"),
     "blockdrop_constrain_k4_global": ("BlockDrop", "77.25", "66.80"),
     "base_4_layers": ("standard", "77.09", "66.23"),
@@ -99,16 +101,20 @@ def test_recipes_and_sizes_are_those_of_the_originals() -> None:
     assert (encoder.hidden_size, encoder.num_hidden_layers) == (1024, 24)
     pretraining = load_config(CFGS / "pretrain" / "base_prec_4x16G_fp32.yaml")
     assert pretraining.effective_lr(4) == pytest.approx(2.56e-5)
-    assert [part.DATASET for part in pretraining.datasets] == ["conceptual_captions",
-                                                              "general_corpus"]
+    assert [part.DATASET for part in pretraining.datasets] == [
+        "conceptual_captions",
+        "general_corpus",
+    ]
     assert pretraining.datasets[1].SEQ_LEN == 64 and pretraining.datasets[0].MIN_SEQ_LEN == 0
     for name in ("base_e2e_16x16G_fp16", "large_e2e_16x16G_fp16"):
-        assert load_config(CFGS / "pretrain" / f"{name}.yaml").effective_lr(16) == \
-            pytest.approx(2.56e-5)
+        assert load_config(CFGS / "pretrain" / f"{name}.yaml").effective_lr(16) == pytest.approx(
+            2.56e-5
+        )
 
 
-def test_capital_letters_of_a_name_may_be_mixed_up(monkeypatch: pytest.MonkeyPatch,
-                                                   tmp_path: Path) -> None:
+def test_capital_letters_of_a_name_may_be_mixed_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     wanted = CFGS / "vqa" / "base_4x16G_fp32.yaml"
     assert find_config(CFGS / "vqa" / "base_4X16G_fp32.yaml") == wanted
     monkeypatch.chdir(tmp_path)
@@ -165,7 +171,7 @@ def load(tmp_path: Path, tree: dict[str, Any] | str) -> Config:
 def test_config_of_few_keys_has_the_defaults_of_the_original(tmp_path: Path) -> None:
     config = load(tmp_path, {})
     assert (config.RNG_SEED, config.TRAIN.OPTIMIZER, config.TRAIN.LR) == (-1, "SGD", 0.1)
-    assert config.TRAIN.WARMUP_FACTOR == pytest.approx(1 / 3)
+    assert pytest.approx(1 / 3) == config.TRAIN.WARMUP_FACTOR
     assert config.NETWORK.VLBERT.num_hidden_layers == 4 and config.NETWORK.CLASSIFIER_TYPE == "2fc"
     assert config.DATASET.BOXES == "36" and config.NETWORK.IMAGE_FROZEN_BACKBONE_STAGES == (1, 2)
     assert adaptive_settings(config).strategy.name == "standard"
@@ -200,9 +206,11 @@ WRONG: dict[str, dict[str, Any]] = {
     "unknown key FINETUNE_STATEGY; did you mean FINETUNE_STRATEGY?": {"FINETUNE_STATEGY": "x"},
     "unknown key TRAIN.LEARNING; valid in TRAIN": {"TRAIN": {"LEARNING": 1}},
     "unknown key NETWORK.hidden_size; there is NETWORK.VLBERT.hidden_size": {
-        "NETWORK": {"hidden_size": 3}},
+        "NETWORK": {"hidden_size": 3}
+    },
     "unknown key NETWORK.WITH_REL_LOSS; there is NETWORK.WITH_REL_LOSS (of pretraining)": {
-        "NETWORK": {"WITH_REL_LOSS": True}},
+        "NETWORK": {"WITH_REL_LOSS": True}
+    },
     "unknown key POLICY.OUTPUT_SIZES; did you mean OUTPUT_SIZE?": {"POLICY": {"OUTPUT_SIZES": 1}},
     "unknown key lr; there is TRAIN.LR and POLICY.LR": {"lr": 1},
     "unknown key TRAIN.lr; did you mean LR?": {"TRAIN": {"lr": 1}},
@@ -219,12 +227,12 @@ WRONG: dict[str, dict[str, Any]] = {
     "key TRAIN: 3: expected keys and values": {"TRAIN": 3},
     "key TRAIN.FLIP_PROB: 2.0: must lie between 0 and 1": {"TRAIN": {"FLIP_PROB": 2}},
     "key TRAIN.BATCH_IMAGES: 0: must be positive": {"TRAIN": {"BATCH_IMAGES": 0}},
-    "key TRAIN.GRAD_ACCUMULATE_STEPS: 0: must be positive": {
-        "TRAIN": {"GRAD_ACCUMULATE_STEPS": 0}},
+    "key TRAIN.GRAD_ACCUMULATE_STEPS: 0: must be positive": {"TRAIN": {"GRAD_ACCUMULATE_STEPS": 0}},
     "key HOLDOUT: 1.0: must lie between": {"HOLDOUT": 1},
     "key DATASET.CACHE_MODE: true": {"DATASET": {"CACHE_MODE": True}},
     "key NETWORK.IMAGE_FINAL_DIM: 5: must be equal to NETWORK.VLBERT.visual_size, 512": {
-        "NETWORK": {"IMAGE_FINAL_DIM": 5}},
+        "NETWORK": {"IMAGE_FINAL_DIM": 5}
+    },
     "give three numbers each": {"NETWORK": {"IMAGE_FEAT_PRECOMPUTED": False}},
 }
 
@@ -244,9 +252,7 @@ def test_wrong_config_is_one_clear_error(tmp_path: Path, message: str) -> None:
     ("BASE: other.yaml", "other.yaml: no such config"),
     ("BASE: my.yaml", "key BASE: "),
 ])  # fmt: skip
-def test_file_that_is_no_config_is_one_clear_error(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_file_that_is_no_config_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(tmp_path, text)
     assert message in str(error.value)
@@ -254,13 +260,16 @@ def test_file_that_is_no_config_is_one_clear_error(
 
 WRONG_STRATEGIES: dict[str, dict[str, Any]] = {
     "key FINETUNE_STRATEGY: unknown strategy 'SpotTone'. Did you mean SpotTune?": {
-        "FINETUNE_STRATEGY": "SpotTone"},
+        "FINETUNE_STRATEGY": "SpotTone"
+    },
     "say how many layers are trained, e.g. last_4": {"FINETUNE_STRATEGY": "LastK"},
     "key USE_CONSTRAIN_K_LOSS: true: strategy standard decides nothing": {
-        "USE_CONSTRAIN_K_LOSS": True},
+        "USE_CONSTRAIN_K_LOSS": True
+    },
     "key NETWORK.VLBERT.FROZEN_LAYERS: [12]: strategy specific_k needs layers of 0 to 3": {
         "FINETUNE_STRATEGY": "specific_k",
-        "NETWORK": {"IMAGE_FEAT_PRECOMPUTED": True, "VLBERT": {"FROZEN_LAYERS": [12]}}},
+        "NETWORK": {"IMAGE_FEAT_PRECOMPUTED": True, "VLBERT": {"FROZEN_LAYERS": [12]}},
+    },
 }
 
 
@@ -285,6 +294,7 @@ def test_shipped_configs_of_other_data_or_features_never_share_a_folder():
     for path in sorted((HOME / "cfgs").glob("*vqa*/*.yaml")):
         config = load_config(path)
         folder = config.OUTPUT_PATH, config.DATASET.TRAIN_IMAGE_SET
-        kinds.setdefault(folder, set()).add((config.DATASET.DATASET,
-                                             config.NETWORK.IMAGE_FEAT_PRECOMPUTED))
+        kinds.setdefault(folder, set()).add(
+            (config.DATASET.DATASET, config.NETWORK.IMAGE_FEAT_PRECOMPUTED)
+        )
     assert len(kinds) > 4 and all(len(found) == 1 for found in kinds.values()), kinds

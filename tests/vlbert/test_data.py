@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from common import datasets
+from common.data import datasets
+from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError, DataError
-from common.runtime import make_runtime
-from common.text import Tokenizer
+from common.training.runtime import make_runtime
 from tests.common.data_files import annotation, question, write_json, write_official
 from tests.vlbert.coco_files import (
     TRAINVAL,
@@ -96,8 +96,9 @@ def test_mirroring_depends_on_seed_epoch_and_question_alone(coco: Path) -> None:
         else:  # "left" and "right" are exchanged in question, answer and picture together
             assert batch.target.argmax() == 5 - plain.target.argmax()
             assert torch.equal(batch.image, plain.image.flip(3))
-            assert torch.allclose(batch.boxes[0, 1:, 0] + plain.boxes[0, 1:, 2],
-                                  plain.im_info[0, 0] - 1, atol=1e-3)
+            assert torch.allclose(
+                batch.boxes[0, 1:, 0] + plain.boxes[0, 1:, 2], plain.im_info[0, 0] - 1, atol=1e-3
+            )
 
 
 def test_evaluation_is_never_mirrored(coco: Path) -> None:
@@ -143,8 +144,10 @@ def test_keys_without_effect_are_said(coco: Path) -> None:
 
 def test_overlap_of_the_original_config_is_said(coco: Path) -> None:
     splits = source(coco, DATASET__TRAIN_IMAGE_SET="train2014+val2014").splits()
-    assert any("4 of 4 questions of val2014 are in the training set train2014+val2014" in said
-               for said in splits.remarks)
+    assert any(
+        "4 of 4 questions of val2014 are in the training set train2014+val2014" in said
+        for said in splits.remarks
+    )
     assert not any("are in the training set" in said for said in source(coco).splits().remarks)
     examples = read_examples(coco, ["train2014"])
     assert overlap("a", examples, "b", []) is None
@@ -168,11 +171,17 @@ def test_test_mode_leaves_answers_away(coco: Path) -> None:
 def write_cp(coco: Path) -> None:
     """VQA-CP: bare lists, images of both parts in both splits, answers in another order."""
     for part, images in (("train", [9, 42]), ("test", [25, 73])):
-        asked = [question(100 * i, i, question="what is red?",
-                          coco_split="train2014" if i < 40 else "val2014") for i in images]
+        asked = [
+            question(
+                100 * i, i, question="what is red?", coco_split="train2014" if i < 40 else "val2014"
+            )
+            for i in images
+        ]
         write_json(coco / "vqa" / f"vqacp_v2_{part}_questions.json", asked)
-        write_json(coco / "vqa" / f"vqacp_v2_{part}_annotations.json",
-                   [annotation(q["question_id"], q["image_id"]) for q in reversed(asked)])
+        write_json(
+            coco / "vqa" / f"vqacp_v2_{part}_annotations.json",
+            [annotation(q["question_id"], q["image_id"]) for q in reversed(asked)],
+        )
 
 
 def test_changing_priors_never_select_on_the_test_set(coco: Path) -> None:
@@ -251,8 +260,12 @@ def empty_questions(coco: Path) -> None:
 
 def control_characters(coco: Path) -> None:
     asked = question(900, 9, question="\u200b\u200b")
-    write_official(coco / "vqa", "train2014", [asked, question(2500, 25)],
-                   [annotation(900, 9), annotation(2500, 25)])
+    write_official(
+        coco / "vqa",
+        "train2014",
+        [asked, question(2500, 25)],
+        [annotation(900, 9), annotation(2500, 25)],
+    )
 
 
 def other_pairs(coco: Path) -> None:
@@ -273,10 +286,14 @@ def other_width(coco: Path) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "questions missing": (lose("vqa/v2_OpenEnded_mscoco_train2014_questions.json"),
-                          r"1 files are missing:\n  .*train2014_questions.json  from https://visual"),
-    "annotations missing": (lose("vqa/v2_mscoco_val2014_annotations.json"),
-                            r"val2014_annotations.json  from .*\nfetch them, or use the embedded"),
+    "questions missing": (
+        lose("vqa/v2_OpenEnded_mscoco_train2014_questions.json"),
+        r"1 files are missing:\n  .*train2014_questions.json  from https://visual",
+    ),
+    "annotations missing": (
+        lose("vqa/v2_mscoco_val2014_annotations.json"),
+        r"val2014_annotations.json  from .*\nfetch them, or use the embedded",
+    ),
     "answers missing": (lose("vqa/answers_vqa.txt"), "answers_vqa.txt: cannot be read"),
     "empty question": (empty_questions, "question 1: field 'question': empty question"),
     "no word pieces": (control_characters, "question 900 .* has no word pieces"),
@@ -324,7 +341,8 @@ WRONG_KEYS = {
     "image set 'train2015': vqa has train2014": {"DATASET__TRAIN_IMAGE_SET": "train2015"},
     "no image set is given": {"DATASET__VAL_IMAGE_SET": ""},
     "question 4200 is in image set val2014 too": {
-        "DATASET__TRAIN_IMAGE_SET": "val2014+minival2014"},
+        "DATASET__TRAIN_IMAGE_SET": "val2014+minival2014"
+    },
     "6 answers, the config says 3129": {"DATASET__ANSWER_VOCAB_SIZE": 3129},
     "DATASET.ANSWER_VOCAB_FILE: is empty": {"DATASET__ANSWER_VOCAB_FILE": ""},
 }
@@ -358,8 +376,13 @@ def test_embedded_data_is_read_by_the_same_class(
     else:
         assert batch.image is None and batch.boxes.shape[2] == 4 + 2048
     assert batch.boxes[:, 0, 2].tolist() == [
-        pytest.approx((width - 1) * factor) for width, factor in
-        zip((batch.im_info[:, 0] / batch.im_info[:, 2]).tolist(), batch.im_info[:, 2].tolist())]
+        pytest.approx((width - 1) * factor)
+        for width, factor in zip(
+            (batch.im_info[:, 0] / batch.im_info[:, 2]).tolist(),
+            batch.im_info[:, 2].tolist(),
+            strict=False,
+        )
+    ]
     assert not splits.remarks
 
 

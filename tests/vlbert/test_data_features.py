@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.archives import Archive, open_files, read_path
-from common.data import main
+from common.data.command import main
 from common.errors import DataError
-from common.feature_json import JsonFeatures, import_json
-from common.feature_sources import FeatureSources
-from common.feature_writer import RegionFeatureWriter
-from common.features import RegionBatch, RegionFeatures
+from common.features.archives import Archive, open_files, read_path
+from common.features.sources import FeatureSources
+from common.features.store import RegionBatch, RegionFeatures
+from common.features.vlbert_json import JsonFeatures, import_json
+from common.features.writer import RegionFeatureWriter
 from tests.vlbert.coco_files import SIZES, WIDTH, encode, key, record, write_features, zip_folder
 from vlbert.data_features import ByNumber, open_features
 
@@ -34,9 +34,15 @@ def decoded(value: dict[str, object], field: str, *shape: int) -> torch.Tensor:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     whole = encode(np.arange(WIDTH))
-    return write_features(tmp_path / "f", {
-        9: record(9, 4, classes=3), 25: record(25, 1, classes=3, image_box_feature=whole),
-        42: record(42, 2, classes=3), 73: record(73, 3, classes=3)})
+    return write_features(
+        tmp_path / "f",
+        {
+            9: record(9, 4, classes=3),
+            25: record(25, 1, classes=3, image_box_feature=whole),
+            42: record(42, 2, classes=3),
+            73: record(73, 3, classes=3),
+        },
+    )
 
 
 def test_import_keeps_every_number_and_the_order_of_the_images(folder: Path) -> None:
@@ -49,7 +55,7 @@ def test_import_keeps_every_number_and_the_order_of_the_images(folder: Path) -> 
         assert torch.equal(regions.boxes, decoded(value, "boxes", count, 4))
         assert torch.equal(regions.features, decoded(value, "features", count, WIDTH))
         classes = decoded(value, "classes", count, 3)
-        assert torch.allclose(regions.class_probabilities, classes, rtol=2 ** -11, atol=1e-7)
+        assert torch.allclose(regions.class_probabilities, classes, rtol=2**-11, atol=1e-7)
     assert torch.equal(store.get("25").image_features, torch.arange(float(WIDTH)))
     assert torch.equal(store.get("9").image_features, store.get("9").features.mean(0))
     store.verify()
@@ -57,16 +63,22 @@ def test_import_keeps_every_number_and_the_order_of_the_images(folder: Path) -> 
 
 def same(a: RegionBatch, b: RegionBatch) -> bool:
     """Class probabilities are float16 in a store."""
-    return torch.allclose(a.class_probabilities, b.class_probabilities, atol=2 ** -11) and all(
-        torch.equal(getattr(a, n), getattr(b, n)) for n in
-        ("features", "boxes", "mask", "sizes", "image_features"))
+    return torch.allclose(a.class_probabilities, b.class_probabilities, atol=2**-11) and all(
+        torch.equal(getattr(a, n), getattr(b, n))
+        for n in ("features", "boxes", "mask", "sizes", "image_features")
+    )
 
 
-@pytest.mark.parametrize("pack", [
-    None, lambda folder: zip_folder(folder),
-    lambda folder: zip_folder(folder, zipfile.ZIP_DEFLATED),
-    lambda folder: zip_folder(folder, top=False),
-], ids=["folder", "stored", "deflated", "no top folder"])
+@pytest.mark.parametrize(
+    "pack",
+    [
+        None,
+        lambda folder: zip_folder(folder),
+        lambda folder: zip_folder(folder, zipfile.ZIP_DEFLATED),
+        lambda folder: zip_folder(folder, top=False),
+    ],
+    ids=["folder", "stored", "deflated", "no top folder"],
+)
 def test_reading_in_place_is_reading_the_store(
     folder: Path, pack: Callable[[Path], Path] | None
 ) -> None:
@@ -94,8 +106,13 @@ def test_stores_with_and_without_whole_image_features_are_read_as_one(
     folder: Path, tmp_path: Path
 ) -> None:
     with RegionFeatureWriter(tmp_path / "plain", WIDTH, "float32") as writer:
-        writer.add("5", 10, 10, torch.tensor([[0.0, 0, 5, 5], [1, 1, 9, 9]]),
-                   torch.stack([torch.zeros(WIDTH), torch.ones(WIDTH)]))
+        writer.add(
+            "5",
+            10,
+            10,
+            torch.tensor([[0.0, 0, 5, 5], [1, 1, 9, 9]]),
+            torch.stack([torch.zeros(WIDTH), torch.ones(WIDTH)]),
+        )
         plain = writer.finish()
     assert plain.read(["5"]).image_features is None
     imported = import_json(folder, tmp_path / "s", WIDTH, "float32", progress=False)
@@ -135,8 +152,14 @@ def test_record_that_was_written_by_half_is_written_again(tmp_path: Path) -> Non
     images.write_bytes(images.read_bytes()[:-5])
     with new("s") as writer:
         assert writer.ids() == ["a", "b"]
-        writer.add("c", 9, 9, torch.ones(3, 4), torch.full((3, WIDTH), 99.0),
-                   image_feature=torch.full((WIDTH,), 100.0))
+        writer.add(
+            "c",
+            9,
+            9,
+            torch.ones(3, 4),
+            torch.full((3, WIDTH), 99.0),
+            image_feature=torch.full((WIDTH,), 100.0),
+        )
         store = writer.finish()
     with new("whole") as writer:
         fill(writer, "abc")
@@ -168,16 +191,19 @@ BAD_RECORDS = {
     "field 'num_boxes': 0: expected one at least": lambda v: v.update(num_boxes=0),
     "field 'num_boxes': '3': expected a whole number": lambda v: v.update(num_boxes="3"),
     "field 'boxes' holds 8 numbers, expected 3 x 4": lambda v: v.update(boxes=encode(np.ones(8))),
-    "field 'features' holds 5 numbers, expected 3 x 6":
-        lambda v: v.update(features=encode(np.ones(5))),
+    "field 'features' holds 5 numbers, expected 3 x 6": lambda v: v.update(
+        features=encode(np.ones(5))
+    ),
     "field 'features': not base64": lambda v: v.update(features="???"),
     "field 'features' is missing": lambda v: v.pop("features"),
     "not finite": lambda v: v.update(features=encode(np.full(18, np.nan))),
     "'image_w' and 'image_h' are needed": lambda v: v.pop("image_w"),
     "lies outside the image of 64 x 48": lambda v: v.update(
-        boxes=encode(np.array([[70, 1, 80, 2.0]] * 3))),
+        boxes=encode(np.array([[70, 1, 80, 2.0]] * 3))
+    ),
     "corners are the wrong way round": lambda v: v.update(
-        boxes=encode(np.array([[5, 1, 4, 2.0]] * 3))),
+        boxes=encode(np.array([[5, 1, 4, 2.0]] * 3))
+    ),
     "no class probabilities per box, the first file has 3": lambda v: v.pop("classes"),
 }
 
@@ -215,7 +241,9 @@ def test_missing_and_empty_sources_are_named(tmp_path: Path) -> None:
 def test_images_of_other_parts_are_not_taken_for_those_of_a_store(folder: Path) -> None:
     features = ByNumber(JsonFeatures(folder), ("train2014", "val2014"))
     assert features.missing([key(9), "COCO_test2015_000000000009", key(1)]) == [
-        "COCO_test2015_000000000009", key(1)]
+        "COCO_test2015_000000000009",
+        key(1),
+    ]
     assert features.read([key(42)]).image_ids == [key(42)]
 
 
@@ -253,6 +281,6 @@ def test_damaged_archives_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match="f.zip: not a ZIP archive, or cut off"):
         open_files(path)
     place = data.index(b"num_boxes")
-    path.write_bytes(data[:place] + b"NUM" + data[place + 3:])
+    path.write_bytes(data[:place] + b"NUM" + data[place + 3 :])
     with pytest.raises(DataError, match="checksum differs"):
         [open_files(path).read(name) for name in open_files(path).names()]

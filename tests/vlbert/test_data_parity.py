@@ -8,19 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_metric import strip_punctuation
 from common.errors import DataError
-from common.feature_sources import FeatureSources
+from common.features.sources import FeatureSources
 from common.files import read_json
-from common.text import Tokenizer
-from common.vqa_metric import strip_punctuation
-from common.weights import load_weights
+from common.training.weights import load_weights
+from tests.vlbert.coco_files import zip_folder
 from vlbert.data_answers import AnswerFile
 from vlbert.data_coco import COCO, read_examples
 from vlbert.data_features import open_features
 from vlbert.data_parity import open_case, run_vqa_data
 from vlbert.vqa_dataset import Transform, VLBertData
-
-from tests.vlbert.coco_files import zip_folder
 
 CASE = Path(__file__).parents[1] / "goldens" / "vlbert" / "vqa_data"
 CONFIG = read_json(CASE / "config.json")
@@ -45,8 +44,10 @@ def test_questions_are_in_the_order_of_the_files_and_split_alike(name: str) -> N
     batch = data.read(range(len(data)), epoch=0)
     assert batch.question_ids == variant["question_ids"]
     assert (batch.boxes[..., 0] > -1.5).sum(1).tolist() == variant["n_boxes"]
-    for row, numbers in zip(batch.question.tolist(), variant["per_item_question_token_ids"]):
-        assert row[: len(numbers)] == numbers and not any(row[len(numbers):])
+    for row, numbers in zip(
+        batch.question.tolist(), variant["per_item_question_token_ids"], strict=False
+    ):
+        assert row[: len(numbers)] == numbers and not any(row[len(numbers) :])
     first = variant["database_first"]
     assert batch.image_ids[0].endswith(f"{first['image_id']:012d}")
     assert batch.questions[0] == first["question"]
@@ -75,13 +76,17 @@ def test_store_and_archive_give_the_same_batches_as_the_files(tmp_path: Path, ki
     examples = read_examples(coco, ["train2014", "val2014"], verbatim=True)
     layout = COCO.of(examples)
     store = open_features(copy, layout.parts, wanted=kind == "store", progress=False)
-    data = VLBertData(examples, FeatureSources([store]),
-                      AnswerFile(coco / "vqa/answers_vqa.txt", verbatim=True),
-                      Tokenizer(CASE / "raw"), Transform(CONFIG["scales"]),
-                      sizes=layout.sizes(coco, examples))
+    data = VLBertData(
+        examples,
+        FeatureSources([store]),
+        AnswerFile(coco / "vqa/answers_vqa.txt", verbatim=True),
+        Tokenizer(CASE / "raw"),
+        Transform(CONFIG["scales"]),
+        sizes=layout.sizes(coco, examples),
+    )
     batch = data.read(range(len(data)))
     expected = EXPECTED["train_val::boxes"]
-    tolerance = 2.0 ** -10 if kind == "store" else 0.0  # the store keeps float16
+    tolerance = 2.0**-10 if kind == "store" else 0.0  # the store keeps float16
     assert torch.equal(batch.boxes[..., :4], expected[..., :4])
     assert torch.allclose(batch.boxes[..., 4:], expected[..., 4:], rtol=tolerance, atol=tolerance)
     assert torch.equal(batch.target, EXPECTED["train_val::label"])

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.common.tiny_models import vlbert_config, vlbert_inputs
-from tests.vlbert.models import randomise
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from common.errors import ConfigError, DataError
+from tests.common.tiny_models import vlbert_config, vlbert_inputs
+from tests.vlbert.models import randomise
 from vlbert.modeling import VisualLinguisticBert
 from vlbert.packing import pack
 from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig
@@ -25,8 +25,9 @@ def one_by_one(text, objects, end):
     """The packed rows of every sample, found with loops."""
     samples = [[*text[b][TEXT[b]], *objects[b][OBJECTS[b]], end] for b in range(len(text))]
     longest = max(map(len, samples))
-    return torch.stack([torch.stack(rows + [torch.zeros_like(end)] * (longest - len(rows)))
-                        for rows in samples])
+    return torch.stack(
+        [torch.stack(rows + [torch.zeros_like(end)] * (longest - len(rows))) for rows in samples]
+    )
 
 
 def test_tokens_objects_and_end_are_packed_without_gaps_in_their_order():
@@ -69,13 +70,22 @@ def test_the_answer_position_alone_gives_the_logits_of_all_positions(network):
 def test_attention_probabilities_give_the_context_of_the_layer(network, narrow):
     vlbert, seen = network.vlbert, {}
     vlbert.encoder.layer[1].attention.output.register_forward_pre_hook(
-        lambda module, args: seen.update(context=args[0]))
+        lambda module, args: seen.update(context=args[0])
+    )
     if not narrow:
         vlbert.encoder.set_reads(("hidden",))
     text = torch.randint(1, 40, (2, 3))
-    output = vlbert(text, torch.zeros_like(text), torch.randn(2, 3, 12).double(), text > 0,
-                    torch.randn(2, 2, 24).double(), torch.tensor([[1, 1], [1, 0]]),
-                    read_at=torch.tensor([2, 1]), all_layers=True, attention=True)
+    output = vlbert(
+        text,
+        torch.zeros_like(text),
+        torch.randn(2, 3, 12).double(),
+        text > 0,
+        torch.randn(2, 2, 24).double(),
+        torch.tensor([[1, 1], [1, 0]]),
+        read_at=torch.tensor([2, 1]),
+        all_layers=True,
+        attention=True,
+    )
     probabilities = output.attention[1]
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, 3, 6).double())
     assert probabilities[1, :, :, 5].max() < 1e-12, "padding is attended to"
@@ -90,9 +100,18 @@ def test_attention_probabilities_give_the_context_of_the_layer(network, narrow):
 @pytest.mark.parametrize(("act", "theirs"), [("gelu", "gelu"), ("relu", "relu"), ("swish", "silu")])
 def test_the_layers_are_those_of_transformers(act, theirs):
     ours = randomise(VisualLinguisticBert(replace(vlbert_config().encoder, hidden_act=act)))
-    bert = BertModel(BertConfig(hidden_size=12, num_hidden_layers=3, num_attention_heads=3,
-                                intermediate_size=20, vocab_size=40, hidden_act=theirs,
-                                max_position_embeddings=24), add_pooling_layer=False).eval()
+    bert = BertModel(
+        BertConfig(
+            hidden_size=12,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            intermediate_size=20,
+            vocab_size=40,
+            hidden_act=theirs,
+            max_position_embeddings=24,
+        ),
+        add_pooling_layer=False,
+    ).eval()
     bert.encoder.load_state_dict(ours.encoder.state_dict())
     x = torch.randn(2, 6, 12)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
@@ -131,21 +150,28 @@ def test_every_classifier_works_without_bert_and_learns(kind):
     logits = network(**vlbert_inputs(3))
     F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)).backward()
     assert logits.shape == (3, 5)
-    assert all(p.grad is not None and p.grad.abs().sum() > 0
-               for p in network.final_mlp.parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in network.final_mlp.parameters()
+    )
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: EncoderConfig(hidden_act="tanh"), "unknown activation 'tanh'.*gelu, relu, swish"),
-    (lambda: EncoderConfig(hidden_size=10, num_attention_heads=3), "10 does not divide into 3"),
-    (lambda: EncoderConfig(type_vocab_size=2), "type_vocab_size 2"),
-    (lambda: NetworkConfig(classifier="3fc"), "unknown classifier '3fc'.*mlm, 1fc, 2fc"),
-    (lambda: NetworkConfig(image=ImageConfig(final_dim=512)), "512 .*visual_size 768.*equal"),
-    (lambda: ImageConfig(depth=42), "42 layers.*18, 34, 50, 101, 152"),
-    (lambda: ImageConfig(frozen_stages=(1, 6)), r"\[6\].*1 to 5"),
-    (lambda: EncoderConfig.from_upstream({"obj_pos_id_relative": False}), "obj_pos_id_relative"),
-    (lambda: ImageConfig.from_upstream({"IMAGE_SEMANTIC": True}), "IMAGE_SEMANTIC true"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EncoderConfig(hidden_act="tanh"), "unknown activation 'tanh'.*gelu, relu, swish"),
+        (lambda: EncoderConfig(hidden_size=10, num_attention_heads=3), "10 does not divide into 3"),
+        (lambda: EncoderConfig(type_vocab_size=2), "type_vocab_size 2"),
+        (lambda: NetworkConfig(classifier="3fc"), "unknown classifier '3fc'.*mlm, 1fc, 2fc"),
+        (lambda: NetworkConfig(image=ImageConfig(final_dim=512)), "512 .*visual_size 768.*equal"),
+        (lambda: ImageConfig(depth=42), "42 layers.*18, 34, 50, 101, 152"),
+        (lambda: ImageConfig(frozen_stages=(1, 6)), r"\[6\].*1 to 5"),
+        (
+            lambda: EncoderConfig.from_upstream({"obj_pos_id_relative": False}),
+            "obj_pos_id_relative",
+        ),
+        (lambda: ImageConfig.from_upstream({"IMAGE_SEMANTIC": True}), "IMAGE_SEMANTIC true"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()

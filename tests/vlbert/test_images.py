@@ -7,11 +7,11 @@ from math import floor
 
 import pytest
 import torch
-from tests.common.tiny_models import vlbert_config, vlbert_inputs
-from tests.vlbert.models import IMAGES, randomise
 from torch import nn
 
 from common.errors import CheckpointError, DataError
+from tests.common.tiny_models import vlbert_config, vlbert_inputs
+from tests.vlbert.models import IMAGES, randomise
 from vlbert.boxes import box_mask, overlap
 from vlbert.fast_rcnn import FastRCNN
 from vlbert.loading import load_resnet
@@ -31,8 +31,10 @@ def one_sample(feature_map, y, x):
     top, left = floor(y), floor(x)
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
     dy, dx = y - top, x - left
-    return float((1 - dy) * ((1 - dx) * feature_map[top, left] + dx * feature_map[top, right])
-                 + dy * ((1 - dx) * feature_map[bottom, left] + dx * feature_map[bottom, right]))
+    return float(
+        (1 - dy) * ((1 - dx) * feature_map[top, left] + dx * feature_map[top, right])
+        + dy * ((1 - dx) * feature_map[bottom, left] + dx * feature_map[bottom, right])
+    )
 
 
 def slow_roi_align(features, roi, rows, columns, scale, samples):
@@ -43,9 +45,15 @@ def slow_roi_align(features, roi, rows, columns, scale, samples):
     for c in range(features.shape[1]):
         for p in range(rows):
             for q in range(columns):
-                values = [one_sample(features[image, c], y1 + (p + (i + 0.5) / samples) * height,
-                                     x1 + (q + (j + 0.5) / samples) * width)
-                          for i in range(samples) for j in range(samples)]
+                values = [
+                    one_sample(
+                        features[image, c],
+                        y1 + (p + (i + 0.5) / samples) * height,
+                        x1 + (q + (j + 0.5) / samples) * width,
+                    )
+                    for i in range(samples)
+                    for j in range(samples)
+                ]
                 result[c, p, q] = sum(values) / len(values)
     return result
 
@@ -55,8 +63,7 @@ def test_roi_align_is_the_mean_of_bilinear_samples(shape, samples):
     features = torch.randn(2, 2, 9, 12, dtype=torch.float64)
     rois = torch.tensor(ROIS, dtype=torch.float64)
     found = roi_align(features, rois, shape, 1 / 16, samples)
-    expected = torch.stack([slow_roi_align(features, roi, *shape, 1 / 16, samples)
-                            for roi in ROIS])
+    expected = torch.stack([slow_roi_align(features, roi, *shape, 1 / 16, samples) for roi in ROIS])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -66,16 +73,23 @@ def test_roi_align_has_the_gradient_of_its_values():
     rois[:, 0] *= 2
     for samples in (0, 1):
         assert torch.autograd.gradcheck(
-            lambda x, s=samples: roi_align(x, rois, (2, 3), 1 / 16, s), features)
+            lambda x, s=samples: roi_align(x, rois, (2, 3), 1 / 16, s), features
+        )
 
 
 def test_roi_align_of_no_box_is_empty():
     assert roi_align(torch.randn(1, 3, 4, 4), torch.zeros(0, 5), (2, 2), 1 / 16, 0).shape == (
-        0, 3, 2, 2)
+        0,
+        3,
+        2,
+        2,
+    )
 
 
-@pytest.mark.parametrize(("depth", "dilated"), [
-    (18, True), (18, False), (34, True), (50, True), (50, False), (101, True), (152, True)])
+@pytest.mark.parametrize(
+    ("depth", "dilated"),
+    [(18, True), (18, False), (34, True), (50, True), (50, False), (101, True), (152, True)],
+)
 def test_every_resnet_gives_a_feature_for_each_box(depth, dilated):
     config = replace(IMAGES, depth=depth, dilated=dilated)
     boxes = torch.tensor([[[0, 0, 63, 47], [5, 6, 30, 40]], [[0, 0, 63, 47], [-2] * 4]]).float()
@@ -93,21 +107,20 @@ def test_a_batch_of_images_gives_what_each_image_gives():
     torch.manual_seed(0)
     model = FastRCNN(IMAGES).double().eval()
     images = torch.randn(2, 3, 48, 64, dtype=torch.float64)
-    boxes = torch.tensor([[[0, 0, 63, 47], [5, 6, 30, 40]],
-                          [[2, 3, 9, 40], [1, 2, 50, 33]]]).double()
+    boxes = torch.tensor(
+        [[[0, 0, 63, 47], [5, 6, 30, 40]], [[2, 3, 9, 40], [1, 2, 50, 33]]]
+    ).double()
     sizes = torch.tensor([[64.0, 48.0]] * 2).double()
     with torch.no_grad():
         both = model(boxes, sizes, images).features
-        alone = [model(boxes[i:i + 1], sizes[:1], images[i:i + 1]).features for i in (0, 1)]
+        alone = [model(boxes[i : i + 1], sizes[:1], images[i : i + 1]).features for i in (0, 1)]
     assert (both[0] - both[1]).abs().max() > 1e-3
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-10, atol=1e-12)
 
 
 def image_inputs(batch: int = 2) -> dict:
-    inputs = {k: v.float() if v.is_floating_point() else v
-              for k, v in vlbert_inputs(batch).items()}
-    return inputs | {"boxes": inputs["boxes"][..., :4],
-                     "image": torch.randn(batch, 3, 80, 96)}
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in vlbert_inputs(batch).items()}
+    return inputs | {"boxes": inputs["boxes"][..., :4], "image": torch.randn(batch, 3, 80, 96)}
 
 
 @pytest.mark.parametrize("frozen_bn", [True, False])
@@ -126,8 +139,11 @@ def test_training_end_to_end_moves_all_but_the_frozen_stages_and_statistics(froz
     moved = {name for name, x in network.state_dict().items() if not torch.equal(x, before[name])}
     frozen = tuple(f"{images}.backbone.{name}" for name in ("conv1", "bn1", "layer1"))
     assert not [name for name in moved if name.startswith(frozen)]
-    convolutions = {name for name in before if name.startswith(images) and ".conv" in name
-                    and not name.startswith(frozen)}
+    convolutions = {
+        name
+        for name in before
+        if name.startswith(images) and ".conv" in name and not name.startswith(frozen)
+    }
     assert convolutions <= moved
     statistics = {name for name in moved if "running" in name or ".bn" in name}
     assert bool(statistics) != frozen_bn
@@ -146,7 +162,8 @@ def test_a_model_of_images_refuses_a_batch_without():
 def test_a_resnet_file_with_torchvisions_names_loads_strictly(tmp_path):
     source, target = (randomise(FastRCNN(IMAGES), seed=s) for s in (1, 2))
     weights = source.backbone.state_dict() | {
-        f"layer4.{name}": x for name, x in source.roi_head_feature_extractor.state_dict().items()}
+        f"layer4.{name}": x for name, x in source.roi_head_feature_extractor.state_dict().items()
+    }
     weights |= {"fc.weight": torch.zeros(1000, 16), "fc.bias": torch.zeros(1000)}
     torch.save(weights, tmp_path / "resnet50-0000.model")
     load_resnet(target, tmp_path / "resnet50-0000.model")

@@ -9,26 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.common.tiny_models import vlbert_config, vlbert_inputs
-from tests.vlbert.models import IMAGES, pretraining_config, randomise
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, RobertaConfig, RobertaForMaskedLM
 
+from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.errors import CheckpointError, ConfigError, DataError
-from common.text import Tokenizer, small_vocabulary
-from vlbert.loading import (
-    answer_pieces,
-    classifier_rows,
-    load_bert,
-    load_partial,
-    load_strictly,
-)
+from tests.common.tiny_models import vlbert_config, vlbert_inputs
+from tests.vlbert.models import IMAGES, pretraining_config, randomise
+from vlbert.loading import answer_pieces, classifier_rows, load_bert, load_partial, load_strictly
 from vlbert.pretraining_network import ResNetVLBERTForPretraining
 from vlbert.vqa_network import ResNetVLBERT, set_classifier_rows
 
-CHANGES = ["vlbert.mlm_head.predictions.transform->final_mlp.0",
-           "module.vlbert.mlm_head.predictions.transform->module.final_mlp.0",
-           "vlbert->vlbert", "module.vlbert->module.vlbert"]
+CHANGES = [
+    "vlbert.mlm_head.predictions.transform->final_mlp.0",
+    "module.vlbert.mlm_head.predictions.transform->module.final_mlp.0",
+    "vlbert->vlbert",
+    "module.vlbert->module.vlbert",
+]
 DECODER = "vlbert.mlm_head.predictions.decoder.weight"
 
 
@@ -42,14 +39,23 @@ def pretrained(**changes: object) -> ResNetVLBERTForPretraining:
     return randomise(ResNetVLBERTForPretraining(replace(config, encoder=encoder)))
 
 
-def write_model(path: Path, weights: dict[str, Tensor], module: bool = True,
-                half: bool = False) -> Path:
+def write_model(
+    path: Path, weights: dict[str, Tensor], module: bool = True, half: bool = False
+) -> Path:
     """A file as the original's training wrote it: nested, with `module.`, perhaps in half."""
     prefix = "module." if module else ""
-    weights = {prefix + name: x.half() if half and x.is_floating_point() else x
-               for name, x in weights.items()}
-    torch.save({"state_dict": weights, "optimizer": {"state": {}, "param_groups": []},
-                "validation_monitor": {"best_epoch": 3, "best_val": 0.7}}, path)
+    weights = {
+        prefix + name: x.half() if half and x.is_floating_point() else x
+        for name, x in weights.items()
+    }
+    torch.save(
+        {
+            "state_dict": weights,
+            "optimizer": {"state": {}, "param_groups": []},
+            "validation_monitor": {"best_epoch": 3, "best_val": 0.7},
+        },
+        path,
+    )
     return path
 
 
@@ -72,10 +78,12 @@ def test_released_layouts_load_strictly(image, module, half, tmp_path):
     for name, x in target.state_dict().items():
         expected = source.state_dict()[name]
         assert x.dtype == expected.dtype
-        assert torch.equal(x, expected.half().to(x.dtype) if half and x.is_floating_point()
-                           else expected), (path, name)
-    assert target.vlbert.mlm_head["predictions"].decoder.weight is \
-        target.vlbert.word_embeddings.weight
+        assert torch.equal(
+            x, expected.half().to(x.dtype) if half and x.is_floating_point() else expected
+        ), (path, name)
+    assert (
+        target.vlbert.mlm_head["predictions"].decoder.weight is target.vlbert.word_embeddings.weight
+    )
 
 
 def test_a_file_of_another_layout_is_refused_with_the_names(released):
@@ -122,11 +130,14 @@ def test_a_precomputed_network_starts_from_an_end_to_end_file(tmp_path):
     assert any(".backbone.layer3.0.conv1" in name for name in plan.dropped)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), [
-    (["vlbert"], ConfigError, "'vlbert' is not of the form old->new"),
-    (["module.vlbert.position->module.vlbert.word"], CheckpointError, "both become"),
-    (["module.->module.other."], CheckpointError, "no name in .* fits"),
-])
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (["vlbert"], ConfigError, "'vlbert' is not of the form old->new"),
+        (["module.vlbert.position->module.vlbert.word"], CheckpointError, "both become"),
+        (["module.->module.other."], CheckpointError, "no name in .* fits"),
+    ],
+)
 def test_changes_that_make_no_sense_are_refused(changes, error, message, released):
     with pytest.raises(error, match=message):
         load_partial(ResNetVLBERT(vlbert_config()), released[0], changes, silent)
@@ -134,8 +145,11 @@ def test_changes_that_make_no_sense_are_refused(changes, error, message, release
 
 def test_another_width_is_refused_with_both_shapes(released):
     tiny = vlbert_config()
-    wide = replace(tiny, encoder=replace(tiny.encoder, hidden_size=24, visual_size=24),
-                   image=replace(tiny.image, final_dim=24))
+    wide = replace(
+        tiny,
+        encoder=replace(tiny.encoder, hidden_size=24, visual_size=24),
+        image=replace(tiny.image, final_dim=24),
+    )
     with pytest.raises(CheckpointError, match=r"\[12\] instead of \[24\]"):
         load_partial(ResNetVLBERT(wide), released[0], CHANGES, silent)
 
@@ -178,8 +192,14 @@ def test_answer_rows_are_mean_word_embeddings(vocabulary):
         answer_pieces(["yes", " "], vocabulary)
 
 
-SIZES = {"vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 3,
-         "intermediate_size": 20, "max_position_embeddings": 30}
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 12,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 30,
+}
 
 
 def bert(folder: Path, **changes: object) -> BertForPreTraining:
@@ -192,10 +212,13 @@ def bert(folder: Path, **changes: object) -> BertForPreTraining:
 def test_a_bert_folder_starts_encoder_and_heads(old, tmp_path):
     source = bert(tmp_path)
     if old:  # as in 2018: a pickle with TensorFlow's names
-        weights = {re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): x
-                   for name, x in source.state_dict().items()}
-        weights = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name): x
-                   for name, x in weights.items()}
+        weights = {
+            re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): x
+            for name, x in source.state_dict().items()
+        }
+        weights = {
+            re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name): x for name, x in weights.items()
+        }
         (tmp_path / "model.safetensors").unlink()
         torch.save(weights, tmp_path / "pytorch_model.bin")
     network = ResNetVLBERTForPretraining(pretraining_config(relationship=True))
@@ -205,8 +228,9 @@ def test_a_bert_folder_starts_encoder_and_heads(old, tmp_path):
     embeddings = theirs.embeddings
     assert torch.equal(ours.word_embeddings.weight, embeddings.word_embeddings.weight)
     assert torch.equal(ours.position_embeddings.weight, embeddings.position_embeddings.weight[:24])
-    assert torch.equal(ours.token_type_embeddings.weight[:2],
-                       embeddings.token_type_embeddings.weight)
+    assert torch.equal(
+        ours.token_type_embeddings.weight[:2], embeddings.token_type_embeddings.weight
+    )
     assert torch.equal(ours.token_type_embeddings.weight[2], third)
     assert torch.equal(ours.embedding_LayerNorm.bias, embeddings.LayerNorm.bias)
     for name, x in ours.encoder.state_dict().items():  # three of its four layers
@@ -214,8 +238,9 @@ def test_a_bert_folder_starts_encoder_and_heads(old, tmp_path):
     assert torch.equal(ours.pooler.dense.weight, theirs.pooler.dense.weight)
     words = ours.mlm_head["predictions"]
     assert torch.equal(words.bias, source.cls.predictions.bias)
-    assert torch.equal(words.transform.LayerNorm.weight,
-                       source.cls.predictions.transform.LayerNorm.weight)
+    assert torch.equal(
+        words.transform.LayerNorm.weight, source.cls.predictions.transform.LayerNorm.weight
+    )
     head = ours.relationsip_head["caption_image_relationship"]
     assert torch.equal(head.weight, source.cls.seq_relationship.weight)
 
@@ -223,10 +248,16 @@ def test_a_bert_folder_starts_encoder_and_heads(old, tmp_path):
 def test_a_bert_folder_starts_the_classifier_of_vqa(tmp_path):
     source, network = bert(tmp_path), ResNetVLBERT(vlbert_config())
     load_bert(network, tmp_path, silent)
-    assert torch.equal(network.final_mlp[0].dense.weight,
-                       source.cls.predictions.transform.dense.weight)
-    assert network(**{k: v.float() if v.is_floating_point() else v
-                      for k, v in vlbert_inputs(2).items()}).isfinite().all()
+    assert torch.equal(
+        network.final_mlp[0].dense.weight, source.cls.predictions.transform.dense.weight
+    )
+    assert (
+        network(
+            **{k: v.float() if v.is_floating_point() else v for k, v in vlbert_inputs(2).items()}
+        )
+        .isfinite()
+        .all()
+    )
 
 
 def test_a_roberta_folder_starts_all_token_types_and_the_word_head(tmp_path):
@@ -251,12 +282,15 @@ def test_frozen_words_get_their_special_copy_from_bert(tmp_path):
     assert torch.equal(network.vlbert.special_word_embeddings.weight[:40], words)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"vocab_size": 41}, r"word_embeddings.weight is \(41, 12\) in the file, \(40, 12\)"),
-    ({"hidden_size": 24}, "hidden_size"),
-    ({"num_hidden_layers": 2}, "tensors are missing, e.g. encoder.layer.2"),
-    ({"max_position_embeddings": 20}, r"position_embeddings.weight is \(20, 12\)"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 41}, r"word_embeddings.weight is \(41, 12\) in the file, \(40, 12\)"),
+        ({"hidden_size": 24}, "hidden_size"),
+        ({"num_hidden_layers": 2}, "tensors are missing, e.g. encoder.layer.2"),
+        ({"max_position_embeddings": 20}, r"position_embeddings.weight is \(20, 12\)"),
+    ],
+)
 def test_a_bert_that_does_not_fit_is_refused(changes, message, tmp_path):
     bert(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=message):

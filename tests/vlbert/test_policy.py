@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from common.adapt.adapting import adapt, adaptive_part
 from tests.common.tiny_models import adapted, vlbert_config, vlbert_inputs
 from tests.vlbert.models import IMAGES, randomise
-
-from common.adapt import adapt, adaptive_part
 from vlbert.vqa_network import ResNetVLBERT
 
 
@@ -32,8 +32,9 @@ def test_it_starts_at_random_values_of_its_own_and_two_layers():
     network = adaptive_part(model).policy.network
     assert len(network.vlbert.encoder.layer) == 2
     assert network.vlbert.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert not torch.equal(network.vlbert.word_embeddings.weight,
-                           model.vlbert.word_embeddings.weight)
+    assert not torch.equal(
+        network.vlbert.word_embeddings.weight, model.vlbert.word_embeddings.weight
+    )
     head, count = network.final_mlp[-1], len(adaptive_part(model).live)
     bound = (6 / (12 + 2 * count)) ** 0.5
     assert 0.9 * bound < head.weight.abs().max() <= bound  # Xavier, uniform
@@ -56,8 +57,11 @@ def test_all_of_it_learns_and_nothing_reaches_the_backbone_through_it():
     part.key_noise(1, 2, list(range(4)))
     model(**vlbert_inputs(4)).square().sum().backward()
     # Half of the padding row and of position and type rows is not read; the tensors are.
-    still = [name for name, p in part.policy.named_parameters()
-             if p.grad is None or p.grad.abs().sum() == 0]
+    still = [
+        name
+        for name, p in part.policy.named_parameters()
+        if p.grad is None or p.grad.abs().sum() == 0
+    ]
     assert still == []
     model.zero_grad()
     logits = part.policy.network(**vlbert_inputs(4))
@@ -81,13 +85,19 @@ def test_its_decisions_depend_on_the_image_from_the_start():
 
 def test_its_sizes_can_be_chosen():
     model = ResNetVLBERT(vlbert_config())
-    model.policy_encoder = replace(vlbert_config().encoder, num_hidden_layers=1, hidden_size=6,
-                                   visual_size=6, intermediate_size=9)
+    model.policy_encoder = replace(
+        vlbert_config().encoder,
+        num_hidden_layers=1,
+        hidden_size=6,
+        visual_size=6,
+        intermediate_size=9,
+    )
     adapt(model, "BlockDrop", "published")
     network = adaptive_part(model).policy.network
     assert len(network.vlbert.encoder.layer) == 1 and network.config.encoder.hidden_size == 6
-    assert model.eval()(**{k: v.float() if v.is_floating_point() else v
-                           for k, v in vlbert_inputs(2).items()}).shape == (2, 5)
+    assert model.eval()(
+        **{k: v.float() if v.is_floating_point() else v for k, v in vlbert_inputs(2).items()}
+    ).shape == (2, 5)
 
 
 def test_from_images_it_reads_the_backbones_region_features_without_a_resnet_of_its_own():
@@ -106,6 +116,7 @@ def test_from_images_it_reads_the_backbones_region_features_without_a_resnet_of_
 
 def test_a_copy_of_a_model_has_a_policy_of_its_own():
     from copy import deepcopy
+
     model = adapted("vlbert", "SpotTune", policy="published").eval()
     copy = deepcopy(model)
     inputs = vlbert_inputs(2)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.errors import DataError
-from common.text import Tokenizer, small_vocabulary
 from vlbert.pretraining_corpus import Corpus, Texts
 from vlbert.pretraining_lines import EVERY, LineFile
 
@@ -32,8 +32,10 @@ def write(path: Path, lines: list[str]) -> Path:
 @pytest.mark.parametrize("last", [True, False])
 def test_every_line_with_text_is_found_in_any_order(tmp_path, ending, last):
     draw = random.Random(1)
-    lines = [" " * draw.randrange(3) if draw.random() < 0.3 else
-             f"line {n} é" * draw.randrange(1, 4) for n in range(5 * EVERY)]
+    lines = [
+        " " * draw.randrange(3) if draw.random() < 0.3 else f"line {n} é" * draw.randrange(1, 4)
+        for n in range(5 * EVERY)
+    ]
     text = ending.join(lines) + (ending if last else "")
     (tmp_path / "x.doc").write_bytes(text.encode())
     file = LineFile(tmp_path / "x.doc", progress=False)
@@ -76,9 +78,12 @@ def test_what_is_wrong_with_a_file_names_file_and_row(tmp_path):
 
 
 def test_following_lines_are_appended_until_a_text_is_long_enough_and_it_is_cut(
-        tmp_path, tokenizer):
-    files = [write(tmp_path / "a.doc", ["w1 w2", "", "w3 doggy"]),
-             write(tmp_path / "b.doc", ["w4 w5 w6"])]
+    tmp_path, tokenizer
+):
+    files = [
+        write(tmp_path / "a.doc", ["w1 w2", "", "w3 doggy"]),
+        write(tmp_path / "b.doc", ["w4 w5 w6"]),
+    ]
 
     def texts(shortest: int, longest: int) -> list[list[str]]:
         corpus = Corpus(files, tokenizer, longest, shortest, progress=False)
@@ -87,10 +92,16 @@ def test_following_lines_are_appended_until_a_text_is_long_enough_and_it_is_cut(
 
     assert texts(0, 9) == [["w1", "w2"], ["w3", "dog", "##gy"], ["w4", "w5", "w6"]]
     # doggy is one word of two pieces; behind the last line comes the first one.
-    assert texts(4, 9) == [["w1", "w2", "w3", "dog", "##gy"],
-                           ["w3", "dog", "##gy", "w4", "w5", "w6"], ["w4", "w5", "w6", "w1", "w2"]]
-    assert texts(4, 4) == [["w1", "w2", "w3", "dog"], ["w3", "dog", "##gy", "w4"],
-                           ["w4", "w5", "w6", "w1"]]
+    assert texts(4, 9) == [
+        ["w1", "w2", "w3", "dog", "##gy"],
+        ["w3", "dog", "##gy", "w4", "w5", "w6"],
+        ["w4", "w5", "w6", "w1", "w2"],
+    ]
+    assert texts(4, 4) == [
+        ["w1", "w2", "w3", "dog"],
+        ["w3", "dog", "##gy", "w4"],
+        ["w4", "w5", "w6", "w1"],
+    ]
     whole = texts(1000, 1000)  # no text is longer than the corpus
     assert [len(text) for text in whole] == [8, 8, 8]
     corpus = Corpus(files, tokenizer, 9, 4, progress=False)
@@ -107,7 +118,7 @@ def test_all_texts_are_read_before_any_is_read_again(tmp_path, tokenizer, captio
     assert numbers == list(range(30 * texts))
     order = [text.ids[0] for text in found]
     for start in range(0, len(order), 30):
-        assert len(set(order[start:start + 30])) == 30
+        assert len(set(order[start : start + 30])) == 30
     # Any part of the captions has the texts that it has in the whole.
     parts = [beside.beside([i], 3, 0) for i in everything]
     assert [n for part, _ in parts for n in part] == numbers

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.masking import Draws
-from common.text import Tokenizer, small_vocabulary
+from common.data.tokenizer import Tokenizer, small_vocabulary
+from common.tasks.masking import Draws
 from vlbert.pretraining_masking import (
     WORDS,
     Pieces,
@@ -35,8 +35,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def masked(tokenizer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Original ids (T,), masked ids and labels (N, T)."""
     text = assemble(tokenizer, TEXT, REPLY)
-    found = mask_words([text] * SAMPLES, tokenizer, Draws(5, 0, range(SAMPLES)), WORDS,
-                       Rates(0.15, 0.6))
+    found = mask_words(
+        [text] * SAMPLES, tokenizer, Draws(5, 0, range(SAMPLES)), WORDS, Rates(0.15, 0.6)
+    )
     return torch.tensor(text.ids), *found
 
 
@@ -77,13 +78,17 @@ def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone(tokenizer):
     text = assemble(tokenizer, TEXT * 3, None)
 
     def draw(seed: int, epoch: int, samples: list[int]) -> torch.Tensor:
-        return mask_words([text] * len(samples), tokenizer, Draws(seed, epoch, samples), WORDS,
-                          Rates())[0]
+        return mask_words(
+            [text] * len(samples), tokenizer, Draws(seed, epoch, samples), WORDS, Rates()
+        )[0]
 
     whole = draw(1, 2, [10, 11, 12, 13])
     assert torch.equal(torch.cat([draw(1, 2, [10]), draw(1, 2, [11, 12]), draw(1, 2, [13])]), whole)
-    for other in (draw(2, 2, [10, 11, 12, 13]), draw(1, 3, [10, 11, 12, 13]),
-                  draw(1, 2, [20, 21, 22, 23])):
+    for other in (
+        draw(2, 2, [10, 11, 12, 13]),
+        draw(1, 3, [10, 11, 12, 13]),
+        draw(1, 2, [20, 21, 22, 23]),
+    ):
         assert not torch.equal(other, whole)
 
 
@@ -98,9 +103,19 @@ def test_regions_are_chosen_and_hidden_in_the_published_shares():
     assert torch.equal(again[0], chosen[2:3]) and torch.equal(again[1], hidden[2:3])
 
 
-@pytest.mark.parametrize(("tokens", "boxes", "expected"), [
-    (20, 40, (20, 40)), (24, 40, (24, 40)), (20, 101, (20, 44)), (60, 20, (44, 20)),
-    (60, 60, (32, 32)), (40, 40, (32, 32)), (64, 1, (63, 1)), (2, 101, (2, 62))])
+@pytest.mark.parametrize(
+    ("tokens", "boxes", "expected"),
+    [
+        (20, 40, (20, 40)),
+        (24, 40, (24, 40)),
+        (20, 101, (20, 44)),
+        (60, 20, (44, 20)),
+        (60, 60, (32, 32)),
+        (40, 40, (32, 32)),
+        (64, 1, (63, 1)),
+        (2, 101, (2, 62)),
+    ],
+)
 def test_the_longer_of_text_and_boxes_loses_its_end(tokens, boxes, expected):
     assert cut_lengths(tokens, boxes) == expected
 

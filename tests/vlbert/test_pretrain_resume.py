@@ -10,6 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+
+from common.training.checkpoint import load_checkpoint
+from common.training.loop import LoopOptions, Trainer
+from common.training.optim import make_optimizer
+from common.training.runtime import make_runtime
+from common.training.task import TaskBatch
+from common.training.tracking import Tracker
 from tests.lxmert.runs import same_state, strict_json, tensors
 from tests.vlbert.models import randomise
 from tests.vlbert.pretraining_files import (
@@ -19,13 +26,6 @@ from tests.vlbert.pretraining_files import (
     refused_pretraining,
     write_all,
 )
-
-from common.checkpoint import load_checkpoint
-from common.optim import make_optimizer
-from common.runtime import make_runtime
-from common.task import TaskBatch
-from common.tracking import Tracker
-from common.training import LoopOptions, Trainer
 from vlbert.config import load_config
 from vlbert.pretraining import main, network_sizes
 from vlbert.pretraining_data import PretrainingSource
@@ -36,10 +36,15 @@ from vlbert.sizes import HOME
 SNAPSHOTS = ["BEST", "LAST", "tiny-0000", "tiny-0001"]
 SCRIPT = HOME / "pretrain" / "train_end2end.py"
 EVERYTHING = {"NETWORK__WITH_REL_LOSS": True, "NETWORK__VLBERT__with_pooler": True}
-SGD = EVERYTHING | {"TRAIN__OPTIMIZER": "SGD", "TRAIN__LR": 1e-2, "TRAIN__END_EPOCH": 1,
-                    "TRAIN__WARMUP_STEPS": 1, "NETWORK__IMAGE_DROPOUT": 0.0,
-                    "NETWORK__VLBERT__hidden_dropout_prob": 0.0,
-                    "NETWORK__VLBERT__attention_probs_dropout_prob": 0.0}
+SGD = EVERYTHING | {
+    "TRAIN__OPTIMIZER": "SGD",
+    "TRAIN__LR": 1e-2,
+    "TRAIN__END_EPOCH": 1,
+    "TRAIN__WARMUP_STEPS": 1,
+    "NETWORK__IMAGE_DROPOUT": 0.0,
+    "NETWORK__VLBERT__hidden_dropout_prob": 0.0,
+    "NETWORK__VLBERT__attention_probs_dropout_prob": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +71,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(files, whole, tmp_path, capsys, stop)
     again = files.flags(tmp_path, **EVERYTHING, TRAIN__AUTO_RESUME=True)  # instead of --resume
     assert main(again) == 0
     for name in SNAPSHOTS:
-        assert same_state(out(whole) / f"{name}.safetensors",
-                          out(tmp_path) / f"{name}.safetensors") > 40
+        assert (
+            same_state(out(whole) / f"{name}.safetensors", out(tmp_path) / f"{name}.safetensors")
+            > 40
+        )
     first, second = (strict_json(out(folder) / "result.json") for folder in (whole, tmp_path))
     assert first["losses"] == second["losses"] and first["accuracy"] == second["accuracy"]
     for a, b in zip(first["epochs"], second["epochs"], strict=True):
@@ -83,8 +90,10 @@ def test_a_run_goes_on_only_with_the_same_settings(files, tmp_path, capsys):
 
 
 def doubled(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: x.double() if x is not None and x.is_floating_point() else x
-            for name, x in values.items()}
+    return {
+        name: x.double() if x is not None and x.is_floating_point() else x
+        for name, x in values.items()
+    }
 
 
 class DoubleTask(PretrainingTask):
@@ -92,8 +101,9 @@ class DoubleTask(PretrainingTask):
 
     def read(self, indices, epoch):
         batch = super().read(indices, epoch)
-        return TaskBatch(batch.samples, doubled(batch.inputs), doubled(batch.labels),
-                         weights=batch.weights)
+        return TaskBatch(
+            batch.samples, doubled(batch.inputs), doubled(batch.labels), weights=batch.weights
+        )
 
 
 def trained(files: PretrainingFiles, folder: Path, accumulate: int) -> dict[str, torch.Tensor]:
@@ -106,8 +116,9 @@ def trained(files: PretrainingFiles, folder: Path, accumulate: int) -> dict[str,
     task = DoubleTask(data, sizes, make_runtime("cpu"), 3, 8, progress=False)
     optimizer = make_optimizer("sgd", model.parameters(), 0.05, 2, warmup=0)
     options = LoopOptions(1, 8, accumulate=accumulate, max_steps=1, progress=False)
-    Trainer(model, task, optimizer, None, task.runtime, options, folder, Tracker(folder, False),
-            {}).fit()
+    Trainer(
+        model, task, optimizer, None, task.runtime, options, folder, Tracker(folder, False), {}
+    ).fit()
     return model.state_dict()
 
 
@@ -129,15 +140,21 @@ def test_two_processes_train_and_validate_as_one(files, tmp_path):
         if name == "two":
             flags[flags.index("--gpus") + 1] = "0,1"
         done = subprocess.run(
-            [sys.executable, str(SCRIPT), *flags], capture_output=True, text=True, timeout=240,
-            check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                                           "PYTHONPATH": str(HOME)})
+            [sys.executable, str(SCRIPT), *flags],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HOME)},
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Epoch[0] \tVal-") == 1
     one, two = (strict_json(out(tmp_path / name) / "result.json") for name in runs)
     assert two["processes"] == 2
-    ours, theirs = (load_checkpoint(out(tmp_path / name) / "LAST.safetensors")[0]["model"]
-                    for name in runs)
+    ours, theirs = (
+        load_checkpoint(out(tmp_path / name) / "LAST.safetensors")[0]["model"] for name in runs
+    )
     for part in ("train", "val"):
         assert two["losses"][part] == pytest.approx(one["losses"][part], rel=1e-4)
     for name, weight in ours.items():

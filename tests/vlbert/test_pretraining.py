@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
+
+from common.errors import ConfigError
 from tests.vlbert.models import (
     IMAGES,
     pretraining_config,
@@ -11,9 +14,6 @@ from tests.vlbert.models import (
     pretraining_labels,
     pretraining_network,
 )
-from torch.nn import functional as F
-
-from common.errors import ConfigError
 from vlbert.pretraining_losses import loss_weights, pretraining_losses
 
 ALL = {"relationship": True}
@@ -63,14 +63,16 @@ def test_parts_of_a_batch_are_put_together_with_the_weights(by_sample):
     for part in (slice(0, 2), slice(2, 5)):
         own = rows(labels, part)
         weights = loss_weights(network.config, own)
-        for name, loss in pretraining_losses(network.config, network(**rows(inputs, part)),
-                                             own).items():
+        for name, loss in pretraining_losses(
+            network.config, network(**rows(inputs, part)), own
+        ).items():
             sums[name] += weights[name] * loss
             counts[name] += weights[name]
     for name, loss in whole.items():
         # Averaging over samples adds 1e-4 to its denominators, once in each part.
-        torch.testing.assert_close(sums[name] / counts[name], loss, rtol=2e-4 if by_sample
-                                   else 1e-10, atol=0)
+        torch.testing.assert_close(
+            sums[name] / counts[name], loss, rtol=2e-4 if by_sample else 1e-10, atol=0
+        )
 
 
 def test_only_the_places_that_are_wanted_are_decoded():
@@ -82,8 +84,9 @@ def test_only_the_places_that_are_wanted_are_decoded():
     places[1, 2] = places[4, 0] = places[5, 1] = True
     some = network(**inputs, aux_text=aux, word_places=places)
     assert "aux_words" not in some
-    expected = torch.stack([whole["words"][1, 2], whole["aux_words"][0, 0],
-                            whole["aux_words"][1, 1]])
+    expected = torch.stack(
+        [whole["words"][1, 2], whole["aux_words"][0, 0], whole["aux_words"][1, 1]]
+    )
     torch.testing.assert_close(some["words"], expected)
 
 
@@ -95,8 +98,9 @@ def test_texts_without_an_image_do_not_change_what_captions_predict():
     for name in ("relationship", "regions"):
         torch.testing.assert_close(both[name], alone[name], rtol=0, atol=1e-11)
     tokens = inputs["text"] > 0
-    torch.testing.assert_close(both["words"][:, :6][tokens], alone["words"][:, :6][tokens],
-                               rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        both["words"][:, :6][tokens], alone["words"][:, :6][tokens], rtol=0, atol=1e-11
+    )
 
 
 def test_a_masked_region_hides_its_features_and_an_open_one_does_not():
@@ -120,8 +124,9 @@ def test_from_images_features_are_hidden_unless_pixels_are(mask_raw_pixels, hidd
     inputs = pretraining_inputs(2)
     inputs["boxes"] = inputs["boxes"][..., :4]
     image = torch.randn(2, 3, 80, 96, dtype=torch.float64)
-    regions, _, _ = network.embed_regions(inputs["boxes"], inputs["im_info"], inputs["masked"],
-                                          image, 6)
+    regions, _, _ = network.embed_regions(
+        inputs["boxes"], inputs["im_info"], inputs["masked"], image, 6
+    )
     mask_feature = torch.zeros(())
     if hidden:
         mask_feature = network.object_mask_visual_embedding.weight[0]
@@ -140,7 +145,7 @@ def test_heads_that_are_not_wanted_do_not_exist():
 
 def test_the_relationship_loss_needs_the_pooler():
     from dataclasses import replace
+
     config = pretraining_config()
     with pytest.raises(ConfigError, match="with_pooler"):
-        replace(config, relationship=True,
-                encoder=replace(config.encoder, with_pooler=False))
+        replace(config, relationship=True, encoder=replace(config.encoder, with_pooler=False))

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.vlbert.coco_files import TRAINVAL
-from tests.vlbert.runs import FOLDER, TRAIN, VAL, flags, refused, result_of, write_config
 from torch import Tensor, nn
 
-from common import ask, export
-from common.adapt import adaptive_part
-from common.answering import ask as ask_pair
-from common.checkpoint import load_checkpoint
-from common.features import RegionFeatures
-from common.opened_run import open_run
+from common import export
+from common.adapt.adapting import adaptive_part
+from common.ask import command as ask
+from common.ask.answering import ask as ask_pair
+from common.features.store import RegionFeatures
+from common.runs.opened_run import open_run
+from common.training.checkpoint import load_checkpoint
+from tests.vlbert.coco_files import TRAINVAL
+from tests.vlbert.runs import FOLDER, TRAIN, VAL, flags, refused, result_of, write_config
 from vlbert.config import load_config
 from vlbert.data import VQASource
 from vlbert.finetuning import main
@@ -30,8 +31,9 @@ MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")
 @pytest.fixture(scope="module")
 def config(coco: Path) -> Path:
     """Learning rates that let predictions and decisions differ between questions."""
-    return write_config(coco, TRAIN__LR=2.5e-3, TRAIN__END_EPOCH=3, TRAIN__FLIP_PROB=0,
-                        POLICY__LR=1e-2)
+    return write_config(
+        coco, TRAIN__LR=2.5e-3, TRAIN__END_EPOCH=3, TRAIN__FLIP_PROB=0, POLICY__LR=1e-2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +45,10 @@ def runs(config: Path, tmp_path_factory: pytest.TempPathFactory):
         key = (strategy, *more)
         if key not in made:
             out = tmp_path_factory.mktemp(strategy)
-            assert main(flags(config, out, "--strategy", strategy, "--no-tensorboard",
-                              *more)) == 0
+            assert main(flags(config, out, "--strategy", strategy, "--no-tensorboard", *more)) == 0
             made[key] = out / FOLDER
         return made[key]
+
     return make
 
 
@@ -56,8 +58,24 @@ def store(coco: Path) -> RegionFeatures:
 
 def test_the_best_answer_is_what_testing_predicts(runs, config, coco, tmp_path):
     folder = runs("SpotTune")
-    assert predict(["--cfg", str(config), "--ckpt", str(folder / "BEST"), "--gpus", "cpu",
-                    "--split", "val2014", "--result-path", str(tmp_path), "--quiet"]) == 0
+    assert (
+        predict(
+            [
+                "--cfg",
+                str(config),
+                "--ckpt",
+                str(folder / "BEST"),
+                "--gpus",
+                "cpu",
+                "--split",
+                "val2014",
+                "--result-path",
+                str(tmp_path),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     rows = json.loads((tmp_path / "tiny_vqa2_val2014.json").read_text())
     run, features = open_run(folder), store(coco)
     given = {}
@@ -69,9 +87,17 @@ def test_the_best_answer_is_what_testing_predicts(runs, config, coco, tmp_path):
     assert given == {row["question_id"]: row["answer"] for row in rows}
 
 
-@pytest.mark.parametrize(("strategy", "more"), [
-    ("standard", ()), ("last_1", ()), ("specific_k", ()), ("BlockReplace", ()),
-    ("SpotTune_Block", ("--policy", "published")), ("BlockDrop", ("--policy", "random:0.3"))])
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [
+        ("standard", ()),
+        ("last_1", ()),
+        ("specific_k", ()),
+        ("BlockReplace", ()),
+        ("SpotTune_Block", ("--policy", "published")),
+        ("BlockDrop", ("--policy", "random:0.3")),
+    ],
+)
 def test_a_run_of_any_strategy_is_rebuilt_from_its_folder(runs, strategy, more):
     folder = runs(strategy, *more)
     run = open_run(folder)
@@ -84,8 +110,21 @@ def test_the_ask_command_shows_answers_decisions_and_a_picture(runs, coco, capsy
     folder = runs("SpotTune_Block")
     features = store(coco)
     image = str(VAL[0])
-    assert ask.main(["--run", str(folder), "--features", str(features.path), "--image-id", image,
-                     "--question", "what is left?"]) == 0
+    assert (
+        ask.main(
+            [
+                "--run",
+                str(folder),
+                "--features",
+                str(features.path),
+                "--image-id",
+                image,
+                "--question",
+                "what is left?",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "SpotTune_Block · VL-BERT" in shown and "layer.1" in shown and "layer.2" in shown
     assert list((folder / "ask").glob("*.png"))
@@ -102,17 +141,34 @@ def plain(out: Path) -> ResNetVLBERT:
 @torch.no_grad()
 def logits(model: nn.Module, inputs: dict[str, Tensor | None]) -> Tensor:
     """(questions, A), in float64."""
-    doubled = {name: x.double() if x is not None and x.is_floating_point() else x
-               for name, x in inputs.items()}
+    doubled = {
+        name: x.double() if x is not None and x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
     return model.double().eval()(**doubled)
 
 
 @pytest.mark.parametrize("strategy", MERGED)
-def test_the_exported_model_gives_the_logits_of_the_global_evaluation(runs, config, tmp_path,
-                                                                      strategy):
+def test_the_exported_model_gives_the_logits_of_the_global_evaluation(
+    runs, config, tmp_path, strategy
+):
     folder, out = runs(strategy), tmp_path / "out"
-    assert export.main(["--run", str(folder), "--out", str(out), "--gpus", "cpu", "--quiet",
-                        "--global-k", "1" if strategy == "BlockDrop" else "2"]) == 0
+    assert (
+        export.main(
+            [
+                "--run",
+                str(folder),
+                "--out",
+                str(out),
+                "--gpus",
+                "cpu",
+                "--quiet",
+                "--global-k",
+                "1" if strategy == "BlockDrop" else "2",
+            ]
+        )
+        == 0
+    )
     record = json.loads((out / "export.json").read_text())
     trained = result_of(folder, "")["accuracy"]["train"]["count"]
     assert record["decisions"]["from"] == f"{trained} training questions"
@@ -128,8 +184,24 @@ def test_the_exported_model_gives_the_logits_of_the_global_evaluation(runs, conf
     run.adaptive.global_decisions.copy_(1 - run.adaptive.global_decisions)
     assert (logits(run.model, inputs) - expected).abs().max() > 1e-4
     # The file is tested by the config that the run was made with, also with fewer layers.
-    assert predict(["--cfg", str(config), "--ckpt", str(out / "model"), "--gpus", "cpu",
-                    "--split", "val2014", "--result-path", str(tmp_path), "--quiet"]) == 0
+    assert (
+        predict(
+            [
+                "--cfg",
+                str(config),
+                "--ckpt",
+                str(out / "model"),
+                "--gpus",
+                "cpu",
+                "--split",
+                "val2014",
+                "--result-path",
+                str(tmp_path),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     if strategy == "BlockDrop":
         assert model.config.encoder.num_hidden_layers == 1
 
@@ -137,43 +209,91 @@ def test_the_exported_model_gives_the_logits_of_the_global_evaluation(runs, conf
 def image_config(coco: Path, folder: Path, **changes: object) -> Path:
     """The tiny config from images: a ResNet-18 that is trained from random weights."""
     from PIL import Image
+
     for part, images in (("train2014", TRAIN), ("val2014", VAL)):
         (coco / part).mkdir(exist_ok=True)
         for image in images:
             Image.new("RGB", (64, 48), (image % 256, 90, 200)).save(
-                coco / part / f"COCO_{part}_{image:012d}.jpg")
-    return write_config(coco, SCALES=[32, 64], NETWORK__IMAGE_FEAT_PRECOMPUTED=False, **{
-        "NETWORK__IMAGE_NUM_LAYERS": 18, "NETWORK__IMAGE_C5_DILATED": False,
-        "NETWORK__IMAGE_FROZEN_BACKBONE_STAGES": [], "NETWORK__IMAGE_FROZEN_BN": False,
-        "NETWORK__IMAGE_PRETRAINED": "", "TRAIN__BATCH_IMAGES": 4,
-        "NETWORK__PARTIAL_PRETRAIN_PREFIX_CHANGES": [
-            "module.vlbert.mlm_head.predictions.transform->module.final_mlp.0",
-            "module.image_feature_extractor->unused"]} | changes)
+                coco / part / f"COCO_{part}_{image:012d}.jpg"
+            )
+    return write_config(
+        coco,
+        SCALES=[32, 64],
+        NETWORK__IMAGE_FEAT_PRECOMPUTED=False,
+        **{
+            "NETWORK__IMAGE_NUM_LAYERS": 18,
+            "NETWORK__IMAGE_C5_DILATED": False,
+            "NETWORK__IMAGE_FROZEN_BACKBONE_STAGES": [],
+            "NETWORK__IMAGE_FROZEN_BN": False,
+            "NETWORK__IMAGE_PRETRAINED": "",
+            "TRAIN__BATCH_IMAGES": 4,
+            "NETWORK__PARTIAL_PRETRAIN_PREFIX_CHANGES": [
+                "module.vlbert.mlm_head.predictions.transform->module.final_mlp.0",
+                "module.image_feature_extractor->unused",
+            ],
+        }
+        | changes,
+    )
 
 
 def test_training_from_images_trains_the_cnn_too(coco, tmp_path, capsys):
     config = image_config(coco, tmp_path)
-    assert main(flags(config, tmp_path, "--strategy", "SpotTune_Block", "--questions", "8",
-                      "--no-tensorboard")) == 0
+    assert (
+        main(
+            flags(
+                config,
+                tmp_path,
+                "--strategy",
+                "SpotTune_Block",
+                "--questions",
+                "8",
+                "--no-tensorboard",
+            )
+        )
+        == 0
+    )
     assert "the CNN starts from random weights" in capsys.readouterr().out
-    first, last = (load_checkpoint(tmp_path / FOLDER / f"{name}.safetensors")[0]["model"]
-                   for name in ("BEST", "LAST"))
+    first, last = (
+        load_checkpoint(tmp_path / FOLDER / f"{name}.safetensors")[0]["model"]
+        for name in ("BEST", "LAST")
+    )
     layer = "image_feature_extractor.backbone.conv1.weight"
     assert layer in last and torch.equal(first[layer], last[layer])
     assert len(result_of(tmp_path)["decisions"]["share"]) == 2
-    assert predict(["--cfg", str(config), "--model-dir", str(tmp_path), "--gpus", "cpu",
-                    "--split", "val2014", "--quiet"]) == 0
+    assert (
+        predict(
+            [
+                "--cfg",
+                str(config),
+                "--model-dir",
+                str(tmp_path),
+                "--gpus",
+                "cpu",
+                "--split",
+                "val2014",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     found = result_of(tmp_path)["accuracy"]["val"]["overall"]
     assert f"SpotTune_Block: overall {found:.2f}" in capsys.readouterr().out
-    shown = refused(capsys, ["--run", str(tmp_path / FOLDER), "--image-id", "x", "--question",
-                             "what?"], ask.main)
+    shown = refused(
+        capsys,
+        ["--run", str(tmp_path / FOLDER), "--image-id", "x", "--question", "what?"],
+        ask.main,
+    )
     assert "precomputed features" in shown
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"NETWORK__IMAGE_FROZEN_BN": True}, "random weights would be frozen"),
-    ({"NETWORK__IMAGE_PRETRAINED": "./nowhere/resnet"}, "nowhere/resnet-0000.model"),
-    ({"NETWORK__PIXEL_MEANS": []}, "give three numbers each")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"NETWORK__IMAGE_FROZEN_BN": True}, "random weights would be frozen"),
+        ({"NETWORK__IMAGE_PRETRAINED": "./nowhere/resnet"}, "nowhere/resnet-0000.model"),
+        ({"NETWORK__PIXEL_MEANS": []}, "give three numbers each"),
+    ],
+)
 def test_a_cnn_without_usable_weights_is_refused(coco, tmp_path, capsys, changes, message):
     assert message in refused(capsys, flags(image_config(coco, tmp_path, **changes), tmp_path))
 
@@ -190,13 +310,20 @@ def test_the_cnn_is_loaded_from_a_file_with_torchvision_s_names(coco, tmp_path, 
         elif name.startswith(f"{prefix}roi_head_feature_extractor."):
             weights["layer4." + name.removeprefix(f"{prefix}roi_head_feature_extractor.")] = x
     torch.save(weights, tmp_path / "resnet-0000.model")
-    config = image_config(coco, tmp_path, NETWORK__IMAGE_PRETRAINED=str(tmp_path / "resnet"),
-                          NETWORK__IMAGE_FROZEN_BACKBONE_STAGES=[1, 2],
-                          NETWORK__IMAGE_FROZEN_BN=True)
+    config = image_config(
+        coco,
+        tmp_path,
+        NETWORK__IMAGE_PRETRAINED=str(tmp_path / "resnet"),
+        NETWORK__IMAGE_FROZEN_BACKBONE_STAGES=[1, 2],
+        NETWORK__IMAGE_FROZEN_BN=True,
+    )
     assert main(flags(config, tmp_path / "b", "--questions", "8", "--no-tensorboard")) == 0
     after = load_checkpoint(tmp_path / "b" / FOLDER / "LAST.safetensors")[0]["model"]
-    changed = {name for name, x in state.items() if name.startswith(prefix)
-               and not torch.equal(x, after[name])}
+    changed = {
+        name
+        for name, x in state.items()
+        if name.startswith(prefix) and not torch.equal(x, after[name])
+    }
     frozen = f"{prefix}backbone.layer1.0.conv1.weight"
     assert frozen in state and frozen not in changed
     assert f"{prefix}backbone.layer3.0.conv1.weight" in changed

@@ -11,9 +11,23 @@ from torch import Tensor
 from common.errors import ConfigError, DataError
 from common.files import read_json
 
-_SAME = {"a man": "man", "the man": "man", "a woman": "woman", "the woman": "woman",
-         "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
-         "seven": "7", "eight": "8", "nine": "9", "ten": "10", "grey": "gray"}
+_SAME = {
+    "a man": "man",
+    "the man": "man",
+    "a woman": "woman",
+    "the woman": "woman",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+    "grey": "gray",
+}
 
 
 def convert_answer(answer: str) -> str:
@@ -29,12 +43,13 @@ def convert_answer(answer: str) -> str:
         answer = answer[:-1].strip()
     for article in ("a ", "an ", "the "):
         if answer.startswith(article):
-            answer = answer[len(article):].strip()
+            answer = answer[len(article) :].strip()
     return _SAME.get(answer, answer)
 
 
-def read_answers(path: Path, hint: str, way_out: str,
-                 qa_sets: Sequence[str] | None = None) -> list[str]:
+def read_answers(
+    path: Path, hint: str, way_out: str, qa_sets: Sequence[str] | None = None
+) -> list[str]:
     """The answers of upstream's all_ans.json, in the order of the rows of the answer head.
 
     Args:
@@ -53,22 +68,29 @@ def read_answers(path: Path, hint: str, way_out: str,
         sets = [() if qa_sets is None else tuple(entry["dsets"]) for entry in entries]
     except (KeyError, TypeError):
         keys = "`ans`" if qa_sets is None else "`ans` and `dsets`"
-        raise DataError(f"{path}: not a list of entries with {keys}, as upstream's all_ans.json; "
-                        f"fetch it again, or {way_out}") from None
+        raise DataError(
+            f"{path}: not a list of entries with {keys}, as upstream's all_ans.json; "
+            f"fetch it again, or {way_out}"
+        ) from None
     if not answers:
         raise DataError(f"{path}: no answers in it; fetch it again, or {way_out}")
     if qa_sets is None:
         return answers
     known = sorted({name for names in sets for name in names})
     if not qa_sets or (unknown := [name for name in qa_sets if name not in known]):
-        raise ConfigError(f"--qaSets {','.join(unknown if qa_sets else [])!r}: the answers of "
-                          f"{path} are of {', '.join(known)}")
+        raise ConfigError(
+            f"--qaSets {','.join(unknown if qa_sets else [])!r}: the answers of "
+            f"{path} are of {', '.join(known)}"
+        )
     return [a for a, names in zip(answers, sets, strict=True) if set(names) & set(qa_sets)]
 
 
-def transfer_answer_head(target: dict[str, Tensor], source: Mapping[str, Tensor],
-                         answers: Sequence[str],
-                         known: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+def transfer_answer_head(
+    target: dict[str, Tensor],
+    source: Mapping[str, Tensor],
+    answers: Sequence[str],
+    known: Sequence[str],
+) -> tuple[dict[str, Tensor], list[str]]:
     """Rows of a pretrained answer head for the answers of a task.
 
     Args:

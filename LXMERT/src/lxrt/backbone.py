@@ -1,14 +1,19 @@
-"""What LXMERT offers to the core: found by `common.backbones` through the package entry point."""
+"""What LXMERT offers: found by `common.runs.backbones` through the package entry point."""
 
 from __future__ import annotations
 
-from common.backbones import Backbone
+from common.runs.backbones import Backbone
 from lxrt.bench import bench_model
 from lxrt.exporting import EXPORTING
 from lxrt.hf import wrap
 from lxrt.opening import open_run
 from lxrt.parity import run_pretraining, run_vqa
 
-LXMERT = Backbone(name="lxmert", wrap=wrap, open_run=open_run, exporting=EXPORTING,
-                  parity={"lxmert_vqa": run_vqa, "lxmert_pretrain": run_pretraining},
-                  bench=bench_model)
+LXMERT = Backbone(
+    name="lxmert",
+    wrap=wrap,
+    open_run=open_run,
+    exporting=EXPORTING,
+    parity={"lxmert_vqa": run_vqa, "lxmert_pretrain": run_pretraining},
+    bench=bench_model,
+)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.bench_cases import BenchModel, BenchSettings
+from common.bench.cases import BenchModel, BenchSettings
 from lxrt.config import LxmertConfig
 from lxrt.hf_folder import THEIR_NAMES
 from lxrt.modeling import VQAModel
@@ -31,21 +31,44 @@ def bench_model(settings: BenchSettings) -> BenchModel:
     def loss(logits: Tensor) -> Tensor:
         labels = target.to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels) * config.num_answers
+
     ours = inputs | {name: inputs[name][:, :LONGEST] for name in ("input_ids", "input_mask")}
-    theirs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["input_mask"],
-              "visual_feats": inputs["features"], "visual_pos": inputs["boxes"]}
-    description = (f"LXMERT-base, {config.l_layers}-{config.r_layers}-{config.x_layers} language, "
-                   f"vision and cross layers, {settings.batch} questions of {SHORTEST}–{LONGEST} "
-                   f"word pieces, {REGIONS} regions, dropout 0.1 in training")
-    return BenchModel(description, lambda: VQAModel(config), ours, loss,
-                      lambda: ReferenceAnswers(config), "transformers", theirs)
+    theirs = {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["input_mask"],
+        "visual_feats": inputs["features"],
+        "visual_pos": inputs["boxes"],
+    }
+    description = (
+        f"LXMERT-base, {config.l_layers}-{config.r_layers}-{config.x_layers} language, "
+        f"vision and cross layers, {settings.batch} questions of {SHORTEST}–{LONGEST} "
+        f"word pieces, {REGIONS} regions, dropout 0.1 in training"
+    )
+    return BenchModel(
+        description,
+        lambda: VQAModel(config),
+        ours,
+        loss,
+        lambda: ReferenceAnswers(config),
+        "transformers",
+        theirs,
+    )
 
 
 def bench_config(layers: int | None) -> LxmertConfig:
     """Base size with at most so many layers in every stack."""
     config = LxmertConfig()
-    return config if layers is None else replace(config, **{
-        name: min(layers, getattr(config, name)) for name in ("l_layers", "x_layers", "r_layers")})
+    return (
+        config
+        if layers is None
+        else replace(
+            config,
+            **{
+                name: min(layers, getattr(config, name))
+                for name in ("l_layers", "x_layers", "r_layers")
+            },
+        )
+    )
 
 
 def bench_inputs(config: LxmertConfig, batch: int, seed: int) -> dict[str, Tensor]:
@@ -55,10 +78,12 @@ def bench_inputs(config: LxmertConfig, batch: int, seed: int) -> dict[str, Tenso
     lengths[0] = LONGEST
     mask = (torch.arange(PADDED) < lengths[:, None]).long()
     words = torch.randint(1, config.vocab_size, (batch, PADDED), generator=generator)
-    return {"input_ids": words * mask, "input_mask": mask,
-            "features": torch.randn(batch, REGIONS, config.visual_feat_dim,
-                                    generator=generator).relu(),
-            "boxes": torch.rand(batch, REGIONS, config.visual_pos_dim, generator=generator)}
+    return {
+        "input_ids": words * mask,
+        "input_mask": mask,
+        "features": torch.randn(batch, REGIONS, config.visual_feat_dim, generator=generator).relu(),
+        "boxes": torch.rand(batch, REGIONS, config.visual_pos_dim, generator=generator),
+    }
 
 
 class ReferenceAnswers(nn.Module):
@@ -67,6 +92,7 @@ class ReferenceAnswers(nn.Module):
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
         import transformers
+
         sizes = {THEIR_NAMES.get(name, name): value for name, value in config.to_dict().items()}
         self.model = transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**sizes))
 

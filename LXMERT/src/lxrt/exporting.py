@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from common.backbones import Exporting
-from common.checkpoint import check_compatible
-from common.opened_run import OpenedRun, check_training_questions, run_arguments
-from common.vqa_data import VQADataset, open_features, resolve_dataset
-from common.weights import load_into
+from common.data.datasets import open_features, resolve_dataset
+from common.data.vqa_dataset import VQADataset
+from common.runs.backbones import Exporting
+from common.runs.opened_run import OpenedRun, check_training_questions, run_arguments
+from common.training.checkpoint import check_compatible
+from common.training.weights import load_into
 from lxrt.config import HOME, LxmertConfig
 from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
 from lxrt.loading import read_pretrained
@@ -31,6 +32,7 @@ def training_questions(run: OpenedRun, data_root: Path | None = None) -> VQAData
     """
     from lxrt.options import parse, vqa_parser  # slow to import
     from lxrt.vqa import training_examples
+
     args = run_arguments(run, lambda words: parse(vqa_parser(), words))
     dataset = resolve_dataset(run.dataset, data_root=data_root or _from_home(args.data))
     args.train, args.valid = dataset.choose_splits(args.train, args.valid)
@@ -49,15 +51,18 @@ def _from_home(path: Path | None) -> Path | None:
 def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
     """The pretraining model of a snapshot of ours, in float32, with those heads that it has."""
     weights = read_pretrained(path)
-    losses = tuple(name for name in VISUAL_LOSSES
-                   if f"obj_predict_head.decoder_dict.{name}.weight" in weights)
+    losses = tuple(
+        name for name in VISUAL_LOSSES if f"obj_predict_head.decoder_dict.{name}.weight" in weights
+    )
     model = PretrainingModel(LxmertConfig.from_dict(meta["config"]), losses)
     load_into(model, weights, what=str(path))
     return model.eval()
 
 
 EXPORTING = Exporting(
-    training_questions=training_questions, open_snapshot=open_snapshot,
+    training_questions=training_questions,
+    open_snapshot=open_snapshot,
     save_transformers=save_hf_folder,
     usage="bash run/vqa_test.bash cpu NAME --load {model} --test minival --dataset {dataset}  "
-          "(in LXMERT/)")
+    "(in LXMERT/)",
+)

@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from common.heads import HeadTransform
-from common.layers import init_bert_weights
+from common.modules.heads import HeadTransform
+from common.modules.layers import init_bert_weights
 from lxrt.config import LxmertConfig
 
 
@@ -19,11 +19,15 @@ class RegionPrediction(nn.Module):
 
     def __init__(self, config: LxmertConfig, losses: tuple[str, ...]) -> None:
         super().__init__()
-        sizes = {"obj": config.obj_id_num, "attr": config.attr_id_num,
-                 "feat": config.visual_feat_dim}
+        sizes = {
+            "obj": config.obj_id_num,
+            "attr": config.attr_id_num,
+            "feat": config.visual_feat_dim,
+        }
         self.transform = HeadTransform(config.hidden_size)
         self.decoder_dict = nn.ModuleDict(
-            {name: nn.Linear(config.hidden_size, sizes[name]) for name in losses})
+            {name: nn.Linear(config.hidden_size, sizes[name]) for name in losses}
+        )
         init_bert_weights(self.modules())
 
     def forward(self, vision: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.adaptive import RoutedEncoder
+from common.adapt.encoder import RoutedEncoder
+from common.adapt.steps import Layer, State
 from common.errors import ConfigError
-from common.steps import Layer, State
 from lxrt.modeling import encoder_layers
 
 
@@ -31,15 +31,31 @@ class RoutedHFEncoder(RoutedEncoder):
         return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
 
     def layers_removed(self) -> None:
-        counts = {"l_layers": len(self.layer), "x_layers": len(self.x_layers),
-                  "r_layers": len(self.r_layers)}
-        self.config.update(counts | {"num_hidden_layers": {
-            "language": counts["l_layers"], "cross_encoder": counts["x_layers"],
-            "vision": counts["r_layers"]}})
+        counts = {
+            "l_layers": len(self.layer),
+            "x_layers": len(self.x_layers),
+            "r_layers": len(self.r_layers),
+        }
+        self.config.update(
+            counts
+            | {
+                "num_hidden_layers": {
+                    "language": counts["l_layers"],
+                    "cross_encoder": counts["x_layers"],
+                    "vision": counts["r_layers"],
+                }
+            }
+        )
 
-    def forward(self, lang_feats: Tensor, lang_attention_mask: Tensor | None, visual_feats: Tensor,
-                visual_pos: Tensor, visual_attention_mask: Tensor | None = None,
-                output_attentions: bool | None = None) -> tuple:
+    def forward(
+        self,
+        lang_feats: Tensor,
+        lang_attention_mask: Tensor | None,
+        visual_feats: Tensor,
+        visual_pos: Tensor,
+        visual_attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+    ) -> tuple:
         """lang_feats (B, T, C), visual_feats (B, R, F), visual_pos (B, R, 4), additive masks.
 
         Returns what `LxmertModel` expects: the states after every layer of either stream.
@@ -47,12 +63,17 @@ class RoutedHFEncoder(RoutedEncoder):
         if output_attentions:
             raise ConfigError("an adapted encoder does not return attentions")
         passed: list[State] = []
-        self.run_layers({
-            "lang": lang_feats, "lang.mask": lang_attention_mask,
-            "vision": self.visn_fc(visual_feats, visual_pos), "vision.mask": visual_attention_mask},
-            passed=passed)
+        self.run_layers(
+            {
+                "lang": lang_feats,
+                "lang.mask": lang_attention_mask,
+                "vision": self.visn_fc(visual_feats, visual_pos),
+                "vision.mask": visual_attention_mask,
+            },
+            passed=passed,
+        )
         lang, vision = len(self.layer), len(self.r_layers)
-        lang_states = [s["lang"] for s in passed[:lang] + passed[lang + vision:]]
+        lang_states = [s["lang"] for s in passed[:lang] + passed[lang + vision :]]
         vision_states = [s["vision"] for s in passed[lang:]]
         # What is not read is not computed: no number may pass for it.
         if "vision" not in self.reads:

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.adapt import adaptive_part
-from common.checkpoint import check_compatible
+from common.adapt.adapting import adaptive_part
+from common.data.tokenizer import MAX_TOKENS, has_vocabulary
 from common.errors import CheckpointError, ConfigError
-from common.text import MAX_TOKENS, has_vocabulary
-from common.weights import load_weights
+from common.training.checkpoint import check_compatible
+from common.training.weights import load_weights
 from lxrt.config import LxmertConfig
 from lxrt.modeling import PretrainingModel, VQAModel
 
@@ -33,8 +33,11 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 RECORD = "adaptive_finetuning"  # our own entry in config.json, which `transformers` keeps
 # Ours → theirs, where they differ.
-THEIR_NAMES = {"num_answers": "num_qa_labels", "obj_id_num": "num_object_labels",
-               "attr_id_num": "num_attr_labels"}
+THEIR_NAMES = {
+    "num_answers": "num_qa_labels",
+    "obj_id_num": "num_object_labels",
+    "attr_id_num": "num_attr_labels",
+}
 THEIR_DEFAULTS = {"num_answers": 9500}
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 VISUAL_LOSSES = ("obj", "attr", "feat")
@@ -82,13 +85,21 @@ class HFFolder:
         """
         weights = self.weights()
         if any(name.startswith("cls.") for name in weights):
-            raise CheckpointError(f"{self.path} holds a pretraining model, not a finetuned one; "
-                                  "load it with --loadLXMERTQA or --loadLXMERT")
+            raise CheckpointError(
+                f"{self.path} holds a pretraining model, not a finetuned one; "
+                "load it with --loadLXMERTQA or --loadLXMERT"
+            )
         if not any(name.startswith("answer_head.") for name in weights):
-            raise CheckpointError(f"{self.path} has no answer head (answer_head.*), so it is not "
-                                  "finetuned; load it with --loadLXMERT")
-        return {re.sub(r"^bert\.", "lxrt_encoder.model.bert.", name).removeprefix("answer_head."):
-                tensor for name, tensor in weights.items()}
+            raise CheckpointError(
+                f"{self.path} has no answer head (answer_head.*), so it is not "
+                "finetuned; load it with --loadLXMERT"
+            )
+        return {
+            re.sub(r"^bert\.", "lxrt_encoder.model.bert.", name).removeprefix(
+                "answer_head."
+            ): tensor
+            for name, tensor in weights.items()
+        }
 
     def check_fits(self, fits: Mapping[str, Any]) -> None:
         """Compare the folder with what it is to be used with, as far as it tells.
@@ -100,14 +111,18 @@ class HFFolder:
             CheckpointError: they differ; names what, and the way out.
         """
         known = self.described()
-        wanted = {key: {name: value for name, value in fits[key].items() if name in known[key]}
-                  for key in known if key in fits}
+        wanted = {
+            key: {name: value for name, value in fits[key].items() if name in known[key]}
+            for key in known
+            if key in fits
+        }
         words = wanted.get("vocabulary", {}).get("count")
         if words not in (None, self.config.vocab_size) and not has_vocabulary(self.path):
             raise CheckpointError(
                 f"{self.path}: the model knows {self.config.vocab_size} word pieces, the "
                 f"vocabulary in use has {words}, and the folder has none of its own; put the "
-                "vocab.txt that the model was trained with into the folder")
+                "vocab.txt that the model was trained with into the folder"
+            )
         check_compatible(known, wanted, self.path / CONFIG)
 
     def check_answers(self, answers: Sequence[str]) -> None:
@@ -120,20 +135,25 @@ class HFFolder:
         """
         names = self.answers
         if self.config.num_answers != len(answers):
-            raise CheckpointError(f"{self.path}: its head has {self.config.num_answers} answers "
-                                  f"(num_qa_labels), the data set {len(answers)}; --loadLXMERTQA "
-                                  "takes the encoder and those answers that both know")
+            raise CheckpointError(
+                f"{self.path}: its head has {self.config.num_answers} answers "
+                f"(num_qa_labels), the data set {len(answers)}; --loadLXMERTQA "
+                "takes the encoder and those answers that both know"
+            )
         for number, answer in enumerate(answers):
             if names is not None and names[number] != answer:
                 raise CheckpointError(
                     f"{self.path / CONFIG}: answer {number} is {names[number]!r} (id2label), in "
                     f"the data set it is {answer!r}; use the data set that the model was finetuned "
-                    "on, or --loadLXMERTQA, which finds answers by their names")
+                    "on, or --loadLXMERTQA, which finds answers by their names"
+                )
 
     def described(self) -> dict[str, dict[str, Any]]:
         """What is known of features and vocabulary, in the form of a checkpoint's meta."""
-        found = {"features": {"width": self.config.visual_feat_dim},
-                 "vocabulary": {"count": self.config.vocab_size}}
+        found = {
+            "features": {"width": self.config.visual_feat_dim},
+            "vocabulary": {"count": self.config.vocab_size},
+        }
         return {key: self.record.get(key, {}) | value for key, value in found.items()}
 
     def _weight_files(self) -> list[Path]:
@@ -144,8 +164,9 @@ class HFFolder:
             if index.is_file():
                 table = _read_json(index).get("weight_map", {})
                 return [self.path / shard for shard in dict.fromkeys(table.values())]
-        raise CheckpointError(f"{self.path}: no weights beside {CONFIG}: neither "
-                              f"{' nor '.join(WEIGHTS)}")
+        raise CheckpointError(
+            f"{self.path}: no weights beside {CONFIG}: neither {' nor '.join(WEIGHTS)}"
+        )
 
 
 def read_hf_folder(path: Path | str) -> HFFolder:
@@ -167,8 +188,12 @@ def read_hf_folder(path: Path | str) -> HFFolder:
         if not isinstance(value, (int, float) if field.name in RATES else int):
             raise CheckpointError(f"{file}: {theirs} is {value!r}, not a number")
         sizes[field.name] = value
-    return HFFolder(path, LxmertConfig(**sizes), _answers(values, sizes["num_answers"], file),
-                    values.get(RECORD, {}))
+    return HFFolder(
+        path,
+        LxmertConfig(**sizes),
+        _answers(values, sizes["num_answers"], file),
+        values.get(RECORD, {}),
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -187,8 +212,10 @@ def _answers(values: Mapping[str, Any], count: int, file: Path) -> tuple[str, ..
     if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names.values()):
         return None
     if {str(number) for number in range(count)} != set(names):
-        raise CheckpointError(f"{file}: id2label names {len(names)} answers, the answer head has "
-                              f"{count} (num_qa_labels); name each of them, or remove id2label")
+        raise CheckpointError(
+            f"{file}: id2label names {len(names)} answers, the answer head has "
+            f"{count} (num_qa_labels); name each of them, or remove id2label"
+        )
     return tuple(names[str(number)] for number in range(count))
 
 
@@ -196,9 +223,13 @@ def _our_name(name: str, bare: bool) -> str:
     return f"bert.{name}" if bare else re.sub(r"^lxmert\.", "bert.", name)
 
 
-def save_hf_folder(model: nn.Module, folder: Path, vocabulary: str,
-                   answers: Sequence[str] | None = None,
-                   record: Mapping[str, Any] | None = None) -> None:
+def save_hf_folder(
+    model: nn.Module,
+    folder: Path,
+    vocabulary: str,
+    answers: Sequence[str] | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model as `transformers` would, with the tokenizer that belongs to it.
 
     A `VQAModel` becomes a `LxmertForQuestionAnswering`, a `PretrainingModel` a
@@ -219,15 +250,20 @@ def save_hf_folder(model: nn.Module, folder: Path, vocabulary: str,
     _check_savable(model)
     theirs = {THEIR_NAMES.get(name, name): value for name, value in model.config.to_dict().items()}
     if answers is not None:
-        theirs |= {"id2label": dict(enumerate(answers)),
-                   "label2id": {answer: number for number, answer in enumerate(answers)}}
+        theirs |= {
+            "id2label": dict(enumerate(answers)),
+            "label2id": {answer: number for number, answer in enumerate(answers)},
+        }
     kind = transformers.LxmertForQuestionAnswering
     if isinstance(model, PretrainingModel):
         kind = transformers.LxmertForPreTraining
         heads = () if model.obj_predict_head is None else model.obj_predict_head.decoder_dict
         theirs |= {f"visual_{name}_loss": name in heads for name in VISUAL_LOSSES}
-        theirs |= {"visual_loss_normalizer": VISUAL_LOSS_NORMALIZER, "task_qa":
-                   model.answer_head is not None, "task_obj_predict": len(heads) > 0}
+        theirs |= {
+            "visual_loss_normalizer": VISUAL_LOSS_NORMALIZER,
+            "task_qa": model.answer_head is not None,
+            "task_obj_predict": len(heads) > 0,
+        }
     theirs[RECORD] = dict(record or {})
     weights = {their_name(name): tensor for name, tensor in model.state_dict().items()}
     dtype = next(model.parameters()).dtype
@@ -252,22 +288,27 @@ def their_name(name: str) -> str:
 def _check_savable(model: nn.Module) -> None:
     part = adaptive_part(model)
     if part is not None:
-        raise ConfigError(f"a {part.strategy.name} model has two branches, transformers knows one; "
-                          "`python -m common.export` makes a plain model of it")
+        raise ConfigError(
+            f"a {part.strategy.name} model has two branches, transformers knows one; "
+            "`python -m common.export` makes a plain model of it"
+        )
     if not isinstance(model, (VQAModel, PretrainingModel)):
         raise ConfigError(f"a {type(model).__name__} is no model of transformers")
     config = model.config
     layers = {"language": config.l_layers, "vision": config.r_layers}
     for stream, count in layers.items():
         if count + config.x_layers == 0:
-            raise ConfigError(f"transformers cannot run a LXMERT whose {stream} stream has no "
-                              "layer at all; save it in our format only (--format ours), or keep "
-                              "more layers (--global-k)")
+            raise ConfigError(
+                f"transformers cannot run a LXMERT whose {stream} stream has no "
+                "layer at all; save it in our format only (--format ours), or keep "
+                "more layers (--global-k)"
+            )
 
 
 def _save_tokenizer(folder: Path, vocabulary: str) -> None:
     """vocab.txt, and the tokenizer files that `AutoTokenizer` reads."""
     from transformers import BertTokenizer
+
     with TemporaryDirectory() as source:  # alone, so that nothing else in the folder is read
         (Path(source) / "vocab.txt").write_text(vocabulary, encoding="utf-8")
         tokenizer = BertTokenizer.from_pretrained(source)
@@ -280,6 +321,7 @@ def _save_tokenizer(folder: Path, vocabulary: str) -> None:
 def _no_progress_bar() -> Iterator[None]:
     """Without the bar that `transformers` shows for a file that takes a moment."""
     from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -11,20 +11,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common.bert_folder import bert_names, find_bert_weights
-from common.checkpoint import check_compatible, load_meta
 from common.errors import CheckpointError
-from common.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
+from common.training.bert_folder import bert_names, find_bert_weights
+from common.training.checkpoint import check_compatible, load_meta
+from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 from lxrt.answers import read_answers, transfer_answer_head
 from lxrt.config import SMALL_PRETRAINED
 from lxrt.hf_folder import is_hf_folder, read_hf_folder
 from lxrt.modeling import LXRTModel, VQAModel
 
-WHERE = ("LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "
-         "file at {path}. Or start from BERT with random vision and cross layers (--bert FOLDER), "
-         "or from random weights (--fromScratch)")
-WHERE_SMALL = ("The small pretrained model comes with the repository; `make pretrain-easy-vqa` "
-               "makes it again, or start from random weights: --fromScratch")
+WHERE = (
+    "LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "
+    "file at {path}. Or start from BERT with random vision and cross layers (--bert FOLDER), "
+    "or from random weights (--fromScratch)"
+)
+WHERE_SMALL = (
+    "The small pretrained model comes with the repository; `make pretrain-easy-vqa` "
+    "makes it again, or start from random weights: --fromScratch"
+)
 
 Say = Callable[[str], None]
 
@@ -66,8 +70,9 @@ def read_pretrained(path: Path) -> dict[str, Tensor]:
     """Weights of a pretraining snapshot, ours or upstream's, with or without `module.`."""
     if path.is_dir():
         return read_hf_folder(path).weights()
-    return {name: tensor.float() for name, tensor in
-            strip_prefix(load_weights(path), "module.").items()}
+    return {
+        name: tensor.float() for name, tensor in strip_prefix(load_weights(path), "module.").items()
+    }
 
 
 def pretraining_answers(path: Path, data: Path) -> list[str]:
@@ -81,11 +86,14 @@ def pretraining_answers(path: Path, data: Path) -> list[str]:
     return read_answers(
         data / "lxmert" / "all_ans.json",
         f"the 9,500 answers of LXMERT's pretraining are needed for the answer head of {path}; "
-        "--loadLXMERT loads it without", "use --loadLXMERT")
+        "--loadLXMERT loads it without",
+        "use --loadLXMERT",
+    )
 
 
-def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict: bool,
-                 say: Say = print) -> None:
+def load_encoder(
+    model: VQAModel, weights: dict[str, Tensor], path: Path, strict: bool, say: Say = print
+) -> None:
     """Load the encoder (`bert.*`) of a pretraining snapshot.
 
     Args:
@@ -93,22 +101,32 @@ def load_encoder(model: VQAModel, weights: dict[str, Tensor], path: Path, strict
             differences are printed (`--loadLXMERT`), but nothing in common is an error.
     """
     ours = model.bert.state_dict()
-    theirs = {name.removeprefix("bert."): tensor for name, tensor in weights.items()
-              if name.startswith("bert.")}
+    theirs = {
+        name.removeprefix("bert."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("bert.")
+    }
     common = {name for name in ours if name in theirs}
     if not common:
-        raise CheckpointError(f"{path}: not a LXMERT snapshot, none of its {len(weights)} tensors "
-                              "belongs to the encoder (expected names like bert.encoder.layer.0…)")
+        raise CheckpointError(
+            f"{path}: not a LXMERT snapshot, none of its {len(weights)} tensors "
+            "belongs to the encoder (expected names like bert.encoder.layer.0…)"
+        )
     missing, unused = sorted(set(ours) - common), sorted(set(theirs) - common)
     if strict and missing:
-        raise CheckpointError(f"{path}: {len(missing)} parameters of the model are not in the "
-                              f"file, e.g. {missing[0]}; use as many or fewer layers than the "
-                              "file has (--llayers, --xlayers, --rlayers), or --loadLXMERT")
+        raise CheckpointError(
+            f"{path}: {len(missing)} parameters of the model are not in the "
+            f"file, e.g. {missing[0]}; use as many or fewer layers than the "
+            "file has (--llayers, --xlayers, --rlayers), or --loadLXMERT"
+        )
     if missing or unused:
-        say(f"{path.name}: {len(common)} tensors loaded, {len(missing)} of the model not in the "
-            f"file, {len(unused)} of the file not in the model")
-    load_into(model.bert, {name: theirs[name] for name in common}, strict=not missing,
-              what=str(path))
+        say(
+            f"{path.name}: {len(common)} tensors loaded, {len(missing)} of the model not in the "
+            f"file, {len(unused)} of the file not in the model"
+        )
+    load_into(
+        model.bert, {name: theirs[name] for name in common}, strict=not missing, what=str(path)
+    )
 
 
 def check_fits(path: Path, fits: Mapping[str, Any] | None) -> None:
@@ -124,8 +142,9 @@ def check_fits(path: Path, fits: Mapping[str, Any] | None) -> None:
         check_compatible(meta, {key: fits[key] for key in fits if key in meta}, path)
 
 
-def load_lxmert(model: VQAModel, name: Path | str, fits: Mapping[str, Any] | None = None,
-                say: Say = print) -> Path:
+def load_lxmert(
+    model: VQAModel, name: Path | str, fits: Mapping[str, Any] | None = None, say: Say = print
+) -> Path:
     """`--loadLXMERT`: the encoder of a pretraining snapshot, not its answer head.
 
     `fits` are the features and the vocabulary in use, see `check_fits`.
@@ -136,8 +155,14 @@ def load_lxmert(model: VQAModel, name: Path | str, fits: Mapping[str, Any] | Non
     return path
 
 
-def load_lxmert_qa(model: VQAModel, name: Path | str, answers: Sequence[str], data: Path,
-                   fits: Mapping[str, Any] | None = None, say: Say = print) -> Path:
+def load_lxmert_qa(
+    model: VQAModel,
+    name: Path | str,
+    answers: Sequence[str],
+    data: Path,
+    fits: Mapping[str, Any] | None = None,
+    say: Say = print,
+) -> Path:
     """`--loadLXMERTQA`: encoder and answer head of a pretraining snapshot.
 
     Args:
@@ -157,22 +182,29 @@ def load_lxmert_qa(model: VQAModel, name: Path | str, answers: Sequence[str], da
     _check_head(source, model.logit_fc.state_dict(), known, path)
     head, unknown = transfer_answer_head(model.logit_fc.state_dict(), source, answers, known)
     load_into(model.logit_fc, head, what=str(path))
-    say(f"{path.name}: answer head with {len(answers) - len(unknown)} answers from pretraining, "
-        f"{len(unknown)} set to zero")
+    say(
+        f"{path.name}: answer head with {len(answers) - len(unknown)} answers from pretraining, "
+        f"{len(unknown)} set to zero"
+    )
     return path
 
 
-def _check_head(source: dict[str, Tensor], target: dict[str, Tensor], known: Sequence[str],
-                path: Path) -> None:
+def _check_head(
+    source: dict[str, Tensor], target: dict[str, Tensor], known: Sequence[str], path: Path
+) -> None:
     missing = [name for name in target if name not in source]
     if missing:
-        raise CheckpointError(f"{path}: the answer head is not whole, answer_head.logit_fc."
-                              f"{missing[0]} is missing; use --loadLXMERT")
+        raise CheckpointError(
+            f"{path}: the answer head is not whole, answer_head.logit_fc."
+            f"{missing[0]} is missing; use --loadLXMERT"
+        )
     rows = len(source["3.weight"])
     if rows != len(known):
-        raise CheckpointError(f"{path}: the answer head has {rows} rows, but the list of its "
-                              f"answers has {len(known)}; give the lxmert/all_ans.json it was "
-                              "pretrained with, or use --loadLXMERT")
+        raise CheckpointError(
+            f"{path}: the answer head has {rows} rows, but the list of its "
+            f"answers has {len(known)}; give the lxmert/all_ans.json it was "
+            "pretrained with, or use --loadLXMERT"
+        )
 
 
 def bert_file(folder: Path | str) -> Path:
@@ -181,12 +213,16 @@ def bert_file(folder: Path | str) -> Path:
     Raises:
         ConfigError: there are none.
     """
-    return find_bert_weights(folder, "give a BERT-base-uncased folder with --bert, or start from "
-                                     "random weights with --fromScratch")
+    return find_bert_weights(
+        folder,
+        "give a BERT-base-uncased folder with --bert, or start from "
+        "random weights with --fromScratch",
+    )
 
 
-def load_bert(model: LXRTModel, folder: Path | str, say: Say = print,
-              heads: nn.Module | None = None) -> None:
+def load_bert(
+    model: LXRTModel, folder: Path | str, say: Say = print, heads: nn.Module | None = None
+) -> None:
     """Start the language half from a BERT folder: embeddings, language layers, pooler.
 
     Args:
@@ -196,30 +232,45 @@ def load_bert(model: LXRTModel, folder: Path | str, say: Say = print,
     path = bert_file(folder)
     weights = bert_names(load_weights(path))
     state = model.state_dict()
-    wanted = [name for name in state if not name.startswith(
-        ("encoder.x_layers", "encoder.r_layers", "encoder.visn_fc"))]
+    wanted = [
+        name
+        for name in state
+        if not name.startswith(("encoder.x_layers", "encoder.r_layers", "encoder.visn_fc"))
+    ]
     missing = [name for name in wanted if name not in weights]
-    wrong = [name for name in wanted if name in weights
-             and weights[name].shape != state[name].shape
-             and not name.endswith("position_embeddings.weight")]
+    wrong = [
+        name
+        for name in wanted
+        if name in weights
+        and weights[name].shape != state[name].shape
+        and not name.endswith("position_embeddings.weight")
+    ]
     if missing or wrong:
         name = (missing or wrong)[0]
         shape = tuple(weights[name].shape) if name in weights else "nothing"
-        raise CheckpointError(f"{path} does not fit the model: {len(missing)} parameters missing, "
-                              f"{len(wrong)} of another shape, e.g. {name}: {shape} in the file, "
-                              f"{tuple(state[name].shape)} in the model; give a BERT of the "
-                              "model's width and vocabulary, with as many layers or more, with "
-                              "--bert, or start from random weights with --fromScratch")
+        raise CheckpointError(
+            f"{path} does not fit the model: {len(missing)} parameters missing, "
+            f"{len(wrong)} of another shape, e.g. {name}: {shape} in the file, "
+            f"{tuple(state[name].shape)} in the model; give a BERT of the "
+            "model's width and vocabulary, with as many layers or more, with "
+            "--bert, or start from random weights with --fromScratch"
+        )
     rows = state["embeddings.position_embeddings.weight"].shape[0]
-    weights["embeddings.position_embeddings.weight"] = \
-        weights["embeddings.position_embeddings.weight"][:rows]
+    weights["embeddings.position_embeddings.weight"] = weights[
+        "embeddings.position_embeddings.weight"
+    ][:rows]
     load_into(model, {name: weights[name] for name in wanted}, strict=False, what=str(path))
-    say(f"{path}: {len(wanted)} tensors of the language half loaded; vision layers, cross layers "
-        "and visual encoder start at random values")
+    say(
+        f"{path}: {len(wanted)} tensors of the language half loaded; vision layers, cross layers "
+        "and visual encoder start at random values"
+    )
     if heads is not None:
         # The decoder is the word embeddings, which are loaded above.
-        theirs = {name.removeprefix("cls."): x for name, x in weights.items()
-                  if name.startswith("cls.") and name != "cls.predictions.decoder.weight"}
+        theirs = {
+            name.removeprefix("cls."): x
+            for name, x in weights.items()
+            if name.startswith("cls.") and name != "cls.predictions.decoder.weight"
+        }
         known = {name: x for name, x in theirs.items() if name in heads.state_dict()}
         if known:
             load_into(heads, known, strict=False, what=str(path))

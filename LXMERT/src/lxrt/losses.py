@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.losses import labelled_cross_entropy, precise
+from common.modules.losses import labelled_cross_entropy, precise
 
 VISUAL_LOSS_WEIGHT = 1 / 0.15
 LOSS_ORDER = ("Mask_LM", "Matched", "Obj", "Attr", "Feat", "QA")
@@ -24,8 +24,9 @@ def _mean_over_regions(each: Tensor, present: Tensor | None) -> Tensor:
     return (each * present).sum() / present.sum().clamp(min=1)
 
 
-def region_class_loss(logits: Tensor, labels: Tensor, confidence: Tensor,
-                      present: Tensor | None = None) -> Tensor:
+def region_class_loss(
+    logits: Tensor, labels: Tensor, confidence: Tensor, present: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of all regions, masked or not, weighted by the detector's confidence.
 
     logits (B, R, classes), labels and confidence (B, R), present (B, R) of 1 / 0. The mean is over
@@ -35,8 +36,9 @@ def region_class_loss(logits: Tensor, labels: Tensor, confidence: Tensor,
     return _mean_over_regions(each.view_as(labels) * confidence, present) * VISUAL_LOSS_WEIGHT
 
 
-def region_feature_loss(predicted: Tensor, target: Tensor, masked: Tensor,
-                        present: Tensor | None = None) -> Tensor:
+def region_feature_loss(
+    predicted: Tensor, target: Tensor, masked: Tensor, present: Tensor | None = None
+) -> Tensor:
     """Smooth L1 of masked regions, mean over features, then over all regions.
 
     predicted and target (B, R, F), masked and present (B, R) of 1 / 0.
@@ -45,8 +47,9 @@ def region_feature_loss(predicted: Tensor, target: Tensor, masked: Tensor,
     return _mean_over_regions(each * masked, present) * VISUAL_LOSS_WEIGHT
 
 
-def pretraining_losses(outputs: Mapping[str, Tensor],
-                       batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def pretraining_losses(
+    outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """All losses that the batch has labels for, in the order of `LOSS_ORDER`.
 
     Args:
@@ -63,11 +66,13 @@ def pretraining_losses(outputs: Mapping[str, Tensor],
         losses["Matched"] = labelled_cross_entropy(outputs["matched"], batch["matched_label"])
     for name, key in (("Obj", "obj"), ("Attr", "attr")):
         if f"{key}_labels" in batch and key in outputs:
-            losses[name] = region_class_loss(outputs[key], batch[f"{key}_labels"],
-                                             batch[f"{key}_conf"], present)
+            losses[name] = region_class_loss(
+                outputs[key], batch[f"{key}_labels"], batch[f"{key}_conf"], present
+            )
     if "feat_target" in batch and "feat" in outputs:
-        losses["Feat"] = region_feature_loss(outputs["feat"], batch["feat_target"],
-                                             batch["feat_mask"], present)
+        losses["Feat"] = region_feature_loss(
+            outputs["feat"], batch["feat_target"], batch["feat_mask"], present
+        )
     if "answer_label" in batch:
         losses["QA"] = labelled_cross_entropy(outputs["answers"], batch["answer_label"])
     if not losses:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.losses import IGNORED
-from common.masking import Draws, blank_or_replace, mask_pieces
-from common.text import Tokenizer
+from common.data.tokenizer import Tokenizer
+from common.modules.losses import IGNORED
+from common.tasks.masking import Draws, blank_or_replace, mask_pieces
 
 __all__ = ["Draws", "choose_regions", "draw_answer", "mask_words"]
 
@@ -20,8 +20,9 @@ __all__ = ["Draws", "choose_regions", "draw_answer", "mask_words"]
 MATCHING, ANSWER, WORDS, REGIONS, PICKED_IMAGE, PICKED_REGION = range(6)
 
 
-def mask_words(ids: Tensor, mask: Tensor, rate: float, tokenizer: Tokenizer,
-               draws: Draws) -> tuple[Tensor, Tensor]:
+def mask_words(
+    ids: Tensor, mask: Tensor, rate: float, tokenizer: Tokenizer, draws: Draws
+) -> tuple[Tensor, Tensor]:
     """Mask word pieces: 80 % [MASK], 10 % a random piece, 10 % kept.
 
     Args:
@@ -62,5 +63,6 @@ def draw_answer(labels: np.ndarray, scores: np.ndarray, number: float) -> int:
     if not len(labels):
         return IGNORED
     limits = np.cumsum(scores, dtype=np.float64)
-    return int(labels[np.searchsorted(limits, number * limits[-1], side="right").clip(
-        max=len(labels) - 1)])
+    return int(
+        labels[np.searchsorted(limits, number * limits[-1], side="right").clip(max=len(labels) - 1)]
+    )

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from common.adapt import freeze_dead
-from common.adaptive import RoutedEncoder
-from common.heads import Pooler, WordPrediction
-from common.layers import (
+from common.adapt.adapting import freeze_dead
+from common.adapt.encoder import RoutedEncoder
+from common.adapt.policy import PolicyInputs, set_initial_share
+from common.adapt.steps import DenseStep, HeadsStep, Layer, State, Step, bert_steps
+from common.modules.heads import Pooler, WordPrediction
+from common.modules.layers import (
     LAYER_NORM_EPS,
     Attention,
     BertLayer,
@@ -24,8 +26,6 @@ from common.layers import (
     SelfAttention,
     init_bert_weights,
 )
-from common.policy import PolicyInputs, set_initial_share
-from common.steps import DenseStep, HeadsStep, Layer, State, Step, bert_steps
 from lxrt.config import LxmertConfig
 from lxrt.heads import RegionPrediction
 
@@ -54,8 +54,7 @@ class Embeddings(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size,
-                                                padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, padding_idx=0)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size, padding_idx=0)
         self.LayerNorm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -64,8 +63,11 @@ class Embeddings(nn.Module):
         """input_ids and segment_ids (B, T) -> (B, T, C)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         segments = torch.zeros_like(input_ids) if segment_ids is None else segment_ids
-        x = (self.word_embeddings(input_ids) + self.position_embeddings(positions)
-             + self.token_type_embeddings(segments))
+        x = (
+            self.word_embeddings(input_ids)
+            + self.position_embeddings(positions)
+            + self.token_type_embeddings(segments)
+        )
         return self.dropout(self.LayerNorm(x))
 
 
@@ -92,10 +94,12 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
-        self.att = SelfAttention(config.hidden_size, config.num_attention_heads,
-                                 config.attention_probs_dropout_prob)
-        self.output = DenseResidual(config.hidden_size, config.hidden_size,
-                                    config.hidden_dropout_prob)
+        self.att = SelfAttention(
+            config.hidden_size, config.num_attention_heads, config.attention_probs_dropout_prob
+        )
+        self.output = DenseResidual(
+            config.hidden_size, config.hidden_size, config.hidden_dropout_prob
+        )
 
 
 class CrossLayer(nn.Module):
@@ -106,8 +110,12 @@ class CrossLayer(nn.Module):
         size, expanded = config.hidden_size, config.intermediate_size
 
         def attention() -> Attention:
-            return Attention(size, config.num_attention_heads,
-                             config.attention_probs_dropout_prob, config.hidden_dropout_prob)
+            return Attention(
+                size,
+                config.num_attention_heads,
+                config.attention_probs_dropout_prob,
+                config.hidden_dropout_prob,
+            )
 
         self.visual_attention = CrossAttention(config)
         self.lang_self_att = attention()
@@ -124,20 +132,30 @@ def cross_steps() -> tuple[Step, ...]:
     The order is that of the decisions: cross, language and vision attention, both intermediates,
     both outputs.
     """
-    lang = bert_steps("lang", "lang.", "lang_self_att", "lang_inter", "lang_output",
-                      source="lang.crossed")
-    vision = bert_steps("vision", "vision.", "visn_self_att", "visn_inter", "visn_output",
-                        source="vision.crossed")
+    lang = bert_steps(
+        "lang", "lang.", "lang_self_att", "lang_inter", "lang_output", source="lang.crossed"
+    )
+    vision = bert_steps(
+        "vision", "vision.", "visn_self_att", "visn_inter", "visn_output", source="vision.crossed"
+    )
     attention, output = "visual_attention.att", "visual_attention.output"
     return (
-        HeadsStep("cross.head", "cross", attention, ("lang", "vision", "vision.mask"),
-                  ("lang.context",)),
-        HeadsStep("cross.head", "cross", attention, ("vision", "lang", "lang.mask"),
-                  ("vision.context",)),
+        HeadsStep(
+            "cross.head", "cross", attention, ("lang", "vision", "vision.mask"), ("lang.context",)
+        ),
+        HeadsStep(
+            "cross.head", "cross", attention, ("vision", "lang", "lang.mask"), ("vision.context",)
+        ),
         DenseStep("cross.output", "cross", output, ("lang.context", "lang"), ("lang.crossed",)),
-        DenseStep("cross.output", "cross", output, ("vision.context", "vision"),
-                  ("vision.crossed",)),
-        *lang[:2], *vision[:2], lang[2], vision[2], lang[3], vision[3],
+        DenseStep(
+            "cross.output", "cross", output, ("vision.context", "vision"), ("vision.crossed",)
+        ),
+        *lang[:2],
+        *vision[:2],
+        lang[2],
+        vision[2],
+        lang[3],
+        vision[3],
     )
 
 
@@ -145,12 +163,22 @@ def encoder_layers(encoder: nn.Module, channels: int, heads: int) -> list[Layer]
     """The table of layers of an LXMERT encoder, ours or that of `transformers`."""
     layers = []
     for stream, stack in (("lang", "layer"), ("vision", "r_layers")):
-        layers += [Layer(f"{stream}.{n}", f"{stack}.{n - 1}", module, bert_steps(stream),
-                         {stream: channels}, heads)
-                   for n, module in enumerate(encoder.get_submodule(stack), 1)]
+        layers += [
+            Layer(
+                f"{stream}.{n}",
+                f"{stack}.{n - 1}",
+                module,
+                bert_steps(stream),
+                {stream: channels},
+                heads,
+            )
+            for n, module in enumerate(encoder.get_submodule(stack), 1)
+        ]
     streams = {"lang": channels, "vision": channels}
-    layers += [Layer(f"cross.{n}", f"x_layers.{n - 1}", module, cross_steps(), streams, heads)
-               for n, module in enumerate(encoder.x_layers, 1)]
+    layers += [
+        Layer(f"cross.{n}", f"x_layers.{n - 1}", module, cross_steps(), streams, heads)
+        for n, module in enumerate(encoder.x_layers, 1)
+    ]
     return layers
 
 
@@ -162,9 +190,13 @@ class LXRTEncoder(RoutedEncoder):
         self.config = config
 
         def bert_layer() -> BertLayer:
-            return BertLayer(config.hidden_size, config.num_attention_heads,
-                             config.intermediate_size, config.attention_probs_dropout_prob,
-                             config.hidden_dropout_prob)
+            return BertLayer(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.attention_probs_dropout_prob,
+                config.hidden_dropout_prob,
+            )
 
         self.visn_fc = VisualFeatureEncoder(config)
         self.layer = nn.ModuleList(bert_layer() for _ in range(config.l_layers))
@@ -176,8 +208,12 @@ class LXRTEncoder(RoutedEncoder):
         return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
 
     def layers_removed(self) -> None:
-        self.config = replace(self.config, l_layers=len(self.layer), x_layers=len(self.x_layers),
-                              r_layers=len(self.r_layers))
+        self.config = replace(
+            self.config,
+            l_layers=len(self.layer),
+            x_layers=len(self.x_layers),
+            r_layers=len(self.r_layers),
+        )
 
 
 class LXRTModel(nn.Module):
@@ -199,9 +235,15 @@ class LXRTModel(nn.Module):
     def config(self) -> LxmertConfig:
         return self.encoder.config
 
-    def forward(self, input_ids: Tensor, input_mask: Tensor, features: Tensor, boxes: Tensor,
-                segment_ids: Tensor | None = None,
-                region_mask: Tensor | None = None) -> LxmertOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        input_mask: Tensor,
+        features: Tensor,
+        boxes: Tensor,
+        segment_ids: Tensor | None = None,
+        region_mask: Tensor | None = None,
+    ) -> LxmertOutput:
         """Encode a batch of pairs.
 
         Args:
@@ -209,12 +251,21 @@ class LXRTModel(nn.Module):
             features: (B, R, F); boxes: (B, R, 4) corners in 0..1.
             region_mask: (B, R), 1 = region, 0 = padding; None when all are regions.
         """
-        raw = {"input_ids": input_ids, "input_mask": input_mask, "features": features,
-               "boxes": boxes, "segment_ids": segment_ids, "region_mask": region_mask}
+        raw = {
+            "input_ids": input_ids,
+            "input_mask": input_mask,
+            "features": features,
+            "boxes": boxes,
+            "segment_ids": segment_ids,
+            "region_mask": region_mask,
+        }
         lang = self.embeddings(input_ids, segment_ids)
-        state: State = {"lang": lang, "vision": self.encoder.visn_fc(features, boxes),
-                        "lang.mask": additive_mask(input_mask, lang.dtype),
-                        "vision.mask": additive_mask(region_mask, lang.dtype)}
+        state: State = {
+            "lang": lang,
+            "vision": self.encoder.visn_fc(features, boxes),
+            "lang.mask": additive_mask(input_mask, lang.dtype),
+            "vision.mask": additive_mask(region_mask, lang.dtype),
+        }
         state = self.encoder.run_layers(state, raw)
         vision = state["vision"] if "vision" in self.encoder.reads else None
         return LxmertOutput(state["lang"], vision, self.pooler(state["lang"]))
@@ -232,9 +283,12 @@ def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def answer_head(channels: int, outputs: int) -> nn.Sequential:
     """Linear, GELU, LayerNorm, Linear: upstream's `logit_fc` (parameters at 0, 2 and 3)."""
-    head = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(),
-                         nn.LayerNorm(2 * channels, eps=LAYER_NORM_EPS),
-                         nn.Linear(2 * channels, outputs))
+    head = nn.Sequential(
+        nn.Linear(channels, 2 * channels),
+        nn.GELU(),
+        nn.LayerNorm(2 * channels, eps=LAYER_NORM_EPS),
+        nn.Linear(2 * channels, outputs),
+    )
     init_bert_weights(head)
     return head
 
@@ -246,13 +300,23 @@ class PublishedPolicy(nn.Module):
     left its vision layers, cross layers and visual encoder at random values.
     """
 
-    def __init__(self, backbone: LXRTModel, decisions: int, initial_share: float,
-                 l_layers: int = 2, x_layers: int = 1, r_layers: int = 1) -> None:
+    def __init__(
+        self,
+        backbone: LXRTModel,
+        decisions: int,
+        initial_share: float,
+        l_layers: int = 2,
+        x_layers: int = 1,
+        r_layers: int = 1,
+    ) -> None:
         super().__init__()
         full = backbone.config
-        config = replace(full, l_layers=min(l_layers, full.l_layers),
-                         x_layers=min(x_layers, full.x_layers),
-                         r_layers=min(r_layers, full.r_layers))
+        config = replace(
+            full,
+            l_layers=min(l_layers, full.l_layers),
+            x_layers=min(x_layers, full.x_layers),
+            r_layers=min(r_layers, full.r_layers),
+        )
         self.bert = LXRTModel(config).to(next(backbone.parameters()).dtype)
         weights = backbone.state_dict()
         self.bert.load_state_dict({name: weights[name] for name in self.bert.state_dict()})
@@ -304,19 +368,23 @@ class PretrainingModel(nn.Module):
         outputs: those that `forward` computes; see `lxrt.objectives.train_outputs`.
     """
 
-    def __init__(self, config: LxmertConfig,
-                 visual_losses: tuple[str, ...] = ("obj", "attr", "feat"),
-                 qa: bool = True) -> None:
+    def __init__(
+        self,
+        config: LxmertConfig,
+        visual_losses: tuple[str, ...] = ("obj", "attr", "feat"),
+        qa: bool = True,
+    ) -> None:
         """Build it with random weights; heads that are not wanted do not exist, as upstream."""
         super().__init__()
         self.bert = LXRTModel(config)
-        self.cls = _Holder(predictions=WordPrediction(self.bert.embeddings.word_embeddings),
-                           seq_relationship=nn.Linear(config.hidden_size, 2))
+        self.cls = _Holder(
+            predictions=WordPrediction(self.bert.embeddings.word_embeddings),
+            seq_relationship=nn.Linear(config.hidden_size, 2),
+        )
         self.obj_predict_head = RegionPrediction(config, visual_losses) if visual_losses else None
         self.answer_head = None
         if qa:
-            self.answer_head = _Holder(logit_fc=answer_head(config.hidden_size,
-                                                            config.num_answers))
+            self.answer_head = _Holder(logit_fc=answer_head(config.hidden_size, config.num_answers))
         self.outputs = ("words", "matched", *(("answers",) if qa else ()), *visual_losses)
         init_bert_weights([self.cls.seq_relationship])
 
@@ -324,8 +392,9 @@ class PretrainingModel(nn.Module):
     def config(self) -> LxmertConfig:
         return self.bert.config
 
-    def forward(self, word_places: Tensor | None = None,
-                **inputs: Tensor | None) -> dict[str, Tensor]:
+    def forward(
+        self, word_places: Tensor | None = None, **inputs: Tensor | None
+    ) -> dict[str, Tensor]:
         """Inputs of `LXRTModel.forward` (B, …) -> logits of the heads, as far as in `outputs`.
 
         words (B, T, V), matched (B, 2), answers (B, A), and obj, attr, feat (B, R, ·); with
@@ -335,7 +404,8 @@ class PretrainingModel(nn.Module):
         found: dict[str, Tensor] = {}
         if "words" in self.outputs:
             found["words"] = self.cls.predictions(
-                out.lang if word_places is None else out.lang[word_places])
+                out.lang if word_places is None else out.lang[word_places]
+            )
         if "matched" in self.outputs:
             found["matched"] = self.cls.seq_relationship(out.pooled)
         if "answers" in self.outputs:

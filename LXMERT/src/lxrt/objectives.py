@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.adapt import freeze_dead
+from common.adapt.adapting import freeze_dead
+from common.adapt.steps import Layer, live_steps
 from common.errors import ConfigError
-from common.steps import Layer, live_steps
 from lxrt.modeling import PretrainingModel
 
 VISUAL_LOSSES = ("obj", "attr", "feat")
@@ -34,11 +34,16 @@ class Objectives:
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.visual_losses if name not in VISUAL_LOSSES]
-        if unknown or not self.visual_losses or len(set(self.visual_losses)) < len(
-                self.visual_losses):
-            raise ConfigError(f"--visualLosses {','.join(self.visual_losses)!r}: give some of "
-                              f"{', '.join(VISUAL_LOSSES)}, each once, with commas between; "
-                              "without any of them leave out --taskObjPredict")
+        if (
+            unknown
+            or not self.visual_losses
+            or len(set(self.visual_losses)) < len(self.visual_losses)
+        ):
+            raise ConfigError(
+                f"--visualLosses {','.join(self.visual_losses)!r}: give some of "
+                f"{', '.join(VISUAL_LOSSES)}, each once, with commas between; "
+                "without any of them leave out --taskObjPredict"
+            )
         if not self.outputs:
             raise ConfigError("no pretraining objective is chosen")
 
@@ -50,17 +55,32 @@ class Objectives:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs of `PretrainingModel` that they need."""
-        return tuple(name for name, wanted in (
-            ("words", self.mask_lm), ("matched", self.matched), ("answers", self.qa)) if wanted
-        ) + self.regions
+        return (
+            tuple(
+                name
+                for name, wanted in (
+                    ("words", self.mask_lm),
+                    ("matched", self.matched),
+                    ("answers", self.qa),
+                )
+                if wanted
+            )
+            + self.regions
+        )
 
     @property
     def losses(self) -> tuple[str, ...]:
         """Names of the losses, in upstream's order."""
-        first = [name for name, wanted in (("Mask_LM", self.mask_lm), ("Matched", self.matched))
-                 if wanted]
-        return (*first, *(name.capitalize() for name in self.regions),
-                *(("QA",) if self.qa else ()))
+        first = [
+            name
+            for name, wanted in (("Mask_LM", self.mask_lm), ("Matched", self.matched))
+            if wanted
+        ]
+        return (
+            *first,
+            *(name.capitalize() for name in self.regions),
+            *(("QA",) if self.qa else ()),
+        )
 
 
 def train_outputs(model: PretrainingModel, outputs: Sequence[str]) -> None:
@@ -78,11 +98,18 @@ def train_outputs(model: PretrainingModel, outputs: Sequence[str]) -> None:
     encoder.set_reads(reads, first=("lang",) if pooled and not words else ())
     freeze_dead(encoder.layers(), reads)
     needed = needed_inputs(encoder.layers(), reads)
-    unused = [module for module, used in (
-        (bert.embeddings, "lang" in needed), (encoder.visn_fc, "vision" in needed),
-        (bert.pooler, pooled), (model.cls.predictions.transform, words),
-        (model.cls.seq_relationship, "matched" in wanted),
-        (model.answer_head, "answers" in wanted)) if not used]
+    unused = [
+        module
+        for module, used in (
+            (bert.embeddings, "lang" in needed),
+            (encoder.visn_fc, "vision" in needed),
+            (bert.pooler, pooled),
+            (model.cls.predictions.transform, words),
+            (model.cls.seq_relationship, "matched" in wanted),
+            (model.answer_head, "answers" in wanted),
+        )
+        if not used
+    ]
     if model.obj_predict_head is not None:
         heads = model.obj_predict_head
         unused += [] if regions else [heads.transform]

@@ -1,16 +1,16 @@
-"""Rebuilding a finetuned model from its checkpoint alone, for `common.opened_run`."""
+"""Rebuilding a finetuned model from its checkpoint alone, for `common.runs.opened_run`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from common.adapt import adapt
-from common.adaptive import AdaptiveOptions
-from common.backbones import OpenedModel
-from common.checkpoint import check_compatible
+from common.adapt.adapting import adapt
+from common.adapt.encoder import AdaptiveOptions
+from common.data.tokenizer import Tokenizer
 from common.files import text_digest
-from common.text import Tokenizer
+from common.runs.backbones import OpenedModel
+from common.training.checkpoint import check_compatible
 from lxrt.building import load_finetuned
 from lxrt.config import LxmertConfig
 from lxrt.modeling import VQAModel
@@ -34,8 +34,13 @@ def open_run(checkpoint: Path, meta: dict[str, Any]) -> OpenedModel:
     model = VQAModel(LxmertConfig.from_dict(meta["config"]))
     flags = meta["strategy_flags"]
     model.bert.policy_layers = tuple(flags["policy_layers"])
-    adapt(model, flags["strategy"], flags["policy"], trainable_layers=flags["trainable_layers"],
-          frozen_layers=flags["frozen_layers"],
-          options=AdaptiveOptions(policy_eval=flags["policy_eval"]))
+    adapt(
+        model,
+        flags["strategy"],
+        flags["policy"],
+        trainable_layers=flags["trainable_layers"],
+        frozen_layers=flags["frozen_layers"],
+        options=AdaptiveOptions(policy_eval=flags["policy_eval"]),
+    )
     load_finetuned(model, checkpoint)
     return OpenedModel(model, LxmertInputs(tokenizer), tokenizer)

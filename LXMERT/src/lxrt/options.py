@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.dataset_table import DATASETS
-from common.finetune import Recipe
-from common.options import (
+from common.data.dataset_table import DATASETS
+from common.tasks.finetune import Recipe
+from common.training.options import (
     add_policy_optimizer_options,
     add_run_options,
     add_seeds_option,
@@ -23,40 +23,83 @@ TINY_EPOCHS = 2
 
 RECIPES: dict[str, Recipe] = {
     # Upstream's run/vqa_finetune.bash, with the clipping and schedule of its trainer.
-    "base": Recipe(batch_size=32, epochs=4, optim="bert", lr=5e-5, warmup=0.1, weight_decay=0.01,
-                   clip=5.0, policy_lr=1e-4, eval_batch_size=256),
+    "base": Recipe(
+        batch_size=32,
+        epochs=4,
+        optim="bert",
+        lr=5e-5,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=5.0,
+        policy_lr=1e-4,
+        eval_batch_size=256,
+    ),
     # Measured on easy-VQA, see LXMERT/README.md.
-    "small": Recipe(batch_size=32, epochs=6, optim="adamw", lr=5e-4, warmup=0.1, weight_decay=0.01,
-                    clip=5.0, policy_lr=1e-3, eval_batch_size=256),
+    "small": Recipe(
+        batch_size=32,
+        epochs=6,
+        optim="adamw",
+        lr=5e-4,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=5.0,
+        policy_lr=1e-3,
+        eval_batch_size=256,
+    ),
 }
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Sizes and weights."""
     group = parser.add_argument_group("model and weights")
-    group.add_argument("--size", choices=tuple(SIZES),
-                       help="base (LXMERT 9-5-5) or small (2-2-2 layers of width 128; the default "
-                            "for easy_vqa)")
+    group.add_argument(
+        "--size",
+        choices=tuple(SIZES),
+        help="base (LXMERT 9-5-5) or small (2-2-2 layers of width 128; the default for easy_vqa)",
+    )
     group.add_argument("--llayers", type=int, help="language layers")
     group.add_argument("--xlayers", type=int, help="cross layers")
     group.add_argument("--rlayers", type=int, help="vision layers")
     for stack, layers, default in (("l", "language", 2), ("x", "cross", 1), ("r", "vision", 1)):
-        group.add_argument(f"--policy_{stack}layers", f"--policy-{stack}layers", type=int,
-                           help=f"{layers} layers of the published policy (default {default})")
-    group.add_argument("--bert", type=Path, metavar="FOLDER",
-                       help="BERT-base-uncased: vocab.txt, and weights for the language half "
-                            "(default LXMERT/data/bert-base-uncased)")
-    group.add_argument("--load", metavar="PATH",
-                       help="a finetuned model: our .safetensors, upstream's .pth, or a folder of "
-                            "transformers (LxmertForQuestionAnswering)")
-    group.add_argument("--loadLXMERT", dest="load_lxmert", metavar="PREFIX",
-                       help="encoder of a pretraining snapshot PREFIX_LXRT.{safetensors,pth}, or "
-                            "of a folder of transformers, which brings its sizes and vocabulary")
-    group.add_argument("--loadLXMERTQA", dest="load_lxmert_qa", metavar="PREFIX",
-                       help="its encoder and answer head; `default` takes snap/pretrained/model "
-                            "for base and the committed small model for small")
-    group.add_argument("--fromScratch", dest="from_scratch", action="store_true",
-                       help="start from random weights instead of BERT's")
+        group.add_argument(
+            f"--policy_{stack}layers",
+            f"--policy-{stack}layers",
+            type=int,
+            help=f"{layers} layers of the published policy (default {default})",
+        )
+    group.add_argument(
+        "--bert",
+        type=Path,
+        metavar="FOLDER",
+        help="BERT-base-uncased: vocab.txt, and weights for the language half "
+        "(default LXMERT/data/bert-base-uncased)",
+    )
+    group.add_argument(
+        "--load",
+        metavar="PATH",
+        help="a finetuned model: our .safetensors, upstream's .pth, or a folder of "
+        "transformers (LxmertForQuestionAnswering)",
+    )
+    group.add_argument(
+        "--loadLXMERT",
+        dest="load_lxmert",
+        metavar="PREFIX",
+        help="encoder of a pretraining snapshot PREFIX_LXRT.{safetensors,pth}, or "
+        "of a folder of transformers, which brings its sizes and vocabulary",
+    )
+    group.add_argument(
+        "--loadLXMERTQA",
+        dest="load_lxmert_qa",
+        metavar="PREFIX",
+        help="its encoder and answer head; `default` takes snap/pretrained/model "
+        "for base and the committed small model for small",
+    )
+    group.add_argument(
+        "--fromScratch",
+        dest="from_scratch",
+        action="store_true",
+        help="start from random weights instead of BERT's",
+    )
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -68,38 +111,70 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr", type=float)
     group.add_argument("--warmup", type=float, help="share of the steps that warms up")
     group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")
-    group.add_argument("--dropout", type=float, 
-                       help="hidden and attention dropout (default: 0.1 for base, 0 for small)")
+    group.add_argument(
+        "--dropout",
+        type=float,
+        help="hidden and attention dropout (default: 0.1 for base, 0 for small)",
+    )
     group.add_argument("--seed", type=int, default=9595)
 
 
 def vqa_parser() -> argparse.ArgumentParser:
     """The parser of src/tasks/vqa.py."""
     parser = argparse.ArgumentParser(
-        prog="python src/tasks/vqa.py", description="Finetune and test LXMERT on visual question "
-        "answering, plainly or adaptively. Called by run/vqa_finetune.bash and run/vqa_test.bash.")
+        prog="python src/tasks/vqa.py",
+        description="Finetune and test LXMERT on visual question "
+        "answering, plainly or adaptively. Called by run/vqa_finetune.bash and run/vqa_test.bash.",
+    )
     data = parser.add_argument_group("data")
     rows = "; ".join(f"{name}: {kind.summary}" for name, kind in DATASETS.items())
-    data.add_argument("--dataset", help=f"{rows} (default: vqa or vqa_official if their files are "
-                                        "there, easy_vqa if none of them is)")
-    data.add_argument("--data", type=Path, help="folder of the files of vqa, vqa_official and "
-                                                "vqa_cp (default LXMERT/data)")
-    data.add_argument("--train", help="training splits (default: those of the data set, "
-                                      "train,nominival; for vqa_cp train)")
-    data.add_argument("--valid", help="the split that is reported, never used to choose the best "
-                                      "epoch (default: minival; for vqa_cp test)")
-    data.add_argument("--test", help="only test: a split with `test` or `val` in its name; other "
-                                     "names with `val` mean the split that is reported")
-    data.add_argument("--skip-bad", dest="skip_bad", action="store_true",
-                      help="where features have to be imported first: leave out records that "
-                           "cannot be read, with a report beside the store, and leave out the "
-                           "questions about their images")
-    data.add_argument("--tiny", action="store_true", help="512 images of each split; the small "
-                      f"model is then trained for {TINY_EPOCHS} epochs unless --epochs says more")
+    data.add_argument(
+        "--dataset",
+        help=f"{rows} (default: vqa or vqa_official if their files are "
+        "there, easy_vqa if none of them is)",
+    )
+    data.add_argument(
+        "--data",
+        type=Path,
+        help="folder of the files of vqa, vqa_official and vqa_cp (default LXMERT/data)",
+    )
+    data.add_argument(
+        "--train",
+        help="training splits (default: those of the data set, train,nominival; for vqa_cp train)",
+    )
+    data.add_argument(
+        "--valid",
+        help="the split that is reported, never used to choose the best "
+        "epoch (default: minival; for vqa_cp test)",
+    )
+    data.add_argument(
+        "--test",
+        help="only test: a split with `test` or `val` in its name; other "
+        "names with `val` mean the split that is reported",
+    )
+    data.add_argument(
+        "--skip-bad",
+        dest="skip_bad",
+        action="store_true",
+        help="where features have to be imported first: leave out records that "
+        "cannot be read, with a report beside the store, and leave out the "
+        "questions about their images",
+    )
+    data.add_argument(
+        "--tiny",
+        action="store_true",
+        help="512 images of each split; the small "
+        f"model is then trained for {TINY_EPOCHS} epochs unless --epochs says more",
+    )
     data.add_argument("--fast", action="store_true", help="5,000 images of each split")
     data.add_argument("--questions", type=int, help="train on so many questions, chosen at random")
-    data.add_argument("--numWorkers", dest="workers", type=int, default=0,
-                      help="processes that read batches (default 0: in this one)")
+    data.add_argument(
+        "--numWorkers",
+        dest="workers",
+        type=int,
+        default=0,
+        help="processes that read batches (default 0: in this one)",
+    )
     add_model_options(parser)
     add_recipe_options(parser)
     add_seeds_option(parser)
@@ -117,9 +192,20 @@ def vqa_parser() -> argparse.ArgumentParser:
 
 def chosen_recipe(args: argparse.Namespace, size: str) -> Recipe:
     """The recipe of the size with what the command line changes."""
-    given = {key: getattr(args, key) for key in
-             ("batch_size", "epochs", "optim", "lr", "warmup", "clip", "policy_lr",
-              "eval_batch_size") if getattr(args, key, None) is not None}
+    given = {
+        key: getattr(args, key)
+        for key in (
+            "batch_size",
+            "epochs",
+            "optim",
+            "lr",
+            "warmup",
+            "clip",
+            "policy_lr",
+            "eval_batch_size",
+        )
+        if getattr(args, key, None) is not None
+    }
     if args.tiny and size == "small":
         given = {"epochs": TINY_EPOCHS} | given
     return replace(RECIPES[size], **given)

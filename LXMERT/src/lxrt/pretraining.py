@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.batch_order import iterate
+from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError, DataError
-from common.features import RegionBatch
-from common.losses import IGNORED
-from common.means import Means
-from common.runtime import Runtime
-from common.task import StepOutput, TaskBatch, Validation
-from common.text import Tokenizer
+from common.features.store import RegionBatch
+from common.modules.losses import IGNORED
+from common.training.batch_order import iterate
+from common.training.means import Means
+from common.training.runtime import Runtime
+from common.training.task import StepOutput, TaskBatch, Validation
 from lxrt.losses import pretraining_losses
 from lxrt.masking import (
     ANSWER,
@@ -42,9 +42,18 @@ REGION_LOSSES = ("Obj", "Attr", "Feat")
 class PretrainingTask:
     """Sentences with images; everything random is keyed by (seed, epoch, sentence)."""
 
-    def __init__(self, data: PretrainingData, tokenizer: Tokenizer, objectives: Objectives,
-                 classes: Mapping[str, int], runtime: Runtime, seed: int,
-                 eval_batch_size: int = 256, workers: int = 0, progress: bool = True) -> None:
+    def __init__(
+        self,
+        data: PretrainingData,
+        tokenizer: Tokenizer,
+        objectives: Objectives,
+        classes: Mapping[str, int],
+        runtime: Runtime,
+        seed: int,
+        eval_batch_size: int = 256,
+        workers: int = 0,
+        progress: bool = True,
+    ) -> None:
         """Put data and objectives together.
 
         Args:
@@ -60,13 +69,17 @@ class PretrainingTask:
         self.runtime, self.seed = runtime, seed
         self.eval_batch_size, self.workers, self.progress = eval_batch_size, workers, progress
         if objectives.qa and not len(self.train.labels):
-            raise ConfigError("no training sentence has a known answer: leave out --taskQA, or "
-                              "use data with questions")
+            raise ConfigError(
+                "no training sentence has a known answer: leave out --taskQA, or "
+                "use data with questions"
+            )
         for part, name in ((self.train, "training"), (self.heldout, "held-out")):
             if objectives.matched and len(part.used_images()) < 2:
-                raise ConfigError(f"all {name} sentences are about one image, so none can be "
-                                  "replaced by one about another: use more images, or leave out "
-                                  "--taskMatched")
+                raise ConfigError(
+                    f"all {name} sentences are about one image, so none can be "
+                    "replaced by one about another: use more images, or leave out "
+                    "--taskMatched"
+                )
 
     def __len__(self) -> int:
         return len(self.train)
@@ -82,8 +95,11 @@ class PretrainingTask:
         rows, matched = self._rows(data, indices, draws)
         ids, mask = self.tokenizer.encode([data.sentence(row) for row in rows])
         inputs: dict[str, Tensor | None] = {
-            "input_mask": mask, "boxes": regions.normalised_boxes(), "features": regions.features,
-            "region_mask": None if bool(regions.mask.all()) else regions.mask.long()}
+            "input_mask": mask,
+            "boxes": regions.normalised_boxes(),
+            "features": regions.features,
+            "region_mask": None if bool(regions.mask.all()) else regions.mask.long(),
+        }
         labels: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if goals.matched:
@@ -105,8 +121,9 @@ class PretrainingTask:
         inputs["input_ids"] = ids
         return TaskBatch(list(indices), inputs, labels, weights=weights)
 
-    def _rows(self, data: Sentences, indices: Sequence[int],
-              draws: Draws) -> tuple[list[int], Tensor]:
+    def _rows(
+        self, data: Sentences, indices: Sequence[int], draws: Draws
+    ) -> tuple[list[int], Tensor]:
         """Half of the sentences replaced by ones about other images; labels (B,), 1 = matched."""
         matched = torch.ones(len(indices), dtype=torch.int64)
         if not self.objectives.matched:
@@ -114,13 +131,16 @@ class PretrainingTask:
         numbers = draws.fine(MATCHING, 2)
         matched[numbers[:, 0] < 0.5] = 0
         others = data.of_other_images(indices, numbers[:, 1])
-        return [row if own else other for row, other, own in
-                zip(indices, others, matched.tolist(), strict=True)], matched
+        return [
+            row if own else other
+            for row, other, own in zip(indices, others, matched.tolist(), strict=True)
+        ], matched
 
     def _masked(self, regions: RegionBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Features (B, R, F) with some regions masked, and which were masked, (B, R) of 1 / 0."""
-        chosen, blanked, replaced = choose_regions(regions.mask, self.objectives.obj_mask_rate,
-                                                   draws)
+        chosen, blanked, replaced = choose_regions(
+            regions.mask, self.objectives.obj_mask_rate, draws
+        )
         features = torch.where(blanked[..., None], 0.0, regions.features)
         if bool(replaced.any()):
             features[replaced] = self._random_regions(replaced, draws)
@@ -142,8 +162,9 @@ class PretrainingTask:
         wanted = self.objectives.regions
         labels: dict[str, Tensor] = {}
         for name, ids, confidence in (
-                ("obj", regions.object_ids, regions.object_conf),
-                ("attr", regions.attribute_ids, regions.attribute_conf)):
+            ("obj", regions.object_ids, regions.object_conf),
+            ("attr", regions.attribute_ids, regions.attribute_conf),
+        ):
             if name in wanted:
                 self._check_classes(name, ids, regions.image_ids)
                 labels |= {f"{name}_labels": ids, f"{name}_conf": confidence}
@@ -157,27 +178,38 @@ class PretrainingTask:
         wrong = ((ids < 0) | (ids >= self.classes[name])).any(1)
         if bool(wrong.any()):
             image = int(wrong.nonzero()[0])
-            raise DataError(f"image {image_ids[image]!r}: {name} classes {ids[image].tolist()} "
-                            f"are not all in 0..{self.classes[name] - 1}, which the model has: "
-                            "the features are of another detector; leave "
-                            f"{name} out of --visualLosses, or use the detector's own features")
+            raise DataError(
+                f"image {image_ids[image]!r}: {name} classes {ids[image].tolist()} "
+                f"are not all in 0..{self.classes[name] - 1}, which the model has: "
+                "the features are of another detector; leave "
+                f"{name} out of --visualLosses, or use the detector's own features"
+            )
 
-    def _answers(self, data: Sentences, indices: Sequence[int], matched: Tensor,
-                 draws: Draws) -> dict[str, Tensor]:
+    def _answers(
+        self, data: Sentences, indices: Sequence[int], matched: Tensor, draws: Draws
+    ) -> dict[str, Tensor]:
         """An answer to learn (B,), all answers and their scores (B, K), what is a question (B,)."""
         found = [data.answers(i) for i in indices]
         numbers = draws.uniform(ANSWER, 1)[:, 0].tolist()
-        drawn = torch.tensor([draw_answer(labels, scores, number) for (labels, scores), number
-                              in zip(found, numbers, strict=True)])
+        drawn = torch.tensor(
+            [
+                draw_answer(labels, scores, number)
+                for (labels, scores), number in zip(found, numbers, strict=True)
+            ]
+        )
         most = max(1, *(len(labels) for labels, _ in found))
         known = torch.full((len(indices), most), IGNORED)
         scores = torch.zeros(len(indices), most)
         for row, (labels, soft) in enumerate(found):
-            known[row, :len(labels)] = torch.from_numpy(labels.copy())
-            scores[row, :len(labels)] = torch.from_numpy(soft.copy())
+            known[row, : len(labels)] = torch.from_numpy(labels.copy())
+            scores[row, : len(labels)] = torch.from_numpy(soft.copy())
         asked = torch.from_numpy(data.questions[list(indices)]) & (matched == 1)
-        return {"answer_label": torch.where(asked, drawn, torch.full_like(drawn, IGNORED)),
-                "answers": known, "answer_scores": scores, "asked": asked}
+        return {
+            "answer_label": torch.where(asked, drawn, torch.full_like(drawn, IGNORED)),
+            "answers": known,
+            "answer_scores": scores,
+            "asked": asked,
+        }
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """All losses; the score is the soft score of the likeliest answers to the questions."""
@@ -209,10 +241,20 @@ class PretrainingTask:
         world, data = self.runtime.world, self.heldout
         means = Means([*self.objectives.losses, *(f"asked {kind}" for kind in data.categories)])
         batches = world.share(list(iterate(len(data), self.eval_batch_size)))
-        loader = DataLoader(_Drawn(self, data), sampler=batches, batch_size=None,
-                            num_workers=self.workers, generator=torch.Generator())
-        for batch in tqdm(loader, desc="held out", leave=False, dynamic_ncols=True,
-                          disable=not (self.progress and world.main)):
+        loader = DataLoader(
+            _Drawn(self, data),
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.workers,
+            generator=torch.Generator(),
+        )
+        for batch in tqdm(
+            loader,
+            desc="held out",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (self.progress and world.main),
+        ):
             self._add(means, model, self.runtime.move(batch))
         return self._finish(means.join(world))
 
@@ -226,8 +268,9 @@ class PretrainingTask:
         if scores is None:
             return
         kinds = self.heldout.kinds[batch.samples]
-        for row, (score, asked) in enumerate(zip(scores.tolist(), batch.labels["asked"].tolist(),
-                                                 strict=True)):
+        for row, (score, asked) in enumerate(
+            zip(scores.tolist(), batch.labels["asked"].tolist(), strict=True)
+        ):
             if asked:
                 means.add(f"asked {self.heldout.categories[kinds[row]]}", score, 1)
 

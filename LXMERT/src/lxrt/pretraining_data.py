@@ -10,13 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.annotations import Example
-from common.easy_captions import caption_examples
-from common.errors import ConfigError, DataError
-from common.feature_sources import FeatureSources, features_there, open_store, source_rows
-from common.features import RegionFeatures
-from common.files import repository_root
-from common.vqa_data import (
+from common.data.annotations import Example
+from common.data.datasets import (
     FAST_IMAGES,
     TINY_IMAGES,
     Dataset,
@@ -25,6 +20,11 @@ from common.vqa_data import (
     resolve_dataset,
     split_holdout,
 )
+from common.data.easy_vqa.captions import caption_examples
+from common.errors import ConfigError, DataError
+from common.features.sources import FeatureSources, features_there, open_store, source_rows
+from common.features.store import RegionFeatures
+from common.files import repository_root
 from lxrt.answers import read_answers
 from lxrt.sentences import Sentences, SentencesBuilder
 from lxrt.upstream_sentences import read_upstream
@@ -40,8 +40,10 @@ UPSTREAM_SPLITS = {
 UPSTREAM_ANSWERS = "lxmert/all_ans.json"
 UPSTREAM_TINY, UPSTREAM_VALIDATION = 500, 5000  # images of each feature file
 SOURCE = "https://nlp.cs.unc.edu/data/lxmert_data"
-DEFAULT_SPLITS = {UPSTREAM: ("mscoco_train,mscoco_nominival,vgnococo", "mscoco_minival"),
-                  EMBEDDED: ("pretrain", "")}
+DEFAULT_SPLITS = {
+    UPSTREAM: ("mscoco_train,mscoco_nominival,vgnococo", "mscoco_minival"),
+    EMBEDDED: ("pretrain", ""),
+}
 
 Say = Callable[[str], None]
 
@@ -92,8 +94,9 @@ class PretrainingData:
     answers: Sequence[str]
 
 
-def resolve_pretraining(name: str | None, data: Path | None,
-                        train: str | None) -> PretrainingSource:
+def resolve_pretraining(
+    name: str | None, data: Path | None, train: str | None
+) -> PretrainingSource:
     """Find a data set to pretrain on; the embedded one is made where it is missing.
 
     Args:
@@ -109,16 +112,19 @@ def resolve_pretraining(name: str | None, data: Path | None,
         named = train is not None and bool(set(train.split(",")) & set(UPSTREAM_SPLITS))
         name = UPSTREAM if named or there else EMBEDDED
         if name == EMBEDDED:
-            print(f"No --dataset given and none of LXMERT's pretraining data in "
-                  f"{folder / 'lxmert'}: using {EMBEDDED}")
+            print(
+                f"No --dataset given and none of LXMERT's pretraining data in "
+                f"{folder / 'lxmert'}: using {EMBEDDED}"
+            )
     if name == UPSTREAM:
         return PretrainingSource(UPSTREAM, folder)
     dataset = resolve_dataset(name)
     return PretrainingSource(name, dataset.folder, dataset)
 
 
-def load_pretraining_data(source: PretrainingSource, options: DataOptions,
-                          say: Say = print) -> PretrainingData:
+def load_pretraining_data(
+    source: PretrainingSource, options: DataOptions, say: Say = print
+) -> PretrainingData:
     """Read sentences, answers and features.
 
     Raises:
@@ -137,12 +143,14 @@ def load_pretraining_data(source: PretrainingSource, options: DataOptions,
 Loaded = tuple[Sentences, Sentences | None, FeatureSources, Sequence[str]]
 
 
-def _load_embedded(source: PretrainingSource, options: DataOptions, splits: str,
-                   say: Say) -> Loaded:
+def _load_embedded(
+    source: PretrainingSource, options: DataOptions, splits: str, say: Say
+) -> Loaded:
     dataset = source.dataset
     if options.qa_sets is not None:
-        raise ConfigError(f"--qaSets belongs to the data set {UPSTREAM}; {dataset.name} has one "
-                          "set of questions")
+        raise ConfigError(
+            f"--qaSets belongs to the data set {UPSTREAM}; {dataset.name} has one set of questions"
+        )
     features, vocabulary = open_features(dataset, splits), dataset.vocabulary()
     images = TINY_IMAGES if options.tiny else FAST_IMAGES if options.fast else None
 
@@ -153,33 +161,47 @@ def _load_embedded(source: PretrainingSource, options: DataOptions, splits: str,
         builder = SentencesBuilder()
         for example in examples:
             labels = None if example.answers is None else vocabulary.encode(example)
-            builder.add(example.image_id, dataset.name if labels is not None else "caption",
-                        example.question, labels)
+            builder.add(
+                example.image_id,
+                dataset.name if labels is not None else "caption",
+                example.question,
+                labels,
+            )
         return with_features(builder.build(), features, options.skip_bad, names, say)
 
     heldout = sentences(options.valid) if options.valid else None
     return sentences(options.train), heldout, features, vocabulary.answers
 
 
-def _load_upstream(source: PretrainingSource, options: DataOptions, splits: str,
-                   say: Say) -> Loaded:
+def _load_upstream(
+    source: PretrainingSource, options: DataOptions, splits: str, say: Say
+) -> Loaded:
     check_upstream_files(source.folder, upstream_splits(splits))
-    answers = read_answers(source.folder / UPSTREAM_ANSWERS, "the answers of pretraining",
-                           f"use --dataset {EMBEDDED}", options.qa_sets)
-    stores = {path: open_store(source.folder / path, skip_bad=options.skip_bad,
-                               progress=options.progress)
-              for path in dict.fromkeys(UPSTREAM_SPLITS[name] for name in upstream_splits(splits))}
+    answers = read_answers(
+        source.folder / UPSTREAM_ANSWERS,
+        "the answers of pretraining",
+        f"use --dataset {EMBEDDED}",
+        options.qa_sets,
+    )
+    stores = {
+        path: open_store(source.folder / path, skip_bad=options.skip_bad, progress=options.progress)
+        for path in dict.fromkeys(UPSTREAM_SPLITS[name] for name in upstream_splits(splits))
+    }
     features = FeatureSources(list(stores.values()))
     limit = UPSTREAM_TINY if options.tiny else FAST_IMAGES if options.fast else None
 
     def sentences(names: str, images: int | None) -> Sentences:
-        found = read_upstream([source.folder / "lxmert" / f"{name}.json"
-                               for name in upstream_splits(names)], answers, say,
-                              options.progress)
+        found = read_upstream(
+            [source.folder / "lxmert" / f"{name}.json" for name in upstream_splits(names)],
+            answers,
+            say,
+            options.progress,
+        )
         if images is not None:
             used = {UPSTREAM_SPLITS[name] for name in upstream_splits(names)}
-            found = found.keep(found.about({i for path in used
-                                            for i in first_images(stores[path], images)}))
+            found = found.keep(
+                found.about({i for path in used for i in first_images(stores[path], images)})
+            )
         return with_features(found, features, options.skip_bad, names, say)
 
     heldout = None
@@ -197,25 +219,37 @@ def upstream_splits(splits: str) -> list[str]:
     names = [name.strip() for name in splits.split(",") if name.strip()]
     unknown = [name for name in names if name not in UPSTREAM_SPLITS]
     if unknown or not names or len(set(names)) < len(names):
-        raise ConfigError(f"split {', '.join(unknown or names) or 'none'} of {UPSTREAM}: it has "
-                          f"{', '.join(UPSTREAM_SPLITS)}; give one, or several with commas "
-                          "between, each once, either to train or to validate on")
+        raise ConfigError(
+            f"split {', '.join(unknown or names) or 'none'} of {UPSTREAM}: it has "
+            f"{', '.join(UPSTREAM_SPLITS)}; give one, or several with commas "
+            "between, each once, either to train or to validate on"
+        )
     return names
 
 
 def check_upstream_files(folder: Path, splits: Sequence[str]) -> None:
     """Raise DataError, with a list, if a file that some splits need is missing."""
-    missing = [path for path in (UPSTREAM_ANSWERS, *(f"lxmert/{name}.json" for name in splits))
-               if not (folder / path).is_file()]
-    missing += [f"{path}.tsv" for path in dict.fromkeys(UPSTREAM_SPLITS[n] for n in splits)
-                if not features_there(folder / path)]
+    missing = [
+        path
+        for path in (UPSTREAM_ANSWERS, *(f"lxmert/{name}.json" for name in splits))
+        if not (folder / path).is_file()
+    ]
+    missing += [
+        f"{path}.tsv"
+        for path in dict.fromkeys(UPSTREAM_SPLITS[n] for n in splits)
+        if not features_there(folder / path)
+    ]
     if missing:
-        lines = [f"  {folder / path}  from {SOURCE}/{path.split('/')[0]}/"
-                 + (" (the *_obj36.zip, unpacked)" if path.endswith(".tsv") else "")
-                 for path in missing]
-        raise DataError(f"data set {UPSTREAM}: {len(missing)} files are missing:\n"
-                        + "\n".join(lines)
-                        + f"\nfetch them, or use the embedded data with --dataset {EMBEDDED}")
+        lines = [
+            f"  {folder / path}  from {SOURCE}/{path.split('/')[0]}/"
+            + (" (the *_obj36.zip, unpacked)" if path.endswith(".tsv") else "")
+            for path in missing
+        ]
+        raise DataError(
+            f"data set {UPSTREAM}: {len(missing)} files are missing:\n"
+            + "\n".join(lines)
+            + f"\nfetch them, or use the embedded data with --dataset {EMBEDDED}"
+        )
 
 
 def first_images(store: RegionFeatures, count: int) -> list[str]:
@@ -225,8 +259,9 @@ def first_images(store: RegionFeatures, count: int) -> list[str]:
     return [image for image, row in source_rows(store, count).items() if row < count]
 
 
-def with_features(sentences: Sentences, features: FeatureSources, skip: bool, splits: str,
-                  say: Say) -> Sentences:
+def with_features(
+    sentences: Sentences, features: FeatureSources, skip: bool, splits: str, say: Say
+) -> Sentences:
     """The sentences whose images have features.
 
     Raises:
@@ -235,17 +270,23 @@ def with_features(sentences: Sentences, features: FeatureSources, skip: bool, sp
     images = sentences.used_images()
     missing = features.missing(images)
     if missing and not skip:
-        raise DataError(f"{splits}: {len(missing)} of {len(images)} images have no region "
-                        f"features, e.g. {missing[0]!r}: use the features of these splits, all of "
-                        "them, or leave the sentences about such images out with --skip-bad")
+        raise DataError(
+            f"{splits}: {len(missing)} of {len(images)} images have no region "
+            f"features, e.g. {missing[0]!r}: use the features of these splits, all of "
+            "them, or leave the sentences about such images out with --skip-bad"
+        )
     if missing:
         lost = sentences.about(set(missing))
         sentences = sentences.keep(~lost)
-        say(f"{splits}: {len(missing)} of {len(images)} images have no region features: "
-            f"{int(lost.sum())} sentences are left out")
+        say(
+            f"{splits}: {len(missing)} of {len(images)} images have no region features: "
+            f"{int(lost.sum())} sentences are left out"
+        )
     if not len(sentences):
-        raise DataError(f"{splits}: no sentence is about an image with region features: the "
-                        "sentences and the features belong to different images")
+        raise DataError(
+            f"{splits}: no sentence is about an image with region features: the "
+            "sentences and the features belong to different images"
+        )
     return sentences
 
 
@@ -255,8 +296,9 @@ def _held_images(image_ids: Sequence[str], share: float) -> set[str]:
     return {example.image_id for example in split_holdout(images, share)[1]}
 
 
-def region_classes(source: PretrainingSource, features: FeatureSources,
-                   losses: Sequence[str]) -> dict[str, int]:
+def region_classes(
+    source: PretrainingSource, features: FeatureSources, losses: Sequence[str]
+) -> dict[str, int]:
     """Numbers of object and attribute classes that the chosen visual losses need.
 
     Those of the original detector for `lxmert`; else one more than the largest in the stores.
@@ -264,22 +306,26 @@ def region_classes(source: PretrainingSource, features: FeatureSources,
     Raises:
         ConfigError: a store has no such classes.
     """
-    needed = {f"{name}_id_num": array for name, array in
-              (("obj", "object"), ("attr", "attribute")) if name in losses}
+    needed = {
+        f"{name}_id_num": array
+        for name, array in (("obj", "object"), ("attr", "attribute"))
+        if name in losses
+    }
     for store in features.stores:
         for key, array in needed.items():
             if absent := {f"{array}_ids", f"{array}_conf"} - set(store.meta["optional"]):
-                raise ConfigError(f"{store.path} has no {min(absent)}: leave {key.split('_')[0]} "
-                                  "out of --visualLosses")
+                raise ConfigError(
+                    f"{store.path} has no {min(absent)}: leave {key.split('_')[0]} "
+                    "out of --visualLosses"
+                )
     if source.dataset is None:
         return {}
     classes = dict.fromkeys(needed, 1)
     for store in features.stores if needed else ():
         ids = store.ids()
         for start in range(0, len(ids), 512):
-            batch = store.read(ids[start:start + 512])
+            batch = store.read(ids[start : start + 512])
             for key, array in needed.items():
                 largest = int(getattr(batch, f"{array}_ids").max())
                 classes[key] = max(classes[key], largest + 1)
     return classes
-

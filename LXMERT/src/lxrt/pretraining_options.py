@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.options import add_run_options
+from common.training.options import add_run_options
 from lxrt.config import SIZES
 from lxrt.objectives import Objectives
 from lxrt.pretraining_data import DEFAULT_SPLITS, EMBEDDED, UPSTREAM, DataOptions
@@ -38,7 +38,8 @@ def pretrain_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python src/pretrain/lxmert_pretrain.py",
         description="Pretrain LXMERT on sentences and images: masked words, masked regions, "
-                    "matching, question answering. Called by run/lxmert_pretrain.bash.")
+        "matching, question answering. Called by run/lxmert_pretrain.bash.",
+    )
     _add_data(parser)
     _add_objectives(parser)
     _add_model(parser)
@@ -47,19 +48,34 @@ def pretrain_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--lr", type=float)
     recipe.add_argument("--epochs", type=int)
     recipe.add_argument("--optim", help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb")
-    recipe.add_argument("--warmup", type=float,
-                        help="share of the steps that warms up (default 0.05)")
+    recipe.add_argument(
+        "--warmup", type=float, help="share of the steps that warms up (default 0.05)"
+    )
     recipe.add_argument("--clip", type=float, help="largest gradient norm, 0 = none (default 1)")
     recipe.add_argument("--seed", type=int, default=9595)
     add_run_options(parser)
     parser.set_defaults(holdout=0.05)
-    parser.add_argument("--output", type=Path, default=Path("snap/pretrain/lxmert"),
-                        help="folder of the run (default snap/pretrain/lxmert)")
-    parser.add_argument("--keep-epochs", dest="keep_epochs", type=int, default=2, metavar="K",
-                        help="keep the snapshots EpochNN_LXRT of the last K epochs (default 2)")
-    parser.add_argument("--export", type=Path, metavar="FOLDER",
-                        help="also write the best snapshot as FOLDER/model_LXRT.safetensors, in "
-                             "float16 and without the training state, with vocab.txt beside it")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("snap/pretrain/lxmert"),
+        help="folder of the run (default snap/pretrain/lxmert)",
+    )
+    parser.add_argument(
+        "--keep-epochs",
+        dest="keep_epochs",
+        type=int,
+        default=2,
+        metavar="K",
+        help="keep the snapshots EpochNN_LXRT of the last K epochs (default 2)",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="also write the best snapshot as FOLDER/model_LXRT.safetensors, in "
+        "float16 and without the training state, with vocab.txt beside it",
+    )
     for name in ("--tqdm", "--multiGPU"):  # upstream's flags that need nothing here
         parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -67,71 +83,140 @@ def pretrain_parser() -> argparse.ArgumentParser:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=(UPSTREAM, EMBEDDED),
-                       help=f"{UPSTREAM}: COCO, Visual Genome, VQA, GQA and Visual7W in the files "
-                            f"of the original; {EMBEDDED}: the embedded data (default: {UPSTREAM} "
-                            "if its splits are named or its files are there)")
-    group.add_argument("--data", type=Path,
-                       help=f"folder of the files of {UPSTREAM} (default LXMERT/data)")
+    group.add_argument(
+        "--dataset",
+        choices=(UPSTREAM, EMBEDDED),
+        help=f"{UPSTREAM}: COCO, Visual Genome, VQA, GQA and Visual7W in the files "
+        f"of the original; {EMBEDDED}: the embedded data (default: {UPSTREAM} "
+        "if its splits are named or its files are there)",
+    )
+    group.add_argument(
+        "--data", type=Path, help=f"folder of the files of {UPSTREAM} (default LXMERT/data)"
+    )
     defaults = "; ".join(f"{name}: {train}" for name, (train, _) in DEFAULT_SPLITS.items())
     group.add_argument("--train", help=f"training splits (default {defaults})")
-    group.add_argument("--valid", help="splits to validate on, 5,000 images of each (default: "
-                                       "mscoco_minival). Without any, a share of the training "
-                                       "images is held out (--holdout)")
-    group.add_argument("--qaSets", dest="qa_sets",
-                       help="only answers of these data sets: some of vqa,gqa,visual7w "
-                            "(default: all)")
-    group.add_argument("--tiny", action="store_true", help="the first 500 images of each feature "
-                                                           f"file ({EMBEDDED}: 512 images)")
+    group.add_argument(
+        "--valid",
+        help="splits to validate on, 5,000 images of each (default: "
+        "mscoco_minival). Without any, a share of the training "
+        "images is held out (--holdout)",
+    )
+    group.add_argument(
+        "--qaSets",
+        dest="qa_sets",
+        help="only answers of these data sets: some of vqa,gqa,visual7w (default: all)",
+    )
+    group.add_argument(
+        "--tiny",
+        action="store_true",
+        help=f"the first 500 images of each feature file ({EMBEDDED}: 512 images)",
+    )
     group.add_argument("--fast", action="store_true", help="the same with 5,000 images")
-    group.add_argument("--skip-bad", "--skip_bad", dest="skip_bad", action="store_true",
-                       help="leave out, and count, feature records that cannot be read and "
-                            "sentences about images without features, which are errors otherwise")
-    group.add_argument("--no-captions", dest="no_captions", action="store_true",
-                       help=f"{EMBEDDED}: questions only, no captions made of their answers")
-    group.add_argument("--numWorkers", dest="workers", type=int, default=0,
-                       help="processes that read batches (default 0: in this one)")
+    group.add_argument(
+        "--skip-bad",
+        "--skip_bad",
+        dest="skip_bad",
+        action="store_true",
+        help="leave out, and count, feature records that cannot be read and "
+        "sentences about images without features, which are errors otherwise",
+    )
+    group.add_argument(
+        "--no-captions",
+        dest="no_captions",
+        action="store_true",
+        help=f"{EMBEDDED}: questions only, no captions made of their answers",
+    )
+    group.add_argument(
+        "--numWorkers",
+        dest="workers",
+        type=int,
+        default=0,
+        help="processes that read batches (default 0: in this one)",
+    )
 
 
 def _add_objectives(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("objectives (all of them unless some are named)")
-    group.add_argument("--taskMatched", dest="matched", action="store_true",
-                       help="does the sentence belong to the image?")
+    group.add_argument(
+        "--taskMatched",
+        dest="matched",
+        action="store_true",
+        help="does the sentence belong to the image?",
+    )
     group.add_argument("--taskMaskLM", dest="mask_lm", action="store_true", help="masked words")
-    group.add_argument("--taskObjPredict", dest="obj_predict", action="store_true",
-                       help="objects, attributes and features of regions: --visualLosses")
+    group.add_argument(
+        "--taskObjPredict",
+        dest="obj_predict",
+        action="store_true",
+        help="objects, attributes and features of regions: --visualLosses",
+    )
     group.add_argument("--taskQA", dest="qa", action="store_true", help="question answering")
-    group.add_argument("--visualLosses", dest="visual_losses", default="obj,attr,feat",
-                       help="any of obj,attr,feat (default: all)")
-    group.add_argument("--wordMaskRate", dest="word_mask_rate", type=float, default=0.15,
-                       help="share of word pieces that are masked (default 0.15)")
-    group.add_argument("--objMaskRate", dest="obj_mask_rate", type=float, default=0.15,
-                       help="share of regions that are masked (default 0.15)")
+    group.add_argument(
+        "--visualLosses",
+        dest="visual_losses",
+        default="obj,attr,feat",
+        help="any of obj,attr,feat (default: all)",
+    )
+    group.add_argument(
+        "--wordMaskRate",
+        dest="word_mask_rate",
+        type=float,
+        default=0.15,
+        help="share of word pieces that are masked (default 0.15)",
+    )
+    group.add_argument(
+        "--objMaskRate",
+        dest="obj_mask_rate",
+        type=float,
+        default=0.15,
+        help="share of regions that are masked (default 0.15)",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and weights")
-    group.add_argument("--size", choices=tuple(SIZES),
-                       help=f"base (LXMERT 9-5-5; the default for {UPSTREAM}) or small (2-2-2 "
-                            f"layers of width 128; the default for {EMBEDDED})")
+    group.add_argument(
+        "--size",
+        choices=tuple(SIZES),
+        help=f"base (LXMERT 9-5-5; the default for {UPSTREAM}) or small (2-2-2 "
+        f"layers of width 128; the default for {EMBEDDED})",
+    )
     group.add_argument("--hiddenSize", dest="hidden_size", type=int, help="another width")
     group.add_argument("--llayers", type=int, help="language layers")
     group.add_argument("--xlayers", type=int, help="cross layers")
     group.add_argument("--rlayers", type=int, help="vision layers")
-    group.add_argument("--dropout", type=float,
-                       help="hidden and attention dropout (default: 0.1 for base, 0 for small)")
-    group.add_argument("--bert", type=Path, metavar="FOLDER",
-                       help="start the language half and its heads from this BERT, with its "
-                            f"vocabulary (default for {UPSTREAM} at size base: "
-                            "LXMERT/data/bert-base-uncased; otherwise random weights)")
-    group.add_argument("--load", metavar="PREFIX",
-                       help="a whole pretraining snapshot PREFIX_LXRT.{safetensors,pth}, ours or "
-                            "upstream's, to start from; every tensor must be there")
-    group.add_argument("--loadLXMERT", dest="load_lxmert", metavar="PREFIX",
-                       help="the same without its answer head, as far as it fits")
-    group.add_argument("--fromScratch", dest="from_scratch", action="store_true",
-                       help="random weights instead of BERT's, whose vocabulary is used; "
-                            "--load and --loadLXMERT override them")
+    group.add_argument(
+        "--dropout",
+        type=float,
+        help="hidden and attention dropout (default: 0.1 for base, 0 for small)",
+    )
+    group.add_argument(
+        "--bert",
+        type=Path,
+        metavar="FOLDER",
+        help="start the language half and its heads from this BERT, with its "
+        f"vocabulary (default for {UPSTREAM} at size base: "
+        "LXMERT/data/bert-base-uncased; otherwise random weights)",
+    )
+    group.add_argument(
+        "--load",
+        metavar="PREFIX",
+        help="a whole pretraining snapshot PREFIX_LXRT.{safetensors,pth}, ours or "
+        "upstream's, to start from; every tensor must be there",
+    )
+    group.add_argument(
+        "--loadLXMERT",
+        dest="load_lxmert",
+        metavar="PREFIX",
+        help="the same without its answer head, as far as it fits",
+    )
+    group.add_argument(
+        "--fromScratch",
+        dest="from_scratch",
+        action="store_true",
+        help="random weights instead of BERT's, whose vocabulary is used; "
+        "--load and --loadLXMERT override them",
+    )
 
 
 def chosen_objectives(args: argparse.Namespace) -> Objectives:
@@ -140,21 +225,39 @@ def chosen_objectives(args: argparse.Namespace) -> Objectives:
     chosen = {name: getattr(args, name) for name in names}
     if not any(chosen.values()):
         chosen = dict.fromkeys(names, True)
-    return Objectives(**chosen, visual_losses=tuple(args.visual_losses.split(",")),
-                      word_mask_rate=args.word_mask_rate, obj_mask_rate=args.obj_mask_rate)
+    return Objectives(
+        **chosen,
+        visual_losses=tuple(args.visual_losses.split(",")),
+        word_mask_rate=args.word_mask_rate,
+        obj_mask_rate=args.obj_mask_rate,
+    )
 
 
 def chosen_data(args: argparse.Namespace, dataset: str) -> DataOptions:
     """The part of a data set that the flags ask for."""
-    train, valid = (default if given is None else given for given, default in
-                    zip((args.train, args.valid), DEFAULT_SPLITS[dataset], strict=True))
+    train, valid = (
+        default if given is None else given
+        for given, default in zip((args.train, args.valid), DEFAULT_SPLITS[dataset], strict=True)
+    )
     qa_sets = None if args.qa_sets is None else tuple(args.qa_sets.split(","))
-    return DataOptions(train, valid, args.tiny, args.fast, args.holdout, qa_sets,
-                       not args.no_captions, args.skip_bad, not args.quiet)
+    return DataOptions(
+        train,
+        valid,
+        args.tiny,
+        args.fast,
+        args.holdout,
+        qa_sets,
+        not args.no_captions,
+        args.skip_bad,
+        not args.quiet,
+    )
 
 
 def chosen_recipe(args: argparse.Namespace, size: str) -> Recipe:
     """The recipe of the size with what the command line changes."""
-    given: dict[str, Any] = {name: getattr(args, name) for name in asdict(RECIPES[size])
-                             if getattr(args, name, None) is not None}
+    given: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in asdict(RECIPES[size])
+        if getattr(args, name, None) is not None
+    }
     return replace(RECIPES[size], **given)

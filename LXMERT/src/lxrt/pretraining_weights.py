@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import load_meta
+from common.data.tokenizer import Tokenizer, has_vocabulary, small_vocabulary
 from common.errors import CheckpointError, ConfigError
 from common.files import write_bytes
-from common.text import Tokenizer, has_vocabulary, small_vocabulary
-from common.weights import load_into
+from common.training.checkpoint import load_meta
+from common.training.weights import load_into
 from lxrt.building import find_vocabulary
 from lxrt.config import HOME
 from lxrt.hf_folder import is_hf_folder
@@ -33,9 +33,11 @@ def check_weight_flags(args: argparse.Namespace, from_bert: bool = False) -> Non
         pretrained_path(args.load or args.load_lxmert)
     elif not args.from_scratch and (args.bert or from_bert):
         if not args.bert and not BERT.exists():
-            raise ConfigError(f"no weights to start from: {BERT} does not exist; give --bert "
-                              "FOLDER (BERT-base-uncased), --loadLXMERT or --load (a pretraining "
-                              "snapshot), or --fromScratch for random weights")
+            raise ConfigError(
+                f"no weights to start from: {BERT} does not exist; give --bert "
+                "FOLDER (BERT-base-uncased), --loadLXMERT or --load (a pretraining "
+                "snapshot), or --fromScratch for random weights"
+            )
         bert_file(args.bert or BERT)
 
 
@@ -46,8 +48,9 @@ def earlier_snapshot(args: argparse.Namespace) -> dict[str, Any]:
     return load_meta(path) if path is not None and path.suffix == ".safetensors" else {}
 
 
-def make_tokenizer(args: argparse.Namespace, dataset: str, own_words: Sequence[str] | None,
-                   say: Say) -> Tokenizer:
+def make_tokenizer(
+    args: argparse.Namespace, dataset: str, own_words: Sequence[str] | None, say: Say
+) -> Tokenizer:
     """The vocabulary beside the weights, else BERT's, else one of the words of small data.
 
     Args:
@@ -56,8 +59,9 @@ def make_tokenizer(args: argparse.Namespace, dataset: str, own_words: Sequence[s
     given = args.load or args.load_lxmert
     beside = given and has_vocabulary(given if is_hf_folder(given) else Path(given).parent)
     if own_words is None or args.bert or beside:
-        paths = argparse.Namespace(load=given, load_lxmert=None, load_lxmert_qa=None,
-                                   bert=args.bert)
+        paths = argparse.Namespace(
+            load=given, load_lxmert=None, load_lxmert_qa=None, bert=args.bert
+        )
         folder = find_vocabulary(paths, dataset, "base", say)
     else:
         folder = args.output
@@ -68,8 +72,14 @@ def make_tokenizer(args: argparse.Namespace, dataset: str, own_words: Sequence[s
     return tokenizer
 
 
-def load_start(model: PretrainingModel, args: argparse.Namespace, from_bert: bool,
-               fits: Mapping[str, Any], answers: Sequence[str], say: Say) -> None:
+def load_start(
+    model: PretrainingModel,
+    args: argparse.Namespace,
+    from_bert: bool,
+    fits: Mapping[str, Any],
+    answers: Sequence[str],
+    say: Say,
+) -> None:
     """Load what the flags say.
 
     Args:
@@ -87,8 +97,13 @@ def load_start(model: PretrainingModel, args: argparse.Namespace, from_bert: boo
         load_bert(model.bert, args.bert or BERT, say, heads=model.cls)
 
 
-def load_whole(model: PretrainingModel, name: Path | str, fits: Mapping[str, Any],
-               answers: Sequence[str], say: Say = print) -> Path:
+def load_whole(
+    model: PretrainingModel,
+    name: Path | str,
+    fits: Mapping[str, Any],
+    answers: Sequence[str],
+    say: Say = print,
+) -> Path:
     """`--load`: every tensor of a pretraining snapshot, with its heads.
 
     Raises:
@@ -98,20 +113,25 @@ def load_whole(model: PretrainingModel, name: Path | str, fits: Mapping[str, Any
     check_fits(path, fits)
     known = load_meta(path).get("answers") if path.suffix == ".safetensors" else None
     if model.answer_head is not None and known is not None and list(known) != list(answers):
-        raise CheckpointError(f"{path}: its answer head is for {len(known)} answers that are not "
-                              f"the {len(answers)} of this run in their order; use --loadLXMERT, "
-                              "which leaves the answer head out")
+        raise CheckpointError(
+            f"{path}: its answer head is for {len(known)} answers that are not "
+            f"the {len(answers)} of this run in their order; use --loadLXMERT, "
+            "which leaves the answer head out"
+        )
     try:
         report = load_into(model, read_pretrained(path), what=str(path))
     except CheckpointError as error:
-        raise CheckpointError(f"{error}\n--load needs a snapshot with the same layers and "
-                              "objectives; --loadLXMERT takes what fits") from None
+        raise CheckpointError(
+            f"{error}\n--load needs a snapshot with the same layers and "
+            "objectives; --loadLXMERT takes what fits"
+        ) from None
     say(f"{path.name}: all {len(report.loaded)} tensors loaded")
     return path
 
 
-def load_without_answers(model: PretrainingModel, name: Path | str, fits: Mapping[str, Any],
-                         say: Say = print) -> Path:
+def load_without_answers(
+    model: PretrainingModel, name: Path | str, fits: Mapping[str, Any], say: Say = print
+) -> Path:
     """`--loadLXMERT`: a pretraining snapshot, ours or upstream's, without its answer head.
 
     What only one side has is counted on the screen.
@@ -126,12 +146,16 @@ def load_without_answers(model: PretrainingModel, name: Path | str, fits: Mappin
     rest = {name: x for name, x in weights.items() if name not in answers}
     ours = model.state_dict()
     if not any(name.startswith("bert.") for name in rest if name in ours):
-        raise CheckpointError(f"{path}: not a LXMERT snapshot, none of its {len(weights)} tensors "
-                              "belongs to the encoder (expected names like bert.encoder.layer.0…)")
+        raise CheckpointError(
+            f"{path}: not a LXMERT snapshot, none of its {len(weights)} tensors "
+            "belongs to the encoder (expected names like bert.encoder.layer.0…)"
+        )
     report = load_into(model, rest, strict=False, what=str(path))
     missing = [name for name in report.missing if not name.startswith("answer_head.")]
-    say(f"{path.name}: {len(report.loaded)} tensors loaded, {len(missing)} of the model not in "
+    say(
+        f"{path.name}: {len(report.loaded)} tensors loaded, {len(missing)} of the model not in "
         f"the file, {len(report.unexpected)} of the file not in the model; answer head: "
         f"{len(answers)} tensors of the file left out, "
-        f"{'starts at random values' if model.answer_head is not None else 'not trained'}")
+        f"{'starts at random values' if model.answer_head is not None else 'not trained'}"
+    )
     return path

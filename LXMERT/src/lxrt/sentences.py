@@ -46,7 +46,7 @@ class Sentences:
 
     def sentence(self, row: int) -> str:
         """The text of a sentence."""
-        return self.text[self.text_starts[row]:self.text_starts[row + 1]].tobytes().decode()
+        return self.text[self.text_starts[row] : self.text_starts[row + 1]].tobytes().decode()
 
     def texts(self) -> Iterator[str]:
         """All sentences in their order."""
@@ -67,6 +67,7 @@ class Sentences:
 
     def keep(self, rows: np.ndarray) -> Sentences:
         """Only some sentences, (N,) bool, in their order."""
+
         def spans(starts: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
             lengths = np.diff(starts)
             inside = np.repeat(rows, lengths)
@@ -74,9 +75,17 @@ class Sentences:
 
         text_starts, text = spans(self.text_starts, self.text)
         label_starts, labels, scores = spans(self.label_starts, self.labels, self.scores)
-        return replace(self, images=self.images[rows], kinds=self.kinds[rows],
-                       questions=self.questions[rows], text=text, text_starts=text_starts,
-                       labels=labels, scores=scores, label_starts=label_starts)
+        return replace(
+            self,
+            images=self.images[rows],
+            kinds=self.kinds[rows],
+            questions=self.questions[rows],
+            text=text,
+            text_starts=text_starts,
+            labels=labels,
+            scores=scores,
+            label_starts=label_starts,
+        )
 
     def about(self, image_ids: set[str]) -> np.ndarray:
         """(N,) bool: which sentences are about one of these images."""
@@ -118,8 +127,9 @@ class SentencesBuilder:
         self._text_starts, self._label_starts = array("q", [0]), array("q", [0])
         self._labels, self._scores = array("i"), array("f")
 
-    def add(self, image_id: str, category: str, sentence: str,
-            answers: Mapping[int, float] | None) -> None:
+    def add(
+        self, image_id: str, category: str, sentence: str, answers: Mapping[int, float] | None
+    ) -> None:
         """Append a sentence.
 
         Args:
@@ -137,12 +147,19 @@ class SentencesBuilder:
 
     def build(self) -> Sentences:
         """What was collected."""
+
         def numbers(values: array, dtype: str) -> np.ndarray:
             return np.frombuffer(values, dtype=dtype) if len(values) else np.empty(0, dtype)
 
         return Sentences(
-            list(self._image_ids), list(self._categories), numbers(self._images, "i4"),
-            numbers(self._kinds, "i1"), numbers(self._questions, "i1").astype(bool),
-            np.frombuffer(self._text, dtype=np.uint8), numbers(self._text_starts, "i8"),
-            numbers(self._labels, "i4"), numbers(self._scores, "f4"),
-            numbers(self._label_starts, "i8"))
+            list(self._image_ids),
+            list(self._categories),
+            numbers(self._images, "i4"),
+            numbers(self._kinds, "i1"),
+            numbers(self._questions, "i1").astype(bool),
+            np.frombuffer(self._text, dtype=np.uint8),
+            numbers(self._text_starts, "i8"),
+            numbers(self._labels, "i4"),
+            numbers(self._scores, "f4"),
+            numbers(self._label_starts, "i8"),
+        )

@@ -19,8 +19,9 @@ Say = Callable[[str], None]
 _BETWEEN = re.compile(r"[\s,]*")
 
 
-def read_upstream(paths: Sequence[Path], answers: Sequence[str], say: Say = print,
-                  progress: bool = True) -> Sentences:
+def read_upstream(
+    paths: Sequence[Path], answers: Sequence[str], say: Say = print, progress: bool = True
+) -> Sentences:
     """Read files of the original system into one table.
 
     Each is a list of `{"img_id", "sentf": {category: [sentence]}, "labelf": {category:
@@ -35,10 +36,15 @@ def read_upstream(paths: Sequence[Path], answers: Sequence[str], say: Say = prin
         for number, entry in enumerate(json_entries(path, progress), 1):
             reader.add(f"{path}: entry {number}", entry)
     names = ", ".join(path.stem for path in paths)
-    say(f"{names}: {reader.sentences} sentences about {reader.images} images"
+    say(
+        f"{names}: {reader.sentences} sentences about {reader.images} images"
         + (f"; {reader.blank} blank ones are left out" if reader.blank else "")
-        + (f"; {reader.unknown} answers are not among the {len(answers)} known ones"
-           if reader.unknown else ""))
+        + (
+            f"; {reader.unknown} answers are not among the {len(answers)} known ones"
+            if reader.unknown
+            else ""
+        )
+    )
     return reader.builder.build()
 
 
@@ -57,20 +63,27 @@ class _UpstreamReader:
         image, sentf, labelf = entry["img_id"], entry.get("sentf"), entry.get("labelf", {})
         where = f"{where}, image {image!r}"
         if not isinstance(sentf, dict) or not isinstance(labelf, dict):
-            raise DataError(f"{where}: `sentf` and `labelf` must be objects with one entry per "
-                            "category")
+            raise DataError(
+                f"{where}: `sentf` and `labelf` must be objects with one entry per category"
+            )
         self.images += 1
         for category, sentences in sentf.items():
             labels = labelf.get(category)
             if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
                 raise DataError(f"{where}: `sentf` of {category!r} is not a list of texts")
-            if labels is not None and (not isinstance(labels, list)
-                                       or len(labels) != len(sentences)):
-                raise DataError(f"{where}: `labelf` of {category!r} is not a list of as many "
-                                f"labels as there are sentences ({len(sentences)})")
+            if labels is not None and (
+                not isinstance(labels, list) or len(labels) != len(sentences)
+            ):
+                raise DataError(
+                    f"{where}: `labelf` of {category!r} is not a list of as many "
+                    f"labels as there are sentences ({len(sentences)})"
+                )
             for place, sentence in enumerate(sentences):
-                label = None if labels is None else self._label(
-                    f"{where}, {category!r}, sentence {place + 1}", labels[place])
+                label = (
+                    None
+                    if labels is None
+                    else self._label(f"{where}, {category!r}, sentence {place + 1}", labels[place])
+                )
                 if sentence.strip():
                     self.builder.add(image, category, sentence, label)
                     self.sentences += 1
@@ -83,10 +96,14 @@ class _UpstreamReader:
             raise DataError(f"{where}: the label is not an object answer: score")
         found: dict[int, float] = {}
         for answer, score in label.items():
-            if isinstance(score, bool) or not isinstance(score, int | float) or not (
-                    0 < score <= 1 and math.isfinite(score)):
-                raise DataError(f"{where}: answer {answer!r} has score {score!r}, expected a "
-                                "number in (0, 1]")
+            if (
+                isinstance(score, bool)
+                or not isinstance(score, int | float)
+                or not (0 < score <= 1 and math.isfinite(score))
+            ):
+                raise DataError(
+                    f"{where}: answer {answer!r} has score {score!r}, expected a number in (0, 1]"
+                )
             if answer not in self._known:
                 self._known[answer] = self._labels.get(convert_answer(answer))
             place = self._known[answer]
@@ -111,21 +128,29 @@ def json_entries(path: Path, progress: bool = True) -> Iterator[Any]:
         raise DataError(f"{path}: byte {error.start} is not UTF-8 text: not a JSON file") from None
     decoder = json.JSONDecoder()
     place = len(text) - len(text.lstrip())
-    if text[place:place + 1] != "[":
+    if text[place : place + 1] != "[":
         raise DataError(f"{path}: not a JSON list of images with sentences")
     place += 1
-    with tqdm(total=len(text), unit="B", unit_scale=True, desc=path.name, leave=False,
-              disable=not progress) as bar:
+    with tqdm(
+        total=len(text),
+        unit="B",
+        unit_scale=True,
+        desc=path.name,
+        leave=False,
+        disable=not progress,
+    ) as bar:
         while True:
             place = _BETWEEN.match(text, place).end()
-            if text[place:place + 1] == "]" and not text[place + 1:].strip():
+            if text[place : place + 1] == "]" and not text[place + 1 :].strip():
                 return
             try:
                 entry, end = decoder.raw_decode(text, place)
             except json.JSONDecodeError as error:
-                raise DataError(f"{path}: line {error.lineno}, column {error.colno}: not valid "
-                                f"JSON ({error.msg}); the file is truncated or damaged: fetch it "
-                                "again") from None
+                raise DataError(
+                    f"{path}: line {error.lineno}, column {error.colno}: not valid "
+                    f"JSON ({error.msg}); the file is truncated or damaged: fetch it "
+                    "again"
+                ) from None
             yield entry
             bar.update(end - place)
             place = end

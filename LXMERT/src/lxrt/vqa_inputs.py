@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.text import Tokenizer
-from common.vqa_data import VQABatch
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_dataset import VQABatch
 
 
 @dataclass
@@ -23,5 +23,10 @@ class LxmertInputs:
         """
         ids, mask = self.tokenizer.encode(batch.questions)
         regions = None if bool(batch.region_mask.all()) else batch.region_mask.long()
-        return {"input_ids": ids, "input_mask": mask, "features": batch.features,
-                "boxes": batch.boxes, "region_mask": regions}
+        return {
+            "input_ids": ids,
+            "input_mask": mask,
+            "features": batch.features,
+            "boxes": batch.boxes,
+            "region_mask": regions,
+        }

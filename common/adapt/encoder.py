@@ -1,0 +1,364 @@
+"""The adaptive part of an encoder: twins, policy, decisions, and the pass through routed sites.
+
+An encoder derives from `RoutedEncoder` and says what its layers are; `Adaptive` is a submodule of
+it (state-dict names `adaptive.*` beside the upstream ones). Shape legend: B batch, D decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.adapt.executors import RoutedSite, Routing, execute
+from common.adapt.gumbel import hard_gumbel
+from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
+from common.adapt.steps import Layer, State, Step, first_position, live_steps
+from common.adapt.strategies import Site, Strategy, plan_sites
+from common.errors import ConfigError
+
+POLICY_EVALUATIONS = ("argmax", "sample", "global")
+
+
+@dataclass
+class Decided:
+    """What was decided in the last forward pass.
+
+    Attributes:
+        decisions: (B, D), exactly 0 or 1; carries the policy's gradient in training.
+        logits: (B, D, 2), or None where no policy was asked.
+    """
+
+    decisions: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass
+class AdaptiveOptions:
+    """How an adapted encoder runs; see `common.adapt.executors` for the executors.
+
+    Attributes:
+        executor: while training: dense, exact or sampled.
+        eval_executor: in evaluation mode; any executor.
+        sampled_share: p of `sampled`.
+        policy_eval: argmax, sample or global, in evaluation mode.
+        temperature: of the Gumbel-softmax while training.
+        full_precision: under autocast, form the difference of the branches in float32.
+    """
+
+    executor: str = "exact"
+    eval_executor: str = "gathered"
+    sampled_share: float = 0.25
+    policy_eval: str = "argmax"
+    temperature: float = 5.0
+    full_precision: bool = True
+
+
+class Adaptive(nn.Module):
+    """Twins (or linear maps), policy network and decision vector of one encoder."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        reads: Sequence[str],
+        strategy: Strategy,
+        policy: nn.Module | None,
+        options: AdaptiveOptions,
+        reads_first: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.strategy = strategy
+        self.options = options
+        self._layers = tuple(layers)
+        self._plan = plan_sites(layers, strategy, reads, reads_first)
+        self.policy = policy
+        self.twins = nn.ModuleDict()
+        self.linears = nn.ModuleDict()
+        if strategy.other == "twin":
+            self.twins.update({_key(layer.name): frozen_copy(layer.module) for layer in layers})
+        if strategy.other == "linear":
+            self.linears.update(
+                {
+                    _key(layer.name): _linear_maps(layer, sites[0].outputs)
+                    for layer, sites in zip(layers, self._plan, strict=True)
+                }
+            )
+        self.register_buffer(
+            "live",
+            torch.tensor([site.live for site in self.sites for _ in site.columns]),
+            persistent=False,
+        )
+        self.register_buffer("global_decisions", torch.full((len(self.live),), -1.0))
+        self.last: Decided | None = None
+        self.raw_inputs: Mapping[str, Tensor | None] = {}
+        self._noise_key: tuple[int, int, Sequence[int]] | None = None
+        self._sampling_key: tuple[int, int, Sequence[int]] | None = None
+        self._forced: Tensor | None = None
+
+    @property
+    def sites(self) -> list[Site]:
+        """All sites, dead ones included, in the order of their decisions."""
+        return [site for sites in self._plan for site in sites]
+
+    @property
+    def decision_layers(self) -> list[str]:
+        """The layer of each decision, D names."""
+        return [site.layer for site in self.sites for _ in site.columns]
+
+    @property
+    def decision_components(self) -> list[str]:
+        """The component of each decision within its layer, D names (empty for a whole layer)."""
+        return [name for site in self.sites for name in site.decision_names()]
+
+    @property
+    def decision_names(self) -> list[str]:
+        """`layer.component` of each decision, D names."""
+        pairs = zip(self.decision_layers, self.decision_components, strict=True)
+        return [f"{layer}.{component}".rstrip(".") for layer, component in pairs]
+
+    def twin(self, layer: str) -> nn.Module | None:
+        """The frozen copy of a layer; None where the other branch is none."""
+        return self.twins[_key(layer)] if self.twins else None
+
+    def key_noise(self, seed: int, step: int, samples: Sequence[int]) -> None:
+        """Key the noise of the next forward pass by (seed, step, sample)."""
+        self._noise_key = (seed, step, samples)
+
+    @contextmanager
+    def force(self, decisions: Tensor) -> Iterator[None]:
+        """Within the context use these decisions, (D,) or (B, D) of 0 / 1, not the policy's."""
+        if decisions.shape[-1] != len(self.live):
+            raise ValueError(f"{decisions.shape[-1]} decisions given, {len(self.live)} needed")
+        self._forced = decisions
+        try:
+            yield
+        finally:
+            self._forced = None
+
+    def decide(self, state: State) -> Tensor:
+        """Decisions (B, D) for the samples whose embeddings are in `state`."""
+        first = next(x for x in state.values() if x is not None)
+        batch, device = len(first), first.device
+        key, self._noise_key = self._noise_key, None
+        if self._forced is not None:
+            self.last = Decided(self._forced.expand(batch, -1))
+        elif not self.training and self.options.policy_eval == "global":
+            self.last = Decided(self._global(batch))
+        else:
+            logits = self._logits(state)
+            control = isinstance(self.policy, RandomPolicy)  # its likelier decision says nothing
+            if self.training or self.options.policy_eval == "sample" or control:
+                noise = uniform_noise(key, batch, 2 * len(self.live), device)
+                decisions = hard_gumbel(logits, noise.view_as(logits), self.options.temperature)
+            else:
+                decisions = (logits[..., 1] > logits[..., 0]).to(logits.dtype)
+            self.last = Decided(decisions, logits)
+        self._sampling_key = key
+        return self.last.decisions
+
+    def _global(self, batch: int) -> Tensor:
+        if (self.global_decisions < 0).any():
+            raise ConfigError(
+                "policy evaluation 'global' needs global decisions: none were "
+                "computed or loaded (only BEST of a finished run has them; use "
+                "--policy-eval argmax for other checkpoints)"
+            )
+        return self.global_decisions.expand(batch, -1)
+
+    def _logits(self, state: State) -> Tensor:
+        if self.policy is None:
+            raise ConfigError(f"strategy {self.strategy.name} needs a policy network")
+        with torch.autocast(next(iter(state.values())).device.type, enabled=False):
+            full = {
+                k: x if x is None or x.dtype == torch.float64 else x.float()
+                for k, x in state.items()
+            }
+            raw, self.raw_inputs = self.raw_inputs, {}
+            return self.policy(PolicyInputs(full, raw))
+
+    def run(self, state: State, encoder: RoutedEncoder, passed: list[State] | None = None) -> State:
+        """Run all layers of the encoder with the policy's decisions.
+
+        Args:
+            state: slots (B, …) before the first layer.
+            encoder: whose adaptive part this is.
+            passed: if given, receives the slots after every layer.
+        """
+        decisions = self.decide(state)
+        options = self.options
+        executor = options.executor if self.training else options.eval_executor
+        noise = None
+        if executor == "sampled":
+            key = self._sampling_key
+            # The complement of the seed keeps this stream apart from the Gumbel noise.
+            key = None if key is None else (~key[0], key[1], key[2])
+            noise = uniform_noise(key, len(decisions), len(self.sites), decisions.device)
+        routing = Routing(
+            decisions,
+            executor,
+            options.sampled_share,
+            noise,
+            self.training and self._drops(),
+            options.full_precision,
+        )
+        index = 0
+        for layer, sites in zip(self._layers, self._plan, strict=True):
+            module = encoder.get_submodule(layer.path)
+            for site in sites:
+                if site.live:
+                    routed = self._routed(layer.name, module, site)
+                    state = state | execute(routed, index, state, routing)
+                index += 1
+            state = between_layers(state)
+            if passed is not None:
+                passed.append(state)
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the last forward pass left behind, so that a model can be copied."""
+        return super().__getstate__() | {"last": None, "raw_inputs": {}}
+
+    def _drops(self) -> bool:
+        return any(
+            isinstance(m, nn.Dropout) and m.p > 0
+            for layer in self._layers
+            for m in layer.module.modules()
+        )
+
+    def _routed(self, name: str, module: nn.Module, site: Site) -> RoutedSite:
+        twin = self.twin(name)
+
+        def branch(value: int, inputs: State) -> State:
+            if value == 1:
+                return run_steps(site.steps, module, inputs)
+            if twin is not None:
+                return run_steps(site.steps, twin, inputs)
+            passed = {
+                slot: first_position(inputs[slot]) if slot in site.narrowed else inputs[slot]
+                for slot in site.outputs
+            }
+            if self.linears:
+                maps = self.linears[_key(name)]
+                return {slot: maps[slot](x) for slot, x in passed.items()}
+            return passed
+
+        heads = None
+        if site.per_head:
+
+            def heads(inputs: State, routes: object, flip: bool) -> State:
+                out: State = {}
+                for step in site.steps:
+                    out |= step.run_routed((twin, module), inputs, routes, site.columns, flip)
+                return out
+
+        return RoutedSite(site.columns, site.outputs, site.inputs, branch, heads)
+
+
+class RoutedEncoder(nn.Module):
+    """Base class of encoders whose layers are lists of steps.
+
+    Attributes:
+        reads: slots that are read after the last layer; the rest is dead and is not computed.
+        reads_first: those of `reads` of which only the first position is read; the last layer
+            that writes them hands on (B, 1, C).
+        adaptive: set by `common.adapt.adapting`; None runs every live step as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adaptive: Adaptive | None = None
+        self.reads: tuple[str, ...] = ()
+        self.reads_first: tuple[str, ...] = ()
+        self._plain: tuple[tuple[str, tuple[Step, ...]], ...] | None = None
+
+    def layers(self) -> list[Layer]:
+        """All layers in execution order."""
+        raise NotImplementedError
+
+    def layers_removed(self) -> None:
+        """Called after layers were taken out (`common.adapt.merging`): note how many are left."""
+
+    def set_reads(self, reads: Sequence[str], first: Sequence[str] = ()) -> None:
+        """Say which slots are read after the last layer (before `adapt`).
+
+        Args:
+            reads: the slots.
+            first: those of them of which only the first position is read.
+        """
+        if self.adaptive is not None:
+            raise ConfigError("what is read from an encoder is set before it is adapted")
+        if not set(first) <= set(reads):
+            raise ConfigError(
+                f"only the first position of {', '.join(first)} is read, but the "
+                f"slots that are read are {', '.join(reads)}"
+            )
+        self.reads, self.reads_first = tuple(reads), tuple(first)
+        self._plain = None
+
+    def published_policy(self, decisions: int, initial_share: float) -> nn.Module:
+        """The policy network of the original system for this backbone."""
+        raise ConfigError(f"{type(self).__name__} has no published policy network; use 'small'")
+
+    def run_layers(
+        self,
+        state: State,
+        raw_inputs: Mapping[str, Tensor | None] | None = None,
+        passed: list[State] | None = None,
+    ) -> State:
+        """Run all layers on the slots (B, …) of `state`; returns the slots after them.
+
+        Args:
+            state: streams and masks before the first layer.
+            raw_inputs: the backbone's own inputs, for a published policy.
+            passed: if given, receives the slots after every layer.
+        """
+        if self.adaptive is not None:
+            self.adaptive.raw_inputs = raw_inputs or {}
+            return self.adaptive.run(state, self, passed)
+        if self._plain is None:
+            layers = self.layers()
+            steps, _ = live_steps(layers, self.reads, first=self.reads_first)
+            self._plain = tuple((layer.path, s) for layer, s in zip(layers, steps, strict=True))
+        for path, steps in self._plain:
+            state = between_layers(state | run_steps(steps, self.get_submodule(path), state))
+            if passed is not None:
+                passed.append(state)
+        return state
+
+
+def run_steps(steps: Sequence[Step], module: nn.Module, state: State) -> State:
+    """Run steps one after the other on one branch's weights; returns what they wrote."""
+    written: State = {}
+    for step in steps:
+        written |= step.run(module, state | written)
+    return written
+
+
+def between_layers(state: State) -> State:
+    """Forget the slots (B, …) within a layer; streams and masks stay."""
+    return {k: x for k, x in state.items() if "." not in k or k.endswith(".mask")}
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters never change."""
+    return deepcopy(module).requires_grad_(False)
+
+
+def _linear_maps(layer: Layer, streams: Sequence[str]) -> nn.ModuleDict:
+    """One linear map for each stream that the layer hands on, started as the identity."""
+    maps = nn.ModuleDict()
+    for stream in streams:
+        maps[stream] = nn.Linear(layer.streams[stream], layer.streams[stream])
+        nn.init.eye_(maps[stream].weight)
+        nn.init.zeros_(maps[stream].bias)
+    return maps
+
+
+def _key(layer_name: str) -> str:
+    """A module name for a layer name (module names cannot hold dots)."""
+    return layer_name.replace(".", "_")

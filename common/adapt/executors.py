@@ -1,0 +1,312 @@
+"""Executors: how the two branches of a site are computed for a batch of decisions.
+
+A site computes `y = d * one(x) + (1 - d) * zero(x)` with d exactly 0 or 1 for each sample (or for
+each sample and attention head). The executors agree in outputs and gradients:
+
+    dense     both branches on every sample, blended. The readable reference.
+    exact     training: backward only through the branch that each sample chose, since the
+              gradient into the other one is exactly 0; the policy still gets its straight-through
+              gradient <dL/dy, one(x) - zero(x)>.
+    sampled   training, opt-in: like exact, but the branch that was not chosen is evaluated for a
+              random share p of the samples, weighted by 1 / p. Unbiased without dropout; with it
+              both branches of those samples draw masks of their own, which are equal to each
+              other but not to those of the loss's gradient.
+    gathered  evaluation: every sample runs through its own branch only.
+
+Dropout: both branches draw the same masks for the same sample, otherwise the difference that the
+policy learns from would drown in mask noise. Shape legend: B batch, D decisions, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.adapt.row_routing import Rows, merge_rows, split_rows, straight_through
+from common.adapt.steps import State
+from common.errors import ConfigError
+
+EXECUTORS = ("dense", "exact", "sampled", "gathered")
+Branch = Callable[[State], State]
+
+
+class Routes:
+    """For each decision the rows of the batch that chose 0 and that chose 1.
+
+    Built once per batch: one stable sort of the decision matrix (and one transfer of its column
+    sums) serves all sites.
+    """
+
+    def __init__(self, decisions: Tensor, training: bool) -> None:
+        """decisions (B, D) of exact 0 / 1; `training` keeps empty branches in the graph."""
+        hard = decisions.detach()
+        self.batch = hard.shape[0]
+        self.training = training and torch.is_grad_enabled()
+        order = torch.argsort(hard, dim=0, stable=True)
+        self._order = order.unbind(1)
+        self._ones = [int(n) for n in hard.sum(0).tolist()]
+
+    def rows(self, column: int, value: int) -> Tensor:
+        """Indices (n,) of the samples whose decision in `column` is `value`."""
+        zeros = self.batch - self._ones[column]
+        return self._order[column][zeros:] if value else self._order[column][:zeros]
+
+    def count(self, column: int, value: int) -> int:
+        return self._ones[column] if value else self.batch - self._ones[column]
+
+    def both(self, column: int, flip: bool = False) -> Rows:
+        """The samples that take branch 0 and those that take branch 1 (`flip`: the other way)."""
+        return self.rows(column, int(flip)), self.rows(column, int(not flip))
+
+    def select(
+        self,
+        inputs: State,
+        outputs: Sequence[str],
+        column: int,
+        run: Callable[[int, State], State],
+        flip: bool = False,
+        replay: DropoutReplay | None = None,
+    ) -> State:
+        """Run each sample through the branch it chose (`flip`: through the other one).
+
+        Args:
+            inputs: slots (B, ...) that the branches read.
+            outputs: slots that are merged and returned.
+            column: which decision.
+            run: `run(value, inputs)`, the branch of that value on some rows.
+            replay: makes the flipped run draw the dropout masks of the first one.
+        """
+
+        def branch(value: int, state: State) -> State:
+            with replay.draw(value) if replay else nullcontext():
+                return run(value ^ flip, state)
+
+        with_grad = self.training and torch.is_grad_enabled()
+        for value in (0, 1):
+            if self.count(column, value) == self.batch and not with_grad:
+                found = branch(value, inputs)
+                return {slot: found[slot] for slot in outputs}
+        rows = self.both(column)
+        zero, one = (branch(value, part) for value, part in enumerate(split(inputs, rows)))
+        return {slot: merge_rows(zero[slot], one[slot], rows) for slot in outputs}
+
+    def restricted(self, mask: Tensor, decisions: Tensor) -> tuple[Tensor, Routes]:
+        """The rows where mask (B,) is true, and the routes of the batch made of them."""
+        rows = mask.nonzero().squeeze(1)
+        return rows, Routes(decisions.detach().index_select(0, rows), training=False)
+
+
+def split(state: State, rows: Rows) -> tuple[State, State]:
+    """The samples that take branch 0 and those that take branch 1; None stays None."""
+    parts = {slot: (None, None) if x is None else split_rows(x, rows) for slot, x in state.items()}
+    return {slot: p[0] for slot, p in parts.items()}, {slot: p[1] for slot, p in parts.items()}
+
+
+def take(state: State, rows: Tensor) -> State:
+    """The given rows of every slot; slots that are None stay None."""
+    return {slot: None if x is None else x.index_select(0, rows) for slot, x in state.items()}
+
+
+class DropoutReplay:
+    """Remembers the generator state before each branch: a second run draws the same masks."""
+
+    def __init__(self, device: torch.device, active: bool) -> None:
+        self.device = device
+        self._active = active
+        self._states: dict[int, Tensor] = {}
+
+    @contextmanager
+    def draw(self, key: int) -> Iterator[None]:
+        """The first time under `key`: draw as usual. After that: draw the same numbers again."""
+        if not self._active:
+            yield
+        elif key not in self._states:
+            self._states[key] = get_generator_state(self.device)
+            yield
+        else:
+            now = get_generator_state(self.device)
+            set_generator_state(self.device, self._states[key])
+            try:
+                yield
+            finally:
+                set_generator_state(self.device, now)
+
+
+def get_generator_state(device: torch.device) -> Tensor:
+    """State of the default generator of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state()
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Set the state of the default generator of the device."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+@dataclass
+class Routing:
+    """Everything that holds for one forward pass: decisions, routes and executor.
+
+    Attributes:
+        decisions: (B, D) of exact 0 / 1, with the policy's graph behind them in training.
+        executor: one of `EXECUTORS`.
+        sampled_share: p of the `sampled` executor, in (0, 1].
+        sampling_noise: (B, sites) uniform numbers for `sampled`, keyed like the policy's noise.
+        dropout: whether any dropout is active, so that masks have to be replayed.
+        full_precision: evaluate the difference of the branches in float32 under autocast.
+    """
+
+    decisions: Tensor
+    executor: str
+    sampled_share: float = 0.25
+    sampling_noise: Tensor | None = None
+    dropout: bool = False
+    full_precision: bool = True
+    routes: Routes = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise ConfigError(f"unknown executor {self.executor!r}; valid: {', '.join(EXECUTORS)}")
+        if not 0 < self.sampled_share <= 1:
+            raise ConfigError(f"sampled share {self.sampled_share} is not in (0, 1]")
+        if self.executor != "dense":
+            self.routes = Routes(self.decisions, training=self.executor != "gathered")
+
+
+class RoutedSite:
+    """The two branches of one site and how its decisions weigh them.
+
+    `select(inputs, routes, flip, replay)` runs each sample through one branch;
+    `branch(value, inputs)` runs all samples through one.
+    """
+
+    def __init__(
+        self,
+        columns: range,
+        outputs: Sequence[str],
+        inputs: Sequence[str],
+        branch: Callable[[int, State], State],
+        heads: Callable[[State, Routes, bool], State] | None = None,
+    ) -> None:
+        """`heads(inputs, routes, flip)` is given where every attention head decides for itself."""
+        self.columns = columns
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.branch = branch
+        self._heads = heads
+
+    def select(self, inputs: State, routes: Routes, flip: bool, replay: DropoutReplay) -> State:
+        if self._heads is None:
+            return routes.select(inputs, self.outputs, self.columns[0], self.branch, flip, replay)
+        with replay.draw(0):
+            out = self._heads(inputs, routes, flip)
+        return {slot: out[slot] for slot in self.outputs}
+
+    def weigh(self, decisions: Tensor, x: Tensor) -> Tensor:
+        """Multiply x (B, T, C) by decisions (B,) or, per head, (B, H)."""
+        if self._heads is None:
+            return x * decisions[:, 0].to(x.dtype)[:, None, None]
+        heads = len(self.columns)
+        weights = decisions.to(x.dtype)[:, None, :, None]
+        return (x.unflatten(-1, (heads, -1)) * weights).flatten(-2)
+
+
+def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> State:
+    """Compute the outputs of a site. `index` is its place in the order of execution."""
+    inputs = {slot: state[slot] for slot in site.inputs}
+    device = next(x for x in inputs.values() if x is not None).device
+    replay = DropoutReplay(device, routing.dropout)
+    decisions = routing.decisions[:, site.columns.start : site.columns.stop]
+    if routing.executor == "dense":
+        return _dense(site, inputs, decisions, replay)
+    chosen = site.select(inputs, routing.routes, False, replay)
+    if routing.executor == "gathered" or not (decisions.requires_grad and torch.is_grad_enabled()):
+        return chosen
+    with torch.no_grad():
+        if routing.executor == "exact":
+            difference = _difference(site, inputs, chosen, decisions, routing, replay)
+        else:
+            difference = _sampled_difference(
+                site, index, inputs, chosen, decisions, routing, replay
+            )
+    return {slot: straight_through(y, decisions, difference[slot]) for slot, y in chosen.items()}
+
+
+def _dense(site: RoutedSite, inputs: State, decisions: Tensor, replay: DropoutReplay) -> State:
+    with replay.draw(0):
+        one = site.branch(1, inputs)
+    with replay.draw(0):
+        zero = site.branch(0, inputs)
+    return {
+        slot: site.weigh(decisions, one[slot]) + site.weigh(1 - decisions, zero[slot])
+        for slot in site.outputs
+    }
+
+
+def _difference(
+    site: RoutedSite,
+    inputs: State,
+    chosen: State,
+    decisions: Tensor,
+    routing: Routing,
+    replay: DropoutReplay,
+) -> State:
+    """one(x) - zero(x), (B, T, C) per slot, from the chosen values and the other branch's."""
+    if routing.full_precision and torch.is_autocast_enabled(replay.device.type):
+        with torch.autocast(replay.device.type, enabled=False):
+            inputs = {k: None if x is None else x.float() for k, x in inputs.items()}
+            chosen = site.select(inputs, routing.routes, False, replay)
+            other = site.select(inputs, routing.routes, True, replay)
+    else:
+        other = site.select(inputs, routing.routes, True, replay)
+    sign = 2 * decisions.detach() - 1
+    return {slot: site.weigh(sign, chosen[slot].detach() - other[slot]) for slot in site.outputs}
+
+
+def _sampled_difference(
+    site: RoutedSite,
+    index: int,
+    inputs: State,
+    chosen: State,
+    decisions: Tensor,
+    routing: Routing,
+    replay: DropoutReplay,
+) -> State:
+    """An unbiased estimate of the difference: exact / p on a random share p of rows, else 0."""
+    if routing.sampling_noise is None:
+        raise ConfigError("the sampled executor needs sampling noise (B, sites)")
+    mask = routing.sampling_noise[:, index] < routing.sampled_share
+    zeros = {slot: torch.zeros_like(chosen[slot]) for slot in site.outputs}
+    if not mask.any():
+        return zeros
+    rows, routes = routing.routes.restricted(mask, routing.decisions)
+    fresh = DropoutReplay(replay.device, active=routing.dropout)
+    part = Routing(
+        routing.decisions.detach()[rows],
+        "gathered",
+        full_precision=routing.full_precision,
+        dropout=routing.dropout,
+    )
+    part.routes = routes
+    inputs = take(inputs, rows)
+    # With dropout the chosen values are drawn anew, so that both branches share their masks.
+    subset = (
+        site.select(inputs, routes, False, fresh)
+        if routing.dropout
+        else take({slot: chosen[slot].detach() for slot in site.outputs}, rows)
+    )
+    found = _difference(site, inputs, subset, decisions.detach()[rows], part, fresh)
+    return {
+        slot: zeros[slot].index_copy(
+            0, rows, (found[slot] / routing.sampled_share).to(zeros[slot].dtype)
+        )
+        for slot in site.outputs
+    }

@@ -1,0 +1,168 @@
+"""Moving samples between the two branches of a site, with gradients that cost one copy.
+
+What goes apart in the forward pass comes together in the backward pass and the other way round, so
+that neither direction adds into zeros; nothing is summed in an order that a GPU may choose. Shape
+legend: B batch, T tokens, H heads, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Rows = tuple[Tensor, Tensor]
+
+
+def split_rows(x: Tensor, rows: Rows) -> Rows:
+    """x (B, ...) -> the samples in rows[0] and those in rows[1], which together are all."""
+    return _Split.apply(*rows, x)
+
+
+def merge_rows(zero: Tensor, one: Tensor, rows: Rows) -> Tensor:
+    """The inverse of `split_rows`."""
+    dtype = torch.promote_types(zero.dtype, one.dtype)
+    return _Merge.apply(*rows, zero.to(dtype), one.to(dtype))
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_zero: Tensor, rows_one: Tensor, x: Tensor) -> Rows:
+        ctx.rows = rows_zero, rows_one
+        return x.index_select(0, rows_zero), x.index_select(0, rows_one)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, zero: Tensor, one: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, _merged(ctx.rows, zero, one)
+
+
+class _Merge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_zero: Tensor, rows_one: Tensor, zero: Tensor, one: Tensor) -> Tensor:
+        ctx.rows = rows_zero, rows_one
+        return _merged(ctx.rows, zero, one)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, y: Tensor) -> tuple[None, None, Tensor | None, Tensor | None]:
+        wanted = zip(ctx.rows, ctx.needs_input_grad[2:], strict=True)
+        zero, one = (y.index_select(0, rows) if needed else None for rows, needed in wanted)
+        return None, None, zero, one
+
+
+def _merged(rows: Rows, zero: Tensor, one: Tensor) -> Tensor:
+    y = zero.new_empty(len(zero) + len(one), *zero.shape[1:])
+    return y.index_copy_(0, rows[0], zero).index_copy_(0, rows[1], one)
+
+
+def straight_through(y: Tensor, decisions: Tensor, difference: Tensor) -> Tensor:
+    """y as it is, as if it were `decisions * one(x) + (1 - decisions) * zero(x)`.
+
+    Args:
+        y: (B, T, C), the branch that was chosen.
+        decisions: (B, H) of exact 0 / 1, one for each of H equal parts of the channels.
+        difference: (B, T, C), one(x) - zero(x); no gradient goes into it.
+    """
+    return _StraightThrough.apply(y, decisions, difference)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, decisions: Tensor, difference: Tensor) -> Tensor:
+        ctx.parts, ctx.dtype = decisions.shape[1], decisions.dtype
+        ctx.save_for_backward(difference)
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        product = (gradient * difference).unflatten(-1, (ctx.parts, -1))
+        return gradient, product.sum((1, 3), dtype=ctx.dtype), None
+
+
+def project_by_head(
+    x: Tensor, rows: Sequence[Rows], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """Project x with weights of one of two branches for every (sample, head).
+
+    Args:
+        x: (B, T, C).
+        rows: for every head the samples that take branch 0 and those that take branch 1.
+        weights, biases: of branch 0, then those of branch 1: n matrices (H * c, C) and n
+            vectors (H * c) each.
+
+    Returns:
+        (n, B, H, T, c).
+    """
+    tensors = (x, *weights, *biases)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        # Autocast does not reach into the backward pass of a function of our own.
+        tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
+    flat = _ProjectByHead.apply(rows, *tensors)
+    return flat.unflatten(-1, (len(weights) // 2, -1)).movedim(3, 0).transpose(1, 2)
+
+
+class _ProjectByHead(torch.autograd.Function):
+    """(H, B, T, n * c): per head and sample the n projections beside each other.
+
+    Autograd would keep a copy of x for every head, and add up a gradient for every one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Sequence[Rows], x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.rows = rows
+        ctx.save_for_backward(x, *parameters)
+        weights, biases = _by_head(parameters, len(rows))
+        y = x.new_empty(len(rows), *x.shape[:2], weights[0].shape[1])
+        for head, both in enumerate(rows):
+            for value, chosen in enumerate(both):
+                part = F.linear(
+                    x.index_select(0, chosen), weights[value][head], biases[value][head]
+                )
+                y[head].index_copy_(0, chosen, part)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        weights, biases = _by_head(parameters, len(ctx.rows))
+        count = len(parameters) // 4
+        learns = ctx.needs_input_grad[2 : 2 + 2 * count : count]  # each branch does or does not
+        grad_x = torch.zeros_like(x)
+        grads = [
+            (torch.empty_like(w), torch.empty_like(b)) if does else None
+            for w, b, does in zip(weights, biases, learns, strict=True)
+        ]
+        for head, both in enumerate(ctx.rows):
+            for value, chosen in enumerate(both):
+                part = gradient[head].index_select(0, chosen)
+                grad_x.index_add_(0, chosen, part @ weights[value][head])
+                if grads[value] is not None:
+                    flat = part.flatten(0, 1)
+                    torch.mm(
+                        flat.T, x.index_select(0, chosen).flatten(0, 1), out=grads[value][0][head]
+                    )
+                    torch.sum(flat, 0, out=grads[value][1][head])
+        apart = [
+            [None] * count
+            if both is None
+            else [p.flatten(0, 1) for p in both[kind].chunk(count, 1)]
+            for kind in (0, 1)
+            for both in grads
+        ]
+        return None, grad_x, *(p for group in apart for p in group)
+
+
+def _by_head(parameters: Sequence[Tensor], heads: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Per branch the weights (H, n * c, C) and biases (H, n * c) of all projections together."""
+    quarter = len(parameters) // 4
+    groups = [parameters[i * quarter : (i + 1) * quarter] for i in range(4)]
+    joined = [torch.cat([p.unflatten(0, (heads, -1)) for p in group], 1) for group in groups]
+    return joined[:2], joined[2:]

@@ -1,0 +1,285 @@
+"""A layer is a list of named steps over a state of named slots.
+
+A step says what it reads and writes, so residuals and streams are explicit, and it runs on any
+module that has the attribute paths it names: a layer of ours, its frozen twin, or a layer of
+`transformers`. Shape legend: B batch, T tokens (or regions), H heads, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.adapt.row_routing import project_by_head
+
+if TYPE_CHECKING:
+    from common.adapt.executors import Routes
+
+State = dict[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all steps have in common.
+
+    `component` names the decision of the `SpotTune` strategy (steps that share weights share it),
+    `part` the stretch between two skip connections to which the step belongs (`SpotTune_Res`).
+
+    A step with `first_only` computes the first position of what it writes, because no other is
+    read: it narrows those of its inputs (`positionwise`) of which position t of the output needs
+    position t only. Which steps these are is the business of `live_steps`.
+    """
+
+    positionwise: ClassVar[slice] = slice(None)
+
+    component: str
+    part: str
+    module: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    first_only: bool = False
+
+    @property
+    def per_head(self) -> bool:
+        return isinstance(self, HeadsStep)
+
+    def run(self, layer: nn.Module, state: State) -> State:
+        """Compute the written slots from the read ones with the weights of `layer`."""
+        raise NotImplementedError
+
+    def inputs(self, state: State) -> list[Tensor | None]:
+        """The slots that are read, (B, T, C) or, narrowed, (B, 1, C); masks (B, 1, 1, T)."""
+        values = [state[slot] for slot in self.reads]
+        if self.first_only:
+            values[self.positionwise] = map(first_position, values[self.positionwise])
+        return values
+
+    def reads_in_full(self) -> set[str]:
+        """Slots of which more than the first position is read."""
+        whole = list(self.reads)
+        if self.first_only:
+            del whole[self.positionwise]
+        return set(whole)
+
+
+@dataclass(frozen=True)
+class HeadsStep(Step):
+    """Attention heads up to and without the output projection: reads query, key stream, mask."""
+
+    positionwise: ClassVar[slice] = slice(1)
+
+    def run(self, layer: nn.Module, state: State) -> State:
+        """query (B, T, C), keys (B, S, C), mask (B, 1, 1, S) or None -> context (B, T, C)."""
+        attention = layer.get_submodule(self.module)
+        query, keys, mask = self.inputs(state)
+        q, k, v = (
+            split_heads(linear(x), attention.num_attention_heads)
+            for linear, x in (
+                (attention.query, query),
+                (attention.key, keys),
+                (attention.value, keys),
+            )
+        )
+        return {self.writes[0]: attend(attention, q, k, v, mask)}
+
+    def run_routed(
+        self,
+        layers: tuple[nn.Module, nn.Module],
+        state: State,
+        routes: Routes,
+        columns: range,
+        flip: bool = False,
+    ) -> State:
+        """As `run`, with head h of sample b taken from layers[decision of (b, h)].
+
+        Only the projections are routed: a head reads its query, key and value from one branch,
+        so the attention itself runs once. layers = (frozen, finetuned); `flip` takes the branch
+        that was not chosen.
+        """
+        branches = [layer.get_submodule(self.module) for layer in layers]
+        query, keys, mask = self.inputs(state)
+        if query is keys:
+            q, k, v = routed_projection(
+                query, branches, ("query", "key", "value"), routes, columns, flip
+            )
+        else:
+            (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
+            k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
+        return {self.writes[0]: attend(branches[1], q, k, v, mask)}
+
+
+@dataclass(frozen=True)
+class DenseStep(Step):
+    """`LayerNorm(residual + dropout(dense(x)))`: reads x and the residual."""
+
+    def run(self, layer: nn.Module, state: State) -> State:
+        """x (B, T, C'), residual (B, T, C) -> (B, T, C)."""
+        module = layer.get_submodule(self.module)
+        x, residual = self.inputs(state)
+        return {self.writes[0]: module(x, residual)}
+
+
+@dataclass(frozen=True)
+class ExpandStep(Step):
+    """`activation(dense(x))`; gelu is the erf form."""
+
+    activation: Callable[[Tensor], Tensor] = F.gelu
+
+    def run(self, layer: nn.Module, state: State) -> State:
+        """x (B, T, C) -> (B, T, C')."""
+        dense = layer.get_submodule(self.module).dense
+        (x,) = self.inputs(state)
+        return {self.writes[0]: self.activation(dense(x))}
+
+
+def first_position(x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, 1, C)."""
+    return x[:, :1]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, C) -> (B, H, T, C / H)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, H, T, c), k and v (B, H, S, c), additive mask (B, 1, 1, S) -> (B, T, H * c)."""
+    dropout = attention.dropout.p if attention.training else 0.0
+    if mask is not None:
+        mask = mask.to(q.dtype)
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return context.transpose(1, 2).flatten(2)
+
+
+def routed_projection(
+    x: Tensor,
+    branches: Sequence[nn.Module],
+    names: Sequence[str],
+    routes: Routes,
+    columns: range,
+    flip: bool,
+) -> tuple[Tensor, ...]:
+    """Project x (B, T, C), each (sample, head) by the branch that its decision names.
+
+    Returns a (B, H, T, c) tensor for each of `names`.
+    """
+    linears = [getattr(branch, name) for branch in branches for name in names]
+    rows = [routes.both(column, flip) for column in columns]
+    return project_by_head(
+        x, rows, [linear.weight for linear in linears], [linear.bias for linear in linears]
+    ).unbind(0)
+
+
+def bert_steps(
+    stream: str,
+    prefix: str = "",
+    attention: str = "attention",
+    intermediate: str = "intermediate",
+    output: str = "output",
+    mask: str | None = None,
+    source: str | None = None,
+    activation: Callable[[Tensor], Tensor] = F.gelu,
+) -> tuple[Step, ...]:
+    """The four steps of a BERT layer (or of one stream's half of a cross layer).
+
+    Args:
+        stream: slot that the layer reads and writes, e.g. `lang`.
+        prefix: put before component and part names where a layer has several streams (`lang.`).
+        attention, intermediate, output: attribute paths of the modules.
+        mask: slot of the additive key mask; default `<stream>.mask`.
+        source: slot read instead of `stream` when an earlier step of the layer replaced it.
+        activation: of the intermediate step.
+    """
+    source = source or stream
+    context, attended, expanded = (f"{stream}.{s}" for s in ("context", "attended", "expanded"))
+    self_attention, ffn = f"{prefix}attention", f"{prefix}ffn"
+    return (
+        HeadsStep(
+            f"{prefix}head",
+            self_attention,
+            f"{attention}.self",
+            (source, source, mask or f"{stream}.mask"),
+            (context,),
+        ),
+        DenseStep(
+            f"{prefix}attention.output",
+            self_attention,
+            f"{attention}.output",
+            (context, source),
+            (attended,),
+        ),
+        ExpandStep(
+            f"{prefix}intermediate",
+            ffn,
+            intermediate,
+            (attended,),
+            (expanded,),
+            activation=activation,
+        ),
+        DenseStep(f"{prefix}output", ffn, output, (expanded, attended), (stream,)),
+    )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of an encoder as the core sees it: name, path, module, steps and streams.
+
+    `path` is where the encoder keeps the module. A pass through the encoder looks it up there, so
+    that copies and replicas of the encoder use their own.
+
+    `streams` are the slots that the layer hands on, with their numbers of channels; names follow
+    the order of execution (`lang.3`). Slots within a layer have a dot in their names; all but the
+    masks are forgotten after it.
+    """
+
+    name: str
+    path: str
+    module: nn.Module = field(repr=False)
+    steps: tuple[Step, ...]
+    streams: dict[str, int]
+    heads: int
+
+
+def live_steps(
+    layers: Sequence[Layer],
+    reads: Sequence[str],
+    skippable: bool = False,
+    first: Sequence[str] = (),
+) -> tuple[list[tuple[Step, ...]], list[tuple[str, ...]]]:
+    """Which steps of each layer can reach the slots read at the end, and which streams it hands on.
+
+    Args:
+        layers: in execution order.
+        reads: slots that are read after the last layer.
+        skippable: whether a layer may be bypassed, so that its streams are read before it too.
+        first: those of `reads` of which only the first position is read; steps that reach nothing
+            else are `first_only`.
+
+    Returns:
+        Per layer the live steps, and per layer the streams that are needed after it.
+    """
+    needed = set(reads)
+    whole = needed - set(first)
+    steps: list[tuple[Step, ...]] = []
+    streams: list[tuple[str, ...]] = []
+    for layer in reversed(layers):
+        after, whole_after = needed & set(layer.streams), whole & set(layer.streams)
+        streams.append(tuple(s for s in layer.streams if s in after))
+        live = []
+        for step in reversed(layer.steps):
+            written = set(step.writes)
+            if needed & written:
+                if not whole & written:
+                    step = replace(step, first_only=True)
+                live.append(step)
+                needed = (needed - written) | set(step.reads)
+                whole = (whole - written) | step.reads_in_full()
+        steps.append(tuple(reversed(live)))
+        if skippable:
+            needed |= after
+            whole |= whole_after
+    return steps[::-1], streams[::-1]

@@ -1,0 +1,378 @@
+"""A picture of one answer: the image with its boxes, the likeliest answers, and the decisions."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from common.ask.answering import Answer, Answered, PairDecisions
+from common.ask.image import AskedImage
+from common.features.store import Regions
+from common.results.decision_grid import decides_layers, stream_of
+from common.results.decision_plots import draw_panels, numbers_fit, panels_height
+from common.results.plot_style import (
+    DEAD_COLOUR,
+    DEAD_HATCH,
+    WIDTH,
+    Target,
+    dead_patch,
+    new_figure,
+    save,
+    share_colours,
+    stream_colour,
+    styled,
+)
+
+MARGIN, TITLE, ID_ROW, FOOT = 0.15, 0.55, 0.15, 0.42
+IMAGE_WIDTH, IMAGE_HEIGHT = 3.8, 3.3
+ANSWERS_LEFT, ANSWER_ROW, MOST_ANSWERS, AXIS = 4.4, 0.27, 10, 0.55
+QUESTION_ROW, NOTE_ROW = 0.25, 0.14
+STRIP, STRIP_TITLE, PANELS_TITLE = 0.62, 0.5, 0.22
+BOX_COLOURS = ("#d55e00", "#0072b2", "#cc79a7", "#009e73", "#882255", "#b8a900", "#56b4e9")
+ID_COLUMNS, MOST_IDS = 2, 36
+QUESTION_WIDTH, NOTE_WIDTH, NAME_WIDTH = 40, 58, 18
+
+
+def plot_answer(
+    image: AskedImage, answered: Answered, title: str, nothing: str, path: Target
+) -> None:
+    """Write the picture as PNG.
+
+    Args:
+        image: with its regions.
+        answered: the question with its answers and decisions.
+        title: of the run.
+        nothing: what to say where nothing is decided.
+        path: PNG file, or an open binary file.
+    """
+    save(draw_answer(image, answered, title, nothing), path)
+
+
+@styled
+def draw_answer(image: AskedImage, answered: Answered, title: str, nothing: str) -> Figure:
+    """The figure; arguments as in `plot_answer`."""
+    rows = -(-min(MOST_IDS, len(image.regions.boxes)) // ID_COLUMNS)
+    notes = image.notes + answered.notes
+    if len(answered.answers) > MOST_ANSWERS:
+        notes.append(f"{MOST_ANSWERS} of the {len(answered.answers)} answers are drawn")
+    notes = [line for note in notes for line in textwrap.wrap(f"note: {note}", NOTE_WIDTH)]
+    question = textwrap.wrap(answered.question, QUESTION_WIDTH, max_lines=6, placeholder=" …")
+    shown = image_height(image.regions)
+    upper = 0.2 + max(
+        shown + 0.12 + ID_ROW * rows,
+        QUESTION_ROW * len(question)
+        + 0.18
+        + AXIS
+        + ANSWER_ROW * min(MOST_ANSWERS, len(answered.answers))
+        + NOTE_ROW * len(notes),
+    )
+    table = None if answered.decisions is None else decision_table(answered.decisions)
+    lower = 0.3 if table is None else _decisions_height(table)
+    height = TITLE + upper + lower
+    figure = new_figure(height)
+    figure.text(
+        MARGIN / WIDTH,
+        1 - 0.1 / height,
+        f"{title}\n{Path(image.name).name}",
+        va="top",
+        fontsize=10,
+        linespacing=1.35,
+    )
+    top = height - TITLE
+    _draw_image(figure, image, top)
+    _draw_ids(figure, image.regions, top - shown - 0.1)
+    _draw_answers(figure, answered.answers, question, notes, top)
+    if table is None:
+        figure.text(MARGIN / WIDTH, 0.14 / height, f"decided: {nothing}", fontsize=10)
+    else:
+        _draw_decisions(figure, table, answered.decisions, lower)
+    return figure
+
+
+def decision_table(found: PairDecisions) -> dict[str, Any]:
+    """One pair's decisions in the form of `decisions` in result.json; each share is 0 or 1."""
+    return {
+        "layers": found.layers,
+        "components": found.components,
+        "live": found.live,
+        "share": found.decisions,
+    }
+
+
+def image_height(regions: Regions) -> float:
+    """Inches that the image needs: as wide as there is room, unless it is then too high."""
+    return min(IMAGE_HEIGHT, IMAGE_WIDTH * regions.height / regions.width)
+
+
+def _draw_image(figure: Figure, image: AskedImage, top: float) -> None:
+    """The picture, or an empty canvas of its size, with numbered boxes."""
+    height, regions = figure.get_figheight(), image.regions
+    shown = image_height(regions)
+    axes = figure.add_axes(
+        (MARGIN / WIDTH, (top - shown) / height, IMAGE_WIDTH / WIDTH, shown / height)
+    )
+    extent = (0, regions.width, regions.height, 0)
+    if image.picture is None:
+        axes.add_patch(Rectangle((0, 0), regions.width, regions.height, facecolor="#f2f2f2"))
+    else:
+        pixelated = max(image.picture.size) < 400
+        axes.imshow(
+            np.asarray(image.picture),
+            extent=extent,
+            interpolation="nearest" if pixelated else "antialiased",
+        )
+    pad = 0.02 * max(regions.width, regions.height)
+    axes.set(
+        xlim=(-pad, regions.width + pad),
+        ylim=(regions.height + pad, -pad),
+        aspect="equal",
+        anchor="NW",
+    )
+    axes.axis("off")
+    _draw_boxes(axes, regions.boxes.tolist(), max(regions.width, regions.height))
+
+
+def _draw_boxes(axes: Axes, boxes: Sequence[Sequence[float]], size: float) -> None:
+    """Outlines with numbers in their upper left corners, moved where corners coincide."""
+    step, taken = 0.065 * size, []
+    for number in range(len(boxes), 0, -1):  # the first, most certain ones on top
+        x1, y1, x2, y2 = boxes[number - 1]
+        colour = BOX_COLOURS[(number - 1) % len(BOX_COLOURS)]
+        axes.add_patch(
+            Rectangle(
+                (x1, y1),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=colour,
+                linewidth=1.8 if number == 1 else 1.1,
+            )
+        )
+        x = x1
+        while any(abs(x - a) < step and abs(y1 - b) < step for a, b in taken) and x + step < x2:
+            x += step
+        taken.append((x, y1))
+        axes.text(
+            x,
+            y1,
+            str(number),
+            fontsize=7,
+            color="white",
+            va="top",
+            ha="left",
+            fontweight="bold",
+            bbox={"facecolor": colour, "linewidth": 0, "pad": 1.2},
+        )
+
+
+def _draw_ids(figure: Figure, regions: Regions, top: float) -> None:
+    """Below the image, what the detector says of every box."""
+    height = figure.get_figheight()
+    count = min(MOST_IDS, len(regions.boxes))
+    rows = -(-count // ID_COLUMNS)
+    for place in range(count):
+        column, row = divmod(place, rows)
+        colour = BOX_COLOURS[place % len(BOX_COLOURS)]
+        figure.text(
+            (MARGIN + 1.9 * column) / WIDTH,
+            (top - ID_ROW * row) / height,
+            box_label(regions, place),
+            fontsize=6.5,
+            color=colour,
+            va="top",
+        )
+    if count < len(regions.boxes):
+        figure.text(
+            MARGIN / WIDTH,
+            (top - ID_ROW * rows) / height,
+            va="top",
+            fontsize=6.5,
+            s=f"and {len(regions.boxes) - count} more boxes",
+        )
+
+
+def box_label(regions: Regions, place: int) -> str:
+    """`3  object 6 (0.98), attribute 4 (0.31)`, as far as the detector gave that."""
+    parts, shares = [], []
+    for kind in ("object", "attribute"):
+        ids, certain = (getattr(regions, f"{kind}_{what}") for what in ("ids", "conf"))
+        if ids is not None:
+            parts.append(f"{kind} {int(ids[place])}")
+            shares.append("" if certain is None else f" ({float(certain[place]):.2f})")
+    if len(set(shares)) == 1:  # one confidence for both
+        shares[:-1] = [""] * (len(shares) - 1)
+    parts = [part + share for part, share in zip(parts, shares, strict=True)]
+    if not parts:
+        parts = [", ".join(f"{value:.0f}" for value in regions.boxes[place].tolist())]
+    return f"{place + 1}  {', '.join(parts)}"
+
+
+def _draw_answers(
+    figure: Figure,
+    answers: Sequence[Answer],
+    question: Sequence[str],
+    notes: Sequence[str],
+    top: float,
+) -> None:
+    """The lines of the question, one bar for each answer, and the lines of the notes."""
+    height = figure.get_figheight()
+    figure.text(
+        ANSWERS_LEFT / WIDTH,
+        (top - 0.02) / height,
+        "\n".join(question),
+        va="top",
+        fontsize=11,
+        fontweight="bold",
+        linespacing=1.3,
+    )
+    top -= QUESTION_ROW * len(question) + 0.18
+    shown = answers[:MOST_ANSWERS]
+    names = [a.text if len(a.text) <= NAME_WIDTH else a.text[: NAME_WIDTH - 1] + "…" for a in shown]
+    left = ANSWERS_LEFT + 0.12 + 0.075 * max(map(len, names))
+    rows_height = ANSWER_ROW * len(shown)
+    axes = figure.add_axes(
+        (
+            left / WIDTH,
+            (top - rows_height) / height,
+            (WIDTH - left - 0.6) / WIDTH,
+            rows_height / height,
+        )
+    )
+    for row, answer in enumerate(shown):
+        axes.barh(row, answer.probability, height=0.7, color="#0072b2" if row == 0 else "#9ab8cf")
+        axes.text(
+            answer.probability + 0.02, row, f"{answer.probability:.3f}", va="center", fontsize=8
+        )
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.45, -0.55), xticks=np.linspace(0, 1, 6))
+    axes.set_yticks(range(len(shown)), names, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", visible=True)
+    axes.set_xlabel("probability of each answer by itself", fontsize=8)
+    figure.text(
+        ANSWERS_LEFT / WIDTH,
+        (top - rows_height - AXIS) / height,
+        "\n".join(notes),
+        va="top",
+        fontsize=7.5,
+        color="#a34700",
+        linespacing=1.3,
+    )
+
+
+def _decisions_height(table: dict[str, Any]) -> float:
+    return FOOT + (
+        STRIP_TITLE + STRIP if decides_layers(table) else PANELS_TITLE + panels_height(table)
+    )
+
+
+def _draw_decisions(
+    figure: Figure, table: dict[str, Any], found: PairDecisions, lower: float
+) -> None:
+    """The decisions of the pair in the lower part of the figure, with a legend."""
+    height = figure.get_figheight()
+    numbers, whole = found.probabilities, decides_layers(table)
+    live = sum(table["live"])
+    ones = sum(d for d, alive in zip(found.decisions, found.live, strict=True) if alive)
+    unit = "layers" if whole else "parts"
+    figure.text(
+        MARGIN / WIDTH,
+        lower / height,
+        va="top",
+        fontsize=10,
+        s=f"decided: {ones} of {live} {unit} {found.words[1]}",
+    )
+    if whole:
+        _draw_strip(figure, table, found, lower - STRIP_TITLE)
+    else:
+        draw_panels(
+            figure,
+            table,
+            lower - PANELS_TITLE,
+            [np.nan] * len(found.decisions) if numbers is None else numbers,
+        )
+    zero, one = found.words
+    handles = [
+        Patch(facecolor=share_colours()(1.0), label=one),
+        Patch(facecolor=share_colours()(0.0), label=zero),
+    ]
+    if not all(table["live"]):
+        handles.append(dead_patch())
+    says = {
+        "argmax": "the policy's likelier decision",
+        "sample": "drawn by the policy",
+        "global": "one decision for all pairs (global)",
+    }[found.how]
+    if numbers is not None and (whole or numbers_fit(table)):
+        says += f"; numbers: its probability of {one}"
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        ncols=len(handles),
+        borderaxespad=0,
+        bbox_to_anchor=(MARGIN / WIDTH, 0.12 / height),
+    )
+    figure.text(
+        1 - MARGIN / WIDTH,
+        lower / height,
+        says,
+        ha="right",
+        va="top",
+        fontsize=7.5,
+        color="#444444",
+    )
+
+
+def _draw_strip(figure: Figure, table: dict[str, Any], found: PairDecisions, top: float) -> None:
+    """Whole layers as a row of cells, in order of execution; `top` is in inches."""
+    height, layers = figure.get_figheight(), table["layers"]
+    axes = figure.add_axes(
+        (MARGIN / WIDTH, (top - STRIP) / height, 1 - 2 * MARGIN / WIDTH, STRIP / height)
+    )
+    streams = list(dict.fromkeys(map(stream_of, layers)))
+    roomy = len(layers) <= 8
+    for place, (layer, decision, alive) in enumerate(
+        zip(layers, found.decisions, found.live, strict=True)
+    ):
+        face = share_colours()(float(decision)) if alive else DEAD_COLOUR
+        axes.add_patch(
+            Rectangle(
+                (place + 0.04, 0),
+                0.92,
+                1,
+                facecolor=face,
+                linewidth=0.6,
+                edgecolor="#888888",
+                hatch=None if alive else DEAD_HATCH,
+            )
+        )
+        axes.text(
+            place + 0.5,
+            1.08,
+            layer,
+            ha="center",
+            va="bottom",
+            fontsize=8 if roomy else 6.5,
+            color=stream_colour(stream_of(layer), streams),
+        )
+        lines = [found.words[decision] if alive else "dead"] if roomy else []
+        if alive and found.probabilities is not None:
+            lines.append(f"{found.probabilities[place]:.2f}")
+        axes.text(
+            place + 0.5,
+            0.5,
+            "\n".join(lines),
+            ha="center",
+            va="center",
+            linespacing=1.4,
+            fontsize=8 if roomy else 7,
+            color="white" if alive and decision else "black",
+        )
+    axes.set(xlim=(0, len(layers)), ylim=(-0.02, 1.02))
+    axes.axis("off")

@@ -1,0 +1,247 @@
+"""What `make bench` measures: settings, cases, and what a backbone supplies.
+
+A case is one way to run a training step or an evaluation. Cases of one group run in one process on
+the same weights and the same batch, one after the other in every round, so that noise of the
+machine hits all of them and their baseline alike; see `common.bench.measure`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from torch import Tensor, nn
+
+from common.adapt.policy import POLICIES
+from common.adapt.strategies import STRATEGIES
+from common.errors import ConfigError
+
+ADAPTIVE = tuple(name for name, row in STRATEGIES.items() if row.adaptive)
+TRAIN_EXECUTORS = ("dense", "exact", "sampled")
+EVAL_EXECUTORS = ("dense", "gathered")
+DEFAULT_EXECUTOR = {"train": "exact", "eval": "gathered"}
+MIDDLE = 0.5
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What all cases of a run have in common.
+
+    Attributes:
+        backbone: name.
+        device: cpu or cuda.
+        precisions: fp32, and bf16 (autocast) beside it.
+        layers: at most so many layers in every stack of the encoder; None = all.
+        reference_layers: the same for the comparison with the reference implementation, and for
+            the cases in which blocks are dropped from the whole model.
+        batch: pairs in a step.
+        shares: of decisions that are 1.
+        rounds: how often every case runs.
+        threads: of torch on the CPU.
+        seed: of weights, inputs and decisions.
+    """
+
+    backbone: str = "lxmert"
+    device: str = "cpu"
+    precisions: tuple[str, ...] = ("fp32",)
+    layers: int | None = 2
+    reference_layers: int | None = None
+    batch: int = 16
+    shares: tuple[float, ...] = (0.1, 0.5, 0.9)
+    rounds: int = 5
+    threads: int = 1
+    seed: int = 9595
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "reference_layers", "batch", "rounds", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name.replace('_', ' ')} {value}: give at least 1")
+        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
+            raise ConfigError(f"shares {self.shares}: give numbers from 0 to 1")
+
+    def of_reference(self) -> BenchSettings:
+        """The settings of the comparisons with `reference` and `whole`."""
+        return replace(self, layers=self.reference_layers)
+
+    def digest(self) -> str:
+        """Checksum of everything that a measured number depends on, 12 hexadecimal digits.
+
+        Not the shares: they are part of the cases' names.
+        """
+        values = {k: v for k, v in asdict(self).items() if k not in ("shares", "precisions")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """What a backbone supplies to be measured.
+
+    Attributes:
+        description: of the model and its inputs, for the table.
+        build: makes the model with random weights; `model(**inputs)` gives logits.
+        inputs: one batch for it.
+        loss: scalar from logits.
+        reference: makes the same model of another library, or None; its name is
+            `reference_name`, and it reads `reference_inputs` of the same pairs.
+        kept: shares of blocks at which evaluation with dropped blocks is measured in the whole
+            model; empty where it is not.
+    """
+
+    description: str
+    build: Callable[[], nn.Module]
+    inputs: Mapping[str, Tensor | None]
+    loss: Callable[[Tensor], Tensor]
+    reference: Callable[[], nn.Module] | None = None
+    reference_name: str = ""
+    reference_inputs: Mapping[str, Tensor | None] | None = None
+    kept: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run a step.
+
+    Attributes:
+        mode: train (forward, backward, optimiser) or eval (forward).
+        strategy: of `common.adapt.strategies`, or `reference` for the other library's model.
+        executor: empty where nothing is decided.
+        share: of decisions that are 1; None where it does not matter.
+        policy: `none` (decisions are given, and have a gradient in training), small or published.
+        precision: fp32 or bf16.
+        against: what it is compared with: standard, the standard model with `reference_layers`
+            (whole), or reference.
+        decided: for every sample by itself, or once for all (global).
+    """
+
+    mode: str
+    strategy: str
+    executor: str = ""
+    share: float | None = None
+    policy: str = "none"
+    precision: str = "fp32"
+    against: str = "standard"
+    decided: str = "sample"
+
+    @property
+    def key(self) -> str:
+        """The case's name in the file of results."""
+        parts = [
+            self.precision,
+            self.mode,
+            self.strategy,
+            self.executor,
+            "" if self.share is None else f"{self.share:g}",
+            "" if self.policy == "none" else self.policy,
+            "" if self.decided == "sample" else self.decided,
+        ]
+        return "/".join(part for part in parts if part) + f" : {self.against}"
+
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        """Cases that are measured together."""
+        return (
+            self.precision,
+            self.mode,
+            self.against,
+            "" if self.against == "reference" else self.strategy,
+        )
+
+    @property
+    def cost(self) -> int:
+        """Roughly what it costs, in tenths of a training step of `standard`."""
+        return 12 if self.mode == "train" else 4
+
+    def baseline(self) -> Case:
+        """What it is compared with; the reference is always in fp32."""
+        precision = "fp32" if self.against == "reference" else self.precision
+        strategy = "reference" if self.against == "reference" else "standard"
+        return Case(self.mode, strategy, precision=precision, against=self.against)
+
+
+def all_cases(
+    settings: BenchSettings, quick: bool, reference: bool, kept: Sequence[float] = ()
+) -> list[Case]:
+    """Every case of a run, group after group.
+
+    Args:
+        settings: shares and precisions.
+        quick: without the executors that are no defaults and the published policy.
+        reference: whether the backbone has a model of another library to compare with.
+        kept: shares of blocks at which the whole model is evaluated.
+    """
+    cases: list[Case] = []
+    for precision in settings.precisions:
+        for mode in ("train", "eval"):
+            if reference:
+                cases += _reference_cases(settings, mode, precision, quick)
+            for strategy in ADAPTIVE:
+                cases += _strategy_cases(settings, mode, strategy, precision, quick)
+        for share in kept[::2] if quick else kept:
+            cases += dropping_cases(share, precision, quick)
+    return list(dict.fromkeys(cases))
+
+
+def _strategy_cases(
+    settings: BenchSettings, mode: str, strategy: str, precision: str, quick: bool
+) -> Iterator[Case]:
+    default = DEFAULT_EXECUTOR[mode]
+    others = [e for e in (TRAIN_EXECUTORS if mode == "train" else EVAL_EXECUTORS) if e != default]
+    policies = POLICIES[:1] if quick else POLICIES
+    middle = min(settings.shares, key=lambda share: abs(share - MIDDLE))
+    for share in settings.shares:
+        yield Case(mode, strategy, default, share, precision=precision)
+        yield Case(mode, strategy, default, share, "small", precision)
+    for policy in policies:
+        yield Case(mode, strategy, default, middle, policy, precision)
+    for executor in others:
+        if executor == "dense":  # both branches for every sample: the share does not matter
+            yield Case(mode, strategy, executor, middle, precision=precision)
+        else:
+            shares = (middle,) if quick else settings.shares
+            yield from (Case(mode, strategy, executor, s, precision=precision) for s in shares)
+
+
+def _reference_cases(
+    settings: BenchSettings, mode: str, precision: str, quick: bool
+) -> Iterator[Case]:
+    """The standard model, and the cheapest adaptive one with its policy, against the reference."""
+    end = {"precision": precision, "against": "reference"}
+    yield Case(mode, "standard", **end)
+    if precision != "fp32":
+        yield Case(mode, "reference", **end)
+    for share in settings.shares:
+        yield Case(mode, "SpotTune_Block", DEFAULT_EXECUTOR[mode], share, "small", **end)
+    if mode == "train":
+        yield Case(mode, "SpotTune_Block", "sampled", MIDDLE, "small", **end)
+    if not quick:
+        yield Case(mode, "SpotTune_Block", DEFAULT_EXECUTOR[mode], MIDDLE, "published", **end)
+
+
+def dropping_cases(share: float, precision: str, quick: bool = False) -> list[Case]:
+    """Evaluation of the whole model with a share of its blocks kept, the rest skipped.
+
+    Decisions for every sample by itself, the same with the policy network that makes them, and one
+    decision for all samples, which needs no policy network.
+    """
+    case = Case("eval", "BlockDrop", "gathered", share, precision=precision, against="whole")
+    return [
+        case,
+        *([] if quick else [replace(case, policy="small")]),
+        replace(case, decided="global"),
+    ]
+
+
+def memory_cases(settings: BenchSettings, quick: bool) -> list[Case]:
+    """Cases whose peak memory is measured in a process of their own."""
+    executors = ("exact",) if quick else ("dense", "exact")
+    return [
+        Case("train", "standard"),
+        *(
+            Case("train", strategy, executor, MIDDLE, precision=settings.precisions[0])
+            for strategy in ADAPTIVE
+            for executor in executors
+        ),
+    ]

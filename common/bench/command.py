@@ -1,0 +1,376 @@
+"""`make bench`: what the strategies and executors cost, as ratios to plain finetuning.
+
+    python -m common.bench [--backbone NAME,…] [--quick] [--device cpu|cuda] [--overwrite]
+
+Measures training steps (forward, backward, optimiser) and evaluation of every strategy and
+executor at several shares of decisions, with and without a policy network; the activations that a
+step keeps and the peak memory of its process; the standard model against `transformers`; what
+evaluation with dropped blocks takes, by the number of blocks kept; and how fast region features are
+imported and read.
+Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
+written as JSON, table and chart. What is measured already is kept: the same command goes on where
+it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from common.bench.cases import BenchModel, BenchSettings, Case, all_cases, memory_cases
+from common.bench.features import measure_features
+from common.bench.measure import Bench, Clock, CpuClock, CudaClock, measure_group
+from common.bench.memory import measure_memory
+from common.bench.plot import plot_bench
+from common.bench.report import format_report, format_summary, verdicts
+from common.bench.results import BenchFile
+from common.errors import AdaptiveError, ConfigError
+from common.files import repository_root, write_bytes
+from common.runs.backbones import backbones, find_backbone
+from common.training.runtime import versions
+
+MEMORY_COST = 40
+FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
+WHOLE = ("reference", "whole")  # what is compared with it has `reference_layers`
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Layers in every stack (None = all) and pairs in a step that a backbone is measured with."""
+
+    layers: int | None = 2
+    quick_layers: int | None = 1
+    quick_reference_layers: int | None = 1
+    quick_batch: int = 16
+
+
+# A single stream has one stack, and its last layer is cheap: only one of its positions is read.
+MEASURED = {"vlbert": Measured(4, 2, None, 8)}
+Supply = Callable[[BenchSettings], BenchModel]
+
+
+def run_bench(
+    settings: BenchSettings,
+    path: Path,
+    quick: bool = False,
+    overwrite: bool = False,
+    only: str = "",
+    quiet: bool = False,
+    supply: Supply | None = None,
+    features: bool = True,
+) -> BenchFile:
+    """Measure what is missing in the results file; write JSON, table and chart beside each other.
+
+    Args:
+        settings: of all cases.
+        path: of the JSON file; table and chart have its name with another ending.
+        quick: fewer cases.
+        overwrite: forget what was measured before.
+        only: measure only cases whose name contains this.
+        quiet: without progress bar.
+        supply: makes models and inputs; default: what the backbone's package offers.
+        features: also measure the reading of region features.
+    """
+    supply = supply or find_supply(settings.backbone)
+    torch.set_num_threads(settings.threads)
+    supplied = supply(settings)
+    compared = supply(settings.of_reference()) if supplied.reference or supplied.kept else supplied
+    file = BenchFile.open(
+        path, settings, supplied, compared.description, describe_machine(settings), overwrite
+    )
+    cases = [
+        case
+        for case in all_cases(settings, quick, supplied.reference is not None, supplied.kept)
+        if only in case.key and case.key not in file.cases
+    ]
+    memory = [
+        case
+        for case in memory_cases(settings, quick)
+        if only in case.key and case.key not in file.memory
+    ]
+    features = features and only in "features" and not file.features
+    groups = [
+        list(group)
+        for _, group in groupby(sorted(cases, key=lambda c: c.group), key=lambda c: c.group)
+    ]
+    total = sum(_cost(group, settings) for group in groups) + MEMORY_COST * (len(memory) + features)
+    with tqdm(
+        total=total,
+        disable=quiet,
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+        for group in groups:
+            bar.set_description(" ".join(part for part in group[0].group if part))
+            chosen = (
+                (compared, settings.of_reference())
+                if group[0].against in WHOLE
+                else (supplied, settings)
+            )
+            for case, record in _measure(group, *chosen, bar).items():
+                file.add_case(case, record)
+            file.write()
+        for case in memory:
+            bar.set_description(f"memory {case.strategy} {case.executor}")
+            file.add_memory(case, measure_memory(supply, settings, case))
+            file.write()
+            bar.update(MEMORY_COST)
+        if features:
+            bar.set_description("reading features")
+            file.add_features(measure_features(*FEATURES["quick" if quick else "full"]))
+            file.write()
+            bar.update(MEMORY_COST)
+    write_reports(file)
+    return file
+
+
+def _cost(group: Sequence[Case], settings: BenchSettings) -> int:
+    everything = {*group, *(case.baseline() for case in group)}
+    return sum(case.cost for case in everything) * (settings.rounds + 1)
+
+
+def _measure(
+    group: Sequence[Case], supplied: BenchModel, settings: BenchSettings, bar: tqdm
+) -> dict[Case, dict[str, Any]]:
+    clock: Clock = CudaClock() if settings.device == "cuda" else CpuClock()
+    bench = Bench(supplied, settings, group)
+    records = measure_group(
+        bench, group, clock, settings.rounds, lambda case: bar.update(case.cost)
+    )
+    del bench
+    gc.collect()  # the next group's models come before these would go by themselves
+    return records
+
+
+def measurable() -> list[str]:
+    """The installed backbones that have something to measure."""
+    return sorted(name for name, backbone in backbones().items() if backbone.bench is not None)
+
+
+def find_supply(backbone: str) -> Supply:
+    """What the backbone's package offers to be measured.
+
+    Raises:
+        ConfigError: it offers nothing.
+    """
+    found = find_backbone(backbone).bench
+    if found is None:
+        raise ConfigError(f"backbone {backbone} has nothing to measure")
+    return found
+
+
+def describe_machine(settings: BenchSettings) -> dict[str, Any]:
+    """What the figures depend on; nothing that names the machine itself."""
+    cuda = settings.device == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "clock": (CudaClock if cuda else CpuClock).unit,
+        "versions": {k: v for k, v in versions().items() if k != "commit"},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def write_reports(file: BenchFile) -> None:
+    """Tables (.md, and a short one) and chart (.png) beside the JSON file."""
+    write_bytes(file.path.with_suffix(".md"), format_report(file).encode())
+    write_bytes(file.path.with_suffix(".summary.md"), format_summary(file).encode())
+    plot_bench(file, file.path.with_suffix(".png"))
+
+
+def make_settings(options: argparse.Namespace, backbone: str) -> BenchSettings:
+    """Defaults by backbone, device and size, changed by what the command line names."""
+    cuda = options.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here")
+    own = MEASURED.get(backbone, Measured())
+    values: dict[str, Any] = {"backbone": backbone, "device": options.device, "layers": own.layers}
+    if options.quick:
+        values |= {
+            "layers": own.quick_layers,
+            "batch": own.quick_batch,
+            "shares": (0.5,),
+            "rounds": 3,
+            "reference_layers": own.quick_reference_layers,
+        }
+    elif cuda:
+        values |= {"layers": None, "batch": 32, "rounds": 20}
+    if cuda:
+        values |= {"precisions": ("fp32", "bf16")}
+    for name in (
+        "layers",
+        "reference_layers",
+        "batch",
+        "rounds",
+        "threads",
+        "shares",
+        "precisions",
+    ):
+        value = getattr(options, name)
+        if value is not None:
+            values[name] = None if value == 0 and "layers" in name else value
+    return BenchSettings(**values)
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    found = tuple(text.split(","))
+    if not set(found) <= {"fp32", "bf16"}:
+        raise argparse.ArgumentTypeError(f"{text}: fp32, bf16 or both with a comma between")
+    return found
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m common.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--backbone",
+        type=_names,
+        metavar="NAME,…",
+        help="default: all that have something to measure, one after the other",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="one layer in every stack (VL-BERT: two), share 0.5, 3 rounds, fewer executors: about "
+        "5 minutes",
+    )
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
+    add(
+        "--precision",
+        dest="precisions",
+        type=_precisions,
+        metavar="P,…",
+        help="fp32, bf16 (autocast); default fp32, on a GPU both",
+    )
+    add(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="layers in every stack at most, 0 = all (default 2, VL-BERT 4, on a GPU all)",
+    )
+    add(
+        "--reference-layers",
+        type=int,
+        metavar="N",
+        help="the same for the comparison with transformers and for dropped blocks (default all)",
+    )
+    add(
+        "--batch",
+        type=int,
+        help="pairs in a step (default 16, on a GPU 32, VL-BERT with --quick 8)",
+    )
+    add(
+        "--shares",
+        type=_floats,
+        metavar="S,…",
+        help="shares of decisions that are 1 (default 0.1,0.5,0.9)",
+    )
+    add("--rounds", type=int, help="runs of every case (default 5, on a GPU 20)")
+    add("--threads", type=int, help="threads on the CPU (default 1)")
+    add("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    add(
+        "--out",
+        type=Path,
+        help="JSON file; table and chart beside it; one backbone (default "
+        "results/bench/cpu.json or cuda.json, for others than LXMERT in "
+        "results/bench/BACKBONE/, with --quick in results/quick/bench/)",
+    )
+    add("--overwrite", action="store_true", help="measure everything anew")
+    add("--report", action="store_true", help="measure nothing, write table and chart again")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def results_path(options: argparse.Namespace, backbone: str) -> Path:
+    """Where a backbone's figures go."""
+    folder = repository_root() / "results" / ("quick/bench" if options.quick else "bench")
+    own = folder if backbone == "lxmert" else folder / backbone
+    return options.out or own / f"{options.device}.json"
+
+
+def _lines(file: BenchFile) -> Iterator[str]:
+    for verdict in verdicts(file):
+        yield (
+            f"  {verdict.quantity:<76} {verdict.measured:<18} target {verdict.target:>8}  "
+            f"{verdict.words}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = bench_parser().parse_args(arguments)
+    try:
+        names = options.backbone or measurable()
+        if options.out and len(names) > 1:
+            raise ConfigError(
+                f"--out names one file, but {', '.join(names)} are measured: name "
+                "one with --backbone"
+            )
+        for name in names:
+            _bench(options, name, results_path(options, name))
+    except AdaptiveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _bench(options: argparse.Namespace, backbone: str, path: Path) -> None:
+    """Measure one backbone, or write its tables again, and print its verdicts."""
+    if options.report:
+        file = BenchFile.read(path)
+        write_reports(file)
+    else:
+        # Region features are the same for all backbones, so they belong to the first.
+        features = backbone == measurable()[0]
+        file = run_bench(
+            make_settings(options, backbone),
+            path,
+            options.quick,
+            options.overwrite,
+            options.only,
+            options.quiet,
+            features=features,
+        )
+    print(f"{file.description}:")
+    print("\n".join(_lines(file)))
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    print(
+        f"\nresults: {shown}, table: {shown.with_suffix('.md')}, "
+        f"chart: {shown.with_suffix('.png')}\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""How `make bench` measures: interleaved steps, saved activations, peak memory.
+
+Every round runs every case of a group once, in random order, and takes its ratio to the baseline
+of the same round; the median over the rounds and its quartiles are the result. On the CPU the time
+is CPU time of the process, which other processes on the machine disturb less than the clock on the
+wall; on a GPU it is the time between two CUDA events. Shape legend: B batch, D decisions.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from common.adapt.adapting import adapt, adaptive_part, make_policy
+from common.adapt.encoder import Adaptive
+from common.adapt.policy import PolicyInputs
+from common.bench.cases import BenchModel, BenchSettings, Case
+from common.runs.backbones import find_encoder
+from common.training.runtime import PRECISIONS
+
+LEARNING_RATE = 1e-5
+STEER = 20.0
+
+
+class Clock(Protocol):
+    """Measures the seconds that a call takes."""
+
+    unit: str
+
+    def measure(self, call: Callable[[], object]) -> dict[str, float]:
+        """Run the call once; `seconds` is what ratios are made of."""
+
+
+class CpuClock:
+    """CPU time of this process, and the time on the wall beside it."""
+
+    unit = "CPU time of the process"
+
+    def measure(self, call: Callable[[], object]) -> dict[str, float]:
+        wall, busy = time.perf_counter(), time.process_time()
+        call()
+        return {"seconds": time.process_time() - busy, "wall": time.perf_counter() - wall}
+
+
+class CudaClock:
+    """Time between two events on the GPU's stream, and the time on the wall beside it.
+
+    `cuda` is `torch.cuda`, or something with the same `Event` and `synchronize`.
+    """
+
+    unit = "time between CUDA events"
+
+    def __init__(self, cuda: Any = torch.cuda) -> None:
+        self._cuda = cuda
+
+    def measure(self, call: Callable[[], object]) -> dict[str, float]:
+        start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        self._cuda.synchronize()
+        wall = time.perf_counter()
+        start.record()
+        call()
+        end.record()
+        self._cuda.synchronize()  # an event's time is known only when the GPU has reached it
+        return {"seconds": start.elapsed_time(end) / 1000, "wall": time.perf_counter() - wall}
+
+
+class SteeredPolicy(nn.Module):
+    """A policy network that runs, and learns, as ever, but whose decisions come out as wanted."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+        self.wanted: Tensor | None = None
+
+    def forward(self, inputs: PolicyInputs) -> Tensor:
+        """-> logits (B, D, 2), shifted by more than any Gumbel noise (`wanted`: (B, D))."""
+        if self.wanted is None:
+            raise RuntimeError("a steered policy needs the decisions that are wanted")
+        towards = STEER * (2 * self.wanted - 1)
+        return self.policy(inputs) + torch.stack([-towards, towards], -1)
+
+
+class Bench:
+    """The models of one group, with one optimiser, and how to run a case on them.
+
+    The standard model and the adapted ones share their parameters, so that a group needs the
+    memory of one model and its optimiser (the twins and the reference model come on top).
+    """
+
+    def __init__(
+        self,
+        supplied: BenchModel,
+        settings: BenchSettings,
+        cases: Sequence[Case],
+        baselines: bool = True,
+    ) -> None:
+        """Build the models of `cases` and, unless told otherwise, of their baselines."""
+        self.supplied = supplied
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        torch.manual_seed(settings.seed)
+        self._policies: dict[tuple[str, str], nn.Module] = {}
+        self._models: dict[str, nn.Module] = {}
+        cases = [*(case.baseline() for case in cases if baselines), *cases]
+        strategies = sorted({case.strategy for case in cases}, key=lambda s: s != "standard")
+        for strategy in strategies:
+            if strategy != "reference":
+                self._models[strategy] = self._make(
+                    strategy, {case.policy for case in cases if case.strategy == strategy}
+                )
+        if any(case.strategy == "reference" for case in cases):
+            if supplied.reference is None:
+                raise ValueError("the backbone supplies no reference model")
+            self._models["reference"] = supplied.reference().to(self.device)
+        modules = [*self._models.values(), *self._policies.values()]
+        self.parameters = list({id(p): p for m in modules for p in m.parameters()}.values())
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.parameters if p.requires_grad], lr=LEARNING_RATE, fused=True
+        )
+        self._generator = torch.Generator().manual_seed(settings.seed)
+
+    def _make(self, strategy: str, policies: set[str]) -> nn.Module:
+        """The adapted model, on the parameters of the first one, with its steered policies."""
+        model = self.supplied.build().to(self.device)
+        if "standard" in self._models:
+            shared = self._models["standard"].state_dict(keep_vars=True)
+            model.load_state_dict(shared, assign=True)
+        encoder = find_encoder(adapt(model, strategy, "random:0.5"))
+        if encoder.adaptive is not None:
+            count = len(encoder.adaptive.live)
+            for name in sorted(policies - {"none"}):
+                network = make_policy(name, encoder, encoder.layers(), count, 0.5)
+                self._policies[strategy, name] = SteeredPolicy(network).to(self.device)
+        return model
+
+    def decisions(self, part: Adaptive, share: float, decided: str = "sample") -> Tensor:
+        """(B, D) of 0 / 1 of which `share` are 1, spread evenly over the columns.
+
+        Decided `global`, all samples have the same row.
+        """
+        count = len(part.live)
+        batch = 1 if decided == "global" else self.settings.batch
+        order = torch.rand(batch, count, generator=self._generator).argsort(0).argsort(0)
+        ends = (torch.arange(count + 1, dtype=torch.float64) * share * batch).round()
+        chosen = (order < ends.diff()).float().to(self.device)
+        return chosen.expand(self.settings.batch, -1).contiguous()
+
+    def decision_count(self, case: Case) -> int:
+        """D of the case's model; 0 where nothing is decided."""
+        part = adaptive_part(self._models[case.strategy])
+        return 0 if part is None else len(part.live)
+
+    def run(self, case: Case) -> Callable[[], None]:
+        """The call to be measured: one training step, or one evaluation of the batch."""
+        model = self._models[case.strategy].train(case.mode == "train")
+        reference = case.strategy == "reference"
+        inputs = self.supplied.reference_inputs if reference else self.supplied.inputs
+        inputs = {k: None if x is None else x.to(self.device) for k, x in inputs.items()}
+        part = adaptive_part(model)
+        given = nullcontext() if part is None else self._decide(part, case)
+        autocast = torch.autocast(
+            self.device.type, dtype=PRECISIONS[case.precision], enabled=case.precision != "fp32"
+        )
+
+        def train() -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.forward(model, inputs, given, autocast).backward()
+            self.optimizer.step()
+
+        def evaluate() -> None:
+            with torch.no_grad():
+                self.forward(model, inputs, given, autocast)
+
+        return train if case.mode == "train" else evaluate
+
+    def forward(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor | None],
+        given: AbstractContextManager,
+        autocast: AbstractContextManager,
+    ) -> Tensor:
+        """The loss of the batch, a scalar."""
+        with given, autocast:
+            return self.supplied.loss(model(**inputs).float())
+
+    def _decide(self, part: Adaptive, case: Case) -> AbstractContextManager:
+        options = part.options
+        options.executor = case.executor if case.mode == "train" else options.executor
+        options.eval_executor = case.executor if case.mode == "eval" else options.eval_executor
+        wanted = self.decisions(part, case.share, case.decided)
+        if case.policy == "none":
+            return part.force(wanted.requires_grad_(case.mode == "train"))
+        steered = self._policies[case.strategy, case.policy]
+        steered.wanted = wanted
+        part.policy = steered
+        return nullcontext()
+
+
+def measure_group(
+    bench: Bench,
+    cases: Sequence[Case],
+    clock: Clock,
+    rounds: int,
+    done: Callable[[Case], None] = lambda case: None,
+) -> dict[Case, dict[str, Any]]:
+    """Time every case against its baseline, `rounds` times, interleaved.
+
+    Args:
+        bench: with the models of these cases.
+        cases: of one group.
+        clock: of the device.
+        rounds: after a first one that is not counted.
+        done: called after every single run.
+
+    Returns:
+        Per case the record of `summarise` and its number of `decisions`, with `activation_bytes`
+        and `activation_ratio` where it trains.
+    """
+    everything = list(dict.fromkeys([c.baseline() for c in cases] + list(cases)))
+    saved = {case: warm_up(bench, case, done) for case in everything}
+    order = random.Random(bench.settings.seed)
+    times: dict[Case, list[dict[str, float]]] = {case: [] for case in everything}
+    for _ in range(rounds):
+        for case in order.sample(everything, len(everything)):
+            times[case].append(clock.measure(bench.run(case)))
+            done(case)
+    records = {}
+    for case in cases:
+        records[case] = summarise(times[case], times[case.baseline()])
+        records[case]["decisions"] = bench.decision_count(case)
+        if case.mode == "train":
+            records[case] |= {
+                "activation_bytes": saved[case],
+                "activation_ratio": saved[case] / saved[case.baseline()],
+            }
+    return records
+
+
+def warm_up(bench: Bench, case: Case, done: Callable[[Case], None] = lambda case: None) -> int:
+    """Run a case once, untimed; returns the bytes that its forward pass keeps for backward."""
+    counter = ActivationBytes(bench.parameters)
+    with counter:
+        bench.run(case)()
+    done(case)
+    return counter.total
+
+
+def summarise(
+    case: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """Median ratio of the rounds, with its quartiles, and the median times."""
+    pairs = list(zip(case, baseline, strict=True))
+    ratios = [mine["seconds"] / its["seconds"] for mine, its in pairs]
+    low, middle, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    )
+    return {
+        "ratio": middle,
+        "low": low,
+        "high": high,
+        "rounds": len(ratios),
+        "wall_ratio": statistics.median(mine["wall"] / its["wall"] for mine, its in pairs),
+        "seconds": statistics.median(mine["seconds"] for mine in case),
+        "baseline_seconds": statistics.median(its["seconds"] for its in baseline),
+    }
+
+
+class ActivationBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes of the storages that autograd keeps within the context, each one once.
+
+    Parameters are no activations: their storages do not count.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._own = {p.untyped_storage().data_ptr() for p in parameters}
+        # The storages are held: a freed one's address could be given to another one.
+        self._seen: dict[int, torch.UntypedStorage] = {}
+        super().__init__(self._keep, lambda tensor: tensor)
+
+    def __enter__(self) -> ActivationBytes:
+        super().__enter__()
+        return self
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._own:
+            self._seen[storage.data_ptr()] = storage
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(storage.nbytes() for storage in self._seen.values())

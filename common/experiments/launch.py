@@ -1,0 +1,203 @@
+"""Starting finetuning runs through the backbones' run scripts, and stopping them in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from common.errors import ConfigError, StoppedError
+from common.files import repository_root
+
+
+@dataclass(frozen=True)
+class RunScript(ABC):
+    """How a backbone finetunes on VQA.
+
+    Attributes:
+        folder: of the backbone; its commands run there.
+        runs: where runs go in it.
+        easy: flags that choose the embedded data and the small model.
+    """
+
+    folder: str
+    runs: str
+    easy: tuple[str, ...] = ()
+
+    @abstractmethod
+    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
+        """What starts the run `name`, in the backbone's folder."""
+
+    @abstractmethod
+    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
+        """What evaluates a snapshot (`BEST`, `LAST`) of the run `name` on minival."""
+
+    @property
+    def home(self) -> Path:
+        """The backbone's folder."""
+        return repository_root() / self.folder
+
+    def run_folder(self, name: str) -> Path:
+        """Where the run `name` writes to."""
+        return self.home / self.runs / name
+
+
+class LxmertScript(RunScript):
+    """GPU and name come first, data and model are flags."""
+
+    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
+        return ["bash", "run/vqa_finetune.bash", gpu, name, *flags]
+
+    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
+        return [
+            "bash",
+            "run/vqa_test.bash",
+            gpu,
+            name,
+            "--load",
+            f"{self.runs}/{name}/{snapshot}",
+            "--test",
+            "minival",
+            *flags,
+        ]
+
+
+@dataclass(frozen=True)
+class VLBertScript(RunScript):
+    """A config says data and model; runs have a folder for the image sets in that of their name.
+
+    Attributes:
+        config: of the runs.
+        image_sets: the last folder.
+    """
+
+    config: str = "cfgs/easy_vqa/base.yaml"
+    image_sets: str = "train+nominival_train"
+
+    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
+        return [
+            "bash",
+            "scripts/nondist_run.sh",
+            "vqa/train_end2end.py",
+            self.config,
+            ".",
+            "--name",
+            name,
+            "--gpus",
+            gpu,
+            *flags,
+        ]
+
+    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
+        folder = f"{self.runs}/{name}/{self.image_sets}"
+        return [
+            sys.executable,
+            "vqa/test.py",
+            "--cfg",
+            self.config,
+            "--ckpt",
+            f"{folder}/{snapshot}",
+            "--gpus",
+            gpu,
+            "--split",
+            "minival",
+            "--result-path",
+            folder,
+            *flags,
+        ]
+
+    def run_folder(self, name: str) -> Path:
+        return super().run_folder(name) / self.image_sets
+
+
+RUN_SCRIPTS: dict[str, RunScript] = {
+    "lxmert": LxmertScript("LXMERT", "snap/vqa", ("--dataset", "easy_vqa")),
+    "vlbert": VLBertScript("VLBERT", "output/vl-bert/easy_vqa"),
+}
+
+
+class Launcher:
+    """Runs commands one by one or from several threads; within it a stop reaches all of them.
+
+    SIGTERM, SIGHUP and Ctrl-C are passed on as one SIGTERM, on which a run saves and ends.
+    Commands get a session of their own, so that Ctrl-C does not reach them a second time.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Launcher:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    self._previous[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        for process in tuple(self._running):
+            process.send_signal(signal.SIGTERM)
+
+    def run(self, command: Sequence[str], folder: Path, output: IO[bytes] | None = None) -> int:
+        """Run a command in a folder to its end; returns its exit status.
+
+        Args:
+            output: takes what the command prints; by default it goes to the screen.
+
+        Raises:
+            StoppedError: a signal asked to stop, before the command began or while it ran.
+        """
+        with self._lock:
+            self.check()
+            environment = os.environ | {"PYTHON": sys.executable}
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._running.add(process)
+        if self.stopped:  # between the check and the start
+            process.send_signal(signal.SIGTERM)
+        status = process.wait()
+        self._running.discard(process)
+        self.check()
+        return status
+
+    def run_silently(self, command: Sequence[str], folder: Path) -> None:
+        """Run a command in a folder, showing what it printed only if it fails.
+
+        Raises:
+            ConfigError: it failed; with its errors, or else its last lines.
+            StoppedError: as `run`.
+        """
+        with tempfile.TemporaryFile() as output:
+            status = self.run(command, folder, output)
+            if status:
+                output.seek(0)
+                said = output.read().decode(errors="replace").strip().splitlines()
+                errors = [line for line in said if line.startswith("error: ")] or said[-5:]
+                raise ConfigError(f"exit status {status}: " + "\n".join(errors))
+
+    def check(self) -> None:
+        """Raise StoppedError if a signal asked to stop."""
+        if self.stopped:
+            raise StoppedError("stopped by a signal; what was done is kept")

@@ -1,0 +1,218 @@
+"""Which runs `make experiments` consists of, and what is there of each already."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.demo import STRATEGIES
+from common.errors import ConfigError, DataError
+from common.experiments.launch import RUN_SCRIPTS
+from common.files import read_json
+from common.results.files import FILE_NAME, Result, load_result
+
+BACKBONE = "lxmert"
+SEED = 9595
+SETTINGS, LAST_EPOCH = "settings.json", "last_epoch.json"
+COMMON_FLAGS = ("--holdout", "0.05", "--quiet", "--no-plots", "--no-tensorboard")
+# How long a run takes in comparison to plain finetuning, for the time that is left.
+COST = {"Frozen": 0.8, "standard": 1.0, "SpotTune_Block": 1.3, "SpotTune": 1.6, "BlockDrop": 1.1}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Strategies on one amount of data.
+
+    Attributes:
+        name, title: in paths and on the command line; for people.
+        flags: of the run script: data and epochs.
+        seeds: runs of every strategy.
+        minutes: of a run of plain finetuning, measured on one core.
+        strategies: what is compared.
+        control_of: name of the experiment whose learned policies this one replaces by random
+            ones that finetune the same share.
+    """
+
+    name: str
+    title: str
+    flags: tuple[str, ...]
+    seeds: int
+    minutes: float
+    strategies: tuple[str, ...] = STRATEGIES
+    control_of: str | None = None
+
+
+_DATA = ("--dataset", "easy_vqa")
+_2000 = ("--questions", "2000", "--epochs", "15")
+EXPERIMENTS = {
+    row.name: row
+    for row in (
+        Experiment(
+            "questions_2000", "easy-VQA, 2,000 finetuning questions", (*_DATA, *_2000), 3, 1.4
+        ),
+        Experiment(
+            "questions_500",
+            "easy-VQA, 500 finetuning questions",
+            (*_DATA, "--questions", "500", "--epochs", "20"),
+            3,
+            1.0,
+        ),
+        Experiment(
+            "random_share",
+            "easy-VQA, 2,000 finetuning questions, random decisions",
+            (*_DATA, *_2000),
+            3,
+            1.4,
+            ("SpotTune_Block", "SpotTune"),
+            "questions_2000",
+        ),
+        Experiment(
+            "changing_priors",
+            "easy-VQA with changing priors, 2,000 finetuning questions",
+            ("--dataset", "easy_vqa_cp", *_2000),
+            3,
+            1.4,
+        ),
+        Experiment(
+            "all_questions", "easy-VQA, all finetuning questions", (*_DATA, "--epochs", "6"), 1, 4.0
+        ),
+    )
+}
+QUICK = ("--tiny", "--questions", "128", "--epochs", "1")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: an experiment's strategy with one seed."""
+
+    experiment: Experiment
+    strategy: str
+    seed: int
+    root: str
+
+    @property
+    def row(self) -> str:
+        """The strategy's folder; a random policy has one of its own."""
+        return self.strategy + ("_random" if self.experiment.control_of else "")
+
+    @property
+    def name(self) -> str:
+        """NAME of the run script."""
+        return f"{self.root}/{self.experiment.name}/{self.row}/seed_{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return RUN_SCRIPTS[BACKBONE].run_folder(self.name)
+
+    @property
+    def cost(self) -> float:
+        """Expected minutes."""
+        return self.experiment.minutes * COST.get(self.strategy, 1.5)
+
+    def __str__(self) -> str:
+        return f"{self.experiment.name}, {self.row}, seed {self.seed}"
+
+
+def plan(names: Iterable[str], quick: bool) -> list[PlannedRun]:
+    """The runs of some experiments in the order in which they are done.
+
+    Raises:
+        ConfigError: there is no such experiment.
+    """
+    names = list(names)
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise ConfigError(f"unknown experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    chosen = [row for row in EXPERIMENTS.values() if row.name in names]
+    if quick:
+        chosen = [
+            replace(row, flags=(*row.flags, *QUICK), seeds=min(row.seeds, 2), minutes=0.2)
+            for row in chosen
+        ]
+    root = "experiments_quick" if quick else "experiments"
+    # Seed by seed: stopped early, every strategy has been run as often as the others.
+    return [
+        PlannedRun(row, strategy, SEED + i, root)
+        for row in chosen
+        for i, strategy in itertools.product(range(row.seeds), row.strategies)
+    ]
+
+
+def finished(run: PlannedRun) -> Result | None:
+    """The result of a run, or None where there is none that can be read."""
+    try:
+        return load_result(run.folder / FILE_NAME)
+    except DataError:
+        return None
+
+
+def learned_share(run: PlannedRun) -> float:
+    """Mean share of live decisions that the learned policies of a control's experiment finetuned.
+
+    Raises:
+        DataError: a result of these policies is missing, or they leave nothing to chance.
+    """
+    source = EXPERIMENTS[run.experiment.control_of]
+    seeds = [SEED + i for i in range(run.experiment.seeds)]
+    learned = [PlannedRun(source, run.strategy, seed, run.root) for seed in seeds]
+    missing = [str(one) for one in learned if finished(one) is None]
+    if missing:
+        raise DataError(
+            f"the share of {run.row} comes from learned policies whose results are "
+            f"missing: {'; '.join(missing)}; run {source.name} first"
+        )
+    share = statistics.fmean(finished(one)["decisions"]["mean_live"] for one in learned)
+    if not 0.0005 <= share <= 0.9995:
+        raise DataError(
+            f"the learned policies of {source.name}, {run.strategy} chose the same "
+            f"everywhere (share {share:g}), which no random policy does"
+        )
+    return share
+
+
+def flags_of(run: PlannedRun) -> list[str]:
+    """What the run script is given after the run's name."""
+    policy = ["--policy", f"random:{learned_share(run):.3f}"] if run.experiment.control_of else []
+    return [
+        "--strategy",
+        run.strategy,
+        *policy,
+        *run.experiment.flags,
+        "--seed",
+        str(run.seed),
+        *COMMON_FLAGS,
+    ]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a run's folder holds.
+
+    Attributes:
+        begun: a run with the same settings was started.
+        resumable: it has a last state to go on from.
+        trained: it was trained to its end.
+        evaluated: its last state was evaluated as well.
+    """
+
+    begun: bool
+    resumable: bool
+    trained: bool
+    evaluated: bool
+
+    @classmethod
+    def look(cls, run: PlannedRun, flags: Sequence[str]) -> Folder:
+        """Look into the folder of a run that would be given these flags."""
+        settings, folder = run.folder / SETTINGS, run.folder
+        if not settings.is_file() or read_json(settings) != list(flags):
+            return cls(False, False, False, False)
+        trained = finished(run) is not None
+        return cls(
+            True,
+            (folder / "LAST.safetensors").exists(),
+            trained,
+            trained and (folder / LAST_EPOCH).exists(),
+        )

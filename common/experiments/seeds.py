@@ -1,0 +1,165 @@
+"""`--seeds N`: the same training with several seeds, one after the other, and what they show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from common.compare import group_summary
+from common.errors import ConfigError
+from common.experiments.launch import Launcher
+from common.files import read_json, write_bytes, write_json
+from common.results.files import FILE_NAME, Result, group_results, load_result
+from common.results.table import format_markdown, format_table
+from common.training.processes import STARTED
+from common.training.run_folder import SnapshotNames, check_unused, remove_run
+
+SETTINGS, SUMMARY, TABLE = "settings.json", "seeds.json", "seeds.md"
+# What may differ when seeds are added or resumed: it changes no result.
+FREE = (
+    "gpus",
+    "threads",
+    "resume",
+    "overwrite",
+    "save_every",
+    "max_steps",
+    "eval_batch_size",
+    "workers",
+    "wandb",
+    "no_tensorboard",
+    "no_plots",
+    "quiet",
+    "version",
+    "output",
+    "seeds",
+)
+
+
+def run_seeds(args: argparse.Namespace, words: Sequence[str], script: Path) -> int:
+    """Train with the seeds `args.seed`, `args.seed` + 1, … into `seed_<seed>/` of the output.
+
+    Each run is a process of its own, so that its peak memory is its own too. With `--resume`,
+    finished seeds are kept and the others go on. At the end the table is printed and written with
+    `seeds.json`: mean and sample standard deviation of every figure.
+
+    Args:
+        args: the parsed command line, with `seed`, `seeds`, `output`, `resume`, `overwrite`.
+        words: the command line itself.
+        script: what trains one seed, with the same command line.
+
+    Raises:
+        ConfigError: a folder that is in use, settings other than those of the earlier seeds, or
+            a seed whose training failed.
+        StoppedError: stopped by a signal.
+    """
+    if STARTED in os.environ:
+        raise ConfigError(
+            "--seeds does not work under torchrun: give the seeds one by one with "
+            "--seed, or start with the run script, which takes several GPUs (0,1)"
+        )
+    if getattr(args, "test", None):
+        raise ConfigError(
+            "--seeds is for training; test one of them with --load …/seed_<seed>/BEST"
+        )
+    folders = {
+        seed: args.output / f"seed_{seed}" for seed in range(args.seed, args.seed + args.seeds)
+    }
+    prepare(args)
+    with Launcher() as launcher:
+        for place, (seed, folder) in enumerate(folders.items(), 1):
+            if args.resume and (folder / FILE_NAME).exists():
+                print(f"seed {seed} ({place} of {len(folders)}): kept, {folder} has a result")
+                continue
+            print(f"seed {seed} ({place} of {len(folders)}): {folder}", flush=True)
+            command = [sys.executable, str(script), *seed_words(args, words, seed, folder)]
+            if status := launcher.run(command, Path.cwd()):
+                raise ConfigError(
+                    f"training with seed {seed} failed with exit status {status}; "
+                    "its message is above. Finished seeds are kept: go on with the "
+                    "same command and --resume"
+                )
+    unfinished = [
+        str(seed) for seed, folder in folders.items() if not (folder / FILE_NAME).exists()
+    ]
+    if unfinished:
+        print(
+            f"no result yet of seed {', '.join(unfinished)}: go on with --resume and without "
+            "--max-steps"
+        )
+        return 0
+    print(summarise_seeds([load_result(folder) for folder in folders.values()], args.output))
+    return 0
+
+
+def seed_words(
+    args: argparse.Namespace, words: Sequence[str], seed: int, folder: Path
+) -> list[str]:
+    """The command line that trains one seed: the same one with other values at its end."""
+    remover = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    remover.add_argument("--seeds")
+    remover.add_argument(
+        *("--resume"[:length] for length in range(5, 9)), action="store_true", dest="resume"
+    )
+    kept = remover.parse_known_args(list(words))[1]
+    if args.resume and (folder / f"{SnapshotNames().last}.safetensors").exists():
+        kept.append("--resume")
+    name = f"{args.version or args.output.name}/{folder.name}"
+    return [*kept, "--seed", str(seed), "--output", str(folder), "--version", name]
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Check or clear the folder, and note the settings that all seeds share.
+
+    Raises:
+        ConfigError: it holds runs and neither `--resume` nor `--overwrite` was given, or
+            `--resume` was and there is nothing to go on with, or its settings are others.
+    """
+    settings = {key: str(value) for key, value in vars(args).items() if key not in FREE}
+    path = args.output / SETTINGS
+    if args.resume:
+        if not path.exists():
+            raise ConfigError(f"nothing to resume: {path} does not exist; start without --resume")
+        check_settings(read_json(path), settings, path)
+        return
+    earlier = [args.output, *sorted(args.output.glob("seed_*"))]
+    for folder in earlier:
+        check_unused(folder, args.overwrite)
+        if (folder / FILE_NAME).exists() and not args.overwrite:
+            raise ConfigError(
+                f"{folder / FILE_NAME} exists: add --resume to go on, --overwrite "
+                "to start again, or choose another name"
+            )
+    for folder in earlier:
+        remove_run(folder, SnapshotNames())
+    for name in (SUMMARY, TABLE):
+        (args.output / name).unlink(missing_ok=True)
+    write_json(path, settings, indent=1)
+
+
+def check_settings(before: dict[str, str], now: dict[str, str], path: Path) -> None:
+    """Refuse to put seeds together that were trained differently."""
+    other = [
+        f"{key} {before.get(key)} (now {now.get(key)})"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key)
+    ]
+    if other:
+        raise ConfigError(
+            f"{path}: the earlier seeds were trained with {', '.join(other)}: give "
+            "the same flags, --overwrite to start again, or choose another name"
+        )
+
+
+def summarise_seeds(results: Iterable[Result], folder: Path) -> str:
+    """Write `seeds.json` and `seeds.md` for runs that differ in their seed; returns the table."""
+    results = list(results)
+    (section,) = group_results(results)
+    (group,) = section.groups
+    text = json.dumps(group_summary(group, folder), indent=1, ensure_ascii=False) + "\n"
+    write_bytes(folder / SUMMARY, text.encode())
+    write_bytes(folder / TABLE, format_markdown(results).encode())
+    return f"\n{format_table(results)}\nsummary: {folder / SUMMARY}"

@@ -1,0 +1,137 @@
+"""Rows of LXMERT's feature TSV, one at a time.
+
+The format (https://github.com/airsplay/lxmert): no header, ten tab-separated columns. img_h, img_w
+and num_boxes (n) are decimal numbers; the last six others are base64 of little-endian buffers: ids
+int64 (n,), confidences float32 (n,), boxes float32 (n, 4) x1 y1 x2 y2 in pixels, features float32
+(n, C).
+"""
+
+import binascii
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.errors import DataError
+from common.features.store import BOX_TOLERANCE
+from common.features.writer import RegionFeatureWriter
+
+try:
+    from pybase64 import b64decode  # optional: makes an import twice as fast
+except ImportError:
+    from base64 import b64decode
+
+COLUMNS = (
+    "img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
+    "num_boxes", "boxes", "features",
+)  # fmt: skip
+# column of the TSV -> array of the store, dtype in the TSV
+OPTIONAL_COLUMNS = {
+    "objects_id": ("object_ids", torch.int64),
+    "objects_conf": ("object_conf", torch.float32),
+    "attrs_id": ("attribute_ids", torch.int64),
+    "attrs_conf": ("attribute_conf", torch.float32),
+}
+# A row of 36 boxes has 0.4 MB. Without a limit a file without line ends would fill the memory.
+MAX_ROW_BYTES = 1 << 26
+
+
+def read_rows(path: Path, limit: int | None, progress: bool) -> Iterator[tuple[int, bytes]]:
+    """Row numbers from 1 and lines without their end, with a progress bar over the bytes.
+
+    Of a line longer than `MAX_ROW_BYTES` only so much is given; `add_row` refuses it.
+    """
+    with (
+        open(path, "rb", buffering=1 << 20) as file,
+        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name,
+             disable=not progress) as bar,
+    ):  # fmt: skip
+        number = 0
+        while (limit is None or number < limit) and (line := file.readline(MAX_ROW_BYTES)):
+            number += 1
+            bar.update(len(line))
+            rest = line
+            while len(rest) == MAX_ROW_BYTES and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_ROW_BYTES)
+                bar.update(len(rest))
+            yield number, line.rstrip(b"\r\n")
+
+
+def row_image(line: bytes) -> str:
+    """Image id of a row, shortened where it is none."""
+    return line[:200].split(b"\t", 1)[0].decode(errors="replace")
+
+
+def add_row(writer: RegionFeatureWriter, line: bytes) -> None:
+    """Check a row and append its regions.
+
+    Raises:
+        DataError: With image id, column and value or shape.
+    """
+    image_id = row_image(line)
+    if len(line) >= MAX_ROW_BYTES:
+        raise DataError(f"image {image_id!r}: the row is longer than {MAX_ROW_BYTES >> 20} MiB")
+    cells = line.split(b"\t")
+    if len(cells) != len(COLUMNS) or not image_id:
+        raise DataError(
+            f"image {image_id!r}: {len(cells)} columns, expected {len(COLUMNS)} "
+            f"({', '.join(COLUMNS)}), none of them empty"
+        )
+    row = dict(zip(COLUMNS, cells, strict=False))
+    count, width, height = (_integer(image_id, row, k) for k in ("num_boxes", "img_w", "img_h"))
+    boxes = _decode(image_id, row, "boxes", torch.float32, count, 4)
+    check_boxes(image_id, "column 'boxes'", boxes, width, height)
+    optional = {
+        name: _decode(image_id, row, column, dtype, count)
+        for column, (name, dtype) in OPTIONAL_COLUMNS.items()
+    }
+    features = _decode(image_id, row, "features", torch.float32, count, writer.width)
+    writer.add(image_id, width, height, boxes, features, **optional)
+
+
+def check_boxes(image_id: str, name: str, boxes: Tensor, width: int, height: int) -> None:
+    """Refuse boxes (R, 4), in pixels, that leave their image by more than rounding.
+
+    Raises:
+        DataError: With image id, the `name` of the array and the box. Other shapes are let
+            through: the writer refuses them.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        return
+    limits = torch.tensor([width, height, width, height]) * (1 + BOX_TOLERANCE)
+    outside = (boxes < -BOX_TOLERANCE * limits) | (boxes > limits)
+    if bool(outside.any()):
+        box = boxes[outside.any(1)][0].tolist()
+        raise DataError(
+            f"image {image_id!r}: {name}: {box} lies outside the image of {width} x {height} pixels"
+        )
+
+
+def _integer(image_id: str, row: dict[str, bytes], column: str) -> int:
+    text = row[column].decode(errors="replace")
+    if not text.isdecimal() or int(text) < 1:
+        raise DataError(f"image {image_id!r}: column {column!r}: {text[:40]!r} is not a count")
+    return int(text)
+
+
+def _decode(
+    image_id: str, row: dict[str, bytes], column: str, dtype: torch.dtype, *shape: int
+) -> Tensor:
+    """One base64 column as a tensor of the given shape."""
+    try:
+        data = b64decode(row[column], validate=True)
+    except binascii.Error as error:
+        raise DataError(
+            f"image {image_id!r}: column {column!r}: not base64 ({error}): "
+            f"{row[column][:20].decode(errors='replace')!r}..."
+        ) from None
+    if len(data) != int(np.prod(shape)) * dtype.itemsize:
+        numbers = len(data) / dtype.itemsize
+        raise DataError(
+            f"image {image_id!r}: column {column!r} holds {numbers:g} numbers, expected "
+            f"{' x '.join(map(str, shape))} ({numbers / shape[0]:g} per box)"
+        )
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)

@@ -1,0 +1,310 @@
+"""Write a region-feature store image by image (the format is described in `common.features.store`).
+
+The store grows in a folder `NAME.partial` and gets its name when it is complete. A journal line
+is written after the rows of an image, so a writer that was killed can be opened again: it knows
+which images it has, and cuts off a record that was written by half.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.errors import DataError
+from common.features.store import CLASSES, FORMAT, IMAGES, OPTIONAL, VERSION, RegionFeatures
+from common.files import read_json, sha256, write_json
+
+HEADER = 128
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
+Rows = Tensor | np.ndarray
+
+
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """A .npy version 1.0 header of a fixed length, so that the row count can be filled in later."""
+    text = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": shape}
+    start = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
+    return start + f"{text}".encode().ljust(HEADER - 11) + b"\n"
+
+
+class _RowFile:
+    """One growing .npy file whose rows are appended."""
+
+    def __init__(self, path: Path, dtype: str, tail: tuple[int, ...]) -> None:
+        self.dtype, self.tail = dtype, tail
+        self.row_bytes = int(np.prod(tail, dtype=int)) * np.dtype(dtype).itemsize
+        self.file: BinaryIO = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+        if self.file.seek(0, os.SEEK_END) < HEADER:
+            self.finish(0)
+
+    def rows(self) -> int:
+        """Complete rows in the file."""
+        return (self.file.seek(0, os.SEEK_END) - HEADER) // self.row_bytes
+
+    def cut(self, rows: int) -> None:
+        """Keep the first rows, and append behind them."""
+        self.file.truncate(HEADER + rows * self.row_bytes)
+        self.file.seek(0, os.SEEK_END)
+
+    def append(self, values: Tensor) -> None:
+        self.file.write(values.contiguous().numpy().data)
+        self.file.flush()
+
+    def finish(self, rows: int) -> None:
+        """Write the header for so many rows, to the disk."""
+        self.file.seek(0)
+        self.file.write(_npy_header(self.dtype, (rows, *self.tail)))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+class RegionFeatureWriter:
+    """Streaming writer of a store; use it in a `with` block and call `finish` at its end."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        width: int,
+        dtype: str = "float16",
+        detector: str = "unknown",
+        box_policy: str = "unknown",
+        optional: Sequence[str] = (),
+        source: str = "",
+        overwrite: bool = False,
+        classes: int | None = None,
+        image_features: bool = False,
+    ) -> None:
+        """Start a store, or go on with the part that a killed writer left.
+
+        Args:
+            path: Folder of the finished store.
+            width: C, numbers per feature vector.
+            dtype: float16 or float32, of the features.
+            detector: What made boxes and features; kept in meta.json.
+            box_policy: How many boxes per image and how they were chosen; kept in meta.json.
+            optional: Those of `features.OPTIONAL` that every image will have.
+            source: Where the regions come from; kept in meta.json.
+            overwrite: Replace a finished store; otherwise one that is there is an error.
+            classes: K, for the optional array class_probabilities.
+            image_features: Every image also has a feature of the image as a whole.
+
+        Raises:
+            DataError: A finished store is there, or a partial one with other settings.
+        """
+        if dtype not in ("float16", "float32") or set(optional) - set(OPTIONAL):
+            raise DataError(
+                f"{path}: dtype {dtype!r} must be float16 or float32, optional arrays "
+                f"{sorted(optional)} must be among {sorted(OPTIONAL)}"
+            )
+        if (CLASSES in optional) != (classes is not None):
+            raise DataError(f"{path}: {classes} classes: belongs to the optional array {CLASSES}")
+        self.path = Path(path)
+        if self.path.exists() and not overwrite:
+            raise DataError(f"{self.path}: is there already: delete it to make it anew")
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.width, self.dtype, self.optional = width, dtype, sorted(optional)
+        self._spec = {
+            "width": width, "dtype": dtype, "detector": detector, "box_policy": box_policy,
+            "optional": self.optional, "source": source,
+        }  # fmt: skip
+        self._spec |= {} if classes is None else {"classes": classes}
+        self._spec |= {IMAGES: True} if image_features else {}
+        self._ids: dict[str, tuple[int, int, int]] = {}
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._check_spec()
+        kinds = {"features": (dtype, (width,)), "boxes": ("float32", (4,))}
+        kinds |= {name: (OPTIONAL[name], ()) for name in self.optional}
+        if classes is not None:
+            kinds[CLASSES] = (OPTIONAL[CLASSES], (classes,))
+        self._files = {n: _RowFile(self.partial / f"{n}.npy", *k) for n, k in kinds.items()}
+        # One row per image, not per region.
+        self._image_file = (
+            _RowFile(self.partial / f"{IMAGES}.npy", dtype, (width,)) if image_features else None
+        )
+        self._journal = open(self.partial / "journal.jsonl", "a+b")  # noqa: SIM115
+        self._recover()
+
+    def _check_spec(self) -> None:
+        path = self.partial / "writer.json"
+        if not path.exists():
+            write_json(path, self._spec)
+        elif (found := read_json(path)) != self._spec:
+            key = next(k for k in self._spec if found.get(k) != self._spec[k])
+            raise DataError(
+                f"{self.partial}: was started with {key} = {found.get(key)!r}, now "
+                f"{self._spec[key]!r} is asked for: use the same, or delete the folder"
+            )
+
+    def _recover(self) -> None:
+        """Find the images whose records are complete, and cut off what is behind them."""
+        complete = min(file.rows() for file in self._files.values())
+        images = None if self._image_file is None else self._image_file.rows()
+        self._journal.seek(0)
+        kept = rows = 0
+        for line in self._journal.read().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            image_id, count, width, height = json.loads(line)
+            if rows + count > complete or len(self._ids) == images:
+                break
+            self._ids[image_id] = (count, width, height)
+            rows += count
+            kept += len(line)
+        self._journal.truncate(kept)
+        for file in self._files.values():
+            file.cut(rows)
+        if self._image_file is not None:
+            self._image_file.cut(len(self._ids))
+
+    def __len__(self) -> int:
+        """Number of images written so far."""
+        return len(self._ids)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._ids
+
+    def ids(self) -> list[str]:
+        """Ids of the images written so far, in order."""
+        return list(self._ids)
+
+    def __enter__(self) -> "RegionFeatureWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; without `finish` the part written so far stays, to go on with."""
+        for file in self._row_files().values():
+            file.file.close()
+        self._journal.close()
+
+    def _row_files(self) -> dict[str, _RowFile]:
+        """Every array by name."""
+        return self._files | ({} if self._image_file is None else {IMAGES: self._image_file})
+
+    def add(
+        self, image_id: str, width: int, height: int, boxes: Rows, features: Rows,
+        image_feature: Rows | None = None, **optional: Rows,
+    ) -> None:  # fmt: skip
+        """Append the regions of one image, strongest first.
+
+        Args:
+            image_id: Key of the image.
+            width: Of the image, pixels.
+            height: Of the image, pixels.
+            boxes: (R, 4) x1, y1, x2, y2 in pixels.
+            features: (R, C).
+            image_feature: (C,), of the image as a whole, where the constructor was told so.
+            **optional: (R,) each, class_probabilities (R, K); exactly those named in the
+                constructor.
+
+        Raises:
+            DataError: The image is there already, or an array has another shape than stated
+                or holds values that are not finite (in the store's dtype).
+        """
+        if image_id in self._ids:
+            raise DataError(f"image {image_id!r} is there already: image ids must be unique")
+        if width < 1 or height < 1:
+            raise DataError(f"image {image_id!r}: size {width} x {height}: must be positive")
+        if sorted(optional) != self.optional:
+            raise DataError(
+                f"image {image_id!r}: optional arrays {sorted(optional)}, the store has "
+                f"{self.optional}"
+            )
+        if (image_feature is None) != (self._image_file is None):
+            raise DataError(
+                f"image {image_id!r}: feature of the whole image: all images have one, or none"
+            )
+        given = {"features": features, "boxes": boxes} | optional
+        count = len(boxes)
+        ready = {name: self._cast(image_id, name, rows, count) for name, rows in given.items()}
+        if image_feature is not None:
+            row = torch.as_tensor(image_feature)[None]
+            ready[IMAGES] = self._cast(image_id, IMAGES, row, 1)
+        files = self._row_files()
+        for name, rows in ready.items():
+            files[name].append(rows)
+        self._journal.write(json.dumps([image_id, count, width, height]).encode() + b"\n")
+        self._journal.flush()
+        self._ids[image_id] = (count, width, height)
+
+    def _cast(self, image_id: str, name: str, rows: Rows, count: int) -> Tensor:
+        """Rows in the dtype of their file, checked."""
+        file = self._row_files()[name]
+        values = torch.as_tensor(rows)
+        expected = (count, *file.tail)
+        if count < 1 or values.shape != expected:
+            raise DataError(
+                f"image {image_id!r}: array {name!r} has shape {tuple(values.shape)}, expected "
+                f"{expected} with one region at least"
+            )
+        values = values.to(DTYPES[file.dtype])
+        if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
+            bad = torch.as_tensor(rows)[~torch.isfinite(values)][0].item()
+            raise DataError(
+                f"image {image_id!r}: array {name!r} holds {bad:g}, which is not a finite number "
+                f"in {file.dtype}"
+            )
+        return values
+
+    def finish(self, **extra: Any) -> RegionFeatures:
+        """Write index, checksums and meta.json, give the folder its name, and open it.
+
+        Args:
+            **extra: Further JSON values for meta.json.
+
+        Raises:
+            DataError: No image was written.
+        """
+        if not self._ids:
+            raise DataError(f"{self.partial}: no image was written: nothing to finish")
+        counts = np.array([r[0] for r in self._ids.values()], dtype=np.int64)
+        for name, file in self._row_files().items():
+            file.finish(len(self) if name == IMAGES else int(counts.sum()))
+        self.close()
+        with open(self.partial / "index.npz", "wb") as file:
+            np.savez(
+                file,
+                ids=np.array([i.encode() for i in self._ids], dtype=np.bytes_),
+                first=np.cumsum(counts) - counts,
+                count=counts,
+                sizes=np.array([r[1:] for r in self._ids.values()], dtype=np.int32),
+            )
+            os.fsync(file.fileno())
+        meta = {"format": FORMAT, "version": VERSION, **self._spec, "images": len(self),
+                "regions": int(counts.sum()),
+                "regions_per_image": [int(counts.min()), int(counts.max())],
+                **extra, "checksums": self._checksums()}  # fmt: skip
+        write_json(self.partial / "meta.json", meta, indent=1)
+        replace_folder(self.partial, self.path)
+        for name in ("journal.jsonl", "writer.json"):
+            (self.path / name).unlink(missing_ok=True)
+        return RegionFeatures.open(self.path)
+
+    def _checksums(self) -> dict[str, str]:
+        paths = [self.partial / f"{name}.npy" for name in self._row_files()]
+        paths.append(self.partial / "index.npz")
+        total = sum(path.stat().st_size for path in paths)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="checksums", delay=2) as bar:
+            return {path.name: sha256(path, bar) for path in paths}
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Give folder `new` the name `target`; what had the name is deleted after the change."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)

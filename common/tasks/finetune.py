@@ -1,0 +1,428 @@
+"""A finetuning run from pretrained weights to result.json, plots and report; for all backbones.
+
+Shape legend: D decisions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.adapt.adapting import (
+    adaptive_part,
+    parameter_counts,
+    parameter_groups,
+    set_global_decisions,
+)
+from common.adapt.encoder import Adaptive
+from common.adapt.strategies import Strategy
+from common.data.vqa_dataset import VQADataset
+from common.data.vqa_metric import majority_answer_baseline, question_only_baseline
+from common.errors import ConfigError
+from common.files import write_json
+from common.results.decision_plots import plot_decisions
+from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
+from common.results.plots import plot_training
+from common.results.report import write_run_report
+from common.runs.backbones import find_encoder
+from common.runs.opened_run import question_digest
+from common.tasks.vqa import Evaluation, VQATask
+from common.training.batch_order import BatchOrder
+from common.training.checkpoint import load_checkpoint, save_checkpoint
+from common.training.loop import EpochRecord, LoopOptions, Trainer
+from common.training.optim import OptimizerWithSchedule, make_optimizer
+from common.training.options import loop_options
+from common.training.run_folder import SnapshotNames
+from common.training.runtime import Runtime, peak_memory, versions
+from common.training.tracking import Tracker
+from common.training.weights import load_into
+
+Optimizers = tuple[OptimizerWithSchedule, OptimizerWithSchedule | None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of a finetuning run.
+
+    Attributes:
+        batch_size, epochs, optim, lr, warmup, weight_decay, clip: of the model; `warmup` is a share
+            of all steps, `clip` the largest gradient norm.
+        policy_lr: of the policy network.
+        eval_batch_size: samples per batch in evaluation.
+    """
+
+    batch_size: int
+    epochs: int
+    optim: str
+    lr: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    policy_lr: float
+    eval_batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)}: give a whole number of at least 1"
+                )
+        if not self.clip >= 0:
+            raise ConfigError(f"clip {self.clip}: give a number of at least 0 (0 = none)")
+
+
+@dataclass
+class Run:
+    """Everything a finetuning run needs.
+
+    Attributes:
+        model: pretrained and adapted, on the runtime's device.
+        task: training and held-out questions.
+        val: the questions that are reported.
+        strategy: of the model.
+        recipe: hyper-parameters.
+        args: the command line, with the options of `common.training.options`.
+        out_dir: folder of the run.
+        runtime, tracker: device and precision; log and curves.
+        identity: backbone, task, dataset, strategy, policy, size, seed: the head of result.json;
+            and `variant`, where the model is not as its size says.
+        meta: what checkpoints of this run must agree on.
+        command: as it was typed.
+        prepare: called once the folder may be written to (after the check for an earlier run).
+        names: of the checkpoints.
+        optimizers: makes the optimisers of the model and the policy from the run and the number of
+            updates; default `make_optimizers`.
+        epoch_lines: what is logged after an epoch, from its record; default `epoch_lines`.
+        log_every: steps between two points of the curves.
+        warnings: put into result.json.
+        start: when the run began, seconds of `time.perf_counter`.
+    """
+
+    model: nn.Module
+    task: VQATask
+    val: VQADataset
+    strategy: Strategy
+    recipe: Recipe
+    args: argparse.Namespace
+    out_dir: Path
+    runtime: Runtime
+    tracker: Tracker
+    identity: dict[str, Any]
+    meta: dict[str, Any]
+    command: str
+    prepare: Callable[[], None] | None = None
+    names: SnapshotNames = field(default_factory=SnapshotNames)
+    optimizers: Callable[[Run, int], Optimizers] | None = None
+    epoch_lines: Callable[[dict[str, Any]], str] | None = None
+    log_every: int = 50
+    warnings: list[str] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+
+
+def make_optimizers(run: Run, total_steps: int) -> Optimizers:
+    """The optimiser of the model and, where there is a policy, its own."""
+    groups, recipe = parameter_groups(run.model), run.recipe
+    main = make_optimizer(
+        recipe.optim,
+        groups["trainable"],
+        recipe.lr,
+        total_steps,
+        warmup=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+    )
+    if not groups["policy"]:
+        return main, None
+    schedule = run.args.policy_schedule
+    policy = make_optimizer(
+        run.args.policy_optim,
+        groups["policy"],
+        recipe.policy_lr,
+        total_steps,
+        warmup=recipe.warmup if schedule == "linear" else 0.0,
+        schedule=schedule,
+    )
+    return main, policy
+
+
+def training_settings(run: Run, options: LoopOptions) -> dict[str, Any]:
+    """What a run must have in common with the one that it resumes, beside the model."""
+    free = ("eval_batch_size", "workers", "log_every", "save_every", "max_steps", "progress")
+    settings = vars(run.recipe) | asdict(options)
+    part = adaptive_part(run.model)
+    adaptive = asdict(part.options) if part is not None else {}
+    adaptive |= {
+        "temperature": run.args.temperature,
+        "initial_share": run.args.policy_init,
+        "policy_eval": run.args.policy_eval,
+    }
+    return {
+        "dataset": run.identity["dataset"],
+        "precision": run.runtime.precision,
+        "questions": question_digest(run.task.train),
+        "held_out_questions": question_digest(run.task.heldout),
+        "adaptive": adaptive,
+        **{key: value for key, value in settings.items() if key not in free},
+    }
+
+
+def finetune(run: Run) -> dict[str, Any]:
+    """Train, take the best epoch, evaluate, and write result.json, plots and report."""
+    order = BatchOrder(len(run.task), run.recipe.batch_size, run.args.seed)
+    options = replace(
+        loop_options(
+            run.args, run.recipe.epochs, run.recipe.batch_size, run.recipe.clip, run.args.workers
+        ),
+        log_every=run.log_every,
+    )
+    main, policy = (run.optimizers or make_optimizers)(run, order.steps * run.recipe.epochs)
+    meta = run.meta | {"training": training_settings(run, options)}
+    trainer = Trainer(
+        run.model,
+        run.task,
+        main,
+        policy,
+        run.runtime,
+        options,
+        run.out_dir,
+        run.tracker,
+        meta,
+        run.names,
+    )
+    part = adaptive_part(run.model)
+    if part is not None and part.options.policy_eval == "global":
+        part.options.policy_eval = "argmax"  # until the best epoch is known, see fix_global_policy
+    if run.args.global_k is not None:
+        check_global_k(part, run.args.global_k)
+    trainer.begin(run.args.resume, run.args.overwrite)
+    if run.prepare is not None and run.runtime.world.main:
+        run.prepare()
+    trainer.fit(lambda record: _after_epoch(run, record, trainer.step))
+    if trainer.epoch < options.epochs:
+        run.tracker.log(
+            f"stopped after {trainer.step} of {trainer.total_steps} steps; go on with "
+            "--resume and without --max-steps"
+        )
+        return {}
+    result = report(run, trainer)
+    run.tracker.log(summary_lines(result))
+    return result
+
+
+def epoch_lines(values: dict[str, Any]) -> str:
+    """LXMERT's format; `Valid` is measured on what was held out of the training split."""
+    return (
+        f"\nEpoch {values['epoch']}: Train {values['train_accuracy']:.2f}\n"
+        f"Epoch {values['epoch']}: Valid {values['heldout_score']:.2f}\n"
+        f"Epoch {values['epoch']}: Best {values['best_score']:.2f}"
+    )
+
+
+def _after_epoch(run: Run, record: EpochRecord, step: int) -> None:
+    values = record.values
+    run.tracker.log((run.epoch_lines or epoch_lines)(values))
+    if values.get("decisions") is None or run.args.no_plots or not run.runtime.world.main:
+        return
+    partial = run.identity | {
+        "decisions": decision_table(
+            run.model, values["decisions"]["share"], values["decisions"]["count"]
+        )
+    }
+    name = f"{run.strategy.name}_heldout_epoch_{values['epoch']}.png"
+    path = run.out_dir / "visualizations" / name
+    path.parent.mkdir(exist_ok=True)
+    plot_decisions(partial, path, split="held-out", epoch=values["epoch"])
+    run.tracker.image("decisions/heldout", path, step)
+
+
+def decision_table(
+    model: nn.Module, share: Sequence[float], count: int, by_type: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The `decisions` entry of result.json for D shares over `count` samples."""
+    part = adaptive_part(model)
+    live = part.live.tolist()
+    used = [s for s, alive in zip(share, live, strict=True) if alive]
+    return {
+        "names": part.decision_names,
+        "layers": part.decision_layers,
+        "components": part.decision_components,
+        "share": list(share),
+        "live": live,
+        "count": count,
+        "share_by_type": by_type or {},
+        "mean_live": sum(used) / len(used),
+    }
+
+
+def report(run: Run, trainer: Trainer) -> dict[str, Any]:
+    """Evaluate the best epoch and write result.json, plots and the HTML report."""
+    run.runtime.world.barrier()  # until the first process has saved everything
+    state, _ = load_checkpoint(run.out_dir / "BEST.safetensors")
+    load_into(run.model, state["model"], what="BEST")
+    if run.strategy.adaptive and run.args.policy_eval == "global":
+        fix_global_policy(run)
+    val = run.task.evaluate(run.model, run.val, "validation")
+    train = run.task.evaluate(run.model, run.task.train, "training questions")
+    result = collect(run, trainer, train, val)
+    if not run.runtime.world.main:
+        return result
+    write_json(run.out_dir / "result.json", result, indent=1)
+    if not run.args.no_plots:
+        draw(result, run.out_dir)
+    return result
+
+
+def draw(result: dict[str, Any], out_dir: Path) -> None:
+    """The plots of a finished run, as files in visualizations/ and in the HTML report."""
+    folder = out_dir / "visualizations"
+    folder.mkdir(exist_ok=True)
+    plot_training(result, folder / "training.png")
+    if result["decisions"] is not None:
+        plot_decisions(result, folder / "decisions.png")
+        plot_decisions_by_type(result, folder / "decisions_by_type.png")
+        plot_decision_history(result, folder / "decision_history.png")
+    write_run_report(out_dir)
+
+
+def check_global_k(part: Adaptive | None, k: int) -> None:
+    """Refuse a number of sites that the model does not have, before any training."""
+    live = int(part.live.sum()) if part is not None else 0
+    if not 0 <= k <= live:
+        raise ConfigError(f"--global-k {k}: the model has {live} live decisions")
+
+
+def fix_global_policy(run: Run) -> None:
+    """One decision per site, from the shares over the training questions in evaluation mode.
+
+    They are saved in BEST, so that it can be tested with `--policy-eval global`.
+    """
+    part = adaptive_part(run.model)
+    counts = run.task.evaluate(run.model, run.task.train, "global policy").decisions
+    set_global_decisions(part, torch.tensor(counts.share), run.args.global_k)
+    part.options.policy_eval = "global"
+    if run.runtime.world.main:
+        path = run.out_dir / "BEST.safetensors"
+        state, meta = load_checkpoint(path)
+        save_checkpoint(path, state | {"model": dict(run.model.state_dict())}, meta)
+
+
+def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> dict[str, Any]:
+    """Everything that result.json holds."""
+    examples = run.task.train.examples, run.val.examples
+    baselines = {
+        "majority": majority_answer_baseline(*examples),
+        "question_only": question_only_baseline(*examples),
+    }
+    decisions = None
+    if val.decisions.share is not None:
+        decisions = decision_table(
+            run.model, val.decisions.share, val.decisions.count, val.decisions.share_by_type()
+        )
+    # With `global`, all samples share their decisions because the user wants it.
+    chosen = None if run.args.policy_eval == "global" else decisions
+    warnings = run.warnings + find_problems(val, chosen, baselines)
+    for warning in warnings:
+        run.tracker.log(f"warning: {warning}")
+    seconds = [epoch["step_seconds"] for epoch in trainer.history]
+    return run.identity | {
+        "variant": ", ".join(filter(None, [run.identity.get("variant"), *variants(run)])) or None,
+        "command": run.command,
+        "versions": versions(),
+        "device": str(run.runtime.device),
+        "precision": run.runtime.precision,
+        "processes": run.runtime.world.size,
+        "accuracy": {
+            "train": train.scores | {"count": len(run.task.train)},
+            "val": val.scores | {"count": len(run.val)},
+        },
+        "generalization_error": train.scores["overall"] - val.scores["overall"],
+        "baselines": baselines,
+        "parameters": parameter_counts(run.model),
+        "decisions": decisions,
+        "policy_eval": run.args.policy_eval if run.strategy.adaptive else None,
+        "time": {
+            "train_step_s": statistics.median(seconds),
+            "eval_sample_s": val.seconds_per_sample,
+            "total_s": trainer.earlier_seconds + time.perf_counter() - run.start,
+        },
+        "memory": trainer.peak_memory or peak_memory(),
+        "recipe": vars(run.recipe),
+        "selection": f"{100 * run.args.holdout:g} % of the training images held out "
+        f"({len(run.task.heldout)} questions)"
+        + (", decisions by argmax" if run.args.policy_eval == "global" else ""),
+        "best_epoch": trainer.best_epoch,
+        "epochs": trainer.history,
+        "warnings": warnings,
+    }
+
+
+def variants(run: Run) -> list[str]:
+    """What sets a run apart from others with its strategy and policy, in a word or two each."""
+    args, found = run.args, []
+    layers = find_encoder(run.model).layers()
+    trained = [
+        number
+        for number, layer in enumerate(layers, 1)
+        if any(p.requires_grad for p in layer.module.parameters())
+    ]
+    if run.strategy.frozen == "not_last":
+        found.append(f"last {len(trained)}")
+    elif run.strategy.frozen == "listed":
+        frozen = sorted(set(range(1, len(layers) + 1)) - set(trained))
+        found.append(f"frozen {','.join(map(str, frozen))}")
+    if args.constrain_k is not None:
+        found.append(f"K = {args.constrain_k:g}")
+    if args.target_rate is not None:
+        found.append(f"share {args.target_rate:g}")
+    if run.strategy.adaptive and args.policy_eval != "argmax":
+        found.append(args.policy_eval)
+    return found
+
+
+def find_problems(
+    val: Evaluation, decisions: dict[str, Any] | None, baselines: dict[str, dict[str, float | None]]
+) -> list[str]:
+    """What a reader should be warned of: a collapsed policy, accuracy below the majority answer."""
+    found = []
+    if decisions is not None:
+        live = [s for s, alive in zip(decisions["share"], decisions["live"], strict=True) if alive]
+        if all(s in (0.0, 1.0) for s in live):
+            found.append(
+                f"the policy has collapsed: every one of {len(live)} live decisions is "
+                "the same for all samples"
+            )
+    majority = baselines["majority"]["overall"]
+    if val.scores["overall"] < majority:
+        found.append(
+            f"accuracy {val.scores['overall']:.2f} is below always answering the "
+            f"majority answer ({majority:.2f}): something is wrong, or training too short"
+        )
+    return found
+
+
+def summary_lines(result: dict[str, Any]) -> str:
+    """What a run prints last."""
+    val, train = result["accuracy"]["val"], result["accuracy"]["train"]
+    types = ", ".join(
+        f"{kind} {val[kind]:.2f}"
+        for kind in ("yes/no", "number", "other")
+        if val.get(kind) is not None
+    )
+    lines = [
+        f"\n{result['strategy']}: train {train['overall']:.2f}, validation "
+        f"{val['overall']:.2f} ({types}), generalization error "
+        f"{result['generalization_error']:.2f}"
+    ]
+    if result["decisions"]:
+        lines.append(f"share of live decisions that are 1: {result['decisions']['mean_live']:.3f}")
+    return "\n".join(lines)
+
+
+__all__ = ["Recipe", "Run", "decision_table", "finetune", "make_optimizers"]

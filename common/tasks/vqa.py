@@ -1,0 +1,168 @@
+"""Visual question answering as a task: loss, evaluation, decision statistics.
+
+Shape legend: B batch, A answers, D decisions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common.adapt.adapting import adaptive_part
+from common.data.vqa_dataset import VQABatch, VQADataset
+from common.data.vqa_metric import score
+from common.training.batch_order import iterate
+from common.training.runtime import Runtime
+from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
+
+EVALUATION = -1  # the step that keys the noise of evaluation
+MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
+
+
+@dataclass
+class Evaluation:
+    """Predictions for every question of a data set, their scores, and what was decided.
+
+    Attributes:
+        predictions: {question id: answer}.
+        scores: percent, overall and per answer type (None where a type does not occur); None
+            where the questions have no answers.
+        decisions: counts over the samples.
+        seconds_per_sample: of the model and the reading of features.
+    """
+
+    predictions: dict[Any, str]
+    scores: dict[str, float | None] | None
+    decisions: DecisionCounts
+    seconds_per_sample: float
+
+
+def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy summed over answers, mean over the batch; logits, target (B, A)."""
+    return (
+        F.binary_cross_entropy_with_logits(
+            logits.float(), target.to(torch.promote_types(target.dtype, torch.float32))
+        )
+        * logits.shape[1]
+    )
+
+
+class VQATask:
+    """Questions, regions and soft answer scores; `Task` of the training loop."""
+
+    def __init__(
+        self,
+        train: VQADataset,
+        heldout: VQADataset,
+        make_inputs: MakeInputs,
+        runtime: Runtime,
+        eval_batch_size: int,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """Put data and model's inputs together.
+
+        Args:
+            train, heldout: questions to train on, and to choose the best epoch with.
+            make_inputs: turns a batch of the data set into the backbone's inputs.
+            eval_batch_size: questions per batch in evaluation.
+            seed: of decisions that are drawn in evaluation.
+        """
+        self.seed = seed
+        self.train, self.heldout = train, heldout
+        self.make_inputs, self.runtime = make_inputs, runtime
+        self.eval_batch_size, self.progress = eval_batch_size, progress
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
+        """The training questions at some places."""
+        return self._convert(self.train.read(indices))
+
+    def _convert(self, batch: VQABatch) -> TaskBatch:
+        labels = {} if batch.target is None else {"target": batch.target}
+        return TaskBatch(
+            [sample_key(q) for q in batch.question_ids],
+            self.make_inputs(batch),
+            labels,
+            batch.answer_types,
+        )
+
+    def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
+        """Answer loss; the score is the soft score of the likeliest answer."""
+        logits = model(**batch.inputs)
+        target = batch.labels["target"]
+        chosen = target.gather(1, logits.detach().argmax(1, keepdim=True))
+        return StepOutput({"answer": vqa_loss(logits, target)}, float(chosen.sum()), len(target))
+
+    def validate(self, model: nn.Module) -> Validation:
+        """Accuracy in percent on the held-out questions."""
+        found = self.evaluate(model, self.heldout, "held out")
+        details: dict[str, Any] = {"heldout": found.scores}
+        if found.decisions.share is not None:
+            details["decisions"] = {"share": found.decisions.share, "count": found.decisions.count}
+        return Validation(found.scores["overall"], details)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, data: VQADataset, name: str) -> Evaluation:
+        """Answer every question of a data set, in evaluation mode, each counted once.
+
+        Every process answers a part of the batches and gets the result of all.
+        """
+        model.eval()
+        world = self.runtime.world
+        part = adaptive_part(model)
+        predictions: dict[Any, str] = {}
+        counts = DecisionCounts()
+        start = time.perf_counter()
+        batches = world.share(list(iterate(len(data), self.eval_batch_size)))
+        for indices in tqdm(
+            batches,
+            desc=name,
+            unit="batch",
+            leave=False,
+            disable=not (self.progress and world.main),
+            dynamic_ncols=True,
+        ):
+            read = data.read(indices)
+            batch = self.runtime.move(self._convert(read))
+            if part is not None:
+                part.key_noise(self.seed, EVALUATION, batch.samples)
+            with self.runtime.autocast():
+                logits = model(**batch.inputs)
+            counts.add_last(model, batch.types)
+            predictions |= zip(
+                read.question_ids, data.vocabulary.decode(logits.float().cpu()), strict=True
+            )
+        predictions, counts = _joined(world.gather((predictions, counts.state_dict())))
+        seconds = (time.perf_counter() - start) / max(1, len(data))
+        answered = all(example.answers is not None for example in data.examples)
+        scores = score(predictions, data.examples) if answered else None
+        return Evaluation(predictions, scores, counts, seconds)
+
+
+def _joined(
+    parts: Sequence[tuple[dict[Any, str], dict[str, Any]]],
+) -> tuple[dict[Any, str], DecisionCounts]:
+    """Predictions and counts of all processes."""
+    predictions: dict[Any, str] = {}
+    counts = DecisionCounts()
+    for found, state in parts:
+        predictions |= found
+        counts.join(state)
+    return predictions, counts
+
+
+def sample_key(question_id: int | str) -> int:
+    """An integer for a question id, to key noise with."""
+    if isinstance(question_id, int):
+        return question_id
+    return int.from_bytes(str(question_id).encode()[-7:], "big")

@@ -1,0 +1,457 @@
+"""The training loop of all backbones and tasks, read from top to bottom.
+
+An epoch visits the training samples in an order keyed by (seed, epoch); everything drawn at random
+is keyed or part of the checkpoint, so that a run that was killed continues bit for bit on CPU.
+A batch may be divided over processes and, within them, into micro-batches: every loss is weighted
+so that the gradient is that of the whole batch. Shape legend: B batch, D decisions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.adapt.adapting import adaptive_part
+from common.adapt.budget import BudgetOptions, budget_losses
+from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
+from common.training.batch_order import BatchOrder, MicroBatches, iterate
+from common.training.checkpoint import (
+    check_compatible,
+    load_checkpoint,
+    prune_checkpoints,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from common.training.distributed import peers
+from common.training.optim import OptimizerWithSchedule
+from common.training.run_folder import SnapshotNames, check_unused, remove_run
+from common.training.running_totals import RunningTotals
+from common.training.runtime import Runtime, peak_memory, versions
+from common.training.stop_signal import StopSignal
+from common.training.task import Task, TaskBatch
+from common.training.tracking import Tracker
+from common.training.weights import load_into
+
+__all__ = ["BatchOrder", "EpochRecord", "LoopOptions", "RunningTotals", "Trainer", "iterate"]
+
+CHECKPOINT_VERSION = 2
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long and how to train.
+
+    Attributes:
+        epochs: passes over the training samples.
+        batch_size: samples per step, of all processes and micro-batches together; an incomplete
+            last batch is dropped, as upstream.
+        accumulate: micro-batches that a process divides its part of a batch into, to need less
+            memory. The result is that of the whole batch but for budget losses, which are of
+            each micro-batch (of all processes), and for dropout, whose masks are drawn anew.
+        seed: of the order of samples and of the policy's noise.
+        clip: largest norm of the model's gradient (without the policy's); 0 = no clipping.
+        policy_clip: the same for the policy network.
+        temperature, temperature_end: of the Gumbel-softmax at the first and the last step; it falls
+            geometrically in between.
+        budget: the budget losses.
+        workers: data-loader processes; 0 reads in this process.
+        log_every: steps between two points of the curves and two lines of the log.
+        save_every: steps between saves of the last checkpoint; 0 = after every epoch only.
+        max_steps: stop after this many steps in all; 0 = no limit.
+        progress: whether to show a progress bar.
+    """
+
+    epochs: int
+    batch_size: int
+    seed: int = 9595
+    clip: float = 5.0
+    policy_clip: float = 1.0
+    temperature: float = 5.0
+    temperature_end: float = 5.0
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
+    accumulate: int = 1
+    workers: int = 0
+    log_every: int = 50
+    save_every: int = 0
+    max_steps: int = 0
+    progress: bool = True
+
+
+@dataclass
+class EpochRecord:
+    """What is reported of one epoch: JSON-able, one entry of `epochs` in result.json."""
+
+    values: dict[str, Any]
+
+
+class Trainer:
+    """Trains a model on a task; see `fit`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizer: OptimizerWithSchedule,
+        policy_optimizer: OptimizerWithSchedule | None,
+        runtime: Runtime,
+        options: LoopOptions,
+        out_dir: Path,
+        tracker: Tracker,
+        meta: dict[str, Any],
+        names: SnapshotNames | None = None,
+    ) -> None:
+        """Put everything together.
+
+        Args:
+            model: on the runtime's device, adapted.
+            optimizer, policy_optimizer: of the model's and of the policy's parameters.
+            meta: what a checkpoint must agree on to be resumed (backbone, strategy, sizes …).
+        """
+        self.model, self.task, self.runtime = model, task, runtime
+        self.world = runtime.world
+        self.optimizers = {"main": optimizer}
+        if policy_optimizer is not None:
+            self.optimizers["policy"] = policy_optimizer
+        self.options, self.out_dir, self.tracker = options, Path(out_dir), tracker
+        self.meta = meta | {"checkpoint_version": CHECKPOINT_VERSION}
+        self.names = names or SnapshotNames()
+        self.part = adaptive_part(model)
+        self.order = BatchOrder(len(task), options.batch_size, options.seed)
+        self.order.check_divisible(self.world.size, options.accumulate)
+        self.parallel = self._parallel()
+        self.total_steps = self.order.steps * options.epochs
+        self.epoch = self.step_in_epoch = self.step = 0
+        self.best_score = -math.inf
+        self.best_epoch: int | None = None
+        self.history: list[dict[str, Any]] = []
+        self.running = RunningTotals()
+        self.peak_memory: dict[str, int | None] = {}
+        self.start, self.earlier_seconds = time.perf_counter(), 0.0
+        self._signal, self._stop = StopSignal(), False
+
+    def _parallel(self) -> nn.Module:
+        """The model whose backward pass averages gradients over the processes."""
+        if self.world.size == 1:
+            return self.model
+        device = self.runtime.device
+        with peers():
+            return DistributedDataParallel(
+                self.model, device_ids=[device] if device.type == "cuda" else None
+            )
+
+    def fit(self, after_epoch: Callable[[EpochRecord], None] | None = None) -> None:
+        """Train until the last epoch (or `max_steps`), saving the best and the last state.
+
+        Args:
+            after_epoch: called with the record of every finished epoch (plots, logs), on every
+                process.
+        """
+        with self._signal:
+            while self.epoch < self.options.epochs and not (self._stop or self._done()):
+                self._train_epoch()
+                if self._stop or self.step_in_epoch < self.order.steps:
+                    break
+                record = self._finish_epoch()
+                if after_epoch is not None:
+                    after_epoch(EpochRecord(record))
+                self.save_last()
+                self._stop = self.world.any(self._signal.received)
+            if self._stop and (self.step_in_epoch or not self.step):  # else it has just been saved
+                self.save_last()
+        if self._stop:
+            raise StoppedError(
+                f"stopped by a signal at step {self.step}; continue with the same "
+                f"command and --resume ({self.out_dir / self.names.last})"
+            )
+
+    def _done(self) -> bool:
+        return bool(self.options.max_steps) and self.step >= self.options.max_steps
+
+    def _train_epoch(self) -> None:
+        batches = self.order.epoch(self.epoch, self.step_in_epoch)
+        reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
+        loader = DataLoader(
+            reader,
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.options.workers,
+            generator=torch.Generator(),
+        )
+        with tqdm(
+            loader,
+            total=self.order.steps,
+            initial=self.step_in_epoch,
+            unit="step",
+            desc=f"epoch {self.epoch}",
+            dynamic_ncols=True,
+            disable=not (self.options.progress and self.world.main),
+        ) as bar:
+            for parts in bar:
+                counts = self._agree(parts)
+                if self._stop:
+                    break
+                start = time.perf_counter()
+                self._train_step(self.runtime.move(parts), counts)
+                self.running.step_seconds.append(time.perf_counter() - start)
+                bar.set_postfix(self.running.summary(self.world.size), refresh=False)
+                if self.options.save_every and self.step % self.options.save_every == 0:
+                    self.save_last()
+                if self._done():
+                    break
+        self._stop = self._stop or self.world.any(self._signal.received)
+        self.peak_memory = peak_memory()
+        if self._done():
+            self.save_last()
+
+    def _agree(self, parts: Sequence[TaskBatch]) -> dict[str, float]:
+        """Numbers of things that the losses of the whole batch are means over; a wish to stop."""
+        counts: dict[str, float] = {"stop": float(self._signal.received)}
+        for part in parts:
+            for name, number in part_counts(part).items():
+                counts[name] = counts.get(name, 0.0) + number
+        counts = self.world.sum(counts)
+        self._stop = counts.pop("stop") > 0
+        return counts
+
+    def _train_step(self, parts: Sequence[TaskBatch], counts: Mapping[str, float]) -> None:
+        self.model.train()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        shown: dict[str, float] = {}
+        for part in parts:
+            wait = self.world.size > 1 and part is not parts[-1]
+            with self.parallel.no_sync() if wait else nullcontext():
+                losses = self._micro_batch(part, counts, len(parts))
+            shown = {name: shown.get(name, 0.0) + value for name, value in losses.items()}
+        self._update()
+        self.running.add(shown)
+        self.step += 1
+        self.step_in_epoch += 1
+        if self.step % self.options.log_every == 0:
+            self._log_step({name: value * self.world.size for name, value in shown.items()})
+
+    def _log_step(self, losses: Mapping[str, float]) -> None:
+        """A point of the curves and a line of the log, as this process sees the step."""
+        self.tracker.scalars(
+            {f"train/{name}": loss for name, loss in losses.items()}
+            | {f"lr/{k}": o.lr for k, o in self.optimizers.items()},
+            self.step,
+        )
+        recent = self.running.step_seconds[-self.options.log_every :]
+        speed = self.options.batch_size * len(recent) / sum(recent) if recent else math.nan
+        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        rates = ", ".join(f"{name} {o.lr:.3g}" for name, o in self.optimizers.items())
+        self.tracker.note(
+            f"epoch {self.epoch}, step {self.step_in_epoch} of {self.order.steps}: "
+            f"{shown}; score so far {self.running.summary(1)['score']}; learning "
+            f"rate {rates}; {speed:.0f} samples a second"
+        )
+
+    def _micro_batch(
+        self, batch: TaskBatch, counts: Mapping[str, float], micro_batches: int
+    ) -> dict[str, float]:
+        """Forward and backward; returns what the batch adds to each loss of the whole batch."""
+        if self.part is not None:
+            self.part.options.temperature = self.temperature()
+            self.part.key_noise(self.options.seed, self.step, batch.samples)
+        with peers(), self.runtime.autocast():
+            output = self.task.step(self.parallel, batch)
+        own = part_counts(batch)
+        shares = {name: _share(own, counts, name) for name in output.losses}
+        losses = dict(output.losses)
+        if self.part is not None:
+            decisions = self.part.last.decisions
+            if self.options.budget.active:
+                losses |= budget_losses(
+                    self.world.mean(decisions), self.part.live, self.options.budget
+                )
+            self.running.decisions.add(decisions, batch.types)
+        self._check_finite(losses, batch)
+        # The processes' gradients are averaged, so what belongs to one process counts size times.
+        size = self.world.size
+        factors = {
+            name: shares[name] * size if name in shares else 1 / micro_batches for name in losses
+        }
+        total = torch.stack(
+            [full_precision(loss) * factors[name] for name, loss in losses.items()]
+        ).sum()
+        with peers():
+            self.runtime.scaler.scale(total).backward()
+        self.running.count_scores(output)
+        return {name: float(loss.detach()) * factors[name] / size for name, loss in losses.items()}
+
+    def _update(self) -> None:
+        scaler = self.runtime.scaler
+        limits = {"main": self.options.clip, "policy": self.options.policy_clip}
+        for name, optimizer in self.optimizers.items():
+            if limits[name]:
+                optimizer.clip(limits[name], scaler)
+        for optimizer in self.optimizers.values():
+            optimizer.step(scaler)
+        scaler.update()
+
+    def _check_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> None:
+        bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        if not bad:
+            return
+        process = f"_process_{self.world.rank}" if self.world.size > 1 else ""
+        path = self.out_dir / f"non_finite_batch{process}.safetensors"
+        save_checkpoint(
+            path,
+            {"samples": batch.samples, "inputs": batch.inputs, "labels": batch.labels},
+            {"step": self.step},
+        )
+        raise AdaptiveError(
+            f"loss {', '.join(bad)} is not finite at step {self.step}; the batch "
+            f"(samples {batch.samples[:4]} …) is in {path}. Lower the learning "
+            "rate or use --precision fp32, and start again with --overwrite"
+        )
+
+    def temperature(self) -> float:
+        """Of the Gumbel-softmax at this step."""
+        done = min(1.0, self.step / max(1, self.total_steps - 1))
+        start, end = self.options.temperature, self.options.temperature_end
+        return start * (end / start) ** done
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        validation = self.task.validate(self.model)
+        totals = RunningTotals.joined(self.world.gather(self.running.state_dict()))
+        record = (
+            totals.record()
+            | {
+                "epoch": self.epoch,
+                "lr": self.optimizers["main"].lr,
+                "heldout_score": validation.score,
+            }
+            | validation.details
+        )
+        if self.part is not None:
+            record["policy_temperature"] = self.temperature()
+        self.history.append(record)
+        self.tracker.scalars(
+            {"train/score": record["train_accuracy"], "heldout/score": validation.score}, self.step
+        )
+        better = validation.score > self.best_score
+        if better:
+            self.best_score, self.best_epoch = validation.score, self.epoch
+        record["best_score"] = self.best_score
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.running = RunningTotals()
+        if better:
+            self._save(self.names.best, training=False)
+        if (name := self.names.of_epoch(self.epoch)) is not None:
+            self._save(name, training=False)
+            prune_checkpoints(self.out_dir, self.names.epoch_files, self.names.keep)
+        return record
+
+    def save_last(self) -> None:
+        """Save everything that is needed to go on from here."""
+        self._save(self.names.last, training=True)
+
+    def _save(self, name: str, training: bool) -> None:
+        own = {"rng": rng_state(), "running": self.running.state_dict()} if training else None
+        processes = self.world.gather(own) if training else []
+        if not self.world.main:
+            return
+        state: dict[str, Any] = {"model": dict(self.model.state_dict())}
+        if training:
+            state |= {
+                "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+                "scaler": self.runtime.scaler.state_dict(),
+                "processes": processes,
+            }
+        state["progress"] = {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "step": self.step,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "seconds": self.earlier_seconds + time.perf_counter() - self.start,
+        }
+        meta = {"step": self.step, "versions": versions()}
+        save_checkpoint(self.out_dir / f"{name}.safetensors", state, self.meta | meta)
+
+    def begin(self, resume: bool, overwrite: bool) -> None:
+        """Start anew or go on; a folder that holds a run is not overwritten by accident.
+
+        Raises:
+            ConfigError: there is a run and neither was asked for, or there is none to resume.
+        """
+        if resume:
+            self.resume()
+            self.tracker.log(f"resumed at step {self.step} of {self.total_steps}")
+        else:
+            check_unused(self.out_dir, overwrite, self.names)
+            self.world.barrier()  # no process removes what another one has not looked at yet
+            if self.world.main:
+                remove_run(self.out_dir, self.names)
+                self.tracker.forget_earlier()
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint in the output folder."""
+        path = self.out_dir / f"{self.names.last}.safetensors"
+        if not path.exists():
+            raise ConfigError(f"nothing to resume: {path} does not exist; start without --resume")
+        state, meta = load_checkpoint(path)
+        if (version := meta.get("checkpoint_version")) != CHECKPOINT_VERSION:
+            raise CheckpointError(
+                f"{path}: saved by another version of this code (format "
+                f"{version}, this one's is {CHECKPOINT_VERSION}), which has to "
+                "finish that run; its BEST can be tested and asked here. Or "
+                "start again with --overwrite"
+            )
+        check_compatible(meta, self.meta, path)
+        load_into(self.model, state["model"], what=str(path))
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.runtime.scaler.load_state_dict(state["scaler"])
+        progress = state["progress"]
+        self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
+        self.step, self.history = progress["step"], progress["history"]
+        self.best_score, self.best_epoch = progress["best_score"], progress["best_epoch"]
+        self.earlier_seconds = progress["seconds"]
+        self._resume_process(state["processes"])
+
+    def _resume_process(self, processes: Sequence[Mapping[str, Any]]) -> None:
+        """Random numbers and running totals of this process."""
+        if len(processes) == self.world.size:
+            self.running.load_state_dict(processes[self.world.rank]["running"])
+            set_rng_state(processes[self.world.rank]["rng"])
+            return
+        self.tracker.log(
+            f"{self.out_dir / self.names.last} was saved by {len(processes)} "
+            f"processes, these are {self.world.size}: dropout draws other masks now"
+        )
+        if self.world.main:
+            states = [process["running"] for process in processes]
+            self.running.load_state_dict(RunningTotals.joined(states).state_dict())
+
+
+def part_counts(batch: TaskBatch) -> dict[str, float]:
+    """What the losses of a (micro-)batch are means over: samples, unless the batch says else."""
+    return {SAMPLES: float(len(batch.samples)), **batch.weights}
+
+
+def full_precision(loss: Tensor) -> Tensor:
+    """In float32 at least."""
+    return loss.to(torch.promote_types(loss.dtype, torch.float32))
+
+
+def _share(own: Mapping[str, float], counts: Mapping[str, float], loss: str) -> float:
+    """Share of a micro-batch in a loss of the whole batch, 0..1."""
+    name = loss if loss in own else SAMPLES
+    return own[name] / counts[name] if counts[name] else 0.0

@@ -1,0 +1,330 @@
+"""Command-line options that all backbones share, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from collections.abc import Sequence
+
+from common.adapt.budget import BudgetOptions
+from common.adapt.encoder import POLICY_EVALUATIONS, AdaptiveOptions
+from common.adapt.strategies import STRATEGIES, find_strategy
+from common.errors import ConfigError
+from common.training.loop import LoopOptions
+
+
+def _flag(group: argparse._ActionsContainer, name: str, **settings: object) -> None:
+    """Add a flag under its hyphenated spelling and, as the originals have it, with underscores."""
+    spellings = [name]
+    if "_" not in name and "-" in name.lstrip("-"):
+        spellings.append("--" + name.lstrip("-").replace("-", "_"))
+    group.add_argument(*spellings, **settings)
+
+
+def add_strategy_options(parser: argparse.ArgumentParser) -> None:
+    """Strategy, policy network, executors and budget losses."""
+    group = parser.add_argument_group("adaptive finetuning")
+    rows = "; ".join(f"{row.name}: {row.summary}" for row in STRATEGIES.values())
+    _flag(group, "--strategy", default="standard", help=f"{rows}. Any case (default standard)")
+    _flag(group, "--trainable-layers", metavar="last:K", help="for LastK")
+    _flag(
+        group,
+        "--frozen-layers",
+        metavar="N,N,…",
+        help="for FrozenLayers: numbers from 1 in execution order, or names such as lang.3",
+    )
+    _flag(
+        group,
+        "--policy",
+        default="small",
+        help="small (reads the backbone's embeddings), published (a small model of the "
+        "backbone's family), random:SHARE (a control) (default small)",
+    )
+    _flag(
+        group,
+        "--policy-eval",
+        choices=POLICY_EVALUATIONS,
+        help="how decisions are made in evaluation: the likelier one, a draw, or one decision "
+        "for the whole data set (default: as in the checkpoint, else argmax)",
+    )
+    _flag(
+        group,
+        "--global-k",
+        type=int,
+        metavar="K",
+        help="with --policy-eval global: the K most used sites instead of the majority at each",
+    )
+    _flag(
+        group,
+        "--policy-init",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="probability of decision 1 before training (default 0.5)",
+    )
+    _flag(
+        group,
+        "--temperature",
+        type=float,
+        default=5.0,
+        help="of the Gumbel-softmax at the start (default 5)",
+    )
+    _flag(
+        group,
+        "--temperature-end",
+        type=float,
+        default=None,
+        help="at the end of training; falls geometrically (default: as at the start)",
+    )
+    _flag(
+        group,
+        "--executor",
+        default="exact",
+        choices=("exact", "dense", "sampled"),
+        help="how both branches are computed in training (default exact; dense is the readable "
+        "reference, sampled a cheaper and noisier policy gradient)",
+    )
+    _flag(
+        group,
+        "--sampled-share",
+        type=float,
+        default=0.25,
+        help="share of samples whose other branch is computed by --executor sampled",
+    )
+    _flag(
+        group,
+        "--policy-precision",
+        default="high",
+        choices=("high", "low"),
+        help="with bf16/fp16: form the policy's gradient from float32 branches, or not",
+    )
+    _flag(
+        group,
+        "--constrain-k",
+        type=float,
+        metavar="K",
+        help="budget loss: (mean number of decisions that are 1 - K)^2",
+    )
+    _flag(group, "--constrain-k-scale", type=float, default=1.0, help="its weight (default 1)")
+    _flag(
+        group,
+        "--deterministic-scale",
+        type=float,
+        default=0.0,
+        help="budget loss: weight of the entropy of the batch-mean decisions (default 0)",
+    )
+    _flag(
+        group,
+        "--target-rate",
+        type=float,
+        metavar="SHARE",
+        help="budget loss: (mean share of decisions that are 1 - SHARE)^2",
+    )
+    _flag(group, "--target-rate-scale", type=float, default=1.0, help="its weight (default 1)")
+
+
+def add_policy_optimizer_options(parser: argparse.ArgumentParser) -> None:
+    """Optimiser of the policy network."""
+    group = parser.add_argument_group("optimiser of the policy network")
+    _flag(group, "--policy-optim", default="adamw", help="optimiser of the policy (default adamw)")
+    _flag(group, "--policy-lr", type=float, help="its learning rate (default: by size)")
+    _flag(
+        group,
+        "--policy-clip",
+        type=float,
+        default=1.0,
+        help="largest norm of its gradient, 0 = none (default 1)",
+    )
+    _flag(
+        group,
+        "--policy-schedule",
+        default="linear",
+        choices=("linear", "constant"),
+        help="its learning-rate schedule: warm-up and decay as the model's, or constant",
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Device, precision, saving, resuming and logging."""
+    group = parser.add_argument_group("running")
+    _flag(
+        group,
+        "--gpus",
+        default="0",
+        help="GPU number; several (0,1) train together, one process each; or cpu (default 0; "
+        "the CPU if there is no GPU)",
+    )
+    _flag(
+        group,
+        "--threads",
+        type=int,
+        help="threads on the CPU (default: 1 for the small model, where more are slower; "
+        "otherwise one per core)",
+    )
+    _flag(group, "--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    _flag(
+        group,
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="gradient accumulation: divide every batch into N parts to need less memory; the "
+        "batch size stays that of the whole (default 1)",
+    )
+    _flag(
+        group,
+        "--resume",
+        action="store_true",
+        help="go on from LAST in the output folder, bit for bit on CPU",
+    )
+    _flag(
+        group,
+        "--overwrite",
+        action="store_true",
+        help="start again where the output folder holds a run already",
+    )
+    _flag(
+        group,
+        "--save-every",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="save LAST every so many steps (default: after every epoch)",
+    )
+    _flag(group, "--max-steps", type=int, default=0, help="stop after so many steps (default: all)")
+    _flag(
+        group,
+        "--eval-batch-size",
+        type=int,
+        default=None,
+        help="samples per evaluation batch (default: by size)",
+    )
+    _flag(
+        group,
+        "--holdout",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the training images held out to select the best epoch (default 0.1)",
+    )
+    _flag(group, "--wandb", default="off", choices=("off", "offline", "online"))
+    _flag(group, "--no-tensorboard", action="store_true", help="write no tensorboard events")
+    _flag(group, "--no-plots", action="store_true", help="write no plots and no HTML report")
+    _flag(group, "--quiet", action="store_true", help="no progress bars")
+
+
+def add_seeds_option(parser: argparse.ArgumentParser) -> None:
+    """Several runs that differ in their seed; see `common.experiments.seeds`."""
+    _flag(
+        parser,
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train with N seeds, --seed and the following ones, one after the other, each in "
+        "OUTPUT/seed_<seed>/; reports mean and standard deviation (default 1)",
+    )
+
+
+# Flag → lowest and highest value, and whether these two are allowed themselves.
+LIMITS: dict[str, tuple[float, float, bool]] = {
+    "temperature": (0, math.inf, False),
+    "temperature_end": (0, math.inf, False),
+    "policy_init": (0, 1, False),
+    "policy_lr": (0, math.inf, True),
+    "policy_clip": (0, math.inf, True),
+    "constrain_k": (0, math.inf, True),
+    "target_rate": (0, 1, True),
+    "dropout": (0, 1, True),
+    "workers": (0, math.inf, True),
+    "save_every": (0, math.inf, True),
+    "max_steps": (0, math.inf, True),
+    "accumulate": (1, math.inf, True),
+    "seeds": (1, math.inf, True),
+    "batch_size": (1, math.inf, True),
+    "eval_batch_size": (1, math.inf, True),
+    "epochs": (1, math.inf, True),
+    "threads": (1, math.inf, True),
+    "lr": (0, math.inf, True),
+    "warmup": (0, 1, True),
+    "clip": (0, math.inf, True),
+    "holdout": (0, 1, False),
+    "word_mask_rate": (0, 1, True),
+    "obj_mask_rate": (0, 1, True),
+}
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Call it first.
+
+    Raises:
+        ConfigError: a number outside its limits, or a flag that another one makes meaningless.
+    """
+    for name, (low, high, allowed) in LIMITS.items():
+        value = getattr(args, name, None)
+        if value is None or (low <= value <= high if allowed else low < value < high):
+            continue
+        if high == math.inf:
+            wanted = f"of at least {low}" if allowed else f"above {low}"
+        else:
+            wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number {wanted}")
+    share = getattr(args, "sampled_share", 1.0)
+    if not 0 < share <= 1:
+        raise ConfigError(f"--sampled-share {share}: give a number above 0 and at most 1")
+    for flag in ("policy", "policy_eval", "constrain_k", "target_rate", "global_k"):
+        value, name = getattr(args, flag, None), getattr(args, "strategy", None)
+        if value is not None and name is not None and not find_strategy(name)[0].adaptive:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} {value}: strategy {name} decides nothing"
+            )
+    if getattr(args, "global_k", None) is not None and args.policy_eval != "global":
+        raise ConfigError(f"--global-k {args.global_k} needs --policy-eval global")
+
+
+def budget_options(args: argparse.Namespace) -> BudgetOptions:
+    return BudgetOptions(
+        args.constrain_k,
+        args.constrain_k_scale,
+        args.deterministic_scale,
+        args.target_rate,
+        args.target_rate_scale,
+    )
+
+
+def adaptive_options(args: argparse.Namespace) -> AdaptiveOptions:
+    return AdaptiveOptions(
+        executor=args.executor,
+        sampled_share=args.sampled_share,
+        policy_eval=args.policy_eval,
+        temperature=args.temperature,
+        full_precision=args.policy_precision == "high",
+    )
+
+
+def loop_options(
+    args: argparse.Namespace, epochs: int, batch_size: int, clip: float, workers: int = 0
+) -> LoopOptions:
+    """Options of the training loop; epochs and batch size come from the backbone's recipe."""
+    end = args.temperature if args.temperature_end is None else args.temperature_end
+    return LoopOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=args.seed,
+        clip=clip,
+        policy_clip=args.policy_clip,
+        temperature=args.temperature,
+        temperature_end=end,
+        budget=budget_options(args),
+        accumulate=args.accumulate,
+        workers=workers,
+        save_every=args.save_every,
+        max_steps=args.max_steps,
+        progress=not args.quiet,
+    )
+
+
+def command_line(program: str, arguments: Sequence[str]) -> str:
+    """The command as one would type it again."""
+    return f"{program} {shlex.join(arguments)}"

@@ -1,0 +1,338 @@
+"""Weights from files: finding them, reading them without running code, putting them in a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from common.errors import CheckpointError
+from common.training.checkpoint_codec import checksum, decode
+
+FORMAT_KEY, FORMAT_VERSION = "adaptive_finetuning", 1
+SUFFIXES = (".safetensors", ".pth", ".model", ".bin")
+LXRT_SUFFIXES = ("_LXRT.safetensors", "_LXRT.pth")
+SHOWN = 3  # names per group in messages about keys
+
+
+class CheckpointFile:
+    """An open safetensors file whose tensors are checked and handed out as independent copies."""
+
+    def __init__(self, path: Path, handle: Any) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = handle.metadata() or {}
+        self.names: list[str] = list(handle.keys())
+        self._handle = handle
+        self._checksums: dict[str, int] = json.loads(self.metadata.get("crc32", "{}"))
+        self._read: dict[str, Tensor] = {}
+        if int(self.metadata.get(FORMAT_KEY, 0)) > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: written by a newer version of this package (format "
+                f"{self.metadata[FORMAT_KEY]}, known is {FORMAT_VERSION}); "
+                "update the package"
+            )
+
+    @property
+    def has_state(self) -> bool:
+        """Whether `save_checkpoint` wrote it; otherwise it holds bare weights."""
+        return FORMAT_KEY in self.metadata
+
+    def structure(self, key: str) -> Any:
+        """The encoded JSON in the metadata entry `state` or `meta`; {} for bare weights.
+
+        Raises:
+            CheckpointError: it is not the text that was written.
+        """
+        text = self.metadata.get(key, "{}")
+        if self.has_state and zlib.crc32(text.encode()) != int(self.metadata[f"{key}_crc32"]):
+            raise self._damaged(f"the entry {key!r} of its header")
+        return json.loads(text)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor on the CPU; the same object when asked again.
+
+        A copy, not a view into the file: its memory is aligned as torch's own, so that later
+        arithmetic rounds as it did before saving.
+
+        Raises:
+            CheckpointError: its bytes are not those that were written.
+        """
+        if name not in self._read:
+            tensor = self._handle.get_tensor(name).clone()
+            expected = self._checksums.get(name)
+            if expected is not None and checksum(tensor) != expected:
+                raise self._damaged(f"tensor {name!r}")
+            self._read[name] = tensor
+        return self._read[name]
+
+    def _damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: {what} is damaged (checksum differs); copy the file "
+            "again or use an older checkpoint"
+        )
+
+
+@contextmanager
+def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
+    """Open a safetensors file.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, damaged or no safetensors file.
+    """
+    require_file(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            yield CheckpointFile(path, handle)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(_damaged(path, "a safetensors checkpoint", error)) from error
+
+
+def require_file(path: Path) -> None:
+    """Raise CheckpointError unless `path` is a file with something in it."""
+    if not path.is_file():
+        what = "is a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint"
+        raise CheckpointError(f"{path}: {what}")
+    if path.stat().st_size == 0:
+        raise CheckpointError(
+            f"{path}: the file is empty (0 bytes); a save or a download broke "
+            "off: fetch it again or use an older checkpoint"
+        )
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return (
+        f"{path}: not {kind}, or truncated or damaged ({path.stat().st_size:,} bytes; "
+        f"{lines[0]}); fetch it again or use an older checkpoint"
+    )
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Weights of a checkpoint of ours, of a safetensors file, or of an upstream pickle.
+
+    What a file is, is read from its first bytes, not from its name. Pickles are read by torch's
+    restricted unpickler: nothing in them is ever executed.
+
+    Returns:
+        Name → tensor on the CPU. Upstream files may nest them under `state_dict` or `model`.
+
+    Raises:
+        CheckpointError: missing, damaged, without weights, or with anything but data in it.
+    """
+    path = Path(path)
+    require_file(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        return _load_safetensors(path)
+    return _flat_weights(_load_pickle(path), path)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    with open_checkpoint(path) as file:
+        if not file.has_state:
+            return {name: file.tensor(name) for name in file.names}
+        model = file.structure("state").get("model")
+        if model is None:
+            raise CheckpointError(f"{path}: a checkpoint without model weights")
+        return _flat_weights(decode(model, file.tensor), path)
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the unpickler fails in many ways on damaged bytes
+        refused = _refused_content(error)
+        if refused is None:
+            raise CheckpointError(_damaged(path, "a torch checkpoint", error)) from error
+        raise CheckpointError(
+            f"{path}: refused, because it is a pickle that wants to run or build {refused}, not "
+            "only tensors and plain values; nothing was executed. If you trust where it comes "
+            "from, load it where it was made and save the bare weights: "
+            "torch.save(model.state_dict(), 'weights.pth')"
+        ) from error
+
+
+def _refused_content(error: Exception) -> str | None:
+    """What torch's unpickler would not run or build; None for other failures."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    name = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported class ([\w.]+)", str(error))
+    if name:
+        return f"`{name.group(1) or name.group(2)}`"
+    operand = re.search(r"Unsupported operand (\d+)", str(error))
+    return f"objects of Python (pickle operation {operand.group(1)})" if operand else None
+
+
+def _flat_weights(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}"
+            f"{'' if content else ' without entries'}, not named weights"
+        )
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{path}: not a table of weights; these entries are no tensors: {_some(others)}"
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def resolve_checkpoint(
+    name: str | os.PathLike, suffixes: Iterable[str] = SUFFIXES, lxrt: bool = False
+) -> Path:
+    """The file that `--load NAME` means.
+
+    Args:
+        name: a file, or a file without its suffix.
+        suffixes: what may be left out, in order of preference.
+        lxrt: also NAME_LXRT.safetensors and NAME_LXRT.pth, before `suffixes` (LXMERT's
+            `--loadLXMERT` and `--loadLXMERTQA`).
+
+    Raises:
+        CheckpointError: none of them exists; lists every path that was tried.
+    """
+    text = os.fspath(name)
+    tried = [text + end for end in ("", *(LXRT_SUFFIXES if lxrt else ()), *suffixes)]
+    for path in map(Path, tried):
+        if path.is_file():
+            return path
+    raise CheckpointError(f"no checkpoint {text!r}; tried: {', '.join(tried)}")
+
+
+def strip_prefix(
+    weights: Mapping[str, Tensor], prefix: str = "module.", anywhere: bool = False
+) -> dict[str, Tensor]:
+    """Names without the prefix that a wrapper such as DataParallel put before them.
+
+    Args:
+        weights: name → tensor; names without the prefix stay as they are.
+        prefix: with its dot.
+        anywhere: also inside a name (`lxrt_encoder.model.module.bert` of LXMERT's `--multiGPU`).
+
+    Raises:
+        CheckpointError: two names become the same.
+    """
+    inner = re.compile(rf"(?:^|(?<=\.)){re.escape(prefix)}")
+    result: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        short = inner.sub("", name) if anywhere else name.removeprefix(prefix)
+        if short in result:
+            raise CheckpointError(f"two weights are called {short!r} without {prefix!r}")
+        result[short] = tensor
+    return result
+
+
+@dataclass
+class LoadReport:
+    """What `load_into` did; lists of names in the order of the model or of the file."""
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # in the model, not in the file
+    unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
+    mismatched: dict[str, tuple[tuple, tuple]] = field(default_factory=dict)  # file, model shape
+
+    def text(self) -> str:
+        """One line of counts, then one line per kind and top component with a few names."""
+        shapes = [
+            f"{name} {list(file)} instead of {list(model)}"
+            for name, (file, model) in self.mismatched.items()
+        ]
+        kinds = {
+            "missing (in the model, not in the file)": self.missing,
+            "unexpected (in the file, not in the model)": self.unexpected,
+            "of another shape (file instead of model)": shapes,
+        }
+        lines = [
+            f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} "
+            f"unexpected, {len(self.mismatched)} of another shape"
+        ]
+        for kind, names in kinds.items():
+            groups: dict[str, list[str]] = defaultdict(list)
+            for name in names:
+                groups[name.split(".")[0].split(" ")[0]].append(name)
+            lines += [
+                f"  {kind}: {top} ({len(found)}): {_some(found)}" for top, found in groups.items()
+            ]
+        return "\n".join(lines)
+
+
+def load_into(
+    model: nn.Module, weights: Mapping[str, Tensor], strict: bool = True, what: str = "weights"
+) -> LoadReport:
+    """Copy weights into a model, in place.
+
+    A name of the model that the file leaves out counts as loaded if it is tied to one that is
+    there. Nothing is copied when an error is raised.
+
+    Args:
+        model: receives them, converted to its dtypes and devices.
+        weights: name → tensor.
+        strict: demand the same names on both sides; otherwise the report says what differs.
+        what: name of the weights in messages, usually the file.
+
+    Raises:
+        CheckpointError: names differ (`strict`), a shape differs, no name at all fits, or weights
+            that are tied in the model differ in the file.
+    """
+    own = model.state_dict(keep_vars=True)
+    report = LoadReport(unexpected=[name for name in weights if name not in own])
+    given = {_memory(own[name]) for name in weights if isinstance(own.get(name), Tensor)}
+    for name, value in own.items():
+        if name not in weights:
+            if not isinstance(value, Tensor) or _memory(value) not in given:
+                report.missing.append(name)
+        elif isinstance(value, Tensor) and value.shape != weights[name].shape:
+            report.mismatched[name] = (tuple(weights[name].shape), tuple(value.shape))
+        else:
+            report.loaded.append(name)
+    if report.mismatched or (strict and (report.missing or report.unexpected)):
+        raise CheckpointError(f"{what} does not fit the {type(model).__name__}: {report.text()}")
+    if own and not report.loaded:
+        raise CheckpointError(f"no name in {what} fits the {type(model).__name__}: {report.text()}")
+    _check_ties(own, weights, report.loaded, what)
+    model.load_state_dict({name: weights[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def _check_ties(
+    own: Mapping[str, Any], weights: Mapping[str, Tensor], names: list[str], what: str
+) -> None:
+    first: dict[tuple, str] = {}
+    for name in names:
+        if isinstance(own[name], Tensor):
+            other = first.setdefault(_memory(own[name]), name)
+            if other != name and not torch.equal(weights[name], weights[other]):
+                raise CheckpointError(
+                    f"{what}: {other!r} and {name!r} have different values, but "
+                    "the model has one tensor for both"
+                )
+
+
+def _memory(tensor: Tensor) -> tuple:
+    empty = tensor.numel() == 0
+    return (id(tensor),) if empty else (tensor.device, tensor.data_ptr(), tensor.shape)
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f", … {rest} more" if rest > 0 else "")
