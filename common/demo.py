@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.adapt.strategies import find_strategy
-from common.compare import copy_decision_maps, write_comparison
 from common.data.datasets import resolve_dataset
 from common.errors import AdaptiveError, ConfigError
 from common.experiments.launch import RUN_SCRIPTS, Launcher, RunScript
+from common.experiments.plan import STRATEGIES
 from common.files import repository_root
+from common.results.comparison import copy_decision_maps, write_comparison
 from common.results.files import backbone_title, find_results, load_result
 from common.results.table import format_table
 
-STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
 DATASET = "easy_vqa"
 FULL = ("--questions", "4000", "--epochs", "10")
 QUICK = ("--questions", "1500", "--epochs", "2", "--tiny")

@@ -23,13 +23,14 @@ import torch
 from torch import nn
 
 from common.adapt.adapting import set_global_decisions
+from common.adapt.families import find_encoder
 from common.adapt.merging import Merged, merge
 from common.adapt.strategies import STRATEGIES
 from common.data.tokenizer import Tokenizer
 from common.errors import AdaptiveError, CheckpointError, ConfigError
 from common.files import read_json, write_bytes, write_json
-from common.runs.backbones import Exporting, find_backbone, find_encoder
-from common.runs.opened_run import OpenedRun, open_run, save_answers
+from common.runs.backbones import Exporting, OpenedRun, find_backbone
+from common.runs.opened_run import open_run, save_answers
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_meta, save_checkpoint
 from common.training.options import command_line

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.bench.cases import BenchModel, BenchSettings
+from common.runs.backbones import BenchModel, BenchSettings
 from vlbert.sizes import NetworkConfig
 from vlbert.vqa_network import ResNetVLBERT
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.strategies import Strategy
+from common.data.annotations import answer_digest
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
-from common.runs.opened_run import answer_digest
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate

@@ -52,12 +52,17 @@ def adaptive_settings(config: Config) -> AdaptiveSettings:
     policy = config.POLICY
     evaluation = "global" if config.POLICY_GLOBAL_DECISION else policy.EVALUATION
     return AdaptiveSettings(
-        strategy, None if k is None else f"last:{k}", _frozen_layers(config, strategy),
-        policy.NETWORK, policy.INITIAL_SHARE,
-        AdaptiveOptions(executor=policy.EXECUTOR, policy_eval=evaluation,
-                        temperature=policy.TEMPERATURE),
-        _budget(config), policy.TEMPERATURE_END,
-    )  # fmt: skip
+        strategy,
+        None if k is None else f"last:{k}",
+        _frozen_layers(config, strategy),
+        policy.NETWORK,
+        policy.INITIAL_SHARE,
+        AdaptiveOptions(
+            executor=policy.EXECUTOR, policy_eval=evaluation, temperature=policy.TEMPERATURE
+        ),
+        _budget(config),
+        policy.TEMPERATURE_END,
+    )
 
 
 def _frozen_layers(config: Config, strategy: Strategy) -> tuple[int, ...] | None:

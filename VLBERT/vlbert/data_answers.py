@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from common.data.annotations import AnswerVocabulary
-from common.data.vqa_metric import normalise_answer, strip_punctuation
+from common.data.answer_scores import normalise_answer, strip_punctuation
 from common.errors import DataError
 
 UNKNOWN = "<unk>"

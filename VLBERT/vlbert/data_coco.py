@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.data.annotations import Example, QuestionId, read_official
-from common.data.vqa_metric import soft_scores
+from common.data.answer_scores import soft_scores
 from common.errors import ConfigError, DataError
 from vlbert.images import ImageFiles, number_of, part_of
 

@@ -10,8 +10,8 @@ from torch import nn
 from common.data.annotations import AnswerVocabulary
 from common.data.datasets import TINY_IMAGES
 from common.errors import ConfigError
-from common.runs.backbones import Exporting
-from common.runs.opened_run import OpenedRun, check_training_questions, run_arguments
+from common.runs.backbones import Exporting, OpenedRun
+from common.runs.opened_run import check_training_questions, run_arguments
 from common.training.checkpoint import check_compatible
 from vlbert.config import load_config
 from vlbert.data import VQASource

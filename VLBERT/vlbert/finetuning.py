@@ -14,7 +14,7 @@ from common.data.datasets import TINY_IMAGES
 from common.errors import ConfigError
 from common.files import write_bytes
 from common.runs.opened_run import save_answers
-from common.tasks.finetune import Optimizers, Recipe, Run, finetune
+from common.tasks.finetuning import Optimizers, Recipe, Run, finetune
 from common.training.distributed import World, one_voice
 from common.training.options import check_options, command_line
 from common.training.processes import start_processes, wanted_processes

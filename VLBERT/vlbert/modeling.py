@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.encoder import RoutedEncoder
-from common.adapt.steps import Layer, State, bert_steps, split_heads
+from common.adapt.routes import State
+from common.adapt.steps import Layer, bert_steps, split_heads
 from common.errors import ConfigError
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights

@@ -1,0 +1,95 @@
+"""The adaptive core: strategies, decisions, executors and policies for any routed encoder.
+
+In short:
+
+    from common.adapt import adapt, adaptive_part
+    model = adapt(backbone, strategy="SpotTune_Block", policy="small")
+"""
+
+from common.adapt.adapting import (
+    adapt,
+    adaptive_part,
+    freeze_dead,
+    make_policy,
+    parameter_counts,
+    parameter_groups,
+    set_global_decisions,
+)
+from common.adapt.budget import (
+    BudgetOptions,
+    budget_losses,
+    constrain_k,
+    deterministic,
+    target_rate,
+)
+from common.adapt.encoder import (
+    POLICY_EVALUATIONS,
+    Adaptive,
+    AdaptiveOptions,
+    RoutedEncoder,
+    frozen_copy,
+)
+from common.adapt.families import find_encoder
+from common.adapt.gumbel import hard_gumbel, keyed_uniform
+from common.adapt.merging import Merged, merge
+from common.adapt.policy import POLICIES, PolicyInputs, RandomPolicy, SmallPolicy, set_initial_share
+from common.adapt.routes import State
+from common.adapt.row_routing import merge_rows, project_by_head, split_rows, straight_through
+from common.adapt.steps import (
+    DenseStep,
+    HeadsStep,
+    Layer,
+    Step,
+    bert_steps,
+    first_position,
+    live_steps,
+    split_heads,
+)
+from common.adapt.strategies import STRATEGIES, Strategy, find_strategy, plan_sites
+
+__all__ = [
+    "POLICIES",
+    "POLICY_EVALUATIONS",
+    "STRATEGIES",
+    "Adaptive",
+    "AdaptiveOptions",
+    "BudgetOptions",
+    "DenseStep",
+    "HeadsStep",
+    "Layer",
+    "Merged",
+    "PolicyInputs",
+    "RandomPolicy",
+    "RoutedEncoder",
+    "SmallPolicy",
+    "State",
+    "Step",
+    "Strategy",
+    "adapt",
+    "adaptive_part",
+    "bert_steps",
+    "budget_losses",
+    "constrain_k",
+    "deterministic",
+    "find_encoder",
+    "find_strategy",
+    "first_position",
+    "freeze_dead",
+    "frozen_copy",
+    "hard_gumbel",
+    "keyed_uniform",
+    "live_steps",
+    "make_policy",
+    "merge",
+    "merge_rows",
+    "parameter_counts",
+    "parameter_groups",
+    "plan_sites",
+    "project_by_head",
+    "set_global_decisions",
+    "set_initial_share",
+    "split_heads",
+    "split_rows",
+    "straight_through",
+    "target_rate",
+]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.encoder import POLICY_EVALUATIONS, Adaptive, AdaptiveOptions, RoutedEncoder
+from common.adapt.families import find_encoder
 from common.adapt.policy import RandomPolicy, SmallPolicy
 from common.adapt.steps import Layer, live_steps
 from common.adapt.strategies import Strategy, find_strategy, plan_sites
 from common.errors import ConfigError
-from common.runs.backbones import find_encoder
 
 Model = TypeVar("Model", bound=nn.Module)
 

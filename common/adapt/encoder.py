@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
-from common.adapt.steps import Layer, State, Step, first_position, live_steps
+from common.adapt.routes import State
+from common.adapt.steps import Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 

@@ -19,136 +19,17 @@ policy learns from would drown in mask noise. Shape legend: B batch, D decisions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from common.adapt.row_routing import Rows, merge_rows, split_rows, straight_through
-from common.adapt.steps import State
+from common.adapt.routes import DropoutReplay, Routes, State, take
+from common.adapt.row_routing import straight_through
 from common.errors import ConfigError
 
 EXECUTORS = ("dense", "exact", "sampled", "gathered")
-Branch = Callable[[State], State]
-
-
-class Routes:
-    """For each decision the rows of the batch that chose 0 and that chose 1.
-
-    Built once per batch: one stable sort of the decision matrix (and one transfer of its column
-    sums) serves all sites.
-    """
-
-    def __init__(self, decisions: Tensor, training: bool) -> None:
-        """decisions (B, D) of exact 0 / 1; `training` keeps empty branches in the graph."""
-        hard = decisions.detach()
-        self.batch = hard.shape[0]
-        self.training = training and torch.is_grad_enabled()
-        order = torch.argsort(hard, dim=0, stable=True)
-        self._order = order.unbind(1)
-        self._ones = [int(n) for n in hard.sum(0).tolist()]
-
-    def rows(self, column: int, value: int) -> Tensor:
-        """Indices (n,) of the samples whose decision in `column` is `value`."""
-        zeros = self.batch - self._ones[column]
-        return self._order[column][zeros:] if value else self._order[column][:zeros]
-
-    def count(self, column: int, value: int) -> int:
-        return self._ones[column] if value else self.batch - self._ones[column]
-
-    def both(self, column: int, flip: bool = False) -> Rows:
-        """The samples that take branch 0 and those that take branch 1 (`flip`: the other way)."""
-        return self.rows(column, int(flip)), self.rows(column, int(not flip))
-
-    def select(
-        self,
-        inputs: State,
-        outputs: Sequence[str],
-        column: int,
-        run: Callable[[int, State], State],
-        flip: bool = False,
-        replay: DropoutReplay | None = None,
-    ) -> State:
-        """Run each sample through the branch it chose (`flip`: through the other one).
-
-        Args:
-            inputs: slots (B, ...) that the branches read.
-            outputs: slots that are merged and returned.
-            column: which decision.
-            run: `run(value, inputs)`, the branch of that value on some rows.
-            replay: makes the flipped run draw the dropout masks of the first one.
-        """
-
-        def branch(value: int, state: State) -> State:
-            with replay.draw(value) if replay else nullcontext():
-                return run(value ^ flip, state)
-
-        with_grad = self.training and torch.is_grad_enabled()
-        for value in (0, 1):
-            if self.count(column, value) == self.batch and not with_grad:
-                found = branch(value, inputs)
-                return {slot: found[slot] for slot in outputs}
-        rows = self.both(column)
-        zero, one = (branch(value, part) for value, part in enumerate(split(inputs, rows)))
-        return {slot: merge_rows(zero[slot], one[slot], rows) for slot in outputs}
-
-    def restricted(self, mask: Tensor, decisions: Tensor) -> tuple[Tensor, Routes]:
-        """The rows where mask (B,) is true, and the routes of the batch made of them."""
-        rows = mask.nonzero().squeeze(1)
-        return rows, Routes(decisions.detach().index_select(0, rows), training=False)
-
-
-def split(state: State, rows: Rows) -> tuple[State, State]:
-    """The samples that take branch 0 and those that take branch 1; None stays None."""
-    parts = {slot: (None, None) if x is None else split_rows(x, rows) for slot, x in state.items()}
-    return {slot: p[0] for slot, p in parts.items()}, {slot: p[1] for slot, p in parts.items()}
-
-
-def take(state: State, rows: Tensor) -> State:
-    """The given rows of every slot; slots that are None stay None."""
-    return {slot: None if x is None else x.index_select(0, rows) for slot, x in state.items()}
-
-
-class DropoutReplay:
-    """Remembers the generator state before each branch: a second run draws the same masks."""
-
-    def __init__(self, device: torch.device, active: bool) -> None:
-        self.device = device
-        self._active = active
-        self._states: dict[int, Tensor] = {}
-
-    @contextmanager
-    def draw(self, key: int) -> Iterator[None]:
-        """The first time under `key`: draw as usual. After that: draw the same numbers again."""
-        if not self._active:
-            yield
-        elif key not in self._states:
-            self._states[key] = get_generator_state(self.device)
-            yield
-        else:
-            now = get_generator_state(self.device)
-            set_generator_state(self.device, self._states[key])
-            try:
-                yield
-            finally:
-                set_generator_state(self.device, now)
-
-
-def get_generator_state(device: torch.device) -> Tensor:
-    """State of the default generator of the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.get_rng_state()
-
-
-def set_generator_state(device: torch.device, state: Tensor) -> None:
-    """Set the state of the default generator of the device."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
 
 
 @dataclass

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive, RoutedEncoder
+from common.adapt.families import find_encoder
 from common.adapt.strategies import Site
 from common.errors import ConfigError
-from common.runs.backbones import find_encoder
 
 PROJECTIONS = ("query", "key", "value")
 SHOWN = 6  # names in messages

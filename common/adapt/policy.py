@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.gumbel import keyed_uniform
-from common.adapt.steps import State, bert_steps
+from common.adapt.routes import State
+from common.adapt.steps import bert_steps
 from common.modules.layers import BertLayer, init_bert_weights
 
 POLICIES = ("small", "published")

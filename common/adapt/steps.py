@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapt.routes import State
 from common.adapt.row_routing import project_by_head
 
 if TYPE_CHECKING:
-    from common.adapt.executors import Routes
-
-State = dict[str, Tensor | None]
+    from common.adapt.routes import Routes
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from common.data.tokenizer import MAX_TOKENS, Tokenizer
 from common.data.vqa_dataset import VQABatch
 from common.errors import ConfigError
 from common.features.store import Regions
-from common.runs.opened_run import OpenedRun
+from common.runs.backbones import OpenedRun
 from common.tasks.vqa import EVALUATION
 
 UNKNOWN = "[UNK]"

@@ -25,7 +25,8 @@ from common.features.store import OPTIONAL
 from common.files import write_json
 from common.results.decision_grid import component_kind, head_number
 from common.results.plot_style import run_title
-from common.runs.opened_run import OpenedRun, open_run
+from common.runs.backbones import OpenedRun
+from common.runs.opened_run import open_run
 from common.training.runtime import set_threads
 
 PROGRAM = "python -m common.ask"
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "Features must come from the detector that the run was finetuned with. For easy_vqa "
         "they are computed\nfrom the pixels of --image (plain shapes on a plain background, "
         "16 to 2048 pixels a side). For\nFaster R-CNN features give --image-id, which is "
-        "looked up in the run's data set or in --features;\npython -m common.feature_import "
+        "looked up in the run's data set or in --features;\npython -m common.features "
         "imports your own. Exit status: 0 answered, 2 an error.",
     )
     made.add_argument(
@@ -376,7 +377,3 @@ def document(run: OpenedRun, image: AskedImage, entries: list[dict[str, Any]]) -
         },
         "questions": entries,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from common.data.datasets import open_features, resolve_dataset
 from common.data.easy_vqa.build import DETECTOR
@@ -29,9 +29,10 @@ from common.data.easy_vqa.regions import (
     extract_regions,
 )
 from common.errors import ConfigError, DataError
+from common.features.pictures import read_picture
 from common.features.sources import features_there
 from common.features.store import RegionFeatures, Regions
-from common.runs.opened_run import OpenedRun
+from common.runs.backbones import OpenedRun
 
 SMALLEST, LARGEST = 16, 2048
 MOST_FOREGROUND = 0.5
@@ -224,24 +225,6 @@ def check_detector(run: OpenedRun, store: RegionFeatures) -> None:
 def described(features: dict[str, Any]) -> str:
     """`'detector', 2048 numbers wide`."""
     return f"{features['detector']!r}, {features['width']} numbers wide"
-
-
-def read_picture(file: Path) -> Image.Image:
-    """A picture file as RGB.
-
-    Raises:
-        DataError: missing, no picture, damaged, or too large to be one; named.
-    """
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{file}: not a picture in a known format (PNG, JPEG, …)") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file}: the picture cannot be read: {reason}") from None
 
 
 def size_text(size: tuple[int, int]) -> str:

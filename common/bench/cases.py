@@ -7,97 +7,18 @@ machine hits all of them and their baseline alike; see `common.bench.measure`.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-
-from torch import Tensor, nn
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES
-from common.errors import ConfigError
+from common.runs.backbones import BenchSettings
 
 ADAPTIVE = tuple(name for name, row in STRATEGIES.items() if row.adaptive)
 TRAIN_EXECUTORS = ("dense", "exact", "sampled")
 EVAL_EXECUTORS = ("dense", "gathered")
 DEFAULT_EXECUTOR = {"train": "exact", "eval": "gathered"}
 MIDDLE = 0.5
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """What all cases of a run have in common.
-
-    Attributes:
-        backbone: name.
-        device: cpu or cuda.
-        precisions: fp32, and bf16 (autocast) beside it.
-        layers: at most so many layers in every stack of the encoder; None = all.
-        reference_layers: the same for the comparison with the reference implementation, and for
-            the cases in which blocks are dropped from the whole model.
-        batch: pairs in a step.
-        shares: of decisions that are 1.
-        rounds: how often every case runs.
-        threads: of torch on the CPU.
-        seed: of weights, inputs and decisions.
-    """
-
-    backbone: str = "lxmert"
-    device: str = "cpu"
-    precisions: tuple[str, ...] = ("fp32",)
-    layers: int | None = 2
-    reference_layers: int | None = None
-    batch: int = 16
-    shares: tuple[float, ...] = (0.1, 0.5, 0.9)
-    rounds: int = 5
-    threads: int = 1
-    seed: int = 9595
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "reference_layers", "batch", "rounds", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name.replace('_', ' ')} {value}: give at least 1")
-        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
-            raise ConfigError(f"shares {self.shares}: give numbers from 0 to 1")
-
-    def of_reference(self) -> BenchSettings:
-        """The settings of the comparisons with `reference` and `whole`."""
-        return replace(self, layers=self.reference_layers)
-
-    def digest(self) -> str:
-        """Checksum of everything that a measured number depends on, 12 hexadecimal digits.
-
-        Not the shares: they are part of the cases' names.
-        """
-        values = {k: v for k, v in asdict(self).items() if k not in ("shares", "precisions")}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class BenchModel:
-    """What a backbone supplies to be measured.
-
-    Attributes:
-        description: of the model and its inputs, for the table.
-        build: makes the model with random weights; `model(**inputs)` gives logits.
-        inputs: one batch for it.
-        loss: scalar from logits.
-        reference: makes the same model of another library, or None; its name is
-            `reference_name`, and it reads `reference_inputs` of the same pairs.
-        kept: shares of blocks at which evaluation with dropped blocks is measured in the whole
-            model; empty where it is not.
-    """
-
-    description: str
-    build: Callable[[], nn.Module]
-    inputs: Mapping[str, Tensor | None]
-    loss: Callable[[Tensor], Tensor]
-    reference: Callable[[], nn.Module] | None = None
-    reference_name: str = ""
-    reference_inputs: Mapping[str, Tensor | None] | None = None
-    kept: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

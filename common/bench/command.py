@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.bench.cases import BenchModel, BenchSettings, Case, all_cases, memory_cases
+from common.bench.cases import Case, all_cases, memory_cases
 from common.bench.features import measure_features
 from common.bench.measure import Bench, Clock, CpuClock, CudaClock, measure_group
 from common.bench.memory import measure_memory
@@ -37,7 +37,7 @@ from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
 from common.errors import AdaptiveError, ConfigError
 from common.files import repository_root, write_bytes
-from common.runs.backbones import backbones, find_backbone
+from common.runs.backbones import BenchModel, BenchSettings, backbones, find_backbone
 from common.training.runtime import versions
 
 MEMORY_COST = 40
@@ -370,7 +370,3 @@ def _bench(options: argparse.Namespace, backbone: str, path: Path) -> None:
         f"\nresults: {shown}, table: {shown.with_suffix('.md')}, "
         f"chart: {shown.with_suffix('.png')}\n"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

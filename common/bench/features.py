@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.features.importing import import_tsv
-from common.features.lxmert_tsv import COLUMNS
+from common.features.lxmert_tsv import COLUMNS, import_tsv
 from common.features.store import RegionFeatures
 
 REGIONS, WIDTH, BATCH = 36, 2048, 32

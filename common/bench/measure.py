@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from common.adapt.adapting import adapt, adaptive_part, make_policy
 from common.adapt.encoder import Adaptive
+from common.adapt.families import find_encoder
 from common.adapt.policy import PolicyInputs
-from common.bench.cases import BenchModel, BenchSettings, Case
-from common.runs.backbones import find_encoder
+from common.bench.cases import Case
+from common.runs.backbones import BenchModel, BenchSettings
 from common.training.runtime import PRECISIONS
 
 LEARNING_RATE = 1e-5

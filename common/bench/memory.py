@@ -9,9 +9,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from common.bench.cases import BenchModel, BenchSettings, Case
+from common.bench.cases import Case
 from common.bench.measure import Bench
 from common.errors import ConfigError
+from common.runs.backbones import BenchModel, BenchSettings
 from common.training.runtime import peak_memory
 
 STEPS = 2

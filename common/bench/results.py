@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.bench.cases import BenchModel, BenchSettings, Case
+from common.bench.cases import Case
 from common.errors import ConfigError, DataError
 from common.files import read_json, write_json
+from common.runs.backbones import BenchModel, BenchSettings
 
 FORMAT = 1
 

@@ -20,17 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.vqa_metric import ANSWER_TYPES, soft_scores
+from common.data.answer_scores import ANSWER_TYPES, soft_scores
 from common.errors import DataError
-from common.files import read_json, write_bytes
+from common.files import read_json, text_digest, write_bytes
 
 QuestionId = int | str
 ANSWER_TO_LABEL = "trainval_ans2label.json"
 LABEL_TO_ANSWER = "trainval_label2ans.json"
 # A part of the questions -> the part of COCO whose images they are about, where that differs.
-IMAGES_OF = {
-    "test-dev2015": "test2015", "minival2014": "val2014", "valminusminival2014": "val2014",
-}  # fmt: skip
+IMAGES_OF = {"test-dev2015": "test2015", "minival2014": "val2014", "valminusminival2014": "val2014"}
 Scores = Callable[[Sequence[str]], dict[str, float]]
 
 
@@ -244,9 +242,11 @@ def official_rows(path: Path, key: str) -> tuple[dict[QuestionId, Row], str | No
 
 
 def _check_pairs(
-    questions_path: Path, questions: Mapping[QuestionId, Row],
-    annotations_path: Path, annotations: Mapping[QuestionId, Row],
-) -> None:  # fmt: skip
+    questions_path: Path,
+    questions: Mapping[QuestionId, Row],
+    annotations_path: Path,
+    annotations: Mapping[QuestionId, Row],
+) -> None:
     alone = [key for key in questions if key not in annotations]
     if alone:
         raise DataError(
@@ -282,9 +282,13 @@ def _official_example(
             f"question is about image {row.value['image_id']!r}"
         )
     return Example(
-        key, image, row.question("question"), scores(_answers(annotation)),
-        annotation.answer_type(), annotation.get("question_type", str, optional=True) or "",
-    )  # fmt: skip
+        key,
+        image,
+        row.question("question"),
+        scores(_answers(annotation)),
+        annotation.answer_type(),
+        annotation.get("question_type", str, optional=True) or "",
+    )
 
 
 def _answers(annotation: Row) -> list[str]:
@@ -390,3 +394,8 @@ class AnswerVocabulary:
         if logits.shape[-1] != len(self):
             raise DataError(f"logits are {logits.shape[-1]} wide, the vocabulary has {len(self)}")
         return [self.answers[label] for label in torch.argmax(logits, dim=-1).tolist()]
+
+
+def answer_digest(answers: list[str]) -> dict[str, Any]:
+    """Number and checksum of answers, for a checkpoint to remember."""
+    return {"count": len(answers), "sha256": text_digest("\n".join(answers))}

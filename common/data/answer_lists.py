@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.annotations import AnswerVocabulary, no_garbage_collection, official_rows
-from common.data.vqa_metric import normalise_answer
+from common.data.answer_scores import normalise_answer
 from common.errors import DataError
 from common.features.writer import replace_folder
 from common.files import exclusive, read_json, sha256, write_json
@@ -114,9 +114,12 @@ def _make(folder: Path, annotations: Sequence[Path], wanted: dict[str, str], min
     settings = {
         "version": VERSION,
         "rule": "normalised multiple_choice_answer of at least `minimum` questions",
-        "minimum": minimum, "annotations": wanted, "questions": questions, "covered": covered,
+        "minimum": minimum,
+        "annotations": wanted,
+        "questions": questions,
+        "covered": covered,
         "answers": len(kept),
-    }  # fmt: skip
+    }
     write_json(partial / SETTINGS, settings, indent=1)
     replace_folder(partial, folder)
     print(

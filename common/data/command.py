@@ -25,7 +25,7 @@ from common.data.datasets import (
 )
 from common.data.vqa_dataset import VQADataset
 from common.errors import AdaptiveError, ConfigError
-from common.features.importing import add_import_options, run_import
+from common.features.command import add_import_options, run_import
 from common.files import read_json, repository_root
 
 MADE_OF_ANNOTATIONS = [name for name, kind in DATASETS.items() if kind.answers_of]
@@ -48,41 +48,54 @@ def _parser() -> argparse.ArgumentParser:
         )
         make.add_argument("--force", action="store_true", help="make it anew in any case")
         make.add_argument(
-            "--out", type=Path, metavar="DIR",
+            "--out",
+            type=Path,
+            metavar="DIR",
             help=f"its folder (default: {DATASETS[name].base} in the repository)",
-        )  # fmt: skip
-    add_import_options(commands.add_parser(
-        "import", help="turn region features (LXMERT TSV, NPZ files) into a memory-mapped store",
-        description="Import region features, one image at a time: memory does not depend on their "
-        "size, and a stopped import goes on where it was. Training does the same on first use.",
-    ))  # fmt: skip
+        )
+    add_import_options(
+        commands.add_parser(
+            "import",
+            help="turn region features (LXMERT TSV, NPZ files) into a memory-mapped store",
+            description="Import region features, one image at a time: memory does not depend on "
+            "their size, and a stopped import goes on where it was. Training does the same on "
+            "first use.",
+        )
+    )
     answers = commands.add_parser(
-        "answers", help="make the answer lists of a data set in official files",
+        "answers",
+        help="make the answer lists of a data set in official files",
         description="The answers that are the most common one of enough questions. Training "
         "makes the lists on first use; this command is for another limit.",
-    )  # fmt: skip
+    )
     answers.add_argument("name", choices=MADE_OF_ANNOTATIONS)
     answers.add_argument(
-        "--minimum", type=int, metavar="N",
+        "--minimum",
+        type=int,
+        metavar="N",
         help=f"questions that an answer has to be the most common one of (default: {MINIMUM}, or "
         "that of the lists that are there)",
-    )  # fmt: skip
+    )
     check = commands.add_parser(
-        "check", help="read a whole data set: questions, answers, features of every image",
+        "check",
+        help="read a whole data set: questions, answers, features of every image",
         description="Read every split that is there, importing features and making answer lists "
         "where necessary, and count; errors name file, entry and value.",
-    )  # fmt: skip
+    )
     check.add_argument("name", choices=DATASETS)
     check.add_argument(
-        "--skip-bad", action="store_true",
+        "--skip-bad",
+        action="store_true",
         help="leave out what an import of features cannot read, and the questions about it",
-    )  # fmt: skip
+    )
     check.add_argument("--quiet", action="store_true", help="no progress bars")
     for command in (answers, check):
         command.add_argument(
-            "--data", type=Path, metavar="DIR",
+            "--data",
+            type=Path,
+            metavar="DIR",
             help="folder of the files of data that is not embedded (default: LXMERT/data)",
-        )  # fmt: skip
+        )
     listing = commands.add_parser(
         "list", help="the known data sets, whether their files are there, where they come from"
     )
@@ -174,7 +187,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -119,17 +119,16 @@ COCO_TRAIN, COCO_VAL, COCO_TEST = (
 def _official(part: str, store: str, answered: bool = True) -> Split:
     """A part of VQA v2 under the names its files are downloaded with."""
     return Split(
-        f"vqa/v2_OpenEnded_mscoco_{part}_questions.json", (store,),
+        f"vqa/v2_OpenEnded_mscoco_{part}_questions.json",
+        (store,),
         f"vqa/v2_mscoco_{part}_annotations.json" if answered else None,
-    )  # fmt: skip
+    )
 
 
 def _changing_priors(part: str) -> Split:
     """A part of VQA-CP v2; its images are of both COCO parts."""
     start = f"vqa/vqacp_v2_{part}"
-    return Split(
-        f"{start}_questions.json", (COCO_TRAIN, COCO_VAL), f"{start}_annotations.json"
-    )  # fmt: skip
+    return Split(f"{start}_questions.json", (COCO_TRAIN, COCO_VAL), f"{start}_annotations.json")
 
 
 OFFICIAL_VAL = _official("val2014", COCO_VAL)

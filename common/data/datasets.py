@@ -142,9 +142,10 @@ def resolve_dataset(
 def _whole(folder: Path) -> list[str]:
     """Data sets that are not embedded and have all their files in a folder."""
     return [
-        name for name, kind in DATASETS.items()
+        name
+        for name, kind in DATASETS.items()
         if not kind.embedded and not missing_files(kind, folder)
-    ]  # fmt: skip
+    ]
 
 
 def _default_name(folder: Path) -> str:

@@ -10,43 +10,17 @@ batch = data.read([0, 1, 2])
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.data.annotations import AnswerVocabulary, Example, QuestionId
-from common.data.dataset_table import DATASETS
-from common.data.datasets import (
-    FAST_IMAGES,
-    TINY_IMAGES,
-    Dataset,
-    check_disjoint,
-    load_split,
-    open_features,
-    resolve_dataset,
-    split_holdout,
-    subset_by_images,
-)
 from common.errors import DataError
 from common.features.sources import FeatureSources, explain_missing
 from common.features.store import RegionFeatures
-
-__all__ = [
-    "DATASETS",
-    "FAST_IMAGES",
-    "TINY_IMAGES",
-    "Dataset",
-    "FeatureSources",
-    "VQABatch",
-    "VQADataset",
-    "check_disjoint",
-    "load_split",
-    "open_features",
-    "resolve_dataset",
-    "split_holdout",
-    "subset_by_images",
-]
+from common.files import text_digest
 
 
 @dataclass
@@ -199,3 +173,9 @@ class VQADataset:
             start, stop = self._start[i], self._start[i + 1]
             row[self._labels[start:stop]] = self._scores[start:stop]
         return target
+
+
+def question_digest(data: VQADataset) -> dict[str, Any]:
+    """Number of questions and a checksum of their ids in order."""
+    ids = ",".join(str(example.question_id) for example in data.examples)
+    return {"count": len(data), "sha256": text_digest(ids)}

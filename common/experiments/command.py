@@ -240,7 +240,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for failure in runner.failures:
         print(f"error: {failure}", file=sys.stderr)
     return int(bool(runner.failures))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.demo import STRATEGIES
 from common.errors import ConfigError, DataError
 from common.experiments.launch import RUN_SCRIPTS
 from common.files import read_json
 from common.results.files import FILE_NAME, Result, load_result
 
+STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
 BACKBONE = "lxmert"
 SEED = 9595
 SETTINGS, LAST_EPOCH = "settings.json", "last_epoch.json"

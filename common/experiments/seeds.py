@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common.compare import group_summary
 from common.errors import ConfigError
 from common.experiments.launch import Launcher
 from common.files import read_json, write_bytes, write_json
+from common.results.comparison import group_summary
 from common.results.files import FILE_NAME, Result, group_results, load_result
 from common.results.table import format_markdown, format_table
 from common.training.processes import STARTED

@@ -9,6 +9,7 @@ int64 (n,), confidences float32 (n,), boxes float32 (n, 4) x1 y1 x2 y2 in pixels
 import binascii
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.features.store import BOX_TOLERANCE
+from common.features.importing import BadRows, import_records
+from common.features.store import BOX_TOLERANCE, RegionFeatures
 from common.features.writer import RegionFeatureWriter
 
 try:
@@ -25,9 +27,17 @@ except ImportError:
     from base64 import b64decode
 
 COLUMNS = (
-    "img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
-    "num_boxes", "boxes", "features",
-)  # fmt: skip
+    "img_id",
+    "img_h",
+    "img_w",
+    "objects_id",
+    "objects_conf",
+    "attrs_id",
+    "attrs_conf",
+    "num_boxes",
+    "boxes",
+    "features",
+)
 # column of the TSV -> array of the store, dtype in the TSV
 OPTIONAL_COLUMNS = {
     "objects_id": ("object_ids", torch.int64),
@@ -46,9 +56,14 @@ def read_rows(path: Path, limit: int | None, progress: bool) -> Iterator[tuple[i
     """
     with (
         open(path, "rb", buffering=1 << 20) as file,
-        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name,
-             disable=not progress) as bar,
-    ):  # fmt: skip
+        tqdm(
+            total=path.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            desc=path.name,
+            disable=not progress,
+        ) as bar,
+    ):
         number = 0
         while (limit is None or number < limit) and (line := file.readline(MAX_ROW_BYTES)):
             number += 1
@@ -135,3 +150,68 @@ def _decode(
             f"{' x '.join(map(str, shape))} ({numbers / shape[0]:g} per box)"
         )
     return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+
+
+TSV_DETECTOR = "Faster R-CNN bottom-up attention (LXMERT TSV)"
+
+
+def import_tsv(
+    path: Path | str,
+    out: Path | str,
+    width: int = 2048,
+    dtype: str = "float16",
+    skip_bad: bool = False,
+    limit: int | None = None,
+    detector: str = TSV_DETECTOR,
+    progress: bool = True,
+) -> RegionFeatures:
+    """Import an LXMERT TSV, line by line.
+
+    Args:
+        path: The TSV.
+        out: Folder of the store.
+        width: C, numbers per feature vector in the TSV.
+        dtype: float16 (half the size; rounding 2^-11) or float32, in the store.
+        skip_bad: Leave out rows that cannot be read, and report them; otherwise an error.
+        limit: Read only the first so many rows.
+        detector: What made the features. A checkpoint takes features of its own detector only, so
+            features of the same detector are imported under the same name.
+        progress: Show a bar.
+
+    Raises:
+        DataError: A row cannot be read: file, row number, image id, column and value or shape;
+            or the disk is full.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    settings = {
+        "width": width,
+        "dtype": dtype,
+        "detector": detector,
+        "box_policy": "as in the TSV, by descending object confidence",
+        "optional": [name for name, _ in OPTIONAL_COLUMNS.values()],
+        "source": path.name if limit is None else f"{path.name}, first {limit} rows",
+    }
+
+    def copy(writer: RegionFeatureWriter, bad: BadRows) -> dict[str, Any]:
+        rows = _copy_rows(writer, bad, limit, progress)
+        return {"rows": rows, "limit": limit}
+
+    return import_records(Path(out), settings, BadRows(path, skip_bad, "row"), copy)
+
+
+def _copy_rows(writer: RegionFeatureWriter, bad: BadRows, limit: int | None, progress: bool) -> int:
+    """Append the rows of the TSV that are not in the store yet; returns how many rows it has."""
+    done, seen, number = set(writer.ids()), set(), 0
+    for number, line in read_rows(bad.source, limit, progress):
+        image_id = row_image(line)
+        try:
+            if image_id in seen:
+                raise DataError(f"image {image_id!r}: column 'img_id': an earlier row has it too")
+            seen.add(image_id)
+            if image_id not in done:
+                add_row(writer, line)
+        except DataError as error:
+            bad.add(number, image_id, error, len(writer))
+    return number

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, DataError
-from common.features.importing import import_npz, import_tsv, npz_store, report_path
+from common.features.importing import report_path
+from common.features.lxmert_tsv import import_tsv
+from common.features.npz import import_npz, npz_store
 from common.features.store import IMAGES, RegionBatch, RegionFeatures
 
 DEFAULT_WIDTH = 2048
@@ -134,9 +136,11 @@ def is_npz_folder(path: Path) -> bool:
 def features_there(path: Path) -> bool:
     """Whether there is a store of this name, or something that it can be imported from."""
     return (
-        is_store(path) or path.with_suffix(".tsv").is_file()
-        or is_npz_folder(path) or is_store(npz_store(path))
-    )  # fmt: skip
+        is_store(path)
+        or path.with_suffix(".tsv").is_file()
+        or is_npz_folder(path)
+        or is_store(npz_store(path))
+    )
 
 
 def open_store(

@@ -1,6 +1,6 @@
 """Region features as VL-BERT has them: one JSON file per image, in a folder or a ZIP archive.
 
-    python -m common.feature_import --json data/coco/vgbua_res101_precomputed/NAME.zip
+    python -m common.features --json data/coco/vgbua_res101_precomputed/NAME.zip
 
 `<image id>.json` has num_boxes (n), image_w, image_h in pixels, and base64 of little-endian float32
 buffers, in which line ends are allowed: boxes (n, 4) x1 y1 x2 y2 in pixels, features (n, C), and
@@ -190,12 +190,15 @@ def import_json(
     classes = None if first is None or first.classes is None else first.classes.shape[1]
     width = width or (2048 if first is None else first.features.shape[1])
     settings = {
-        "width": width, "dtype": dtype, "detector": detector,
+        "width": width,
+        "dtype": dtype,
+        "detector": detector,
         "box_policy": "as in the JSON files, cut at the edges of the image",
-        "optional": [] if classes is None else [CLASSES], "classes": classes,
+        "optional": [] if classes is None else [CLASSES],
+        "classes": classes,
         "image_features": True,
         "source": f"{files.path.name}/*{SUFFIX}" + ("" if limit is None else f", first {limit}"),
-    }  # fmt: skip
+    }
 
     def copy(writer: RegionFeatureWriter, bad: BadRows) -> dict[str, Any]:
         cut = 0
@@ -270,9 +273,10 @@ class JsonFeatures:
                 f"{expect_width}: use features of the detector the model was trained with"
             )
         self.meta: dict[str, Any] = {
-            "detector": JSON_DETECTOR, "optional": [] if first.classes is None else [CLASSES],
+            "detector": JSON_DETECTOR,
+            "optional": [] if first.classes is None else [CLASSES],
             "source": self.path.name,
-        }  # fmt: skip
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return JsonFeatures, (self.path, self._expected)

@@ -111,9 +111,13 @@ class RegionFeatureWriter:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.width, self.dtype, self.optional = width, dtype, sorted(optional)
         self._spec = {
-            "width": width, "dtype": dtype, "detector": detector, "box_policy": box_policy,
-            "optional": self.optional, "source": source,
-        }  # fmt: skip
+            "width": width,
+            "dtype": dtype,
+            "detector": detector,
+            "box_policy": box_policy,
+            "optional": self.optional,
+            "source": source,
+        }
         self._spec |= {} if classes is None else {"classes": classes}
         self._spec |= {IMAGES: True} if image_features else {}
         self._ids: dict[str, tuple[int, int, int]] = {}
@@ -178,9 +182,11 @@ class RegionFeatureWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -194,9 +200,15 @@ class RegionFeatureWriter:
         return self._files | ({} if self._image_file is None else {IMAGES: self._image_file})
 
     def add(
-        self, image_id: str, width: int, height: int, boxes: Rows, features: Rows,
-        image_feature: Rows | None = None, **optional: Rows,
-    ) -> None:  # fmt: skip
+        self,
+        image_id: str,
+        width: int,
+        height: int,
+        boxes: Rows,
+        features: Rows,
+        image_feature: Rows | None = None,
+        **optional: Rows,
+    ) -> None:
         """Append the regions of one image, strongest first.
 
         Args:
@@ -282,10 +294,16 @@ class RegionFeatureWriter:
                 sizes=np.array([r[1:] for r in self._ids.values()], dtype=np.int32),
             )
             os.fsync(file.fileno())
-        meta = {"format": FORMAT, "version": VERSION, **self._spec, "images": len(self),
-                "regions": int(counts.sum()),
-                "regions_per_image": [int(counts.min()), int(counts.max())],
-                **extra, "checksums": self._checksums()}  # fmt: skip
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            **self._spec,
+            "images": len(self),
+            "regions": int(counts.sum()),
+            "regions_per_image": [int(counts.min()), int(counts.max())],
+            **extra,
+            "checksums": self._checksums(),
+        }
         write_json(self.partial / "meta.json", meta, indent=1)
         replace_folder(self.partial, self.path)
         for name in ("journal.jsonl", "writer.json"):

@@ -1,0 +1,32 @@
+"""What BERT's descendants are built of: layers, heads, losses, masks."""
+
+from common.modules.heads import HeadTransform, Pooler, WordPrediction
+from common.modules.layers import (
+    LAYER_NORM_EPS,
+    Attention,
+    BertLayer,
+    DenseResidual,
+    Intermediate,
+    SelfAttention,
+    find_activation,
+    init_bert_weights,
+)
+from common.modules.losses import IGNORED, full_precision, labelled_cross_entropy, precise
+
+__all__ = [
+    "IGNORED",
+    "LAYER_NORM_EPS",
+    "Attention",
+    "BertLayer",
+    "DenseResidual",
+    "HeadTransform",
+    "Intermediate",
+    "Pooler",
+    "SelfAttention",
+    "WordPrediction",
+    "find_activation",
+    "full_precision",
+    "init_bert_weights",
+    "labelled_cross_entropy",
+    "precise",
+]

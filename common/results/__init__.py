@@ -1,0 +1,97 @@
+"""Results of runs: files, tables, plots and reports."""
+
+from common.results.comparison import copy_decision_maps, group_summary, write_comparison
+from common.results.decision_grid import (
+    component_kind,
+    decides_layers,
+    head_number,
+    make_panels,
+    stream_of,
+)
+from common.results.decision_plots import draw_panels, numbers_fit, panels_height, plot_decisions
+from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
+from common.results.files import (
+    FILE_NAME,
+    Result,
+    RunGroup,
+    backbone_title,
+    find_results,
+    group_results,
+    load_result,
+    read_results,
+)
+from common.results.plot_style import (
+    DEAD_COLOUR,
+    DEAD_HATCH,
+    STRATEGY_COLOURS,
+    WIDTH,
+    Target,
+    dead_patch,
+    new_figure,
+    run_title,
+    save,
+    share_colours,
+    stream_colour,
+    styled,
+)
+from common.results.plots import draw_comparison, plot_training
+from common.results.report import write_comparison_report, write_run_report
+from common.results.table import (
+    NONE,
+    Column,
+    Table,
+    format_markdown,
+    format_table,
+    make_tables,
+    markdown_table,
+    text_table,
+)
+
+__all__ = [
+    "DEAD_COLOUR",
+    "DEAD_HATCH",
+    "FILE_NAME",
+    "NONE",
+    "STRATEGY_COLOURS",
+    "WIDTH",
+    "Column",
+    "Result",
+    "RunGroup",
+    "Table",
+    "Target",
+    "backbone_title",
+    "component_kind",
+    "copy_decision_maps",
+    "dead_patch",
+    "decides_layers",
+    "draw_comparison",
+    "draw_panels",
+    "find_results",
+    "format_markdown",
+    "format_table",
+    "group_results",
+    "group_summary",
+    "head_number",
+    "load_result",
+    "make_panels",
+    "make_tables",
+    "markdown_table",
+    "new_figure",
+    "numbers_fit",
+    "panels_height",
+    "plot_decision_history",
+    "plot_decisions",
+    "plot_decisions_by_type",
+    "plot_training",
+    "read_results",
+    "run_title",
+    "save",
+    "share_colours",
+    "stream_colour",
+    "stream_of",
+    "styled",
+    "text_table",
+    "write_comparison",
+    "write_comparison_report",
+    "write_run_report",
+]

@@ -16,28 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from common.errors import DataError
-from common.results.decision_plots import draw_decisions, plot_decisions
-from common.results.decision_trends import (
-    draw_decision_history,
-    draw_decisions_by_type,
-    plot_decision_history,
-    plot_decisions_by_type,
-)
 from common.results.files import BASELINES, Result, RunGroup, Section, group_results, lookup
 from common.results.plot_style import STRATEGY_COLOURS, Target, new_figure, run_title, save, styled
 
-__all__ = [
-    "draw_comparison",
-    "draw_decision_history",
-    "draw_decisions",
-    "draw_decisions_by_type",
-    "draw_training",
-    "plot_comparison",
-    "plot_decision_history",
-    "plot_decisions",
-    "plot_decisions_by_type",
-    "plot_training",
-]
 BASELINE_STYLES = {"majority": ":", "question_only": "--"}
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from common.adapt.encoder import RoutedEncoder
-from common.errors import ConfigError
-
-if TYPE_CHECKING:  # the core runs without the data
-    from common.bench.cases import BenchModel, BenchSettings
-    from common.runs.opened_run import OpenedRun
-    from common.data.tokenizer import Tokenizer
-    from common.data.vqa_dataset import VQABatch, VQADataset
+from common.adapt.adapting import adaptive_part
+from common.adapt.encoder import Adaptive
+from common.adapt.strategies import Strategy, find_strategy
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_dataset import VQABatch, VQADataset
+from common.errors import CheckpointError, ConfigError
 
 GROUP = "adaptive_finetuning.backbones"
 
@@ -54,8 +54,9 @@ class Exporting:
     training_questions: Callable[[OpenedRun, Path | None], VQADataset]
     open_snapshot: Callable[[Path, dict[str, Any]], nn.Module]
     usage: str
-    save_transformers: Callable[[nn.Module, Path, str, Sequence[str], Mapping[str, Any]],
-                                None] | None = None
+    save_transformers: (
+        Callable[[nn.Module, Path, str, Sequence[str], Mapping[str, Any]], None] | None
+    ) = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,6 @@ class Backbone:
 
     Attributes:
         name: `lxmert`, `vlbert`, `vilbert`.
-        wrap: turns a model of another library into a routed one in place and returns its encoder,
-            or None if the model is not of this backbone; None where no library has such models.
         open_run: rebuilds a finetuned VQA model: `open_run(checkpoint file, its meta)`; None where
             there are no runs yet.
         exporting: what is needed to export its runs as plain models; None where there are none.
@@ -74,11 +73,14 @@ class Backbone:
     """
 
     name: str
-    wrap: Callable[[nn.Module], RoutedEncoder | None] | None = None
     open_run: Callable[[Path, dict[str, Any]], OpenedModel] | None = None
     exporting: Exporting | None = None
-    parity: Mapping[str, Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor],
-                                   list[str]], dict[str, Tensor]]] = field(default_factory=dict)
+    parity: Mapping[
+        str,
+        Callable[
+            [dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]], dict[str, Tensor]
+        ],
+    ] = field(default_factory=dict)
     bench: Callable[[BenchSettings], BenchModel] | None = None
 
 
@@ -91,21 +93,133 @@ def backbones() -> dict[str, Backbone]:
 def find_backbone(name: str) -> Backbone:
     """The backbone of that name; an unknown one lists the installed ones."""
     if name not in backbones():
-        raise ConfigError(f"unknown backbone {name!r}; installed: "
-                          f"{', '.join(sorted(backbones())) or 'none'}")
+        raise ConfigError(
+            f"unknown backbone {name!r}; installed: {', '.join(sorted(backbones())) or 'none'}"
+        )
     return backbones()[name]
 
 
-def find_encoder(model: nn.Module) -> RoutedEncoder:
-    """The one routed encoder in a model, made from a `transformers` model where needed."""
-    encoders = [m for m in model.modules() if isinstance(m, RoutedEncoder)]
-    policies = [e for outer in encoders if outer.adaptive is not None
-                for e in outer.adaptive.modules()]
-    encoders = [e for e in encoders if not any(e is p for p in policies)]
-    if not encoders:
-        wrapped = (backbone.wrap(model) for backbone in backbones().values() if backbone.wrap)
-        encoders = [encoder for encoder in wrapped if encoder is not None]
-    if len(encoders) != 1:
-        raise ConfigError(f"{type(model).__name__} has {len(encoders)} encoders that can be "
-                          f"adapted, needs exactly one; backbones: {', '.join(backbones())}")
-    return encoders[0]
+@dataclass
+class OpenedRun:
+    """A finetuned model and what its run folder says about it.
+
+    Attributes:
+        folder: of the run.
+        checkpoint: the file that the weights are from.
+        meta: of the checkpoint: backbone, strategy, policy, size, config, features, ….
+        result: content of result.json; None where the run did not come to its end.
+        model: in evaluation mode, on the CPU.
+        make_inputs: turns a batch of a VQA data set into the model's inputs.
+        tokenizer: of the questions.
+        answers: A texts, in the order of the answer head.
+    """
+
+    folder: Path
+    checkpoint: Path
+    meta: dict[str, Any]
+    result: dict[str, Any] | None
+    model: nn.Module
+    make_inputs: Callable[[VQABatch], dict[str, Tensor | None]]
+    tokenizer: Tokenizer
+    answers: list[str]
+
+    @property
+    def strategy(self) -> Strategy:
+        return find_strategy(self.meta["strategy"])[0]
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        """The part of the model that decides; None where nothing is decided."""
+        return adaptive_part(self.model)
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that the run was finetuned on."""
+        return dataset_name(self.meta, self.checkpoint)
+
+
+def dataset_name(meta: dict[str, Any], where: Path) -> str:
+    """Name of the data set of a finetuned checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint does not say it.
+    """
+    try:
+        return meta["training"]["dataset"]
+    except KeyError:
+        raise CheckpointError(f"{where}: does not say on which data set it was finetuned") from None
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What all cases of a run have in common.
+
+    Attributes:
+        backbone: name.
+        device: cpu or cuda.
+        precisions: fp32, and bf16 (autocast) beside it.
+        layers: at most so many layers in every stack of the encoder; None = all.
+        reference_layers: the same for the comparison with the reference implementation, and for
+            the cases in which blocks are dropped from the whole model.
+        batch: pairs in a step.
+        shares: of decisions that are 1.
+        rounds: how often every case runs.
+        threads: of torch on the CPU.
+        seed: of weights, inputs and decisions.
+    """
+
+    backbone: str = "lxmert"
+    device: str = "cpu"
+    precisions: tuple[str, ...] = ("fp32",)
+    layers: int | None = 2
+    reference_layers: int | None = None
+    batch: int = 16
+    shares: tuple[float, ...] = (0.1, 0.5, 0.9)
+    rounds: int = 5
+    threads: int = 1
+    seed: int = 9595
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "reference_layers", "batch", "rounds", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name.replace('_', ' ')} {value}: give at least 1")
+        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
+            raise ConfigError(f"shares {self.shares}: give numbers from 0 to 1")
+
+    def of_reference(self) -> BenchSettings:
+        """The settings of the comparisons with `reference` and `whole`."""
+        return replace(self, layers=self.reference_layers)
+
+    def digest(self) -> str:
+        """Checksum of everything that a measured number depends on, 12 hexadecimal digits.
+
+        Not the shares: they are part of the cases' names.
+        """
+        values = {k: v for k, v in asdict(self).items() if k not in ("shares", "precisions")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """What a backbone supplies to be measured.
+
+    Attributes:
+        description: of the model and its inputs, for the table.
+        build: makes the model with random weights; `model(**inputs)` gives logits.
+        inputs: one batch for it.
+        loss: scalar from logits.
+        reference: makes the same model of another library, or None; its name is
+            `reference_name`, and it reads `reference_inputs` of the same pairs.
+        kept: shares of blocks at which evaluation with dropped blocks is measured in the whole
+            model; empty where it is not.
+    """
+
+    description: str
+    build: Callable[[], nn.Module]
+    inputs: Mapping[str, Tensor | None]
+    loss: Callable[[Tensor], Tensor]
+    reference: Callable[[], nn.Module] | None = None
+    reference_name: str = ""
+    reference_inputs: Mapping[str, Tensor | None] | None = None
+    kept: tuple[float, ...] = ()

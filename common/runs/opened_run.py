@@ -14,64 +14,19 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from common.adapt.adapting import adaptive_part
-from common.adapt.encoder import Adaptive
-from common.runs.backbones import find_backbone
-from common.training.checkpoint import load_meta
+from common.data.annotations import answer_digest
 from common.data.datasets import resolve_dataset
+from common.data.vqa_dataset import VQADataset, question_digest
 from common.errors import CheckpointError, DataError
-from common.files import read_json, text_digest, write_json
+from common.files import read_json, write_json
+from common.runs.backbones import OpenedRun, dataset_name, find_backbone
+from common.training.checkpoint import load_meta
 from common.training.run_folder import SnapshotNames
-from common.adapt.strategies import Strategy, find_strategy
-from common.data.tokenizer import Tokenizer
-from common.data.vqa_dataset import VQABatch, VQADataset
 
 ANSWERS = "answers.json"
-
-
-@dataclass
-class OpenedRun:
-    """A finetuned model and what its run folder says about it.
-
-    Attributes:
-        folder: of the run.
-        checkpoint: the file that the weights are from.
-        meta: of the checkpoint: backbone, strategy, policy, size, config, features, ….
-        result: content of result.json; None where the run did not come to its end.
-        model: in evaluation mode, on the CPU.
-        make_inputs: turns a batch of a VQA data set into the model's inputs.
-        tokenizer: of the questions.
-        answers: A texts, in the order of the answer head.
-    """
-
-    folder: Path
-    checkpoint: Path
-    meta: dict[str, Any]
-    result: dict[str, Any] | None
-    model: nn.Module
-    make_inputs: Callable[[VQABatch], dict[str, Tensor | None]]
-    tokenizer: Tokenizer
-    answers: list[str]
-
-    @property
-    def strategy(self) -> Strategy:
-        return find_strategy(self.meta["strategy"])[0]
-
-    @property
-    def adaptive(self) -> Adaptive | None:
-        """The part of the model that decides; None where nothing is decided."""
-        return adaptive_part(self.model)
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set that the run was finetuned on."""
-        return dataset_name(self.meta, self.checkpoint)
 
 
 def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
@@ -90,8 +45,10 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
     checkpoint = find_best(folder)
     meta = load_meta(checkpoint)
     if "backbone" not in meta or meta.get("task") != "vqa":
-        raise CheckpointError(f"{checkpoint} is not the checkpoint of a visual-question-answering "
-                              f"run of this code (its task is {meta.get('task')!r})")
+        raise CheckpointError(
+            f"{checkpoint} is not the checkpoint of a visual-question-answering "
+            f"run of this code (its task is {meta.get('task')!r})"
+        )
     backbone = find_backbone(meta["backbone"])
     if backbone.open_run is None:
         raise CheckpointError(f"{checkpoint}: this version cannot open runs of {backbone.name}")
@@ -99,8 +56,16 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
     opened = backbone.open_run(checkpoint, meta)
     opened.model.eval()
     result = folder / "result.json"
-    return OpenedRun(folder, checkpoint, meta, read_json(result) if result.exists() else None,
-                     opened.model, opened.make_inputs, opened.tokenizer, answers)
+    return OpenedRun(
+        folder,
+        checkpoint,
+        meta,
+        read_json(result) if result.exists() else None,
+        opened.model,
+        opened.make_inputs,
+        opened.tokenizer,
+        answers,
+    )
 
 
 def find_best(folder: Path) -> Path:
@@ -117,11 +82,15 @@ def find_best(folder: Path) -> Path:
         what = "is a file: give the folder of the run" if folder.exists() else "is no folder"
         raise CheckpointError(f"run {folder} {what}")
     if last.is_file():
-        raise CheckpointError(f"{best} is missing: the run has not finished its first epoch; go on "
-                              "with the same command and --resume")
+        raise CheckpointError(
+            f"{best} is missing: the run has not finished its first epoch; go on "
+            "with the same command and --resume"
+        )
     if (folder / "result.json").is_file():
-        raise CheckpointError(f"{best} is missing: only the result of this run is here; its "
-                              "command is in result.json (`command`), run it again")
+        raise CheckpointError(
+            f"{best} is missing: only the result of this run is here; its "
+            "command is in result.json (`command`), run it again"
+        )
     runs = sorted({path.parent.name for path in folder.glob(f"*/{best.name}")})
     there = f"; it holds the runs {', '.join(runs[:8])}" if runs else ""
     raise CheckpointError(f"{best} is missing: {folder} is not the folder of a run{there}")
@@ -132,32 +101,26 @@ def save_answers(folder: Path, answers: list[str]) -> None:
     write_json(folder / ANSWERS, answers)
 
 
-def answer_digest(answers: list[str]) -> dict[str, Any]:
-    """Number and checksum of answers, for a checkpoint to remember."""
-    return {"count": len(answers), "sha256": text_digest("\n".join(answers))}
-
-
-def question_digest(data: VQADataset) -> dict[str, Any]:
-    """Number of questions and a checksum of their ids in order."""
-    ids = ",".join(str(example.question_id) for example in data.examples)
-    return {"count": len(data), "sha256": text_digest(ids)}
-
-
-def run_arguments(run: OpenedRun, parse: Callable[[Sequence[str]], argparse.Namespace]
-                  ) -> argparse.Namespace:
+def run_arguments(
+    run: OpenedRun, parse: Callable[[Sequence[str]], argparse.Namespace]
+) -> argparse.Namespace:
     """The command line of a finished run, parsed again by its backbone's parser.
 
     Raises:
         DataError: the run has no result yet, or this version does not understand its command.
     """
     if run.result is None:
-        raise DataError(f"{run.folder} has no result.json, so its training questions are not "
-                        "known: finish the run (the same command with --resume)")
+        raise DataError(
+            f"{run.folder} has no result.json, so its training questions are not "
+            "known: finish the run (the same command with --resume)"
+        )
     try:
         return parse(shlex.split(run.result["command"])[2:])
     except SystemExit:
-        raise DataError(f"{run.folder / 'result.json'}: its command is not understood by this "
-                        f"version: {run.result['command']}") from None
+        raise DataError(
+            f"{run.folder / 'result.json'}: its command is not understood by this "
+            f"version: {run.result['command']}"
+        ) from None
 
 
 def check_training_questions(run: OpenedRun, data: VQADataset, folder: Path) -> None:
@@ -173,9 +136,11 @@ def check_training_questions(run: OpenedRun, data: VQADataset, folder: Path) -> 
     """
     expected, found = run.meta["training"]["questions"], question_digest(data)
     if found != expected:
-        raise DataError(f"{folder}: {found['count']} training questions were found, which "
-                        f"are not the {expected['count']} that {run.folder} was finetuned on; give "
-                        "the folder of the data that it was finetuned on with --data")
+        raise DataError(
+            f"{folder}: {found['count']} training questions were found, which "
+            f"are not the {expected['count']} that {run.folder} was finetuned on; give "
+            "the folder of the data that it was finetuned on with --data"
+        )
 
 
 def find_answers(folder: Path, meta: dict[str, Any], data_root: Path | None = None) -> list[str]:
@@ -197,23 +162,13 @@ def find_answers(folder: Path, meta: dict[str, Any], data_root: Path | None = No
             with redirect_stdout(sys.stderr):
                 answers = resolve_dataset(name, data_root=data_root).vocabulary().answers
         except DataError as error:
-            raise DataError(f"{path} is missing, and {where} cannot say what the answers are: "
-                            f"{error}") from error
+            raise DataError(
+                f"{path} is missing, and {where} cannot say what the answers are: {error}"
+            ) from error
     if answer_digest(answers) != meta["answers"]:
-        raise CheckpointError(f"{where}: has {len(answers)} answers which are not the "
-                              f"{meta['answers']['count']} that the checkpoint in {folder} was "
-                              "trained with")
+        raise CheckpointError(
+            f"{where}: has {len(answers)} answers which are not the "
+            f"{meta['answers']['count']} that the checkpoint in {folder} was "
+            "trained with"
+        )
     return answers
-
-
-def dataset_name(meta: dict[str, Any], where: Path) -> str:
-    """Name of the data set of a finetuned checkpoint.
-
-    Raises:
-        CheckpointError: the checkpoint does not say it.
-    """
-    try:
-        return meta["training"]["dataset"]
-    except KeyError:
-        raise CheckpointError(f"{where}: does not say on which data set it was "
-                              "finetuned") from None

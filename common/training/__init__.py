@@ -1,0 +1,107 @@
+"""The training loop and what a run needs: optimisers, checkpoints, processes, logs."""
+
+from common.training.batch_order import BatchOrder, iterate
+from common.training.bert_folder import bert_names, find_bert_weights
+from common.training.checkpoint import (
+    check_compatible,
+    load_checkpoint,
+    load_meta,
+    prune_checkpoints,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from common.training.distributed import World, one_voice, split_evenly, start_world
+from common.training.loop import EpochRecord, LoopOptions, Trainer
+from common.training.means import Means
+from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
+from common.training.options import (
+    adaptive_options,
+    add_policy_optimizer_options,
+    add_run_options,
+    add_seeds_option,
+    add_strategy_options,
+    check_options,
+    command_line,
+    loop_options,
+)
+from common.training.processes import STARTED, main, start_processes, wanted_processes
+from common.training.run_folder import SnapshotNames, check_unused, remove_run
+from common.training.runtime import (
+    PRECISIONS,
+    Runtime,
+    make_runtime,
+    peak_memory,
+    seed_everything,
+    set_threads,
+    versions,
+)
+from common.training.stop_signal import StopSignal
+from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
+from common.training.tracking import Tracker
+from common.training.weights import (
+    SUFFIXES,
+    load_into,
+    load_weights,
+    resolve_checkpoint,
+    strip_prefix,
+)
+
+__all__ = [
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "STARTED",
+    "SUFFIXES",
+    "BatchOrder",
+    "DecisionCounts",
+    "EpochRecord",
+    "LoopOptions",
+    "Means",
+    "OptimizerWithSchedule",
+    "Runtime",
+    "SnapshotNames",
+    "StepOutput",
+    "StopSignal",
+    "TaskBatch",
+    "Tracker",
+    "Trainer",
+    "Validation",
+    "World",
+    "adaptive_options",
+    "add_policy_optimizer_options",
+    "add_run_options",
+    "add_seeds_option",
+    "add_strategy_options",
+    "bert_names",
+    "check_compatible",
+    "check_options",
+    "check_unused",
+    "clip_grad_norm",
+    "command_line",
+    "find_bert_weights",
+    "iterate",
+    "load_checkpoint",
+    "load_into",
+    "load_meta",
+    "load_weights",
+    "loop_options",
+    "main",
+    "make_optimizer",
+    "make_runtime",
+    "one_voice",
+    "peak_memory",
+    "prune_checkpoints",
+    "remove_run",
+    "resolve_checkpoint",
+    "rng_state",
+    "save_checkpoint",
+    "seed_everything",
+    "set_rng_state",
+    "set_threads",
+    "split_evenly",
+    "start_processes",
+    "start_world",
+    "strip_prefix",
+    "versions",
+    "wanted_processes",
+]

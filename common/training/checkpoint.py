@@ -30,31 +30,7 @@ from torch import Tensor
 
 from common.errors import CheckpointError, ConfigError
 from common.training.checkpoint_codec import StateEncoder, checksum, decode, storable
-from common.training.weights import (
-    FORMAT_KEY,
-    FORMAT_VERSION,
-    LoadReport,
-    load_into,
-    load_weights,
-    open_checkpoint,
-    resolve_checkpoint,
-    strip_prefix,
-)
-
-__all__ = [
-    "LoadReport",
-    "check_compatible",
-    "load_checkpoint",
-    "load_into",
-    "load_meta",
-    "load_weights",
-    "prune_checkpoints",
-    "resolve_checkpoint",
-    "rng_state",
-    "save_checkpoint",
-    "set_rng_state",
-    "strip_prefix",
-]
+from common.training.weights import FORMAT_KEY, FORMAT_VERSION, open_checkpoint
 
 STALE_SECONDS = 3600.0  # a save that is older than this was killed, whatever machine wrote it
 

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from common.adapt.adapting import adaptive_part
 from common.adapt.budget import BudgetOptions, budget_losses
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
-from common.training.batch_order import BatchOrder, MicroBatches, iterate
+from common.modules.losses import full_precision
+from common.training.batch_order import BatchOrder, MicroBatches
 from common.training.checkpoint import (
     check_compatible,
     load_checkpoint,
@@ -43,8 +44,6 @@ from common.training.stop_signal import StopSignal
 from common.training.task import Task, TaskBatch
 from common.training.tracking import Tracker
 from common.training.weights import load_into
-
-__all__ = ["BatchOrder", "EpochRecord", "LoopOptions", "RunningTotals", "Trainer", "iterate"]
 
 CHECKPOINT_VERSION = 2
 SAMPLES = "samples"
@@ -444,11 +443,6 @@ class Trainer:
 def part_counts(batch: TaskBatch) -> dict[str, float]:
     """What the losses of a (micro-)batch are means over: samples, unless the batch says else."""
     return {SAMPLES: float(len(batch.samples)), **batch.weights}
-
-
-def full_precision(loss: Tensor) -> Tensor:
-    """In float32 at least."""
-    return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
 def _share(own: Mapping[str, float], counts: Mapping[str, float], loss: str) -> float:

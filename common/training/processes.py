@@ -1,6 +1,6 @@
 """Start several processes of a command on this machine, one per GPU; `torchrun` without its noise.
 
-    python -m common.processes 2 src/tasks/vqa.py --gpus 0,1 …
+    python -m common.training.processes 2 src/tasks/vqa.py --gpus 0,1 …
 
 For several machines use `torchrun` itself; commands take the same flags under it.
 """

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun and common.processes set it
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun and common.training.processes set it
 # A signal to a whole tree of processes (SLURM, systemd, kill -- -GROUP) reaches a process twice: by
 # itself, and passed on by the launcher.
 REPEATS = 3.0  # seconds in which further signals are the same wish

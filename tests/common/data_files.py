@@ -23,12 +23,17 @@ def tsv_row(
     """One row of an LXMERT TSV, by column."""
     count = len(boxes)
     return {
-        "img_id": image_id.encode(), "img_h": b"%d" % height, "img_w": b"%d" % width,
-        "objects_id": encode(np.arange(count)), "objects_conf": encode(np.ones(count, "f4")),
-        "attrs_id": encode(np.arange(count)), "attrs_conf": encode(np.ones(count, "f4")),
-        "num_boxes": b"%d" % count, "boxes": encode(boxes.float().numpy()),
+        "img_id": image_id.encode(),
+        "img_h": b"%d" % height,
+        "img_w": b"%d" % width,
+        "objects_id": encode(np.arange(count)),
+        "objects_conf": encode(np.ones(count, "f4")),
+        "attrs_id": encode(np.arange(count)),
+        "attrs_conf": encode(np.ones(count, "f4")),
+        "num_boxes": b"%d" % count,
+        "boxes": encode(boxes.float().numpy()),
         "features": encode(features.float().numpy()),
-    }  # fmt: skip
+    }
 
 
 def plain_row(

@@ -12,9 +12,13 @@ from common.errors import DataError
 
 TEN = 5 * ["yes"] + 3 * ["no"] + ["A maybe.", "red"]
 LXMERT_ROW = {
-    "answer_type": "other", "img_id": "COCO_train2014_000000458752", "label": {"net": 1},
-    "question_id": 458752000, "question_type": "what is this", "sent": "What is this?",
-}  # fmt: skip
+    "answer_type": "other",
+    "img_id": "COCO_train2014_000000458752",
+    "label": {"net": 1},
+    "question_id": 458752000,
+    "question_type": "what is this",
+    "sent": "What is this?",
+}
 
 
 def question(number: int, **changes: Any) -> dict[str, Any]:
@@ -24,9 +28,13 @@ def question(number: int, **changes: Any) -> dict[str, Any]:
 def annotation(number: int, **changes: Any) -> dict[str, Any]:
     answers = [{"answer": a, "answer_id": i} for i, a in enumerate(TEN, 1)]
     return {
-        "image_id": 42, "question_id": number, "question_type": "is it", "answer_type": "yes/no",
-        "multiple_choice_answer": "yes", "answers": answers,
-    } | changes  # fmt: skip
+        "image_id": 42,
+        "question_id": number,
+        "question_type": "is it",
+        "answer_type": "yes/no",
+        "multiple_choice_answer": "yes",
+        "answers": answers,
+    } | changes
 
 
 def write(path: Path, value: Any) -> Path:
@@ -49,8 +57,10 @@ def test_official_files_pair_by_question_id_in_any_order(tmp_path: Path) -> None
     assert first.image_id == "COCO_train2014_000000000042"
     assert first.answers == {"yes": 1.0, "no": 0.9, "maybe": 0.3, "red": 0.3}
     assert (first.question, first.answer_type, first.question_type) == (
-        "Is it red?", "yes/no", "is it",
-    )  # fmt: skip
+        "Is it red?",
+        "yes/no",
+        "is it",
+    )
 
 
 def test_vqa_cp_lists_take_the_part_of_each_question(tmp_path: Path) -> None:
@@ -83,9 +93,13 @@ def test_lxmert_json_reads_into_the_same_example(tmp_path: Path) -> None:
     path = write(tmp_path / "train.json", [LXMERT_ROW, no_label | {"question_id": 7}])
     labelled, test = read_lxmert_json(path)
     assert labelled == Example(
-        458752000, "COCO_train2014_000000458752", "What is this?", {"net": 1}, "other",
+        458752000,
+        "COCO_train2014_000000458752",
+        "What is this?",
+        {"net": 1},
+        "other",
         "what is this",
-    )  # fmt: skip
+    )
     assert test.answers is None and test.answer_type is None
 
 
@@ -104,28 +118,54 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 BAD_OFFICIAL = {
-    "alone": ([question(1), question(5)], [annotation(1)],
-              r"q\.json: entry 2, question 5 has no annotation in .*a\.json \(1 such"),
-    "stray": ([question(1)], [annotation(1), annotation(9)],
-              r"a\.json: entry 2, question 9 has no question in .*q\.json \(1 such"),
-    "twice": ([question(1), question(1)], [annotation(1)],
-              r"q\.json: entry 2, question 1: question id occurs twice \(first in .*entry 1"),
-    "empty": ([question(1, question="  ")], [annotation(1)],
-              r"q\.json: entry 1, question 1: field 'question': empty question '  '"),
-    "no image": ([without(question(1), "image_id")], [annotation(1)],
-                 r"q\.json: entry 1, question 1: field 'image_id' is missing \(it has question_id"),
-    "no answers": ([question(1)], [without(annotation(1), "answers")],
-                   r"a\.json: entry 1, question 1: field 'answers' is missing"),
-    "answer": ([question(1)], [annotation(1, answers=[{"answer": 3}])],
-               r"a\.json: entry 1, question 1: field 'answers': \{'answer': 3\} has no text"),
-    "type": ([question(1)], [annotation(1, answer_type="colour")],
-             r"field 'answer_type' is 'colour', expected one of"),
-    "image": ([question(1)], [annotation(1, image_id=43)],
-              r"field 'image_id' is 43, the question is about image 42"),
-    "number": ([question(1, question=3)], [annotation(1)],
-               r"field 'question' is 3, expected str"),
+    "alone": (
+        [question(1), question(5)],
+        [annotation(1)],
+        r"q\.json: entry 2, question 5 has no annotation in .*a\.json \(1 such",
+    ),
+    "stray": (
+        [question(1)],
+        [annotation(1), annotation(9)],
+        r"a\.json: entry 2, question 9 has no question in .*q\.json \(1 such",
+    ),
+    "twice": (
+        [question(1), question(1)],
+        [annotation(1)],
+        r"q\.json: entry 2, question 1: question id occurs twice \(first in .*entry 1",
+    ),
+    "empty": (
+        [question(1, question="  ")],
+        [annotation(1)],
+        r"q\.json: entry 1, question 1: field 'question': empty question '  '",
+    ),
+    "no image": (
+        [without(question(1), "image_id")],
+        [annotation(1)],
+        r"q\.json: entry 1, question 1: field 'image_id' is missing \(it has question_id",
+    ),
+    "no answers": (
+        [question(1)],
+        [without(annotation(1), "answers")],
+        r"a\.json: entry 1, question 1: field 'answers' is missing",
+    ),
+    "answer": (
+        [question(1)],
+        [annotation(1, answers=[{"answer": 3}])],
+        r"a\.json: entry 1, question 1: field 'answers': \{'answer': 3\} has no text",
+    ),
+    "type": (
+        [question(1)],
+        [annotation(1, answer_type="colour")],
+        r"field 'answer_type' is 'colour', expected one of",
+    ),
+    "image": (
+        [question(1)],
+        [annotation(1, image_id=43)],
+        r"field 'image_id' is 43, the question is about image 42",
+    ),
+    "number": ([question(1, question=3)], [annotation(1)], r"field 'question' is 3, expected str"),
     "object": (["?"], [annotation(1)], r"q\.json: entry 1: '\?' is not an object"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_OFFICIAL)

@@ -14,7 +14,7 @@ import torch
 
 from common.adapt.adapting import adaptive_part
 from common.bench import command as bench
-from common.bench.cases import ADAPTIVE, BenchModel, BenchSettings, Case, all_cases, memory_cases
+from common.bench.cases import ADAPTIVE, Case, all_cases, memory_cases
 from common.bench.command import bench_parser, describe_machine, main, make_settings, run_bench
 from common.bench.features import measure_features, write_tsv
 from common.bench.measure import (
@@ -30,7 +30,8 @@ from common.bench.plot import draw_bench, plot_bench
 from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
 from common.errors import ConfigError, DataError
-from common.features.importing import import_tsv
+from common.features.lxmert_tsv import import_tsv
+from common.runs.backbones import BenchModel, BenchSettings
 from tests.common.tiny_models import SingleStream, single_inputs
 
 BATCH = 6

@@ -12,13 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.adapt.adapting import adaptive_part
 from common.bench import command as bench
-from common.bench.cases import BenchModel, BenchSettings, Case, all_cases, dropping_cases
+from common.bench.cases import Case, all_cases, dropping_cases
 from common.bench.command import bench_parser, main, make_settings, run_bench
 from common.bench.dropping import ROWS, dropping
 from common.bench.measure import Bench
 from common.bench.plot import draw_bench, plot_bench
 from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
+from common.runs.backbones import BenchModel, BenchSettings
 from tests.common.tiny_models import SingleStream, single_inputs
 
 LAYERS, BATCH = 4, 8

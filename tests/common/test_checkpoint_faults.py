@@ -44,8 +44,8 @@ def run_script(
         import os, resource, signal, sys, time
         from pathlib import Path
         import torch
-        from common import checkpoint
-        from common.checkpoint import save_checkpoint
+        from common.training import checkpoint
+        from common.training.checkpoint import save_checkpoint
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         folder = Path(sys.argv[1])
         def save(version, size=1000):

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from common.adapt.strategies import STRATEGIES
-from common.compare import copy_decision_maps, main, write_comparison
+from common.compare import main
 from common.errors import DataError
+from common.results.comparison import copy_decision_maps, write_comparison
 from common.results.files import find_results, group_results, load_result
 from common.results.plots import draw_comparison
 from common.results.table import format_markdown, format_table, make_tables

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from common import demo
-from common.demo import STRATEGIES, Demo, DemoRun, default_jobs, main
+from common.demo import Demo, DemoRun, default_jobs, main
 from common.experiments.launch import RUN_SCRIPTS
+from common.experiments.plan import STRATEGIES
 from common.files import repository_root
 
 FAKE = Path(__file__).with_name("fake_runs.py")
@@ -47,7 +48,9 @@ def repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
     monkeypatch.setattr("common.experiments.launch.repository_root", lambda: tmp_path)
     monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
     for name in ("plot_comparison", "write_comparison_report", "plot_decisions"):
-        monkeypatch.setattr(f"common.compare.{name}", lambda *_: None)  # they take seconds
+        monkeypatch.setattr(
+            f"common.results.comparison.{name}", lambda *_: None
+        )  # they take seconds
     return Repository(tmp_path)
 
 

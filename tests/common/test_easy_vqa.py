@@ -52,8 +52,11 @@ def test_the_whole_package_is_used_once(package: list[Question]) -> None:
     splits = assign_splits(package)
     counts = {name: (len({q.image for q in r}), len(r)) for name, r in splits.items()}
     assert {name: images for name, (images, _) in counts.items()} == {
-        "pretrain": 2000, "train": 1800, "nominival": 200, "minival": 1000,
-    }  # fmt: skip
+        "pretrain": 2000,
+        "train": 1800,
+        "nominival": 200,
+        "minival": 1000,
+    }
     assert counts["minival"][1] == 9673 and sum(n for _, n in counts.values()) == 38575 + 9673
     assert len({q.question_id for q in package}) == len(package)
 

@@ -102,8 +102,8 @@ def drawing_repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
         ("PYTHONPATH", repository_root()),
     ):
         monkeypatch.setenv(name, str(value))
-    for module in ("launch", "experiments"):
-        monkeypatch.setattr(f"common.{module}.repository_root", lambda: tmp_path)
+    for module in ("launch", "command"):
+        monkeypatch.setattr(f"common.experiments.{module}.repository_root", lambda: tmp_path)
     monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
     return Repository(tmp_path, minival)
 

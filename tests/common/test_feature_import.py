@@ -14,7 +14,8 @@ from common.data.command import main
 from common.errors import DataError
 from common.features import importing as feature_import
 from common.features import lxmert_tsv as tsv_rows
-from common.features.importing import TSV_DETECTOR, import_npz, import_tsv
+from common.features.lxmert_tsv import TSV_DETECTOR, import_tsv
+from common.features.npz import import_npz
 from common.features.sources import features_there, open_store
 from common.features.store import RegionFeatures
 from tests.common.data_files import encode, npz_of, plain_row, write_tsv
@@ -23,7 +24,7 @@ WIDTH = 6
 RUN = """
 import resource, sys
 from common.data import main
-from common.runtime import peak_memory
+from common.training.runtime import peak_memory
 limit = int(sys.argv.pop(1))
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -36,9 +37,12 @@ raise SystemExit(status)
 def run_alone(*arguments: str, largest_file: int = 0) -> subprocess.CompletedProcess[str]:
     """`python -m common.data` in a process of its own, which also tells its peak memory."""
     return subprocess.run(
-        [sys.executable, "-c", RUN, str(largest_file), *arguments], capture_output=True, text=True,
-        check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, "-c", RUN, str(largest_file), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def small_rows(names: str, **bad: dict[str, bytes]) -> list[dict[str, bytes]]:

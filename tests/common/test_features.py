@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import AdaptiveError, DataError
-from common.features.importing import import_npz, import_tsv, main
-from common.features.lxmert_tsv import COLUMNS
+from common.features.command import main
+from common.features.lxmert_tsv import COLUMNS, import_tsv
+from common.features.npz import import_npz
 from common.features.store import RegionFeatures, normalise_boxes
 from common.features.writer import RegionFeatureWriter
 
@@ -250,12 +251,15 @@ def test_tsv_import_gives_the_arrays_that_the_original_reader_gives(
     for i, image_id in enumerate(store.ids()):
         regions = store.get(image_id)
         found = {
-            "features": regions.features, "boxes": regions.boxes,
-            "boxes_normalised": regions.normalised_boxes(), "objects_id": regions.object_ids,
-            "objects_conf": regions.object_conf, "attrs_id": regions.attribute_ids,
+            "features": regions.features,
+            "boxes": regions.boxes,
+            "boxes_normalised": regions.normalised_boxes(),
+            "objects_id": regions.object_ids,
+            "objects_conf": regions.object_conf,
+            "attrs_id": regions.attribute_ids,
             "attrs_conf": regions.attribute_conf,
             "hw_num": torch.tensor([regions.height, regions.width, len(regions.boxes)]),
-        }  # fmt: skip
+        }
         for name, value in found.items():
             assert torch.equal(value, expected[f"{i}.{name}"]), name
 
@@ -268,12 +272,17 @@ def tsv_row(image_id: str, count: int = 2, **changes: bytes) -> dict[str, bytes]
     """One good row of an LXMERT TSV with features of width 6."""
     boxes, features = make_regions(count, 1)
     row = {
-        "img_id": image_id.encode(), "img_h": b"48", "img_w": b"64",
-        "objects_id": encode(np.arange(count)), "objects_conf": encode(np.ones(count, "f4")),
-        "attrs_id": encode(np.arange(count)), "attrs_conf": encode(np.ones(count, "f4")),
-        "num_boxes": str(count).encode(), "boxes": encode(boxes.numpy()),
+        "img_id": image_id.encode(),
+        "img_h": b"48",
+        "img_w": b"64",
+        "objects_id": encode(np.arange(count)),
+        "objects_conf": encode(np.ones(count, "f4")),
+        "attrs_id": encode(np.arange(count)),
+        "attrs_conf": encode(np.ones(count, "f4")),
+        "num_boxes": str(count).encode(),
+        "boxes": encode(boxes.numpy()),
         "features": encode(features.float().numpy()),
-    }  # fmt: skip
+    }
     return row | changes
 
 

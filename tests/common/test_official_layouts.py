@@ -21,7 +21,7 @@ from common.data.datasets import (
 )
 from common.data.vqa_dataset import VQADataset
 from common.errors import ConfigError, DataError
-from common.features.importing import import_tsv
+from common.features.lxmert_tsv import import_tsv
 from tests.common.data_files import (
     annotation,
     npz_of,
@@ -202,8 +202,10 @@ def test_vqa_cp_pairs_by_id_and_takes_images_of_both_coco_parts(tmp_path: Path) 
     train = load_split(dataset, "train")
     assert [e.question_id for e in train] == [91, 92, 401, 402, 51, 52]
     assert {e.image_id for e in train} == {
-        key("train2014", 9), key("train2014", 5), key("val2014", 40)
-    }  # fmt: skip
+        key("train2014", 9),
+        key("train2014", 5),
+        key("val2014", 40),
+    }
     features = open_features(dataset, "train", expect_width=WIDTH)
     assert len(features.stores) == 2
     data = VQADataset(train, features, AnswerVocabulary(["red"]))
@@ -338,8 +340,9 @@ def test_answers_of_the_official_files_are_of_train_and_val(tmp_path: Path) -> N
     found, settings = answers_of(root, "vqa_official")
     assert found == ["red"], "6 of train and 3 of val; `a` is nothing once normalised, and rare"
     assert list(settings["annotations"]) == [
-        "v2_mscoco_train2014_annotations.json", "v2_mscoco_val2014_annotations.json"
-    ]  # fmt: skip
+        "v2_mscoco_train2014_annotations.json",
+        "v2_mscoco_val2014_annotations.json",
+    ]
 
 
 def test_answer_lists_of_unknown_origin_are_not_overwritten(tmp_path: Path) -> None:
@@ -387,10 +390,13 @@ def test_image_without_features_is_named_and_skipped_ones_may_be_left_out(
     root = write_vqa_official(tmp_path, bad=(10,))
     dataset = resolve_dataset("vqa_official", data_root=root)
     examples, vocabulary = load_split(dataset, "val"), AnswerVocabulary(["red"])
-    with pytest.raises(DataError, match=(
-        r"no region features of image 'COCO_val2014_000000000010', which question 101 .*its record "
-        r"was skipped on import .*column 'boxes'.*val2014_obj36_skipped\.txt.* --skip-bad"
-    )):  # fmt: skip
+    with pytest.raises(
+        DataError,
+        match=(
+            r"no region features of image 'COCO_val2014_000000000010', which question 101 .*its "
+            r"record was skipped on import .*column 'boxes'.*val2014_obj36_skipped\.txt.* --skip-bad"
+        ),
+    ):
         VQADataset(examples, open_features(dataset, "val"), vocabulary)
     lenient = open_features(dataset, "val", skip_bad=True)
     data = VQADataset(examples, lenient, vocabulary)

@@ -57,8 +57,10 @@ def test_bert_is_vilberts_bertadam(schedule: str) -> None:
     for step in range(8):
         p.grad, q.grad = (golden[f"{prefix}/grad_{name}/{step}"].clone() for name in "pq")
         optimizer.step()
-        assert torch.equal(p, golden[f"{prefix}/p/{step}"])
-        assert torch.equal(q, golden[f"{prefix}/q/{step}"])
+        # The last bit depends on the kind of processor that computed the golden numbers.
+        for found, name in ((p, "p"), (q, "q")):
+            wanted = golden[f"{prefix}/{name}/{step}"]
+            torch.testing.assert_close(found.detach(), wanted, rtol=3e-7, atol=3e-8)
 
 
 def test_bert_matches_its_formula_in_float64_and_does_not_clip() -> None:

@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_numbers_everywhere() -> None:
 
 def test_peak_memory_counts_a_large_array_of_this_process_only() -> None:
     code = (
-        "import numpy as np; from common.runtime import peak_memory\n"
+        "import numpy as np; from common.training.runtime import peak_memory\n"
         "before = peak_memory()['peak_rss_bytes']; np.ones(8 << 20)\n"
         "after = peak_memory()\n"
         "print(before, after['peak_rss_bytes'], after['peak_cuda_bytes'])"
@@ -142,7 +142,7 @@ def test_versions_name_what_a_result_depends_on() -> None:
 def test_importing_the_modules_sets_nothing_up() -> None:
     code = (
         "import random; before = random.getstate(); import sys, torch\n"
-        "import common.runtime, common.optim, common.tracking, common.checkpoint\n"
+        "import common.training\n"
         "assert random.getstate() == before and not torch.cuda.is_initialized()\n"
         "heavy = {'tensorboardX', 'wandb', 'pytorch_optimizer', 'pytorch_pretrained_bert'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

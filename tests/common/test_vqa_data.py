@@ -43,10 +43,16 @@ def write_vqa(root: Path, width: int = 4) -> Path:
         rows = []
         for image_id in images:
             number += 1
-            rows.append({
-                "img_id": image_id, "question_id": number, "sent": f"what is {number}?",
-                "label": {"cat": 0.9, "mauve": 0.3}, "answer_type": "other", "question_type": "",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "img_id": image_id,
+                    "question_id": number,
+                    "sent": f"what is {number}?",
+                    "label": {"cat": 0.9, "mauve": 0.3},
+                    "answer_type": "other",
+                    "question_type": "",
+                }
+            )
         (root / "vqa" / f"{split}.json").write_text(json.dumps(rows))
     AnswerVocabulary(["dog", "cat"]).write(root / "vqa")
     for name, ids in STORES.items():

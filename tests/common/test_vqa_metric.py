@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 
 from common.data.annotations import Example
+from common.data.answer_scores import answer_score, normalise_answer, soft_scores, strip_punctuation
 from common.data.vqa_metric import (
-    answer_score,
     majority_answer_baseline,
-    normalise_answer,
     question_only_baseline,
     score,
-    soft_scores,
-    strip_punctuation,
     write_predictions,
 )
 from common.errors import DataError
@@ -98,9 +95,11 @@ def examples() -> list[Example]:
 def test_score_is_percent_per_answer_type_and_none_where_there_is_none() -> None:
     found = score({1: "no", 2: "a Cat", 3: "no"}, examples())
     assert found == {
-        "overall": pytest.approx(100 * 2.2 / 3), "yes/no": pytest.approx(65), "number": None,
+        "overall": pytest.approx(100 * 2.2 / 3),
+        "yes/no": pytest.approx(65),
+        "number": None,
         "other": pytest.approx(90),
-    }  # fmt: skip
+    }
 
 
 def test_score_refuses_missing_and_stray_predictions() -> None:
@@ -119,8 +118,9 @@ def test_score_refuses_missing_and_stray_predictions() -> None:
 def test_predictions_are_written_in_the_evalai_form(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.json", {7: "yes", 3: "café"})
     assert json.loads((tmp_path / "p.json").read_text()) == [
-        {"answer": "yes", "question_id": 7}, {"answer": "café", "question_id": 3},
-    ]  # fmt: skip
+        {"answer": "yes", "question_id": 7},
+        {"answer": "café", "question_id": 3},
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
 
 
@@ -132,15 +132,23 @@ def test_majority_baseline_gives_one_answer_to_all() -> None:
 
 def test_question_only_baseline_knows_the_question_and_backs_off_to_its_first_words() -> None:
     asked = [
-        ("is it red?", "yes"), ("is it red?", "yes"), ("is it blue?", "no"), ("is it a cat?", "no"),
-        ("is it small?", "no"), ("what is it?", "cat"), ("what is that?", "dog"),
+        ("is it red?", "yes"),
+        ("is it red?", "yes"),
+        ("is it blue?", "no"),
+        ("is it a cat?", "no"),
+        ("is it small?", "no"),
+        ("what is it?", "cat"),
         ("what is that?", "dog"),
-    ]  # fmt: skip
+        ("what is that?", "dog"),
+    ]
     train = [Example(i, "a", q, {a: 1.0}) for i, (q, a) in enumerate(asked)]
     for text, answer in (
-        ("Is it red", "yes"), ("is it green?", "no"), ("what is the time?", "dog"),
-        ("what is it?", "cat"), ("why?", "no"),
-    ):  # fmt: skip
+        ("Is it red", "yes"),
+        ("is it green?", "no"),
+        ("what is the time?", "dog"),
+        ("what is it?", "cat"),
+        ("why?", "no"),
+    ):
         val = [Example(1, "a", text, {answer: 1.0}, "other")]
         assert question_only_baseline(train, val)["overall"] == 100, text
     with pytest.raises(DataError, match="none of the 1 training questions has an answer"):

@@ -21,9 +21,10 @@ from common.ask.picture import draw_answer
 from common.data.easy_vqa.build import DETECTOR
 from common.data.tokenizer import MAX_TOKENS
 from common.errors import CheckpointError
-from common.features.importing import main as import_features
+from common.features.command import main as import_features
 from common.features.store import RegionFeatures, Regions
-from common.runs.opened_run import OpenedRun, open_run
+from common.runs.backbones import OpenedRun
+from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from lxrt.building import build_vqa
 from lxrt.options import parse, vqa_parser

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.bench.cases import BenchSettings, Case
+from common.bench.cases import Case
 from common.bench.measure import Bench
+from common.runs.backbones import BenchSettings
 from lxrt import bench
 from lxrt.config import LxmertConfig
 from lxrt.hf_folder import their_name

@@ -17,7 +17,8 @@ from common.adapt.adapting import adaptive_part
 from common.data.datasets import load_split, open_features, resolve_dataset
 from common.data.vqa_dataset import VQADataset
 from common.files import repository_root
-from common.runs.opened_run import OpenedRun, open_run
+from common.runs.backbones import OpenedRun
+from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.config import LxmertConfig
 from lxrt.exporting import training_questions

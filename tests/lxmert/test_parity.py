@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.data.answer_scores import answer_score
 from common.data.tokenizer import Tokenizer
-from common.data.vqa_metric import answer_score
 from common.parity import main
 from common.tasks.vqa import vqa_loss
 from common.training.optim import make_optimizer

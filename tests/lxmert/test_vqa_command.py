@@ -109,7 +109,7 @@ def test_a_run_leaves_result_log_checkpoints_vocabulary_code_plots_and_report(fi
         "report.html",
         "src/lxrt/vqa.py",
         "src/tasks/vqa.py",
-        "src/common/training.py",
+        "src/common/training/loop.py",
     ):
         assert (folder / name).stat().st_size > 0, name
     assert (folder / "run.bash").read_text() == (LXMERT / "run" / "vqa_finetune.bash").read_text()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.bench.cases import BenchSettings, Case, dropping_cases
+from common.bench.cases import Case, dropping_cases
 from common.bench.measure import Bench
-from common.runs.backbones import find_backbone
+from common.runs.backbones import BenchSettings, find_backbone
 from tests.common.tiny_models import vlbert_config
 from vlbert import bench
 from vlbert.sizes import NetworkConfig

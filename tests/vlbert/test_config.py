@@ -244,14 +244,17 @@ def test_wrong_config_is_one_clear_error(tmp_path: Path, message: str) -> None:
     assert message in str(error.value) and str(error.value).startswith(f"{tmp_path / 'my.yaml'}: ")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("TRAIN: {LR: 1, LR: 2}", "my.yaml, line 1: not valid YAML (key 'LR' occurs twice)"),
-    ("TRAIN:\n\tLR: 1", "my.yaml, line 2: not valid YAML"),
-    ("- 1", "my.yaml: expected keys and values"),
-    ("MODULE: !!python/object:os.system {}", "not valid YAML"),
-    ("BASE: other.yaml", "other.yaml: no such config"),
-    ("BASE: my.yaml", "key BASE: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TRAIN: {LR: 1, LR: 2}", "my.yaml, line 1: not valid YAML (key 'LR' occurs twice)"),
+        ("TRAIN:\n\tLR: 1", "my.yaml, line 2: not valid YAML"),
+        ("- 1", "my.yaml: expected keys and values"),
+        ("MODULE: !!python/object:os.system {}", "not valid YAML"),
+        ("BASE: other.yaml", "other.yaml: no such config"),
+        ("BASE: my.yaml", "key BASE: "),
+    ],
+)
 def test_file_that_is_no_config_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(tmp_path, text)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.data.answer_scores import strip_punctuation
 from common.data.tokenizer import Tokenizer
-from common.data.vqa_metric import strip_punctuation
 from common.errors import DataError
 from common.features.sources import FeatureSources
 from common.files import read_json

@@ -5,13 +5,11 @@ from __future__ import annotations
 from common.runs.backbones import Backbone
 from lxrt.bench import bench_model
 from lxrt.exporting import EXPORTING
-from lxrt.hf import wrap
 from lxrt.opening import open_run
 from lxrt.parity import run_pretraining, run_vqa
 
 LXMERT = Backbone(
     name="lxmert",
-    wrap=wrap,
     open_run=open_run,
     exporting=EXPORTING,
     parity={"lxmert_vqa": run_vqa, "lxmert_pretrain": run_pretraining},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.bench.cases import BenchModel, BenchSettings
+from common.runs.backbones import BenchModel, BenchSettings
 from lxrt.config import LxmertConfig
 from lxrt.hf_folder import THEIR_NAMES
 from lxrt.modeling import VQAModel

@@ -10,10 +10,10 @@ from typing import Any
 
 from common.adapt.adapting import adapt
 from common.adapt.strategies import Strategy, find_strategy
+from common.data.annotations import answer_digest
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
-from common.runs.opened_run import answer_digest
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.options import adaptive_options
 from common.training.weights import load_into, load_weights, strip_prefix

@@ -9,8 +9,8 @@ from torch import nn
 
 from common.data.datasets import open_features, resolve_dataset
 from common.data.vqa_dataset import VQADataset
-from common.runs.backbones import Exporting
-from common.runs.opened_run import OpenedRun, check_training_questions, run_arguments
+from common.runs.backbones import Exporting, OpenedRun
+from common.runs.opened_run import check_training_questions, run_arguments
 from common.training.checkpoint import check_compatible
 from common.training.weights import load_into
 from lxrt.config import HOME, LxmertConfig

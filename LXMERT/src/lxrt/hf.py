@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapt.encoder import RoutedEncoder
-from common.adapt.steps import Layer, State
+from common.adapt.routes import State
+from common.adapt.steps import Layer
 from common.errors import ConfigError
 from lxrt.modeling import encoder_layers
 

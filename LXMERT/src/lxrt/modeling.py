@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from common.adapt.adapting import freeze_dead
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
-from common.adapt.steps import DenseStep, HeadsStep, Layer, State, Step, bert_steps
+from common.adapt.routes import State
+from common.adapt.steps import DenseStep, HeadsStep, Layer, Step, bert_steps
 from common.modules.heads import Pooler, WordPrediction
 from common.modules.layers import (
     LAYER_NORM_EPS,

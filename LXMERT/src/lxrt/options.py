@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.data.dataset_table import DATASETS
-from common.tasks.finetune import Recipe
+from common.tasks.finetuning import Recipe
 from common.training.options import (
     add_policy_optimizer_options,
     add_run_options,

@@ -26,7 +26,7 @@ from common.experiments.seeds import run_seeds
 from common.features.sources import FeatureSources
 from common.files import write_bytes
 from common.runs.opened_run import save_answers
-from common.tasks.finetune import Run, finetune
+from common.tasks.finetuning import Run, finetune
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_meta
 from common.training.distributed import one_voice, start_world

@@ -150,10 +150,16 @@ def official_json(
         answers = [
             {"answer": q.answer, "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)
         ]
-        answered.append({
-            **ids, "question_type": question_kind(q.text)[0], "answer_type": q.answer_type,
-            "multiple_choice_answer": q.answer, "answers": answers, **extra,
-        })  # fmt: skip
+        answered.append(
+            {
+                **ids,
+                "question_type": question_kind(q.text)[0],
+                "answer_type": q.answer_type,
+                "multiple_choice_answer": q.answer,
+                "answers": answers,
+                **extra,
+            }
+        )
     return asked, answered
 
 
@@ -161,12 +167,15 @@ def lxmert_json(questions: Iterable[Question]) -> list[dict[str, Any]]:
     """Entries in the form of LXMERT."""
     return [
         {
-            "answer_type": q.answer_type, "img_id": q.key, "label": {q.answer: 1},
-            "question_id": q.question_id, "question_type": question_kind(q.text)[0],
+            "answer_type": q.answer_type,
+            "img_id": q.key,
+            "label": {q.answer: 1},
+            "question_id": q.question_id,
+            "question_type": question_kind(q.text)[0],
             "sent": q.text,
         }
         for q in questions
-    ]  # fmt: skip
+    ]
 
 
 def question_vocabulary(questions: Iterable[Question]) -> AnswerVocabulary:
@@ -200,10 +209,13 @@ def build_easy_vqa(out: Path | str, force: bool = False, limit: int | None = Non
             asked, answered = official_json(rows)
             subtype = {"data_subtype": "test" if name == "minival" else "train"}
             head = {"info": {"description": f"easy-VQA, {name}"}, **subtype}
-            write_json(partial / f"v2_OpenEnded_easy_vqa_{name}_questions.json",
-                       {**head, "task_type": "Open-Ended", "questions": asked})  # fmt: skip
-            write_json(partial / f"v2_easy_vqa_{name}_annotations.json",
-                       {**head, "annotations": answered})  # fmt: skip
+            write_json(
+                partial / f"v2_OpenEnded_easy_vqa_{name}_questions.json",
+                {**head, "task_type": "Open-Ended", "questions": asked},
+            )
+            write_json(
+                partial / f"v2_easy_vqa_{name}_annotations.json", {**head, "annotations": answered}
+            )
             write_json(partial / f"{name}.json", lxmert_json(rows))
         question_vocabulary(questions).write(partial)
         _write_images(partial, paths)
@@ -217,20 +229,29 @@ def _write_images(folder: Path, paths: dict[str, Path]) -> None:
     for part in ("train", "test"):
         (folder / "images" / part).mkdir(parents=True, exist_ok=True)
     with RegionFeatureWriter(
-        folder / "features", WIDTH, detector=DETECTOR,
+        folder / "features",
+        WIDTH,
+        detector=DETECTOR,
         box_policy=f"tight boxes of foreground, windows, whole image; at most {MAX_BOXES}",
-        optional=optional, source=f"easy-vqa {importlib.metadata.version('easy-vqa')}",
-    ) as writer:  # fmt: skip
+        optional=optional,
+        source=f"easy-vqa {importlib.metadata.version('easy-vqa')}",
+    ) as writer:
         for key, path in tqdm(paths.items(), desc="easy-VQA images", unit="image"):
             shutil.copyfile(path, folder / "images" / key.split("_")[1] / f"{key}.png")
             with Image.open(path) as image:
                 width, height = image.size
                 found = extract_regions(image)
             writer.add(
-                key, width, height, found.boxes, found.features,
-                object_ids=found.object_ids, object_conf=found.confidence,
-                attribute_ids=found.attribute_ids, attribute_conf=found.confidence,
-            )  # fmt: skip
+                key,
+                width,
+                height,
+                found.boxes,
+                found.features,
+                object_ids=found.object_ids,
+                object_conf=found.confidence,
+                attribute_ids=found.attribute_ids,
+                attribute_conf=found.confidence,
+            )
         writer.finish()
 
 
@@ -249,9 +270,13 @@ def start_folder(out: Path) -> Path:
 
 
 def finish_folder(
-    partial: Path, out: Path, name: str, splits: dict[str, list[Question]], limit: int | None,
+    partial: Path,
+    out: Path,
+    name: str,
+    splits: dict[str, list[Question]],
+    limit: int | None,
     **counts: int,
-) -> None:  # fmt: skip
+) -> None:
     """Write meta.json and give the folder its name."""
     files = sorted(p for p in partial.glob("**/*") if p.is_file() and p.suffix in (".json", ".npy"))
     meta = {

@@ -109,8 +109,9 @@ def build_easy_vqa_cp(out: Path | str, force: bool = False, limit: int | None = 
         full = assign_splits(questions)
         splits = assign_cp_splits(full["train"] + full["nominival"])
         for side, rows in (
-            (TRAIN, splits["train"] + splits["nominival"]), (TEST, splits["minival"])
-        ):  # fmt: skip
+            (TRAIN, splits["train"] + splits["nominival"]),
+            (TEST, splits["minival"]),
+        ):
             asked, answered = official_json(rows, coco_split=True)
             write_json(partial / f"easy_vqa_cp_{side}_questions.json", asked)
             write_json(partial / f"easy_vqa_cp_{side}_annotations.json", answered)

@@ -203,7 +203,19 @@ def _geometry(
     """The 11 geometry numbers, before their factor."""
     height, width = mask.shape
     x1, y1, x2, y2 = (box / (width, height, width, height)).tolist()
-    return np.array([
-        x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1),
-        inside.mean(), inside.sum() / max(1, mask.sum()), fill, np.log2(aspect),
-    ], dtype=np.float32)  # fmt: skip
+    return np.array(
+        [
+            x1,
+            y1,
+            x2,
+            y2,
+            x2 - x1,
+            y2 - y1,
+            (x2 - x1) * (y2 - y1),
+            inside.mean(),
+            inside.sum() / max(1, mask.sum()),
+            fill,
+            np.log2(aspect),
+        ],
+        dtype=np.float32,
+    )

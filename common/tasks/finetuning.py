@@ -23,8 +23,9 @@ from common.adapt.adapting import (
     set_global_decisions,
 )
 from common.adapt.encoder import Adaptive
+from common.adapt.families import find_encoder
 from common.adapt.strategies import Strategy
-from common.data.vqa_dataset import VQADataset
+from common.data.vqa_dataset import VQADataset, question_digest
 from common.data.vqa_metric import majority_answer_baseline, question_only_baseline
 from common.errors import ConfigError
 from common.files import write_json
@@ -32,8 +33,6 @@ from common.results.decision_plots import plot_decisions
 from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
 from common.results.plots import plot_training
 from common.results.report import write_run_report
-from common.runs.backbones import find_encoder
-from common.runs.opened_run import question_digest
 from common.tasks.vqa import Evaluation, VQATask
 from common.training.batch_order import BatchOrder
 from common.training.checkpoint import load_checkpoint, save_checkpoint
@@ -423,6 +422,3 @@ def summary_lines(result: dict[str, Any]) -> str:
     if result["decisions"]:
         lines.append(f"share of live decisions that are 1: {result['decisions']['mean_live']:.3f}")
     return "\n".join(lines)
-
-
-__all__ = ["Recipe", "Run", "decision_table", "finetune", "make_optimizers"]
