@@ -96,7 +96,7 @@ def test_every_module_command_parses(name, command):
 @pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("bash run/")])
 def test_every_run_script_exists_and_its_flags_are_known(name, command):
     from lxrt.options import vqa_parser
-    from lxrt.pretrain import pretrain_parser
+    from lxrt.pretraining import pretrain_parser
 
     words = shlex.split(command)
     assert (ROOT / "LXMERT" / words[1]).is_file()

@@ -394,7 +394,8 @@ def test_image_without_features_is_named_and_skipped_ones_may_be_left_out(
         DataError,
         match=(
             r"no region features of image 'COCO_val2014_000000000010', which question 101 .*its "
-            r"record was skipped on import .*column 'boxes'.*val2014_obj36_skipped\.txt.* --skip-bad"
+            r"record was skipped on import "
+            r".*column 'boxes'.*val2014_obj36_skipped\.txt.* --skip-bad"
         ),
     ):
         VQADataset(examples, open_features(dataset, "val"), vocabulary)

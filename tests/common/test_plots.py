@@ -16,8 +16,15 @@ from PIL import Image
 
 from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
-from common.results import decision_plots, decision_trends, plots
+from common.results import plots
 from common.results.decision_grid import make_panels
+from common.results.decision_plots import draw_decisions, plot_decisions
+from common.results.decision_trends import (
+    draw_decision_history,
+    draw_decisions_by_type,
+    plot_decision_history,
+    plot_decisions_by_type,
+)
 from common.results.plot_style import DEAD_COLOUR, STRATEGY_COLOURS, share_colours
 from tests.common.result_examples import (
     STATIC_STRATEGIES,
@@ -57,12 +64,7 @@ def test_every_decision_is_drawn_once_with_its_share(layout: Layout) -> None:
     result = make_result("SpotTune", layout=layout)
     decisions = result["decisions"]
     drawn = np.sort(
-        np.concatenate(
-            [
-                image.get_array().compressed()
-                for image in images(decision_plots.draw_decisions(result))
-            ]
-        )
+        np.concatenate([image.get_array().compressed() for image in images(draw_decisions(result))])
     )
     live = [
         share for share, alive in zip(decisions["share"], decisions["live"], strict=True) if alive
@@ -75,14 +77,14 @@ def test_cell_of_the_map_is_the_share_of_its_layer_and_component() -> None:
     decisions = result["decisions"]
     cross = next(panel for panel in make_panels(decisions) if panel.stream == "cross")
     assert cross.columns.shape == (5, 43)
-    image = images(decision_plots.draw_decisions(result))[2]
+    image = images(draw_decisions(result))[2]
     row, column = 2, cross.components.index("lang.head.7")
     place = decisions["names"].index("cross.3.lang.head.7")
     assert image.get_array()[row, column] == decisions["share"][place]
 
 
 def test_lxmert_streams_are_shown_apart() -> None:
-    figure = decision_plots.draw_decisions(make_result("SpotTune"))
+    figure = draw_decisions(make_result("SpotTune"))
     shapes = [image.get_array().shape for image in images(figure)]
     assert shapes == [(9, 15), (5, 15), (5, 43)]
 
@@ -91,17 +93,14 @@ def test_lxmert_streams_are_shown_apart() -> None:
 def test_colour_scale_is_zero_to_one_whatever_the_data(share: float) -> None:
     result = make_result("SpotTune")
     result["decisions"]["share"] = [share] * len(result["decisions"]["names"])
-    for figure in (
-        decision_plots.draw_decisions(result),
-        decision_trends.draw_decision_history(result),
-    ):
+    for figure in (draw_decisions(result), draw_decision_history(result)):
         assert {image.get_clim() for image in images(figure)} == {(0, 1)}
 
 
 @pytest.mark.parametrize("strategy", ["SpotTune_Block", "BlockDrop", "BlockReplace"])
 def test_block_strategies_are_bars_from_zero_to_one(strategy: str) -> None:
     result = make_result(strategy)
-    (axes,) = decision_plots.draw_decisions(result).axes
+    (axes,) = draw_decisions(result).axes
     heights = [bar.get_height() for bar in axes.patches]
     assert heights == result["decisions"]["share"]
     assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] >= 1
@@ -110,7 +109,7 @@ def test_block_strategies_are_bars_from_zero_to_one(strategy: str) -> None:
 
 def test_dead_cells_are_masked_grey_and_explained() -> None:
     result = make_result("SpotTune")
-    figure = decision_plots.draw_decisions(result)
+    figure = draw_decisions(result)
     cross = images(figure)[2]
     masked = np.ma.getmaskarray(cross.get_array())
     assert masked.sum() == result["decisions"]["live"].count(False) == 15
@@ -118,15 +117,13 @@ def test_dead_cells_are_masked_grey_and_explained() -> None:
     colours = cross.to_rgba(cross.get_array())[masked]
     np.testing.assert_allclose(colours, np.tile(to_rgba(DEAD_COLOUR), (15, 1)), atol=0.01)
     assert "dead" in words(figure)
-    assert "dead" not in words(
-        decision_plots.draw_decisions(make_result("SpotTune", backbone="vlbert"))
-    )
+    assert "dead" not in words(draw_decisions(make_result("SpotTune", backbone="vlbert")))
 
 
 def test_dead_layer_of_a_block_strategy_is_grey() -> None:
     layout = lxmert_layout("BlockDrop", (2, 2, 2))
     layout[3] = (*layout[3][:2], False)
-    figure = decision_plots.draw_decisions(make_result("BlockDrop", layout=layout))
+    figure = draw_decisions(make_result("BlockDrop", layout=layout))
     grey = [to_rgba(DEAD_COLOUR) == bar.get_facecolor() for bar in figure.axes[0].patches]
     assert grey == [False, False, False, True, False, False]
     assert "dead" in words(figure)
@@ -136,29 +133,26 @@ def test_dead_layer_of_a_block_strategy_is_grey() -> None:
 def test_title_names_strategy_dataset_split_and_sample_count(strategy: str) -> None:
     result = make_result(strategy)
     result["decisions"]["count"] = 9673
-    for figure in (
-        decision_plots.draw_decisions(result),
-        decision_trends.draw_decisions_by_type(result),
-    ):
+    for figure in (draw_decisions(result), draw_decisions_by_type(result)):
         for part in (strategy, "easy_vqa", "9,673 validation questions"):
             assert part in words(figure)
 
 
 def test_title_of_a_plot_while_training_names_its_split_and_epoch() -> None:
     for strategy in ("SpotTune", "SpotTune_Block"):
-        figure = decision_plots.draw_decisions(make_result(strategy), split="held-out", epoch=3)
+        figure = draw_decisions(make_result(strategy), split="held-out", epoch=3)
         assert "epoch 3: share of 500 held-out questions" in words(figure)
 
 
 def test_kept_is_the_word_for_block_strategies_and_finetuned_for_twins() -> None:
-    assert "kept" in words(decision_plots.draw_decisions(make_result("BlockDrop")))
-    assert "finetuned" in words(decision_plots.draw_decisions(make_result("SpotTune")))
+    assert "kept" in words(draw_decisions(make_result("BlockDrop")))
+    assert "finetuned" in words(draw_decisions(make_result("SpotTune")))
 
 
 def test_decisions_by_type_show_the_mean_of_live_decisions_of_each_layer() -> None:
     result = make_result("SpotTune")
     decisions = result["decisions"]
-    figure = decision_trends.draw_decisions_by_type(result)
+    figure = draw_decisions_by_type(result)
     layers_axes = figure.axes[1]
     for container, kind in zip(layers_axes.containers, ("yes/no", "other"), strict=True):
         share = decisions["share_by_type"][kind]["share"]
@@ -176,12 +170,12 @@ def test_decisions_by_type_show_the_mean_of_live_decisions_of_each_layer() -> No
 def test_question_type_without_questions_is_left_out() -> None:
     result = make_result("BlockDrop")
     result["decisions"]["share_by_type"]["number"] = {"count": 0, "share": [0.0] * 19}
-    assert "number" not in words(decision_trends.draw_decisions_by_type(result))
+    assert "number" not in words(draw_decisions_by_type(result))
 
 
 def test_history_has_a_column_per_epoch_and_a_row_per_layer() -> None:
     result = make_result("SpotTune", epochs=6)
-    (image,) = images(decision_trends.draw_decision_history(result))
+    (image,) = images(draw_decision_history(result))
     assert image.get_array().shape == (19, 6)
     share = result["epochs"][2]["decisions"]["share"]
     first = [
@@ -223,14 +217,7 @@ def test_comparison_has_a_row_of_plots_per_dataset() -> None:
     assert len(plots.draw_comparison(results).axes) == 4
 
 
-@pytest.mark.parametrize(
-    "plot",
-    [
-        decision_plots.plot_decisions,
-        decision_trends.plot_decisions_by_type,
-        decision_trends.plot_decision_history,
-    ],
-)
+@pytest.mark.parametrize("plot", [plot_decisions, plot_decisions_by_type, plot_decision_history])
 @pytest.mark.parametrize("strategy", STATIC_STRATEGIES)
 def test_drawing_decisions_of_a_static_strategy_is_an_error(plot: Any, strategy: str) -> None:
     with pytest.raises(DataError, match=f"{strategy}.*decides nothing"):
@@ -242,8 +229,8 @@ def test_plots_without_data_say_what_is_missing() -> None:
     result["decisions"]["share_by_type"] = {}
     for draw, missing in (
         (plots.draw_training, "epochs"),
-        (decision_trends.draw_decision_history, "epoch"),
-        (decision_trends.draw_decisions_by_type, "share_by_type"),
+        (draw_decision_history, "epoch"),
+        (draw_decisions_by_type, "share_by_type"),
     ):
         with pytest.raises(DataError, match=missing):
             draw(result)
@@ -254,9 +241,9 @@ def test_plots_without_data_say_what_is_missing() -> None:
 def test_plots_are_png_files_in_folders_made_for_them(tmp_path: Path) -> None:
     result = make_result("SpotTune", layout=LAYOUTS["lxmert_2_2_2"])
     for plot in (
-        decision_plots.plot_decisions,
-        decision_trends.plot_decisions_by_type,
-        decision_trends.plot_decision_history,
+        plot_decisions,
+        plot_decisions_by_type,
+        plot_decision_history,
         plots.plot_training,
     ):
         path = tmp_path / "new" / f"{plot.__name__}.png"
@@ -267,7 +254,7 @@ def test_plots_are_png_files_in_folders_made_for_them(tmp_path: Path) -> None:
 
 def test_plots_leave_the_global_matplotlib_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
-    decision_plots.plot_decisions(make_result("BlockDrop"), io.BytesIO())
+    plot_decisions(make_result("BlockDrop"), io.BytesIO())
     assert dict(matplotlib.rcParams) == before
 
 

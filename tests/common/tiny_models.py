@@ -13,8 +13,8 @@ from common.adapt.encoder import AdaptiveOptions, RoutedEncoder, frozen_copy
 from common.adapt.policy import SmallPolicy
 from common.adapt.steps import Layer, bert_steps
 from common.modules.layers import BertLayer, init_bert_weights
-from lxrt.config import LxmertConfig
 from lxrt.modeling import VQAModel
+from lxrt.sizes import LxmertConfig
 from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig, SpecialTokens
 from vlbert.vqa_network import ResNetVLBERT
 

@@ -12,10 +12,10 @@ from torch import nn
 from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.files import text_digest
 from common.training.checkpoint import save_checkpoint
-from lxrt.config import size_config
+from lxrt.finetuning import main
 from lxrt.modeling import PretrainingModel
-from lxrt.pretrain import main as pretrain
-from lxrt.vqa import main
+from lxrt.pretraining import main as pretrain
+from lxrt.sizes import size_config
 from tests.lxmert.pretraining_files import PretrainingFiles, write_data
 from tests.lxmert.runs import DROPOUT_RUN, small_run
 

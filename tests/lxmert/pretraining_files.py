@@ -16,11 +16,11 @@ from common.features.sources import FeatureSources
 from common.features.store import RegionFeatures
 from common.features.writer import RegionFeatureWriter
 from common.training.runtime import make_runtime
-from lxrt.objectives import Objectives
-from lxrt.pretrain import main
-from lxrt.pretraining import PretrainingTask
+from lxrt.pretraining import main
 from lxrt.pretraining_data import PretrainingData
-from lxrt.sentences import Sentences
+from lxrt.pretraining_objectives import Objectives
+from lxrt.pretraining_sentences import Sentences
+from lxrt.pretraining_task import PretrainingTask
 
 WIDTH = 2048
 TRAIN = [f"COCO_train2014_{n:012d}" for n in range(101, 113)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.data.annotations import read_lxmert_json
 from common.data.vqa_metric import Scores, score
 from common.training.checkpoint import load_checkpoint
-from lxrt.vqa import main
+from lxrt.finetuning import main
 
 ADAPTIVE = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop", "BlockReplace")
 DROPOUT_RUN = ["--strategy", "SpotTune_Block", "--dropout", "0.2", "--epochs", "2"]

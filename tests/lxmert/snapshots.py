@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lxrt.config import LxmertConfig
 from lxrt.modeling import PretrainingModel, VQAModel
+from lxrt.sizes import LxmertConfig
 
 KNOWN = ["cat", "man", "1", "2", "gray", "yes", "no"]
 ANSWERS = ["yes", "a man", "two", "unknown thing", "grey", ""]

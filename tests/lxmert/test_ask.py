@@ -27,8 +27,8 @@ from common.runs.backbones import OpenedRun
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from lxrt.building import build_vqa
+from lxrt.finetuning import main as lxmert
 from lxrt.options import parse, vqa_parser
-from lxrt.vqa import main as lxmert
 from tests.lxmert.runs import small_run, strict_json
 
 IMAGE = "EASY_test_000000004003"

@@ -11,8 +11,8 @@ from common.bench.cases import Case
 from common.bench.measure import Bench
 from common.runs.backbones import BenchSettings
 from lxrt import bench
-from lxrt.config import LxmertConfig
 from lxrt.hf_folder import their_name
+from lxrt.sizes import LxmertConfig
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from common.data.tokenizer import Tokenizer, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.training.weights import load_weights
-from lxrt.config import LxmertConfig
 from lxrt.loading import load_bert
 from lxrt.modeling import LXRTModel
+from lxrt.sizes import LxmertConfig
 
 
 @pytest.fixture(scope="module")

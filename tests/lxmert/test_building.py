@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from common.adapt.adapting import adaptive_part
 from common.errors import CheckpointError, ConfigError
 from lxrt.building import Built, build_vqa
-from lxrt.config import size_config
 from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa
 from lxrt.modeling import PretrainingModel, VQAModel
 from lxrt.options import parse, vqa_parser
+from lxrt.sizes import size_config
 from tests.lxmert.snapshots import (
     ANSWERS,
     KNOWN,

@@ -17,8 +17,8 @@ from common.data.datasets import load_split, resolve_dataset
 from common.data.vqa_metric import score
 from common.features.store import RegionFeatures
 from common.files import repository_root
+from lxrt.finetuning import image_limit, main
 from lxrt.options import parse, vqa_parser
-from lxrt.vqa import image_limit, main
 from tests.common.data_files import npz_of, tsv_of, write_json, write_official, write_tsv
 from tests.lxmert.runs import refused, small_run, strict_json
 

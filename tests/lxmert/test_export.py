@@ -20,11 +20,11 @@ from common.files import repository_root
 from common.runs.backbones import OpenedRun
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, load_meta
-from lxrt.config import LxmertConfig
 from lxrt.exporting import training_questions
+from lxrt.finetuning import main
 from lxrt.loading import load_lxmert_qa
 from lxrt.modeling import VQAModel
-from lxrt.vqa import main
+from lxrt.sizes import LxmertConfig
 from tests.lxmert.runs import score_of_predictions, small_run, strict_json
 
 MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")

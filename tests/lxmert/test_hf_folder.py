@@ -26,11 +26,11 @@ from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
 from common.training.checkpoint import load_meta
 from lxrt.building import Built, build_vqa
-from lxrt.config import LxmertConfig, nearest_size, size_config
+from lxrt.finetuning import main
 from lxrt.hf_folder import is_hf_folder, read_hf_folder, save_hf_folder
 from lxrt.modeling import PretrainingModel, VQAModel
 from lxrt.options import parse, vqa_parser
-from lxrt.vqa import main
+from lxrt.sizes import LxmertConfig, nearest_size, size_config
 from tests.lxmert.runs import score_of_predictions, strict_json
 from tests.lxmert.snapshots import encoder_is
 

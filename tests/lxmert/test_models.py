@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from common.adapt.adapting import adapt, adaptive_part, parameter_counts
 from common.adapt.encoder import AdaptiveOptions
 from common.errors import ConfigError
-from lxrt.config import LxmertConfig, size_config
 from lxrt.modeling import LXRTModel, PretrainingModel, VQAModel
+from lxrt.sizes import LxmertConfig, size_config
 from tests.common.tiny_models import drift_layers, lxmert_config, lxmert_inputs
 
 ENCODER_LAYERS = 181_928_448

@@ -18,9 +18,9 @@ from common.tasks.vqa import vqa_loss
 from common.training.optim import make_optimizer
 from common.training.weights import load_into
 from lxrt.answers import convert_answer
-from lxrt.config import LxmertConfig
 from lxrt.modeling import VQAModel
 from lxrt.parity import model_inputs
+from lxrt.sizes import LxmertConfig
 
 CASES = ("lxmert", "lxmert_pretrain")
 

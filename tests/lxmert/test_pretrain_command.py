@@ -15,9 +15,9 @@ import torch
 
 from common.files import repository_root
 from common.training.checkpoint import load_checkpoint, load_meta
-from lxrt.pretrain import main
+from lxrt.finetuning import main as finetune
+from lxrt.pretraining import main
 from lxrt.pretraining_options import chosen_recipe, pretrain_parser
-from lxrt.vqa import main as finetune
 from tests.lxmert.pretraining_files import (
     ANSWERS,
     LAYERS,

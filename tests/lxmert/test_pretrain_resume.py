@@ -14,7 +14,7 @@ import torch
 
 from common.files import repository_root
 from common.training.checkpoint import load_checkpoint, load_meta
-from lxrt.pretrain import main
+from lxrt.pretraining import main
 from tests.lxmert.pretraining_files import PretrainingFiles, refused_pretraining
 from tests.lxmert.runs import same_state, strict_json, tensors
 

@@ -19,8 +19,8 @@ from lxrt.pretraining_data import (
     resolve_pretraining,
     with_features,
 )
-from lxrt.sentences import Sentences, SentencesBuilder
-from lxrt.upstream_sentences import json_entries, read_upstream
+from lxrt.pretraining_sentences import Sentences, SentencesBuilder
+from lxrt.pretraining_upstream import json_entries, read_upstream
 from tests.lxmert.pretraining_files import (
     ANSWERS,
     MINIVAL,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from lxrt.masking import Draws, draw_answer, mask_words
-from lxrt.objectives import Objectives
-from lxrt.pretraining import VALIDATION, PretrainingTask
-from lxrt.sentences import Sentences, SentencesBuilder
+from lxrt.pretraining_masking import Draws, draw_answer, mask_words
+from lxrt.pretraining_objectives import Objectives
+from lxrt.pretraining_sentences import Sentences, SentencesBuilder
+from lxrt.pretraining_task import VALIDATION, PretrainingTask
 from tests.lxmert.pretraining_files import task_maker
 
 ANSWERS = ["yes", "no", "two", "red"]

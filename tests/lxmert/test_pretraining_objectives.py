@@ -13,12 +13,17 @@ from torch.nn import functional as F
 from common.errors import ConfigError
 from common.training.runtime import make_runtime
 from common.training.task import TaskBatch
-from lxrt.losses import pretraining_losses, region_class_loss, region_feature_loss, total_loss
 from lxrt.modeling import PretrainingModel
-from lxrt.objectives import VISUAL_LOSSES, Objectives, train_outputs
-from lxrt.pretraining import PretrainingTask
 from lxrt.pretraining_data import PretrainingData
-from lxrt.sentences import Sentences, SentencesBuilder
+from lxrt.pretraining_losses import (
+    pretraining_losses,
+    region_class_loss,
+    region_feature_loss,
+    total_loss,
+)
+from lxrt.pretraining_objectives import VISUAL_LOSSES, Objectives, train_outputs
+from lxrt.pretraining_sentences import Sentences, SentencesBuilder
+from lxrt.pretraining_task import PretrainingTask
 from tests.lxmert.pretraining_files import task_maker
 from tests.lxmert.snapshots import config
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.experiments.launch import RUN_SCRIPTS
-from lxrt.vqa import main
+from lxrt.finetuning import main
 from tests.lxmert.runs import refused, same_state, small_run, strict_json
 
 SEEDS = (9595, 9596)

@@ -14,9 +14,9 @@ from transformers import LxmertForPreTraining, LxmertForQuestionAnswering, Lxmer
 from common.adapt.adapting import adapt, adaptive_part, parameter_groups
 from common.errors import ConfigError
 from common.tasks.vqa import vqa_loss
-from lxrt.config import LxmertConfig
-from lxrt.losses import pretraining_losses, total_loss
 from lxrt.modeling import PretrainingModel, VQAModel
+from lxrt.pretraining_losses import pretraining_losses, total_loss
+from lxrt.sizes import LxmertConfig
 
 ADAPTIVE = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop", "BlockReplace")
 TWINS = ADAPTIVE[:3]

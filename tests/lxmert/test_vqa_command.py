@@ -107,7 +107,7 @@ def test_a_run_leaves_result_log_checkpoints_vocabulary_code_plots_and_report(fi
         "vocab.txt",
         "run.bash",
         "report.html",
-        "src/lxrt/vqa.py",
+        "src/lxrt/finetuning.py",
         "src/tasks/vqa.py",
         "src/common/training/loop.py",
     ):

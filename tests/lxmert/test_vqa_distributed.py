@@ -14,7 +14,7 @@ import torch
 
 from common.files import repository_root
 from common.training.checkpoint import load_checkpoint
-from lxrt.vqa import main
+from lxrt.finetuning import main
 from tests.lxmert.runs import strict_json
 
 LIMIT = 240.0  # seconds: a hang fails

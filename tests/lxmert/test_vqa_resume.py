@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.training.checkpoint import load_checkpoint
-from lxrt.vqa import main
+from lxrt.finetuning import main
 from tests.lxmert.runs import DROPOUT_RUN, refused, same_state, strict_json, tensors
 
 

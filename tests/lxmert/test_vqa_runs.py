@@ -19,11 +19,11 @@ from common.features.writer import RegionFeatureWriter
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_checkpoint, load_meta
 from common.training.tracking import Tracker
-from lxrt.config import size_config
+from lxrt.finetuning import build, main, training_examples
+from lxrt.inputs import LxmertInputs
 from lxrt.modeling import VQAModel
 from lxrt.options import parse, vqa_parser
-from lxrt.vqa import build, main, training_examples
-from lxrt.vqa_inputs import LxmertInputs
+from lxrt.sizes import size_config
 from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, score_of_predictions, strict_json
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lxrt.building import default_weights
-from lxrt.config import SMALL_PRETRAINED
 from lxrt.options import parse, vqa_parser
+from lxrt.sizes import SMALL_PRETRAINED
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.runs.backbones import BenchModel, BenchSettings
-from lxrt.config import LxmertConfig
 from lxrt.hf_folder import THEIR_NAMES
 from lxrt.modeling import VQAModel
+from lxrt.sizes import LxmertConfig
 
 PADDED = 20
 SHORTEST, LONGEST = 8, 14

@@ -17,11 +17,11 @@ from common.files import text_digest
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.options import adaptive_options
 from common.training.weights import load_into, load_weights, strip_prefix
-from lxrt.config import HOME, SIZES, SMALL_PRETRAINED, LxmertConfig, nearest_size, size_config
 from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
 from lxrt.loading import finetuned_path, load_bert, load_lxmert, load_lxmert_qa, pretrained_path
 from lxrt.modeling import VQAModel
 from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS
+from lxrt.sizes import HOME, SIZES, SMALL_PRETRAINED, LxmertConfig, nearest_size, size_config
 
 Say = Callable[[str], None]
 

@@ -13,10 +13,10 @@ from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import check_training_questions, run_arguments
 from common.training.checkpoint import check_compatible
 from common.training.weights import load_into
-from lxrt.config import HOME, LxmertConfig
 from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
 from lxrt.loading import read_pretrained
 from lxrt.modeling import PretrainingModel
+from lxrt.sizes import HOME, LxmertConfig
 
 
 def training_questions(run: OpenedRun, data_root: Path | None = None) -> VQADataset:
@@ -30,8 +30,8 @@ def training_questions(run: OpenedRun, data_root: Path | None = None) -> VQAData
         DataError: the run has no result yet, or these are not the questions that it was
             finetuned on.
     """
+    from lxrt.finetuning import training_examples
     from lxrt.options import parse, vqa_parser  # slow to import
-    from lxrt.vqa import training_examples
 
     args = run_arguments(run, lambda words: parse(vqa_parser(), words))
     dataset = resolve_dataset(run.dataset, data_root=data_root or _from_home(args.data))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.modules.heads import HeadTransform
 from common.modules.layers import init_bert_weights
-from lxrt.config import LxmertConfig
+from lxrt.sizes import LxmertConfig
 
 
 class RegionPrediction(nn.Module):

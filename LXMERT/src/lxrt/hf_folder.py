@@ -26,8 +26,8 @@ from common.data.tokenizer import MAX_TOKENS, has_vocabulary
 from common.errors import CheckpointError, ConfigError
 from common.training.checkpoint import check_compatible
 from common.training.weights import load_weights
-from lxrt.config import LxmertConfig
 from lxrt.modeling import PretrainingModel, VQAModel
+from lxrt.sizes import LxmertConfig
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

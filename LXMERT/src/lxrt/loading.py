@@ -16,9 +16,9 @@ from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 from lxrt.answers import read_answers, transfer_answer_head
-from lxrt.config import SMALL_PRETRAINED
 from lxrt.hf_folder import is_hf_folder, read_hf_folder
 from lxrt.modeling import LXRTModel, VQAModel
+from lxrt.sizes import SMALL_PRETRAINED
 
 WHERE = (
     "LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "

@@ -27,8 +27,8 @@ from common.modules.layers import (
     SelfAttention,
     init_bert_weights,
 )
-from lxrt.config import LxmertConfig
 from lxrt.heads import RegionPrediction
+from lxrt.sizes import LxmertConfig
 
 MASKED = -10000.0
 
@@ -366,7 +366,7 @@ class PretrainingModel(nn.Module):
     """LXMERT with its pretraining heads: words and matching, regions, question answering.
 
     Attributes:
-        outputs: those that `forward` computes; see `lxrt.objectives.train_outputs`.
+        outputs: those that `forward` computes; see `lxrt.pretraining_objectives.train_outputs`.
     """
 
     def __init__(

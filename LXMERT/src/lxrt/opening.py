@@ -12,9 +12,9 @@ from common.files import text_digest
 from common.runs.backbones import OpenedModel
 from common.training.checkpoint import check_compatible
 from lxrt.building import load_finetuned
-from lxrt.config import LxmertConfig
+from lxrt.inputs import LxmertInputs
 from lxrt.modeling import VQAModel
-from lxrt.vqa_inputs import LxmertInputs
+from lxrt.sizes import LxmertConfig
 
 
 def open_run(checkpoint: Path, meta: dict[str, Any]) -> OpenedModel:

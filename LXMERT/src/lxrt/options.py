@@ -15,7 +15,7 @@ from common.training.options import (
     add_seeds_option,
     add_strategy_options,
 )
-from lxrt.config import SIZES
+from lxrt.sizes import SIZES
 
 BASE_PRETRAINED = Path("snap/pretrained/model")
 DEFAULT_WEIGHTS = "default"

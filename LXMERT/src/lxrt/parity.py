@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from common.tasks.vqa import vqa_loss
 from common.training.weights import load_into
-from lxrt.config import LxmertConfig
-from lxrt.losses import pretraining_losses, total_loss
 from lxrt.modeling import PretrainingModel, VQAModel
+from lxrt.pretraining_losses import pretraining_losses, total_loss
+from lxrt.sizes import LxmertConfig
 
 PRETRAINING_LABELS = {
     "masked_lm_labels": "word_labels",

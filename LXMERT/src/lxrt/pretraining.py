@@ -1,298 +1,341 @@
-"""LXMERT's pretraining: masked words, masked regions, matching, question answering.
-
-Shape legend: B batch, T tokens, R regions, F feature width, K answers of a sentence.
-"""
+"""Pretraining LXMERT: what src/pretrain/lxmert_pretrain.py runs."""
 
 from __future__ import annotations
 
+import argparse
+import sys
+import time
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from dataclasses import asdict, replace
+from typing import Any
 
 from common.data.tokenizer import Tokenizer
-from common.errors import ConfigError, DataError
-from common.features.store import RegionBatch
-from common.modules.losses import IGNORED
-from common.training.batch_order import iterate
-from common.training.means import Means
-from common.training.runtime import Runtime
-from common.training.task import StepOutput, TaskBatch, Validation
-from lxrt.losses import pretraining_losses
-from lxrt.masking import (
-    ANSWER,
-    MATCHING,
-    PICKED_IMAGE,
-    PICKED_REGION,
-    Draws,
-    choose_regions,
-    draw_answer,
-    mask_words,
+from common.errors import ConfigError
+from common.files import text_digest, write_bytes, write_json
+from common.tasks.pretraining import export_half, pretraining_result
+from common.training.batch_order import BatchOrder
+from common.training.checkpoint import load_meta
+from common.training.distributed import one_voice, start_world
+from common.training.loop import EpochRecord, LoopOptions, Trainer
+from common.training.optim import make_optimizer
+from common.training.options import check_options, command_line
+from common.training.processes import start_processes, wanted_processes
+from common.training.run_folder import SnapshotNames, check_unused
+from common.training.runtime import make_runtime, seed_everything, set_threads
+from common.training.tracking import Tracker
+from lxrt.modeling import PretrainingModel
+from lxrt.pretraining_data import (
+    DataOptions,
+    PretrainingData,
+    load_pretraining_data,
+    region_classes,
+    resolve_pretraining,
 )
-from lxrt.objectives import Objectives
-from lxrt.pretraining_data import PretrainingData
-from lxrt.sentences import Sentences
+from lxrt.pretraining_objectives import Objectives, train_outputs
+from lxrt.pretraining_options import (
+    Recipe,
+    chosen_data,
+    chosen_objectives,
+    chosen_recipe,
+    pretrain_parser,
+)
+from lxrt.pretraining_task import PretrainingTask
+from lxrt.pretraining_weights import (
+    check_weight_flags,
+    earlier_snapshot,
+    load_start,
+    make_tokenizer,
+)
+from lxrt.sizes import HOME, LxmertConfig, size_config
 
-VALIDATION = -1  # the epoch that keys what is drawn for validation, the same every time
-REGION_LOSSES = ("Obj", "Attr", "Feat")
+NAMES = SnapshotNames(best="BEST_EVAL_LOSS_LXRT", last="LAST", epoch="Epoch{:02d}_LXRT")
+SCRIPT = HOME / "src" / "pretrain" / "lxmert_pretrain.py"
 
 
-class PretrainingTask:
-    """Sentences with images; everything random is keyed by (seed, epoch, sentence)."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = pretrain_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = command_line("python src/pretrain/lxmert_pretrain.py", words)
 
-    def __init__(
-        self,
-        data: PretrainingData,
-        tokenizer: Tokenizer,
-        objectives: Objectives,
-        classes: Mapping[str, int],
-        runtime: Runtime,
-        seed: int,
-        eval_batch_size: int = 256,
-        workers: int = 0,
-        progress: bool = True,
-    ) -> None:
-        """Put data and objectives together.
+    def run() -> int:
+        check_options(args)
+        if args.keep_epochs < 1:
+            raise ConfigError(f"--keep-epochs {args.keep_epochs}: give a number of at least 1")
+        check_weight_flags(args)
+        if (processes := wanted_processes(args.gpus)) > 1:
+            return start_processes(processes, [str(SCRIPT), *words])
+        pretrain(args, command)
+        return 0
 
-        Args:
-            classes: numbers of object and attribute classes that the model has (`obj`, `attr`).
-            seed: of everything that is drawn.
-            workers: processes that read batches for validation.
+    return one_voice(run)
 
-        Raises:
-            ConfigError: an objective for which the data have nothing.
-        """
-        self.train, self.heldout, self.features = data.train, data.heldout, data.features
-        self.tokenizer, self.objectives, self.classes = tokenizer, objectives, dict(classes)
-        self.runtime, self.seed = runtime, seed
-        self.eval_batch_size, self.workers, self.progress = eval_batch_size, workers, progress
-        if objectives.qa and not len(self.train.labels):
-            raise ConfigError(
-                "no training sentence has a known answer: leave out --taskQA, or "
-                "use data with questions"
-            )
-        for part, name in ((self.train, "training"), (self.heldout, "held-out")):
-            if objectives.matched and len(part.used_images()) < 2:
-                raise ConfigError(
-                    f"all {name} sentences are about one image, so none can be "
-                    "replaced by one about another: use more images, or leave out "
-                    "--taskMatched"
-                )
 
-    def __len__(self) -> int:
-        return len(self.train)
+def pretrain(args: argparse.Namespace, command: str) -> None:
+    """Pretrain and save snapshots under upstream's names."""
+    start = time.perf_counter()
+    objectives = chosen_objectives(args)
+    if not args.resume:
+        check_unused(args.output, args.overwrite, NAMES)
+    world = start_world()
+    runtime = make_runtime(args.gpus, args.precision, world)
+    with world.main_first():
+        source = resolve_pretraining(args.dataset, args.data, args.train)
+    embedded = source.dataset is not None
+    earlier = earlier_snapshot(args)
+    size = args.size or earlier.get("size") or ("small" if embedded else "base")
+    from_bert = not embedded and size == "base"
+    check_weight_flags(args, from_bert)
+    set_threads(args.threads, size == "small", world.local_size)
+    with open_tracker(args, world.main) as tracker:
+        tracker.log(command)
+        tracker.log(runtime.describe())
+        options = chosen_data(args, source.name)
+        data = load_pretraining_data(source, options, tracker.log)
+        tracker.log(
+            f"{source.name}: {len(data.train)} sentences for training, "
+            f"{len(data.heldout)} for validation; {len(data.answers)} answers"
+        )
+        tokenizer = make_tokenizer(
+            args,
+            source.name,
+            [*data.train.texts(), *data.heldout.texts()] if embedded else None,
+            tracker.log,
+        )
+        seed_everything(args.seed)
+        config = model_config(
+            args,
+            size,
+            data,
+            tokenizer,
+            earlier.get("config", {}),
+            region_classes(source, data.features, objectives.regions),
+        )
+        model = PretrainingModel(config, objectives.regions, objectives.qa)
+        meta = settings(source.name, size, config, data, tokenizer, objectives)
+        load_start(
+            model,
+            args,
+            from_bert,
+            {key: meta[key] for key in ("features", "vocabulary")},
+            data.answers,
+            tracker.log,
+        )
+        train_outputs(model, objectives.outputs)
+        seed_everything((args.seed + world.rank) % 2**32)  # dropout differs between processes
+        recipe = chosen_recipe(args, size)
+        task = PretrainingTask(
+            data,
+            tokenizer,
+            objectives,
+            {"obj": config.obj_id_num, "attr": config.attr_id_num},
+            runtime,
+            args.seed,
+            recipe.eval_batch_size,
+            args.workers,
+            not args.quiet,
+        )
+        trainer = make_trainer(args, task, model.to(runtime.device), recipe, meta, options, tracker)
+        run(args, trainer, tokenizer, command, start)
 
-    def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
-        """The training sentences at some places, masked and mismatched for this epoch."""
-        return self.draw(self.train, indices, epoch)
 
-    def draw(self, data: Sentences, indices: Sequence[int], epoch: int) -> TaskBatch:
-        """Mask and mismatch the sentences at some places."""
-        goals, draws = self.objectives, Draws(self.seed, epoch, indices)
-        regions = self.features.read([data.image_id(i) for i in indices])
-        rows, matched = self._rows(data, indices, draws)
-        ids, mask = self.tokenizer.encode([data.sentence(row) for row in rows])
-        inputs: dict[str, Tensor | None] = {
-            "input_mask": mask,
-            "boxes": regions.normalised_boxes(),
-            "features": regions.features,
-            "region_mask": None if bool(regions.mask.all()) else regions.mask.long(),
+def open_tracker(args: argparse.Namespace, enabled: bool) -> Tracker:
+    """Log and curves of the run; a resumed run goes on with those of before."""
+    last = args.output / f"{NAMES.last}.safetensors"
+    step = load_meta(last).get("step") if args.resume and last.exists() else None
+    return Tracker(
+        args.output,
+        not args.no_tensorboard,
+        args.wandb,
+        {k: str(v) for k, v in vars(args).items()},
+        step,
+        enabled,
+    )
+
+
+def model_config(
+    args: argparse.Namespace,
+    size: str,
+    data: PretrainingData,
+    tokenizer: Tokenizer,
+    saved: Mapping[str, Any],
+    classes: Mapping[str, int],
+) -> LxmertConfig:
+    """Sizes from the flags, else those of the snapshot to start from, else those of the size."""
+    wanted = {
+        "l_layers": args.llayers,
+        "x_layers": args.xlayers,
+        "r_layers": args.rlayers,
+        "hidden_size": args.hidden_size,
+    }
+    wanted = {k: saved.get(k) if given is None else given for k, given in wanted.items()}
+    if args.hidden_size:
+        wanted |= {
+            "intermediate_size": 4 * args.hidden_size,
+            "num_attention_heads": max(1, args.hidden_size // 32),
         }
-        labels: dict[str, Tensor] = {}
-        weights: dict[str, float] = {}
-        if goals.matched:
-            labels["matched_label"] = matched
-        if goals.mask_lm:
-            ids, words = mask_words(ids, mask, goals.word_mask_rate, self.tokenizer, draws)
-            # Only the masked places get logits: the vocabulary is large.
-            inputs["word_places"] = words != IGNORED
-            labels["word_labels"] = words
-            weights["Mask_LM"] = float(inputs["word_places"].sum())
-        if goals.regions:
-            inputs["features"], masked = self._masked(regions, draws)
-            labels |= self._region_labels(regions, masked)
-            count = float(regions.mask.sum())
-            weights |= {name: count for name in REGION_LOSSES if name in goals.losses}
-        if goals.qa:
-            labels |= self._answers(data, indices, matched, draws)
-            weights["QA"] = float((labels["answer_label"] != IGNORED).sum())
-        inputs["input_ids"] = ids
-        return TaskBatch(list(indices), inputs, labels, weights=weights)
+    return size_config(
+        size,
+        vocab_size=len(tokenizer),
+        num_answers=len(data.answers),
+        visual_feat_dim=data.features.width,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
+        **wanted,
+        **classes,
+    )
 
-    def _rows(
-        self, data: Sentences, indices: Sequence[int], draws: Draws
-    ) -> tuple[list[int], Tensor]:
-        """Half of the sentences replaced by ones about other images; labels (B,), 1 = matched."""
-        matched = torch.ones(len(indices), dtype=torch.int64)
-        if not self.objectives.matched:
-            return list(indices), matched
-        numbers = draws.fine(MATCHING, 2)
-        matched[numbers[:, 0] < 0.5] = 0
-        others = data.of_other_images(indices, numbers[:, 1])
-        return [
-            row if own else other
-            for row, other, own in zip(indices, others, matched.tolist(), strict=True)
-        ], matched
 
-    def _masked(self, regions: RegionBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Features (B, R, F) with some regions masked, and which were masked, (B, R) of 1 / 0."""
-        chosen, blanked, replaced = choose_regions(
-            regions.mask, self.objectives.obj_mask_rate, draws
+def settings(
+    dataset: str,
+    size: str,
+    config: LxmertConfig,
+    data: PretrainingData,
+    tokenizer: Tokenizer,
+    objectives: Objectives,
+) -> dict[str, Any]:
+    """What a snapshot remembers, for finetuning and for going on."""
+    answers = {"answers": list(data.answers)} if objectives.qa else {}
+    return {
+        "backbone": "lxmert",
+        "task": "pretraining",
+        "dataset": dataset,
+        "size": size,
+        "config": config.to_dict(),
+        "features": data.features.described(),
+        **answers,
+        "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+        "objectives": asdict(objectives),
+        "sentences": {"train": len(data.train), "held out": len(data.heldout)},
+    }
+
+
+def make_trainer(
+    args: argparse.Namespace,
+    task: PretrainingTask,
+    model: PretrainingModel,
+    recipe: Recipe,
+    meta: Mapping[str, Any],
+    options: DataOptions,
+    tracker: Tracker,
+) -> Trainer:
+    """The shared training loop with the recipe of the size."""
+    total = BatchOrder(len(task), recipe.batch_size, args.seed).steps * recipe.epochs
+    optimizer = make_optimizer(
+        recipe.optim,
+        [p for p in model.parameters() if p.requires_grad],
+        recipe.lr,
+        total,
+        warmup=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+    )
+    data = {name: value for name, value in asdict(options).items() if name != "progress"}
+    training = {k: v for k, v in asdict(recipe).items() if k != "eval_batch_size"}
+    meta = {**meta, "data": data, "training": training | {"seed": args.seed}}
+    loop = LoopOptions(
+        recipe.epochs,
+        recipe.batch_size,
+        seed=args.seed,
+        clip=recipe.clip,
+        accumulate=args.accumulate,
+        workers=args.workers,
+        save_every=args.save_every,
+        max_steps=args.max_steps,
+        progress=not args.quiet,
+    )
+    return Trainer(
+        model,
+        task,
+        optimizer,
+        None,
+        task.runtime,
+        loop,
+        args.output,
+        tracker,
+        meta,
+        replace(NAMES, keep=args.keep_epochs),
+    )
+
+
+def run(
+    args: argparse.Namespace, trainer: Trainer, tokenizer: Tokenizer, command: str, start: float
+) -> None:
+    """Train to the end; then write result.json and the export."""
+    tracker, main_process = trainer.tracker, trainer.world.main
+    trainer.begin(args.resume, args.overwrite)
+    if main_process:
+        write_bytes(args.output / "vocab.txt", tokenizer.text().encode())
+
+    def after_epoch(record: EpochRecord) -> None:
+        report_epoch(record.values, tracker, trainer.step)
+
+    trainer.fit(after_epoch)
+    if trainer.epoch < trainer.options.epochs:
+        what = "nothing is exported, " if args.export else ""
+        tracker.log(
+            f"stopped after {trainer.step} of {trainer.total_steps} steps; {what}go on "
+            "with --resume and without --max-steps"
         )
-        features = torch.where(blanked[..., None], 0.0, regions.features)
-        if bool(replaced.any()):
-            features[replaced] = self._random_regions(replaced, draws)
-        return features, chosen.to(features.dtype)
-
-    def _random_regions(self, places: Tensor, draws: Draws) -> Tensor:
-        """A random region of a random training image for each of N places in (B, R): (N, F)."""
-        width = places.shape[1]
-        rows = (draws.fine(PICKED_IMAGE, width)[places] * len(self.train)).long().tolist()
-        images = [self.train.image_id(row) for row in rows]
-        place = {image: number for number, image in enumerate(dict.fromkeys(images))}
-        found = self.features.read(list(place))
-        where = torch.tensor([place[image] for image in images])
-        counts = found.mask.sum(1)[where]
-        which = (draws.uniform(PICKED_REGION, width)[places].double() * counts).long()
-        return found.features[where, which]
-
-    def _region_labels(self, regions: RegionBatch, masked: Tensor) -> dict[str, Tensor]:
-        wanted = self.objectives.regions
-        labels: dict[str, Tensor] = {}
-        for name, ids, confidence in (
-            ("obj", regions.object_ids, regions.object_conf),
-            ("attr", regions.attribute_ids, regions.attribute_conf),
-        ):
-            if name in wanted:
-                self._check_classes(name, ids, regions.image_ids)
-                labels |= {f"{name}_labels": ids, f"{name}_conf": confidence}
-        if "feat" in wanted:
-            labels |= {"feat_target": regions.features, "feat_mask": masked}
-        if not bool(regions.mask.all()):
-            labels["region_present"] = regions.mask.to(masked.dtype)
-        return labels
-
-    def _check_classes(self, name: str, ids: Tensor, image_ids: Sequence[str]) -> None:
-        wrong = ((ids < 0) | (ids >= self.classes[name])).any(1)
-        if bool(wrong.any()):
-            image = int(wrong.nonzero()[0])
-            raise DataError(
-                f"image {image_ids[image]!r}: {name} classes {ids[image].tolist()} "
-                f"are not all in 0..{self.classes[name] - 1}, which the model has: "
-                "the features are of another detector; leave "
-                f"{name} out of --visualLosses, or use the detector's own features"
+    elif main_process:
+        write_json(args.output / "result.json", result(args, trainer, command, start), indent=1)
+        if args.export:
+            export_half(
+                args.output / f"{NAMES.best}.safetensors",
+                args.export / "model_LXRT.safetensors",
+                tokenizer,
+                tracker,
+                ("cls.predictions.decoder.weight",),
             )
 
-    def _answers(
-        self, data: Sentences, indices: Sequence[int], matched: Tensor, draws: Draws
-    ) -> dict[str, Tensor]:
-        """An answer to learn (B,), all answers and their scores (B, K), what is a question (B,)."""
-        found = [data.answers(i) for i in indices]
-        numbers = draws.uniform(ANSWER, 1)[:, 0].tolist()
-        drawn = torch.tensor(
-            [
-                draw_answer(labels, scores, number)
-                for (labels, scores), number in zip(found, numbers, strict=True)
-            ]
+
+def report_epoch(values: Mapping[str, Any], tracker: Tracker, step: int) -> None:
+    """Losses by part and answer accuracy of an epoch, on the screen, in log.log and as curves."""
+
+    def parts(losses: Mapping[str, float]) -> str:
+        return " ".join(f"{name}: {loss:.4f}" for name, loss in losses.items())
+
+    name = f"Epoch {values['epoch']}"
+    tracker.log(f"\n{name}: train loss {values['train_loss']:.4f}  {parts(values['train_losses'])}")
+    tracker.log(
+        f"{name}: valid loss {-values['heldout_score']:.4f}  {parts(values['heldout_losses'])}"
+    )
+    accuracy = values.get("heldout_qa_accuracy", {})
+    if accuracy:
+        tracker.log(
+            f"{name}: QA accuracy train {values['train_accuracy']:.2f}, valid "
+            + ", ".join(f"{kind} {share:.2f}" for kind, share in accuracy.items())
         )
-        most = max(1, *(len(labels) for labels, _ in found))
-        known = torch.full((len(indices), most), IGNORED)
-        scores = torch.zeros(len(indices), most)
-        for row, (labels, soft) in enumerate(found):
-            known[row, : len(labels)] = torch.from_numpy(labels.copy())
-            scores[row, : len(labels)] = torch.from_numpy(soft.copy())
-        asked = torch.from_numpy(data.questions[list(indices)]) & (matched == 1)
-        return {
-            "answer_label": torch.where(asked, drawn, torch.full_like(drawn, IGNORED)),
-            "answers": known,
-            "answer_scores": scores,
-            "asked": asked,
-        }
-
-    def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
-        """All losses; the score is the soft score of the likeliest answers to the questions."""
-        losses, scores = self._run(model, batch)
-        if scores is None:
-            return StepOutput(losses, 0.0, 0)
-        return StepOutput(losses, float(scores.sum()), int(batch.labels["asked"].sum()))
-
-    def _run(self, model: nn.Module, batch: TaskBatch) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Losses, and (B,) the soft scores of the likeliest answers (0 where nothing is asked)."""
-        outputs, labels = model(**batch.inputs), batch.labels
-        if "word_labels" in labels:
-            labels = labels | {"word_labels": labels["word_labels"][batch.inputs["word_places"]]}
-        losses = pretraining_losses(outputs, labels)
-        if "answers" not in outputs:
-            return losses, None
-        guesses = outputs["answers"].detach().argmax(1, keepdim=True)
-        right = (labels["answers"] == guesses) * labels["answer_scores"]
-        return losses, right.sum(1) * labels["asked"]
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> Validation:
-        """Mean losses over the held-out part; the score is minus their sum.
-
-        A loss is the mean over all held-out words, regions or sentences that it is about, however
-        they fall into batches. Every process takes a part of the batches.
-        """
-        model.eval()
-        world, data = self.runtime.world, self.heldout
-        means = Means([*self.objectives.losses, *(f"asked {kind}" for kind in data.categories)])
-        batches = world.share(list(iterate(len(data), self.eval_batch_size)))
-        loader = DataLoader(
-            _Drawn(self, data),
-            sampler=batches,
-            batch_size=None,
-            num_workers=self.workers,
-            generator=torch.Generator(),
-        )
-        for batch in tqdm(
-            loader,
-            desc="held out",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (self.progress and world.main),
-        ):
-            self._add(means, model, self.runtime.move(batch))
-        return self._finish(means.join(world))
-
-    def _add(self, means: Means, model: nn.Module, batch: TaskBatch) -> None:
-        """Add what a batch is about."""
-        with self.runtime.autocast():
-            losses, scores = self._run(model, batch)
-        for name, loss in losses.items():
-            count = batch.weights.get(name, float(len(batch.samples)))
-            means.add(name, float(loss) * count, count)
-        if scores is None:
-            return
-        kinds = self.heldout.kinds[batch.samples]
-        for row, (score, asked) in enumerate(
-            zip(scores.tolist(), batch.labels["asked"].tolist(), strict=True)
-        ):
-            if asked:
-                means.add(f"asked {self.heldout.categories[kinds[row]]}", score, 1)
-
-    def _finish(self, means: Means) -> Validation:
-        """The means, over all processes."""
-        losses = {name: means.mean(name) or 0.0 for name in self.objectives.losses}
-        details: dict[str, object] = {"heldout_losses": losses}
-        if self.objectives.qa:
-            kinds = [f"asked {kind}" for kind in self.heldout.categories]
-            overall = means.mean(*kinds)
-            shares = means.shares(sorted(kinds))
-            details["heldout_qa_accuracy"] = (
-                {} if overall is None else {"overall": 100 * overall}
-            ) | {kind.removeprefix("asked "): share for kind, share in shares.items()}
-        return Validation(-sum(losses.values()), details)
+    tracker.log(f"{name}: best valid loss {-values['best_score']:.4f}")
+    tracker.scalars(
+        {f"heldout/{part}": loss for part, loss in values["heldout_losses"].items()}
+        | {f"heldout/QA accuracy {kind}": share for kind, share in accuracy.items()},
+        step,
+    )
 
 
-class _Drawn(Dataset):
-    """A data set whose items are whole batches for validation."""
-
-    def __init__(self, task: PretrainingTask, data: Sentences) -> None:
-        self.task, self.data = task, data
-
-    def __getitem__(self, indices: list[int]) -> TaskBatch:
-        return self.task.draw(self.data, indices, VALIDATION)
+def result(
+    args: argparse.Namespace, trainer: Trainer, command: str, start: float
+) -> dict[str, Any]:
+    """Everything that result.json holds; accuracies are of question answering, in percent."""
+    best = trainer.history[trainer.best_epoch]
+    meta = trainer.meta
+    valid = meta["data"]["valid"]
+    identity = {
+        "backbone": "lxmert",
+        "dataset": meta["dataset"],
+        "size": meta["size"],
+        "seed": args.seed,
+        "name": args.output.name,
+    }
+    accuracies = best.get("heldout_qa_accuracy", {}) | {"count": len(trainer.task.heldout)}
+    return pretraining_result(
+        trainer,
+        identity,
+        command,
+        start,
+        accuracies,
+        best["heldout_losses"],
+        f"sum of the losses on {valid}"
+        if valid
+        else f"sum of the losses on {100 * args.holdout:g} % of the training images",
+    )

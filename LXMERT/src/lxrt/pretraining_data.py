@@ -26,8 +26,8 @@ from common.features.sources import FeatureSources, features_there, open_store, 
 from common.features.store import RegionFeatures
 from common.files import repository_root
 from lxrt.answers import read_answers
-from lxrt.sentences import Sentences, SentencesBuilder
-from lxrt.upstream_sentences import read_upstream
+from lxrt.pretraining_sentences import Sentences, SentencesBuilder
+from lxrt.pretraining_upstream import read_upstream
 
 UPSTREAM, EMBEDDED = "lxmert", "easy_vqa"
 # Split of the original data to its region features; its sentences are in lxmert/<split>.json.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common.training.options import add_run_options
-from lxrt.config import SIZES
-from lxrt.objectives import Objectives
 from lxrt.pretraining_data import DEFAULT_SPLITS, EMBEDDED, UPSTREAM, DataOptions
+from lxrt.pretraining_objectives import Objectives
+from lxrt.sizes import SIZES
 
 
 @dataclass(frozen=True)

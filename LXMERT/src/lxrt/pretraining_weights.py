@@ -13,10 +13,10 @@ from common.files import write_bytes
 from common.training.checkpoint import load_meta
 from common.training.weights import load_into
 from lxrt.building import find_vocabulary
-from lxrt.config import HOME
 from lxrt.hf_folder import is_hf_folder
 from lxrt.loading import Say, bert_file, check_fits, load_bert, pretrained_path, read_pretrained
 from lxrt.modeling import PretrainingModel
+from lxrt.sizes import HOME
 
 BERT = HOME / "data" / "bert-base-uncased"
 

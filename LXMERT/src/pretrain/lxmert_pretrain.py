@@ -2,7 +2,7 @@
 
 import sys
 
-from lxrt.pretrain import main
+from lxrt.pretraining import main
 
 if __name__ == "__main__":
     sys.exit(main())

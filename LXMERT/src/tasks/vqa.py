@@ -2,7 +2,7 @@
 
 import sys
 
-from lxrt.vqa import main
+from lxrt.finetuning import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -36,9 +36,9 @@ from common.training.run_folder import check_unused
 from common.training.runtime import Runtime, make_runtime, seed_everything, set_threads
 from common.training.tracking import Tracker
 from lxrt.building import Built, build_vqa, chosen_size, weights_folder
-from lxrt.config import HOME
+from lxrt.inputs import LxmertInputs
 from lxrt.options import chosen_recipe, parse, vqa_parser
-from lxrt.vqa_inputs import LxmertInputs
+from lxrt.sizes import HOME
 
 SCRIPT = HOME / "src" / "tasks" / "vqa.py"
 

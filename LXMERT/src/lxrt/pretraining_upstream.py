@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.errors import DataError
 from lxrt.answers import convert_answer
-from lxrt.sentences import Sentences, SentencesBuilder
+from lxrt.pretraining_sentences import Sentences, SentencesBuilder
 
 Say = Callable[[str], None]
 _BETWEEN = re.compile(r"[\s,]*")
