@@ -47,7 +47,7 @@ table := output/vl-bert/easy_vqa/table
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
-.PHONY: help setup demo experiments test test-slow parity bench compare diagrams data-easy-vqa \
+.PHONY: help setup demo experiments lint test test-slow parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full \
         vlbert-train vlbert-test vlbert-table clean
 
@@ -79,6 +79,12 @@ demo: setup  ## five strategies on both backbones, easy-VQA: table, plots, repor
 
 experiments: setup  ## strategies × sizes of data × seeds, about 2 hours, resumable (QUICK=1: minutes)
 	$(BIN)/python -m common.experiments $(if $(QUICK),--quick) $(ARGS)
+
+lint: setup  ## formatting, ruff, types (mypy) and the direction of imports, without running anything
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-logo
 
 test: setup  ## all tests but the slow ones, in WORKERS=2 processes (0: in one, for a debugger)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
@@ -144,4 +150,4 @@ vlbert-table: setup  ## VL-BERT: the rows of the published tables on easy-VQA (4
 	$(BIN)/python -m common.compare VLBERT/$(table) --out results/vlbert
 
 clean:  ## remove the environment and generated data; runs, results and pretrained models stay
-	rm -rf $(VENV) data *.egg-info .pytest_cache
+	rm -rf $(VENV) data *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -156,6 +156,23 @@ def test_parity_bench_compare_and_pretraining_cover_both_backbones():
     assert found[found.index("--export") + 1] == "pretrained/easy_vqa_small"
 
 
+def test_the_checks_of_ci_are_those_of_lint_and_then_the_tests():
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("make ")] == ["make lint", "make test"]
+    said = dry_run("lint").stdout
+    checks = ("ruff format --check .", "ruff check .", "-m mypy", "/lint-imports")
+    places = [said.index(check) for check in checks]
+    assert places == sorted(places)
+    assert "pytest" not in said and "lint-imports" not in dry_run("test").stdout
+
+
+def test_every_target_is_phony():
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    targets = re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert set(phony.split()) == set(targets)
+
+
 def table_loop(folder: Path, row: str) -> subprocess.CompletedProcess[str]:
     """What `make vlbert-table` does for one row and one seed, before it compares the runs."""
     said = dry_run("vlbert-table", f"rows={row}", "SEEDS=7", f"table={folder}", "GPU=cpu").stdout
