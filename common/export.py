@@ -29,8 +29,9 @@ from common.adapt.strategies import STRATEGIES
 from common.data.tokenizer import Tokenizer
 from common.errors import AdaptiveError, CheckpointError, ConfigError
 from common.files import read_json, write_bytes, write_json
-from common.runs.backbones import Exporting, OpenedRun, find_backbone
-from common.runs.opened_run import open_run, save_answers
+from common.runs.backbones import Exporting, OpenedRun
+from common.runs.opened_run import find_exporting, open_run, save_answers, training_questions
+from common.runs.strategy_record import KEY, StrategyRecord
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_meta, save_checkpoint
 from common.training.options import command_line
@@ -135,7 +136,7 @@ def export(args: argparse.Namespace, command: str) -> str:
     wanted = wanted_formats(args.format, source)
     decisions, merged = None, None
     if source.run is not None and source.run.adaptive is not None:
-        decisions = decide(source.run, source.exporting, args)
+        decisions = decide(source.run, args)
         merged = merge(source.model)
     elif args.global_k is not None:
         raise ConfigError(f"--global-k {args.global_k}: {args.run} decides nothing")
@@ -220,18 +221,6 @@ def open_source(path: Path) -> Source:
     )
 
 
-def find_exporting(backbone: str, path: Path) -> Exporting:
-    """What is needed to export the models of a backbone, such as the one at `path`.
-
-    Raises:
-        ConfigError: they cannot be exported.
-    """
-    exporting = find_backbone(backbone).exporting
-    if exporting is None:
-        raise ConfigError(f"{path}: this version cannot export models of {backbone}")
-    return exporting
-
-
 def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:
     """The formats to write: those of the command line that make sense.
 
@@ -254,7 +243,7 @@ def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:
     return wanted
 
 
-def decide(run: OpenedRun, exporting: Exporting, args: argparse.Namespace) -> dict[str, Any]:
+def decide(run: OpenedRun, args: argparse.Namespace) -> dict[str, Any]:
     """Fix one decision per site: the run's own if it has them, else from its training questions.
 
     Returns:
@@ -263,7 +252,7 @@ def decide(run: OpenedRun, exporting: Exporting, args: argparse.Namespace) -> di
     part = run.adaptive
     shares, origin = None, run.checkpoint.name
     if args.global_k is not None or (part.global_decisions[part.live] < 0).any():
-        shares, count = training_shares(run, exporting, args)
+        shares, count = training_shares(run, args)
         origin = f"{count} training questions"
         set_global_decisions(part, torch.tensor(shares), args.global_k)
     return {
@@ -276,14 +265,12 @@ def decide(run: OpenedRun, exporting: Exporting, args: argparse.Namespace) -> di
     }
 
 
-def training_shares(
-    run: OpenedRun, exporting: Exporting, args: argparse.Namespace
-) -> tuple[list[float], int]:
+def training_shares(run: OpenedRun, args: argparse.Namespace) -> tuple[list[float], int]:
     """Share of the training questions with decision 1, D numbers, and how many they are."""
     live = int(run.adaptive.live.sum())
     if args.global_k is not None and not 0 <= args.global_k <= live:
         raise ConfigError(f"--global-k {args.global_k}: the model has {live} live decisions")
-    data = exporting.training_questions(run, args.data)
+    data = training_questions(run, args.data)
     runtime = make_runtime(args.gpus)
     set_threads(None, run.meta.get("size") == "small")
     run.adaptive.options.policy_eval = "argmax"
@@ -302,8 +289,6 @@ def plain_meta(source: Source) -> dict[str, Any]:
     meta = source.meta | {"config": source.model.config.to_dict()}
     if source.run is None:
         return meta
-    nothing = dict.fromkeys(("trainable_layers", "frozen_layers"))
-    flags = meta["strategy_flags"] | nothing | {"strategy": "standard", "policy_eval": "argmax"}
     exported = {
         "run": source.run.folder.resolve().name,
         "strategy": meta["strategy"],
@@ -312,7 +297,7 @@ def plain_meta(source: Source) -> dict[str, Any]:
     return meta | {
         "strategy": "standard",
         "policy": None,
-        "strategy_flags": flags,
+        KEY: StrategyRecord.from_meta(meta).plain().to_meta(),
         "exported": exported,
     }
 

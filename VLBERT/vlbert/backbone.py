@@ -8,8 +8,8 @@ from torch import Tensor
 
 from common.runs.backbones import Backbone
 from vlbert.bench import bench_model
+from vlbert.building import make_inputs, make_model
 from vlbert.exporting import EXPORTING
-from vlbert.opening import open_run
 from vlbert.parity import PARITY
 
 
@@ -24,7 +24,8 @@ def run_vqa_data(
 
 VLBERT = Backbone(
     name="vlbert",
-    open_run=open_run,
+    make_model=make_model,
+    make_inputs=make_inputs,
     exporting=EXPORTING,
     parity=PARITY | {"vqa_data": run_vqa_data},
     bench=bench_model,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from common.adapt.adapting import adapt, adaptive_part
-from common.adapt.strategies import Strategy
+from common.adapt.adapting import adaptive_part
 from common.data.annotations import answer_digest
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
-from common.files import text_digest
+from common.runs.strategy_record import KEY, StrategyRecord
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
@@ -29,7 +28,7 @@ from vlbert.loading import (
     read_model,
 )
 from vlbert.sizes import EncoderConfig, NetworkConfig, SpecialTokens
-from vlbert.vqa_dataset import Transform
+from vlbert.vqa_dataset import Transform, VLBertInputs
 from vlbert.vqa_network import ResNetVLBERT, set_classifier_rows
 
 Say = Callable[[str], None]
@@ -41,14 +40,9 @@ class Built:
     """An adapted network with what identifies it."""
 
     model: ResNetVLBERT
-    strategy: Strategy
-    settings: AdaptiveSettings
+    record: StrategyRecord
     size: str
     meta: dict[str, Any]
-
-    @property
-    def policy(self) -> str | None:
-        return self.settings.policy if self.strategy.adaptive else None
 
 
 def build_vqa(
@@ -81,31 +75,75 @@ def build_vqa(
     if "exported" in found:  # it may have fewer layers than its config
         layers = found["config"]["encoder"]["num_hidden_layers"]
         sizes = replace(sizes, encoder=replace(sizes.encoder, num_hidden_layers=layers))
-    model = ResNetVLBERT(sizes)
-    if any(key.startswith("POLICY.VLBERT.") for key in config.given):
-        model.policy_encoder = policy_sizes(config, sizes)
+    given = any(key.startswith("POLICY.VLBERT.") for key in config.given)
+    policy_encoder = policy_sizes(config, sizes) if given else None
+    record = StrategyRecord(
+        config.FINETUNE_STRATEGY,
+        settings.policy,
+        settings.options.policy_eval,
+        settings.trainable_layers,
+        settings.frozen_layers,
+        {"policy_encoder": policy_encoder and asdict(policy_encoder)},
+    )
     meta = {
         "backbone": "vlbert",
         "task": "vqa",
-        "strategy": settings.strategy.name,
-        "policy": settings.policy if settings.strategy.adaptive else None,
+        "strategy": record.row.name,
+        "policy": record.chosen_policy,
         "size": size_name(config),
         "config": sizes.to_dict(),
         "features": features,
         "answers": answer_digest(list(answers)),
         "transform": described(transform),
-        "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
-        "strategy_flags": flags(config, settings, model.policy_encoder),
+        "vocabulary": tokenizer.digest(),
+        KEY: record.to_meta(),
     }
+    model = ResNetVLBERT(sizes, policy_encoder)
+
+    def adapt_model() -> None:
+        record.adapt(model, settings.initial_share, settings.options)
+
     if load is None:
         load_start(model, config, tokenizer, answers, say)
-        adapt_network(model, settings)
+        adapt_model()
     else:
-        load_finetuned(model, settings, load, found, meta)
+        check_finetuned(found, meta, load)
+        weights = finetuned_weights(load)
+        # Files of strategies that decide nothing hold exactly the standard names.
+        if record.row.adaptive:
+            adapt_model()
+        load_into(model, weights, what=str(load))
+        if not record.row.adaptive:
+            adapt_model()
     part = adaptive_part(model)
     if part is not None and settings.policy == "published":
         check_output_size(config, len(part.decision_names))
-    return Built(model, settings.strategy, settings, meta["size"], meta)
+    return Built(model, record, meta["size"], meta)
+
+
+def make_model(meta: Mapping[str, Any]) -> ResNetVLBERT:
+    """The finetuned VQA model of a checkpoint, with random weights and not adapted.
+
+    Raises:
+        ConfigError: it reads images.
+    """
+    sizes = NetworkConfig.from_dict(meta["config"])
+    if not sizes.image.precomputed:
+        raise ConfigError(
+            "this model reads images with a CNN; only models on precomputed features are "
+            "opened (vqa/test.py tests it)"
+        )
+    encoder = meta[KEY]["policy_encoder"]
+    return ResNetVLBERT(sizes, None if encoder is None else EncoderConfig(**encoder))
+
+
+def make_inputs(tokenizer: Tokenizer, meta: Mapping[str, Any]) -> VLBertInputs:
+    """What turns a batch of questions into the model's inputs."""
+    transform = meta["transform"]
+    return VLBertInputs(
+        tokenizer,
+        Transform(scales=tuple(transform["scales"]), whole_image=transform["whole_image"]),
+    )
 
 
 def network_sizes(config: Config, tokenizer: Tokenizer, answers: int, width: int) -> NetworkConfig:
@@ -167,33 +205,6 @@ def size_name(config: Config) -> str:
 def described(transform: Transform) -> dict[str, Any]:
     """What a checkpoint remembers of how its boxes were prepared."""
     return {"scales": list(transform.scales), "whole_image": transform.whole_image}
-
-
-def flags(
-    config: Config, settings: AdaptiveSettings, policy_encoder: EncoderConfig | None
-) -> dict[str, Any]:
-    """What shapes the adapted network, for a checkpoint to rebuild it with."""
-    return {
-        "strategy": config.FINETUNE_STRATEGY,
-        "policy": settings.policy,
-        "policy_eval": settings.options.policy_eval,
-        "trainable_layers": settings.trainable_layers,
-        "frozen_layers": settings.frozen_layers and list(settings.frozen_layers),
-        "policy_encoder": policy_encoder and asdict(policy_encoder),
-    }
-
-
-def adapt_network(model: ResNetVLBERT, settings: AdaptiveSettings) -> None:
-    """Give the network its strategy."""
-    adapt(
-        model,
-        settings.strategy.name,
-        settings.policy,
-        trainable_layers=settings.trainable_layers,
-        frozen_layers=settings.frozen_layers,
-        initial_share=settings.initial_share,
-        options=settings.options,
-    )
 
 
 def load_start(
@@ -303,53 +314,48 @@ def saved_meta(path: Path | None) -> dict[str, Any]:
     return found
 
 
-def load_finetuned(
-    model: ResNetVLBERT,
-    settings: AdaptiveSettings,
-    path: Path,
-    found: dict[str, Any],
-    meta: dict[str, Any],
-) -> None:
-    """Load every weight of a finetuned model, ours or the original's, and adapt it.
+def check_finetuned(found: Mapping[str, Any], meta: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of ours of another model.
 
     Args:
-        model: not adapted.
-        settings: its strategy.
-        path: of the file.
-        found: its meta, see `saved_meta`.
+        found: its meta, see `saved_meta`; empty for a file of the original, which has none.
         meta: what it has to agree with.
+        path: of the file.
 
     Raises:
-        CheckpointError: another kind of model, or one that does not fit.
+        CheckpointError: says what differs.
     """
-    if found:
-        keys = (
-            "backbone",
-            "task",
-            "strategy",
-            "policy",
-            "size",
-            "answers",
-            "vocabulary",
-            "features",
-            "transform",
-        )
-        saved = found | {"config": told_by_no_shape(found["config"])}
-        wanted = {key: meta[key] for key in keys}
-        check_compatible(saved, wanted | {"config": told_by_no_shape(meta["config"])}, path)
+    if not found:
+        return
+    keys = (
+        "backbone",
+        "task",
+        "strategy",
+        "policy",
+        "size",
+        "answers",
+        "vocabulary",
+        "features",
+        "transform",
+    )
+    saved = {**found, "config": told_by_no_shape(found["config"])}
+    wanted = {key: meta[key] for key in keys}
+    check_compatible(saved, wanted | {"config": told_by_no_shape(meta["config"])}, path)
+
+
+def finetuned_weights(path: Path) -> dict[str, Tensor]:
+    """Every weight of a finetuned model, ours or the original's.
+
+    Raises:
+        CheckpointError: another kind of model.
+    """
     weights = strip_prefix(read_model(path), "module.")
     if not any(key.startswith("final_mlp.") for key in weights):
         raise CheckpointError(
             f"{path} is not a finetuned VQA model (no final_mlp.*); a "
             "pretraining model is given with --partial-pretrain"
         )
-    # Files of strategies that decide nothing hold exactly the standard names.
-    if settings.strategy.adaptive:
-        adapt_network(model, settings)
-        load_into(model, weights, what=str(path))
-    else:
-        load_into(model, weights, what=str(path))
-        adapt_network(model, settings)
+    return weights
 
 
 def told_by_no_shape(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,35 +11,23 @@ from common.data.annotations import AnswerVocabulary
 from common.data.datasets import TINY_IMAGES
 from common.errors import ConfigError
 from common.runs.backbones import Exporting, OpenedRun
-from common.runs.opened_run import check_training_questions, run_arguments
-from common.training.checkpoint import check_compatible
+from common.runs.opened_run import options_of
 from vlbert.config import load_config
 from vlbert.data import VQASource
 from vlbert.vqa_dataset import VLBertData
 
 
-def training_questions(run: OpenedRun, data_root: Path | None = None) -> VLBertData:
-    """The questions that a run was finetuned on, found again from its config and command.
+def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VLBertData, Path]:
+    """The questions of a run's config, see `common.runs.opened_run.training_questions`."""
+    from vlbert.finetuning import parser  # slow to import
 
-    Args:
-        run: finished.
-        data_root: in place of the config's DATASET_PATH.
-
-    Raises:
-        DataError: the run has no result yet, or these are not the questions that it was
-            finetuned on.
-    """
-    from vlbert.options import train_parser  # slow to import
-
-    args = run_arguments(run, train_parser("", None).parse_args)
+    args = options_of(run, parser().parse_args)
     changes = {} if data_root is None else {"DATASET.DATASET_PATH": str(data_root)}
     config = load_config(run.folder / f"{args.cfg.stem}.yaml", changes)
     source = VQASource(config, run.tokenizer)
     source.vocabulary = AnswerVocabulary(run.answers)  # the file may be elsewhere now
     data = source.splits(TINY_IMAGES if args.tiny else None, args.questions).train
-    check_compatible(run.meta, {"features": data.features.described()}, run.checkpoint)
-    check_training_questions(run, data, source.folder)
-    return data
+    return data, source.folder
 
 
 def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:

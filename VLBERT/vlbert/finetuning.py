@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from common.adapt.adapting import adaptive_part
+from common.adapt.adapting import named_parameter_groups
 from common.data.datasets import TINY_IMAGES
 from common.errors import ConfigError
-from common.files import write_bytes
-from common.runs.opened_run import save_answers
-from common.tasks.finetuning import Optimizers, Recipe, Run, finetune
-from common.training.distributed import World, one_voice
-from common.training.options import check_options, command_line
-from common.training.processes import start_processes, wanted_processes
-from common.training.runtime import Runtime, seed_everything
+from common.tasks.command import Command
+from common.tasks.finetuning import Optimizers, Run, finetune
+from common.tasks.options import FinetuneOptions, Recipe
+from common.tasks.starting import Started, started
+from common.training.options import check_options
 from common.training.tracking import Tracker
 from vlbert.building import Built, build_vqa, size_name
 from vlbert.config import Config
 from vlbert.config_adaptive import AdaptiveSettings, adaptive_settings, policy_remarks
+from vlbert.config_remarks import idle_keys
 from vlbert.data import Splits, VQASource
 from vlbert.data_task import VLBertTask
-from vlbert.options import chosen_gpus, load, planned_epochs, train_parser
-from vlbert.outputs import keep_config, lasting, run_name, snapshot_names
+from vlbert.options import TrainOptions, load, train_options, train_parser
+from vlbert.outputs import keep_config, lasting
 from vlbert.recipe import Length, make_main_optimizer, make_policy_optimizer
 from vlbert.sizes import ENCODER_SIZES, HOME
-from vlbert.starting import started
+from vlbert.testing import TestOptions, test
 
 SCRIPT = "vqa/train_end2end.py"
 # Flags without a meaning where nothing is decided.
@@ -53,65 +49,83 @@ SHOWN = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    args = train_parser(
+@dataclass(frozen=True)
+class VQAOptions:
+    """What vqa/train_end2end.py is told.
+
+    Attributes:
+        train: config, folder, processes.
+        settings: the strategy of config and flags.
+        tiny, questions: only some images, or only so many questions.
+        global_k: see `FinetuneOptions`.
+        plots: draw plots and write the report.
+        overwrite: start again in place of the run that the folder holds.
+        test: what is tested with the best epoch after training; None: nothing.
+    """
+
+    train: TrainOptions
+    settings: AdaptiveSettings
+    tiny: bool
+    questions: int | None
+    global_k: int | None
+    plots: bool
+    test: TestOptions | None
+
+    @property
+    def gpus(self) -> str | None:
+        return self.train.gpus
+
+    def finetuning(self, recipe: Recipe) -> FinetuneOptions:
+        """Config and flags as the options of the shared training loop."""
+        train, settings = self.train, self.settings
+        config = train.config
+        loop = replace(
+            train.loop,
+            policy_clip=max(0.0, config.POLICY.CLIP_GRAD_NORM),
+            temperature=settings.options.temperature,
+            temperature_end=settings.temperature_end,
+            budget=settings.budget,
+        )
+        return FinetuneOptions(
+            recipe,
+            loop,
+            settings.options,
+            settings.initial_share,
+            holdout=config.HOLDOUT,
+            global_k=self.global_k,
+            plots=self.plots,
+            resume=train.run.resume,
+            overwrite=train.run.overwrite,
+        ).with_recipe(recipe)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of vqa/train_end2end.py."""
+    return train_parser(
         SCRIPT,
         "Finetune VL-BERT on visual question answering, as a config says.\n"
         "Usually started by scripts/nondist_run.sh or scripts/dist_run_single.sh.",
-    ).parse_args(arguments)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run() -> int:
-        config = load(args)
-        if config.pretraining:
-            raise ConfigError(
-                f"{config.path}: key MODULE: {config.MODULE}: this config is for "
-                "pretrain/train_end2end.py"
-            )
-        check_training(config)
-        settings = strategy_settings(args, config)
-        gpus = chosen_gpus(args, config)
-        if (processes := wanted_processes(gpus)) > 1:
-            return start_processes(processes, [str(HOME / SCRIPT), *words, "--gpus", gpus])
-        result = train(args, config, settings, gpus, command_line(f"python {SCRIPT}", words))
-        if args.do_test and result:  # which is empty where --max-steps ended the run
-            from vlbert.testing import predict_after_training
-
-            predict_after_training(args, config)
-        return 0
-
-    return one_voice(run)
+    )
 
 
-def check_training(config: Config) -> None:
-    """What training cannot do.
+def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
+    """What the flags and their config mean.
 
     Raises:
-        ConfigError: names file, key and value.
+        ConfigError: something does not go together, or is not for finetuning.
     """
-
-    def wrong(key: str, value: object, why: str) -> ConfigError:
-        return ConfigError(f"{config.path}: key {key}: {value}: {why}")
-
-    train = config.TRAIN
-    if train.END_EPOCH < 1:
-        raise wrong("TRAIN.END_EPOCH", train.END_EPOCH, "must be positive")
-    if not train.SHUFFLE:
-        raise wrong("TRAIN.SHUFFLE", "false", "training samples are always shuffled")
-    if train.BEGIN_EPOCH and not (train.RESUME or train.AUTO_RESUME):
-        raise wrong(
-            "TRAIN.BEGIN_EPOCH",
-            train.BEGIN_EPOCH,
-            "a run that goes on says so with "
-            "TRAIN.RESUME or TRAIN.AUTO_RESUME, and knows where it was",
+    config = load(args)
+    if config.pretraining:
+        raise ConfigError(
+            f"{config.path}: key MODULE: {config.MODULE}: this config is for "
+            "pretrain/train_end2end.py"
         )
-    if config.NETWORK.ANS_LOSS_TYPE != "bce":
-        raise wrong(
-            "NETWORK.ANS_LOSS_TYPE",
-            config.NETWORK.ANS_LOSS_TYPE,
-            "only bce is supported (as in the original, which never reads this key)",
-        )
+    train = train_options(args, config, command)
+    settings = strategy_settings(args, config)
+    test_options = TestOptions.after_training(train) if args.do_test else None
+    return VQAOptions(
+        train, settings, args.tiny, args.questions, args.global_k, not args.no_plots, test_options
+    )
 
 
 def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSettings:
@@ -126,9 +140,9 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
         sampled_share=args.sampled_share,
         full_precision=args.policy_precision == "high",
     )
-    if settings.strategy.adaptive:
-        args.policy_eval = options.policy_eval
-    elif useless := [flag for flag in OF_DECISIONS if getattr(args, flag) is not None]:
+    adaptive = settings.strategy.adaptive
+    useless = [flag for flag in OF_DECISIONS if getattr(args, flag) is not None]
+    if useless and not adaptive:
         flag = useless[0]
         raise ConfigError(
             f"--{flag.replace('_', '-')} {getattr(args, flag)}: strategy "
@@ -139,28 +153,26 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
             f"--frozen-layers {args.frozen_layers}: strategy "
             f"{settings.strategy.name} does not read it; it is for specific_k"
         )
-    check_options(args)
+    check_options(args, options.policy_eval if adaptive else None)
     budget = replace(
         settings.budget, target_rate=args.target_rate, target_rate_scale=args.target_rate_scale
     )
     return replace(settings, options=options, budget=budget)
 
 
-def train(
-    args: argparse.Namespace,
-    config: Config,
-    settings: AdaptiveSettings,
-    gpus: str | None,
-    command: str,
-) -> dict[str, Any]:
-    """Finetune; returns the content of result.json, nothing where --max-steps ended the run."""
+def train(flags: VQAOptions) -> None:
+    """Finetune, and test where that is wanted."""
+    options, settings = flags.train, flags.settings
+    config = options.config
     source = VQASource(config)
     source.check_files()  # before anything is written
-    with started(args, config, gpus, command) as run:
-        world, tracker = run.runtime.world, run.tracker
-        source.quiet = args.quiet or not world.main
-        with world.main_first():  # which makes or imports features
-            splits = source.splits(TINY_IMAGES if args.tiny else None, args.questions)
+    with started(options.run) as begun:
+        tracker = begun.open_log(options.command, size_name(config) == "small", options.log)
+        for remark in idle_keys(config):
+            tracker.log(f"note: {remark}")
+        source.quiet = options.quiet or not begun.world.main
+        with begun.world.main_first():  # which makes or imports features
+            splits = source.splits(TINY_IMAGES if flags.tiny else None, flags.questions)
         for remark in [*splits.remarks, *policy_remarks(config, settings)]:
             tracker.log(f"note: {remark}")
         built = build_vqa(
@@ -172,39 +184,30 @@ def train(
             splits.train.transform,
             say=tracker.log,
         )
-        seed_everything((config.seed + world.rank) % 2**32)  # dropout differs between processes
-        parts = Parts(args, config, source, splits, built, run.runtime, tracker, run.folder)
-        return finetune(make_run(parts, run.resume, command))
+        begun.seed_processes()
+        result = finetune(make_run(flags, source, splits, built, begun, tracker))
+    if flags.test is not None and result:  # which is empty where --max-steps ended the run
+        test(flags.test)
 
 
-@dataclass
-class Parts:
-    """What a run is put together from."""
-
-    args: argparse.Namespace
-    config: Config
-    source: VQASource
-    splits: Splits
-    built: Built
-    runtime: Runtime
-    tracker: Tracker
-    folder: Path
-
-    @property
-    def world(self) -> World:
-        return self.runtime.world
+main = Command(HOME, SCRIPT, parser, vqa_options, train)
 
 
-def make_run(parts: Parts, resume: bool, command: str) -> Run:
+def make_run(
+    flags: VQAOptions,
+    source: VQASource,
+    splits: Splits,
+    built: Built,
+    begun: Started,
+    tracker: Tracker,
+) -> Run:
     """Data, task, model and recipe for the shared training loop."""
-    args, config, built, splits = parts.args, parts.config, parts.built, parts.splits
-    size = parts.world.size
+    options, config, processes = flags.train, flags.train.config, begun.world.size
     recipe, length = make_recipe(
-        config, len(splits.train), size, splits.planned, planned_epochs(args, config)
+        config, len(splits.train), processes, splits.planned, options.planned_epochs
     )
-    tracker = parts.tracker
     tracker.log(
-        f"{parts.source.name}: {len(splits.train)} training, {len(splits.heldout)} "
+        f"{source.name}: {len(splits.train)} training, {len(splits.heldout)} "
         f"held-out and {len(splits.valid)} validation questions"
     )
     tracker.log(
@@ -212,65 +215,52 @@ def make_run(parts: Parts, resume: bool, command: str) -> Run:
         f"{recipe.batch_size} = {recipe.lr:g}, {length.total} updates; Val-SoftAcc of an "
         "epoch is that of the held-out questions"
     )
-    built.model.to(parts.runtime.device)
+    built.model.to(begun.runtime.device)
     task = VLBertTask(
         splits.train,
         splits.heldout,
-        parts.runtime,
+        begun.runtime,
         recipe.eval_batch_size,
         config.seed,
-        progress=not args.quiet,
+        progress=not options.quiet,
     )
     identity = {
         "backbone": "vlbert",
         "task": "vqa",
-        "dataset": parts.source.name,
-        "strategy": built.strategy.name,
-        "policy": built.policy,
+        "dataset": source.name,
+        "strategy": built.record.row.name,
+        "policy": built.record.chosen_policy,
         "size": built.size,
         "seed": config.seed,
-        "name": run_name(args, config),
+        "name": options.name,
         "variant": odd_layers(config),
     }
 
-    def keep() -> None:
-        write_bytes(parts.folder / "vocab.txt", parts.source.tokenizer.text().encode())
-        save_answers(parts.folder, list(parts.source.vocabulary.answers))
-        keep_config(config, parts.folder)
-
     def optimizers(run: Run, total_steps: int) -> Optimizers:
-        part = adaptive_part(run.model)
-        policy = list(part.policy.parameters()) if part is not None and part.policy else []
-        ours = {id(p) for p in policy}
-        named = [
-            (name, p)
-            for name, p in run.model.named_parameters()
-            if p.requires_grad and id(p) not in ours
-        ]
+        groups = named_parameter_groups(run.model)
+        policy = [parameter for _, parameter in groups["policy"]]
         return (
-            make_main_optimizer(config, named, length, size),
-            make_policy_optimizer(config, policy, length, size) if policy else None,
+            make_main_optimizer(config, groups["trainable"], length, processes),
+            make_policy_optimizer(config, policy, length, processes) if policy else None,
         )
 
-    meta = built.meta | {"keys": lasting(config)}
     return Run(
         built.model,
         task,
         splits.valid,
-        built.strategy,
-        recipe,
-        run_options(parts, resume),
-        parts.folder,
-        parts.runtime,
+        built.record.row,
+        flags.finetuning(recipe),
+        begun.folder,
+        begun.runtime,
         tracker,
         identity,
-        meta,
-        command,
-        keep,
-        snapshot_names(config),
+        built.meta | {"keys": lasting(config)},
+        options.command,
+        source.tokenizer,
+        lambda: keep_config(config, begun.folder),
+        options.run.names,
         optimizers,
         epoch_lines,
-        config.LOG_FREQUENT,
     )
 
 
@@ -316,32 +306,6 @@ def make_recipe(
         eval_batch_size=config.VAL.BATCH_IMAGES,
     )
     return recipe, length
-
-
-def run_options(parts: Parts, resume: bool) -> argparse.Namespace:
-    """Config and flags as the options that the shared training loop knows."""
-    config, settings = parts.config, parts.built.settings
-    budget = settings.budget
-    return argparse.Namespace(
-        **vars(parts.args)
-        | {
-            "resume": resume,
-            "seed": config.seed,
-            "holdout": config.HOLDOUT,
-            "workers": config.NUM_WORKERS_PER_GPU,
-            "accumulate": config.TRAIN.GRAD_ACCUMULATE_STEPS,
-            "policy_clip": max(0.0, config.POLICY.CLIP_GRAD_NORM),
-            "policy_init": settings.initial_share,
-            "policy_eval": settings.options.policy_eval,
-            "temperature": settings.options.temperature,
-            "temperature_end": settings.temperature_end,
-            "constrain_k": budget.constrain_k,
-            "constrain_k_scale": budget.constrain_k_scale,
-            "deterministic_scale": budget.deterministic_scale,
-            "target_rate": budget.target_rate,
-            "target_rate_scale": budget.target_rate_scale,
-        }
-    )
 
 
 def epoch_lines(values: dict[str, Any]) -> str:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from common.adapt.encoder import RoutedEncoder
+from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.routes import State
 from common.adapt.steps import Layer, bert_steps, split_heads
 from common.errors import ConfigError
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights
+from common.modules.masks import additive_mask
 from vlbert.packing import Packing, check_positions, pack
 from vlbert.sizes import EncoderConfig
 
-MASKED = -10000.0
 SPECIAL_WORDS = 1000
 
 
@@ -61,8 +61,8 @@ class VLBertOutput:
 class VLBertEncoder(RoutedEncoder):
     """The BERT layers."""
 
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
+    def __init__(self, config: EncoderConfig, policy_factory: PolicyFactory | None = None) -> None:
+        super().__init__(policy_factory)
         self.config = config
         self.layer = nn.ModuleList(
             BertLayer(
@@ -98,7 +98,7 @@ class VLBertEncoder(RoutedEncoder):
 class VisualLinguisticBert(nn.Module):
     """Embeddings, encoder and, where there is one, pooler."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, policy_factory: PolicyFactory | None = None) -> None:
         super().__init__()
         size = config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size)
@@ -116,7 +116,7 @@ class VisualLinguisticBert(nn.Module):
         else:
             self.visual_scale_text = nn.Parameter(torch.empty(()))
             self.visual_scale_object = nn.Parameter(torch.empty(()))
-        self.encoder = VLBertEncoder(config)
+        self.encoder = VLBertEncoder(config, policy_factory)
         if config.with_pooler:
             self.pooler = Pooler(size)
         if config.word_embedding_frozen:
@@ -270,11 +270,6 @@ class VisualLinguisticBert(nn.Module):
                 scores = scores.gather(3, order[:, None, None].expand_as(scores))
             found.append(scores.softmax(-1))
         return found
-
-
-def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, M) bool -> (B, 1, 1, M) of 0 / -10000."""
-    return (~mask).to(dtype)[:, None, None] * MASKED
 
 
 def reordered(x: Tensor, order: Tensor | None) -> Tensor:

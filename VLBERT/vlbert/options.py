@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import yaml
 
 from common.adapt.strategies import find_strategy
 from common.errors import ConfigError
+from common.tasks.starting import LogOptions, RunOptions
+from common.training.loop import LoopOptions
 from common.training.options import add_run_options, add_strategy_options
 from common.training.processes import STARTED
 from vlbert.config import Config, load_config
+from vlbert.outputs import log_options, output_folder, snapshot_names, wants_resume
 
 # Flag → the key that it changes.
 TRAINING_KEYS = {
@@ -157,8 +161,8 @@ def _defaults_from_config(parser: argparse.ArgumentParser, keys: Mapping[str, st
             action.help = f"{text} (default: {keys[action.dest]} of the config)"
 
 
-def load(args: argparse.Namespace) -> Config:
-    """The config with what the command line changes.
+def load(args: argparse.Namespace, keys: Mapping[str, Any] | None = None) -> Config:
+    """The config with what the command line changes, and then `keys`.
 
     Raises:
         ConfigError: see `load_config`; or a flag that cannot be understood.
@@ -174,19 +178,19 @@ def load(args: argparse.Namespace) -> Config:
         )
     if args.cudnn_off:
         torch.backends.cudnn.enabled = False
-    return load_config(args.cfg, overrides(args))
+    return load_config(args.cfg, overrides(args) | dict(keys or {}))
 
 
 def planned_epochs(args: argparse.Namespace, config: Config) -> int:
     """END_EPOCH of the config itself, which WARMUP_STEPS is part of; --epochs does not count."""
     if args.epochs is None:
         return config.TRAIN.END_EPOCH
-    without = argparse.Namespace(**vars(args) | {"epochs": None})
-    return load_config(args.cfg, overrides(without)).TRAIN.END_EPOCH or config.TRAIN.END_EPOCH
+    planned = load_config(args.cfg, overrides(args, without=("epochs",)))
+    return planned.TRAIN.END_EPOCH or config.TRAIN.END_EPOCH
 
 
-def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """{key of the config: value} for all flags that were given.
+def overrides(args: argparse.Namespace, without: Sequence[str] = ()) -> dict[str, Any]:
+    """{key of the config: value} for all flags that were given, but for those in `without`.
 
     Raises:
         ConfigError: a flag that cannot be understood.
@@ -194,7 +198,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     found = read_changes(args.changes)
     for flag, key in (TRAINING_KEYS | STRATEGY_KEYS).items():
         value = getattr(args, flag, None)
-        if value is not None and flag not in SPECIAL:
+        if value is not None and flag not in (*SPECIAL, *without):
             found[key] = value
     if (k := getattr(args, "constrain_k", None)) is not None:
         found |= {"USE_CONSTRAIN_K_LOSS": True, "CONSTRAIN_K_NUM_BLOCKS": k}
@@ -251,3 +255,103 @@ def chosen_gpus(args: argparse.Namespace, config: Config) -> str | None:
     if not torch.cuda.is_available():
         return "cpu"
     return None if STARTED in os.environ else config.GPUS or None
+
+
+def chosen_precision(args: argparse.Namespace, config: Config) -> str:
+    """--precision, else TRAIN.FP16."""
+    return args.precision or ("fp16" if config.TRAIN.FP16 else "fp32")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training script is told beside its config.
+
+    Attributes:
+        command: as it was typed.
+        config: with what the flags change.
+        name: of the run.
+        run, log: where it writes to and computes, and what it logs.
+        loop: of the training loop, without what the recipe says.
+        planned_epochs: of the config without what shortens this run.
+        quiet: show no progress bars.
+    """
+
+    command: str
+    config: Config
+    name: str
+    run: RunOptions
+    log: LogOptions
+    loop: LoopOptions
+    planned_epochs: int
+    quiet: bool
+
+    @property
+    def gpus(self) -> str | None:
+        return self.run.gpus
+
+
+def train_options(args: argparse.Namespace, config: Config, command: str) -> TrainOptions:
+    """What finetuning and pretraining have in common.
+
+    Raises:
+        ConfigError: something that training cannot do, or flags that do not go together.
+    """
+    check_training(config)
+    name = args.name or config.name
+    folder = output_folder(config, args.model_dir, name)
+    run = RunOptions(
+        folder,
+        wants_resume(config, folder, args.resume, args.overwrite),
+        args.overwrite,
+        chosen_gpus(args, config),
+        chosen_precision(args, config),
+        config.seed,
+        args.threads,
+        snapshot_names(config),
+    )
+    log = log_options(config, name, args.log_dir, not args.no_tensorboard, args.wandb)
+    loop = LoopOptions(
+        epochs=config.TRAIN.END_EPOCH,
+        batch_size=1,
+        seed=config.seed,
+        clip=max(0.0, config.TRAIN.CLIP_GRAD_NORM),
+        accumulate=config.TRAIN.GRAD_ACCUMULATE_STEPS,
+        workers=config.NUM_WORKERS_PER_GPU,
+        log_every=config.LOG_FREQUENT,
+        save_every=args.save_every,
+        max_steps=args.max_steps,
+        progress=not args.quiet,
+    )
+    return TrainOptions(
+        command, config, name, run, log, loop, planned_epochs(args, config), args.quiet
+    )
+
+
+def check_training(config: Config) -> None:
+    """What training cannot do.
+
+    Raises:
+        ConfigError: names file, key and value.
+    """
+
+    def wrong(key: str, value: object, why: str) -> ConfigError:
+        return ConfigError(f"{config.path}: key {key}: {value}: {why}")
+
+    train = config.TRAIN
+    if train.END_EPOCH < 1:
+        raise wrong("TRAIN.END_EPOCH", train.END_EPOCH, "must be positive")
+    if not train.SHUFFLE:
+        raise wrong("TRAIN.SHUFFLE", "false", "training samples are always shuffled")
+    if train.BEGIN_EPOCH and not (train.RESUME or train.AUTO_RESUME):
+        raise wrong(
+            "TRAIN.BEGIN_EPOCH",
+            train.BEGIN_EPOCH,
+            "a run that goes on says so with "
+            "TRAIN.RESUME or TRAIN.AUTO_RESUME, and knows where it was",
+        )
+    if config.NETWORK.ANS_LOSS_TYPE != "bce":
+        raise wrong(
+            "NETWORK.ANS_LOSS_TYPE",
+            config.NETWORK.ANS_LOSS_TYPE,
+            "only bce is supported (as in the original, which never reads this key)",
+        )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import yaml
 
 from common.errors import ConfigError
 from common.files import write_bytes
-from common.training.checkpoint import load_meta
+from common.tasks.starting import LogOptions
 from common.training.run_folder import SnapshotNames
-from common.training.tracking import Tracker
 from vlbert.config import Config
 
 KEPT = 3
@@ -53,13 +51,8 @@ FREE_IN_DATASET = (
 FREE_IN_TRAIN = ("RESUME", "AUTO_RESUME", "BEGIN_EPOCH", "LOSS_LOGGERS", "BATCH_IMAGES")
 
 
-def run_name(args: argparse.Namespace, config: Config) -> str:
-    """NAME of a run: as given, else that of the config."""
-    return args.name or config.name
-
-
-def output_folder(args: argparse.Namespace, config: Config) -> Path:
-    """The folder of a run.
+def output_folder(config: Config, model_dir: Path, name: str) -> Path:
+    """The folder of the run of this name.
 
     Raises:
         ConfigError: the config has no training set to name it after.
@@ -67,7 +60,7 @@ def output_folder(args: argparse.Namespace, config: Config) -> Path:
     sets = [part.TRAIN_IMAGE_SET for part in config.datasets if part.TRAIN_IMAGE_SET]
     if not sets:
         raise ConfigError(f"{config.path}: key DATASET.TRAIN_IMAGE_SET: is empty")
-    return args.model_dir / config.OUTPUT_PATH / run_name(args, config) / f"{sets[0]}_train"
+    return model_dir / config.OUTPUT_PATH / name / f"{sets[0]}_train"
 
 
 def snapshot_names(config: Config) -> SnapshotNames:
@@ -88,7 +81,7 @@ def snapshot_names(config: Config) -> SnapshotNames:
     )
 
 
-def wants_resume(args: argparse.Namespace, config: Config, folder: Path) -> bool:
+def wants_resume(config: Config, folder: Path, resume: bool, overwrite: bool) -> bool:
     """Whether to go on with an earlier run: --resume, TRAIN.RESUME, or TRAIN.AUTO_RESUME.
 
     AUTO_RESUME goes on where there is something to go on with, --overwrite starts again.
@@ -96,41 +89,33 @@ def wants_resume(args: argparse.Namespace, config: Config, folder: Path) -> bool
     Raises:
         ConfigError: --resume and --overwrite.
     """
-    if args.overwrite and args.resume:
+    if overwrite and resume:
         raise ConfigError("--resume and --overwrite: give one of them")
-    if args.overwrite:
+    if overwrite:
         return False
     there = (folder / f"{SnapshotNames().last}.safetensors").exists()
-    return args.resume or config.TRAIN.RESUME or (config.TRAIN.AUTO_RESUME and there)
+    return resume or config.TRAIN.RESUME or (config.TRAIN.AUTO_RESUME and there)
 
 
-def open_tracker(
-    args: argparse.Namespace, config: Config, folder: Path, resume: bool, enabled: bool
-) -> Tracker:
+def log_options(
+    config: Config, name: str, log_dir: Path | None, tensorboard: bool, wandb: str
+) -> LogOptions:
     """Log `<config>_<date and time>.log` and curves of a run.
 
     Args:
-        folder: of the run.
-        resume: the curves of before are continued.
-        enabled: this is the first process.
+        config: of the run.
+        name: of the run.
+        log_dir: folder of the curves of all runs; None: in the folder of the run.
+        tensorboard, wandb: see `Tracker`.
     """
-    last = folder / f"{SnapshotNames().last}.safetensors"
-    step = load_meta(last).get("step") if resume and last.exists() else None
-    curves = (
-        Path(CURVES)
-        if args.log_dir is None
-        else (args.log_dir / config.OUTPUT_PATH / run_name(args, config)).absolute()
-    )
-    return Tracker(
-        folder,
-        not args.no_tensorboard,
-        args.wandb,
+    curves = Path(CURVES) if log_dir is None else (log_dir / config.OUTPUT_PATH / name).absolute()
+    return LogOptions(
+        tensorboard,
+        wandb,
         config.to_dict(),
-        step,
-        enabled,
-        log=time.strftime(f"{config.name}_%Y-%m-%d-%H-%M.log"),
-        curves=curves,
-        name=config.VERSION if "VERSION" in config.given else run_name(args, config),
+        time.strftime(f"{config.name}_%Y-%m-%d-%H-%M.log"),
+        curves,
+        config.VERSION if "VERSION" in config.given else name,
     )
 
 

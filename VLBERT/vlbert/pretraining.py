@@ -3,64 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
-from common.files import text_digest, write_bytes, write_json
-from common.tasks.pretraining import export_half, pretraining_result
-from common.training.distributed import one_voice
-from common.training.loop import EpochRecord, LoopOptions, Trainer
-from common.training.options import check_options, command_line
-from common.training.processes import start_processes, wanted_processes
-from common.training.runtime import seed_everything
+from common.tasks.command import Command
+from common.tasks.pretraining import PretrainingRun
+from common.tasks.pretraining import pretrain as pretrain_to_the_end
+from common.tasks.starting import started
+from common.training.loop import Trainer
+from common.training.options import check_options
 from common.training.tracking import Tracker
 from vlbert.building import load_start, size_name
 from vlbert.config import Config
-from vlbert.finetuning import check_training
-from vlbert.options import chosen_gpus, load, train_parser
-from vlbert.outputs import keep_config, lasting, run_name, snapshot_names
+from vlbert.config_remarks import idle_keys
+from vlbert.options import TrainOptions, load, train_options, train_parser
+from vlbert.outputs import keep_config, lasting
 from vlbert.pretraining_data import PretrainingSource
 from vlbert.pretraining_network import ResNetVLBERTForPretraining
 from vlbert.pretraining_task import ACCURACIES, PretrainingTask
 from vlbert.recipe import Length, make_main_optimizer
 from vlbert.sizes import HOME, PretrainingConfig
-from vlbert.starting import started
 
 SCRIPT = "pretrain/train_end2end.py"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    args = pretrain_parser().parse_args(arguments)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+@dataclass(frozen=True)
+class PretrainOptions:
+    """What pretrain/train_end2end.py is told; `export` is a folder, or None."""
 
-    def run() -> int:
-        config = load(args)
-        if not config.pretraining:
-            raise ConfigError(
-                f"{config.path}: key MODULE: {config.MODULE}: this config is for "
-                "vqa/train_end2end.py"
-            )
-        if config.FINETUNE_STRATEGY.lower() != "standard":
-            raise ConfigError(
-                f"{config.path}: key FINETUNE_STRATEGY: {config.FINETUNE_STRATEGY}: "
-                "pretraining trains all weights; leave the key out"
-            )
-        check_options(args)
-        check_training(config)
-        PretrainingSource(config).check_files()
-        gpus = chosen_gpus(args, config)
-        if (processes := wanted_processes(gpus)) > 1:
-            return start_processes(processes, [str(HOME / SCRIPT), *words, "--gpus", gpus])
-        pretrain(args, config, gpus, command_line(f"python {SCRIPT}", words))
-        return 0
+    train: TrainOptions
+    export: Path | None
 
-    return one_voice(run)
+    @property
+    def gpus(self) -> str | None:
+        return self.train.gpus
 
 
 def pretrain_parser() -> argparse.ArgumentParser:
@@ -82,16 +63,40 @@ def pretrain_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def pretrain(args: argparse.Namespace, config: Config, gpus: str | None, command: str) -> None:
+def pretrain_options(args: argparse.Namespace, command: str) -> PretrainOptions:
+    """What the flags and their config mean.
+
+    Raises:
+        ConfigError: something does not go together, or is not for pretraining.
+    """
+    config = load(args)
+    if not config.pretraining:
+        raise ConfigError(
+            f"{config.path}: key MODULE: {config.MODULE}: this config is for vqa/train_end2end.py"
+        )
+    if config.FINETUNE_STRATEGY.lower() != "standard":
+        raise ConfigError(
+            f"{config.path}: key FINETUNE_STRATEGY: {config.FINETUNE_STRATEGY}: "
+            "pretraining trains all weights; leave the key out"
+        )
+    check_options(args)
+    train = train_options(args, config, command)
+    PretrainingSource(config).check_files()
+    return PretrainOptions(train, args.export)
+
+
+def pretrain(options: PretrainOptions) -> None:
     """Pretrain and save checkpoints under the original's names."""
     start = time.perf_counter()
+    train, config = options.train, options.train.config
     source = PretrainingSource(config)  # refuses wrong keys before anything is written
-    with started(args, config, gpus, command) as begun:
-        folder, runtime, tracker = begun.folder, begun.runtime, begun.tracker
-        world = runtime.world
-        source.quiet = args.quiet or not world.main
-        with world.main_first():  # which makes or imports features, and the vocabulary
-            tokenizer = source.tokenizer(folder)
+    with started(train.run) as begun:
+        tracker = begun.open_log(train.command, size_name(config) == "small", train.log)
+        for remark in idle_keys(config):
+            tracker.log(f"note: {remark}")
+        source.quiet = train.quiet or not begun.world.main
+        with begun.world.main_first():  # which makes or imports features, and the vocabulary
+            tokenizer = source.tokenizer(begun.folder)
             features = source.features().described()
         sizes = network_sizes(config, source.multitask, features["width"])
         data = source.load(tokenizer, sizes)
@@ -103,15 +108,15 @@ def pretrain(args: argparse.Namespace, config: Config, gpus: str | None, command
         )
         model = ResNetVLBERTForPretraining(sizes)
         load_start(model, config, tokenizer, (), tracker.log)
-        seed_everything((config.seed + world.rank) % 2**32)  # dropout differs between processes
+        begun.seed_processes()
         task = PretrainingTask(
             data,
             sizes,
-            runtime,
+            begun.runtime,
             config.seed,
             source.heldout_batch[0],
-            config.NUM_WORKERS_PER_GPU,
-            not args.quiet,
+            train.loop.workers,
+            not train.quiet,
         )
         meta = {
             "backbone": "vlbert",
@@ -120,14 +125,16 @@ def pretrain(args: argparse.Namespace, config: Config, gpus: str | None, command
             "size": size_name(config),
             "config": sizes.to_dict(),
             "features": features,
-            "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+            "vocabulary": tokenizer.digest(),
             "captions": {"train": len(task), "held out": len(data.heldout.captions)},
             "keys": lasting(config),
         }
-        trainer = make_trainer(
-            args, config, task, model.to(runtime.device), source, folder, meta, tracker
-        )
-        run(args, config, trainer, tokenizer, begun.resume, command, start)
+        model.to(begun.runtime.device)
+        trainer = make_trainer(train, task, model, source, meta, tracker)
+        pretrain_to_the_end(whole_run(options, trainer, task, tokenizer, start))
+
+
+main = Command(HOME, SCRIPT, pretrain_parser, pretrain_options, pretrain)
 
 
 def network_sizes(config: Config, multitask: bool, width: int) -> PretrainingConfig:
@@ -145,16 +152,15 @@ def network_sizes(config: Config, multitask: bool, width: int) -> PretrainingCon
 
 
 def make_trainer(
-    args: argparse.Namespace,
-    config: Config,
+    options: TrainOptions,
     task: PretrainingTask,
     model: ResNetVLBERTForPretraining,
     source: PretrainingSource,
-    folder: Path,
     meta: dict[str, Any],
     tracker: Tracker,
 ) -> Trainer:
     """The shared training loop with the recipe of the config; an epoch is one of the captions."""
+    config = options.config
     train, size = config.TRAIN, task.runtime.world.size
     batch = source.train_batch[0] * size * train.GRAD_ACCUMULATE_STEPS
     if len(task) < batch:
@@ -167,18 +173,7 @@ def make_trainer(
     length = Length(steps, train.END_EPOCH, steps, train.END_EPOCH)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = make_main_optimizer(config, named, length, size)
-    loop = LoopOptions(
-        train.END_EPOCH,
-        batch,
-        seed=config.seed,
-        clip=max(0.0, train.CLIP_GRAD_NORM),
-        accumulate=train.GRAD_ACCUMULATE_STEPS,
-        workers=config.NUM_WORKERS_PER_GPU,
-        log_every=config.LOG_FREQUENT,
-        save_every=args.save_every,
-        max_steps=args.max_steps,
-        progress=not args.quiet,
-    )
+    loop = replace(options.loop, batch_size=batch)
     training = {
         "epochs": train.END_EPOCH,
         "captions per update": batch,
@@ -201,75 +196,50 @@ def make_trainer(
         None,
         task.runtime,
         loop,
-        folder,
+        options.run.folder,
         tracker,
         meta | {"training": training},
-        snapshot_names(config),
+        options.run.names,
     )
 
 
-def run(
-    args: argparse.Namespace,
-    config: Config,
+def whole_run(
+    options: PretrainOptions,
     trainer: Trainer,
+    task: PretrainingTask,
     tokenizer: Tokenizer,
-    resume: bool,
-    command: str,
     start: float,
-) -> None:
-    """Train to the end; then write result.json and the export."""
-    tracker, folder, names = trainer.tracker, trainer.out_dir, trainer.names
-    trainer.begin(resume, args.overwrite)
-    if trainer.world.main:
-        write_bytes(folder / "vocab.txt", tokenizer.text().encode())
-        keep_config(config, folder)
-
-    def after_epoch(record: EpochRecord) -> None:
-        new = trainer.best_epoch == record.values["epoch"]
-        tracker.log(epoch_lines(record.values, shown_losses(config), new))
-        found = record.values["heldout_accuracies"] | record.values["heldout_losses"]
-        tracker.scalars({f"heldout/{name}": value for name, value in found.items()}, trainer.step)
-
-    trainer.fit(after_epoch)
-    if trainer.epoch < trainer.options.epochs:
-        what = "nothing is exported, " if args.export else ""
-        tracker.log(
-            f"stopped after {trainer.step} of {trainer.total_steps} steps; {what}go on "
-            "with --resume and without --max-steps"
-        )
-    elif trainer.world.main:
-        write_json(folder / "result.json", result(args, config, trainer, command, start), indent=1)
-        if args.export:
-            export_half(
-                folder / f"{names.best}.safetensors",
-                args.export / "model.safetensors",
-                tokenizer,
-                tracker,
-            )
-
-
-def result(
-    args: argparse.Namespace, config: Config, trainer: Trainer, command: str, start: float
-) -> dict[str, Any]:
-    """Everything that result.json holds."""
-    best, task = trainer.history[trainer.best_epoch], trainer.task
+) -> PretrainingRun:
+    """The run up to result.json."""
+    train, config, tracker = options.train, options.train.config, trainer.tracker
     identity = {
         "backbone": "vlbert",
         "dataset": trainer.meta["dataset"],
         "size": trainer.meta["size"],
         "seed": task.seed,
-        "name": run_name(args, config),
+        "name": train.name,
     }
-    accuracies = best["heldout_accuracies"] | {"count": len(task.data.heldout.captions)}
-    score = ACCURACIES[task.losses[0]]
-    return pretraining_result(
+
+    def report_epoch(values: dict[str, Any]) -> None:
+        new = trainer.best_epoch == values["epoch"]
+        tracker.log(epoch_lines(values, shown_losses(config), new))
+        found = values["heldout_accuracies"] | values["heldout_losses"]
+        tracker.scalars({f"heldout/{name}": value for name, value in found.items()}, trainer.step)
+
+    return PretrainingRun(
         trainer,
+        tokenizer,
         identity,
-        command,
+        train.command,
         start,
-        accuracies,
-        best["heldout_losses"],
-        f"{score} on {config.datasets[0].VAL_IMAGE_SET}",
+        train.run.resume,
+        train.run.overwrite,
+        report_epoch,
+        lambda best: best["heldout_accuracies"],
+        task.data.heldout.captions,
+        f"{ACCURACIES[task.losses[0]]} on {config.datasets[0].VAL_IMAGE_SET}",
+        options.export and options.export / "model.safetensors",
+        keep=lambda: keep_config(config, trainer.out_dir),
     )
 
 

@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from common.modules.losses import IGNORED
 from common.tasks.masking import Draws
-from common.training.batch_order import iterate
+from common.tasks.pretraining import heldout_means
 from common.training.means import Means
 from common.training.runtime import Runtime
 from common.training.task import StepOutput, TaskBatch, Validation
@@ -24,7 +22,6 @@ from vlbert.pretraining_losses import labelled_regions, loss_weights, pretrainin
 from vlbert.pretraining_masking import TEXT_WORDS, mask_words
 from vlbert.sizes import PretrainingConfig
 
-VALIDATION = -1  # the epoch that keys what is drawn for validation, the same every time
 # Loss → the accuracy that belongs to it, as the original calls them; the first that there is
 # selects the best epoch.
 ACCURACIES = {
@@ -135,39 +132,21 @@ class PretrainingTask:
     def validate(self, model: nn.Module) -> Validation:
         """Mean losses and accuracies on the held-out part; the first accuracy is the score.
 
-        A mean is over all held-out words, regions or captions that it is about, however they fall
-        into batches. Every process takes a part of the batches.
+        A mean is over all held-out words, regions or captions that it is about.
         """
         model.eval()
-        world, part = self.runtime.world, self.data.heldout
+        part = self.data.heldout
         names = [ACCURACIES[loss] for loss in self.losses]
         if self.config.words:
             names += [f"MLMAcc {kind}" for kind in self.data.word_kinds]
-        means = Means([*self.losses, *names])
-        batches = world.share(list(iterate(len(part.captions), self.eval_batch_size)))
-        loader = DataLoader(
-            _Drawn(self, part),
-            sampler=batches,
-            batch_size=None,
-            num_workers=self.workers,
-            generator=torch.Generator(),
-        )
-        for batch in tqdm(
-            loader,
-            desc="held out",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (self.progress and world.main),
-        ):
-            batch = self.runtime.move(batch)
-            with self.runtime.autocast():
-                losses, right = self._run(model, batch)
-            for name, loss in losses.items():
-                count = batch.weights.get(name, float(len(batch.samples)))
-                means.add(name, float(loss) * count, count)
+
+        def measure(batch: TaskBatch, means: Means) -> dict[str, Tensor]:
+            losses, right = self._run(model, batch)
             for name, answers in right.items():
                 means.add(name, float(answers.sum()), len(answers))
-        means = means.join(world)
+            return losses
+
+        means = heldout_means(self, part, part.captions, [*self.losses, *names], measure)
         accuracies = means.shares(names)
         losses = {name: means.mean(name) or 0.0 for name in self.losses}
         return Validation(
@@ -200,13 +179,3 @@ def _stated(types: Tensor) -> Tensor:
     """Which words say something of the image: captions and replies, not questions; (B, T) bool."""
     reply = types > 0
     return reply | ~reply.any(1, keepdim=True)
-
-
-class _Drawn(Dataset):
-    """A data set whose items are whole batches for validation."""
-
-    def __init__(self, task: PretrainingTask, part: Part) -> None:
-        self.task, self.part = task, part
-
-    def __getitem__(self, indices: list[int]) -> TaskBatch:
-        return self.task.draw(self.part, indices, VALIDATION)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.adapt.encoder import POLICY_EVALUATIONS
-from common.data.vqa_metric import write_predictions
 from common.errors import CheckpointError, ConfigError
-from common.training.distributed import one_voice, start_world
-from common.training.processes import start_processes, wanted_processes
-from common.training.runtime import PRECISIONS, make_runtime, seed_everything, set_threads
+from common.runs.strategy_record import KEY, StrategyRecord
+from common.tasks.command import Command
+from common.tasks.predict import predict
+from common.tasks.starting import join
+from common.training.runtime import PRECISIONS, set_threads
 from vlbert.building import build_vqa, checkpoint_path, saved_meta, size_name
 from vlbert.config import Config
 from vlbert.config_adaptive import adaptive_settings
 from vlbert.data import VQASource
 from vlbert.data_task import VLBertTask
-from vlbert.options import add_config_options, chosen_gpus, load, read_changes
+from vlbert.options import TrainOptions, add_config_options, chosen_gpus, load, read_changes
 from vlbert.outputs import output_folder
 from vlbert.sizes import HOME
-from vlbert.starting import chosen_precision
 
 SCRIPT = "vqa/test.py"
 
@@ -87,67 +87,115 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    args = parser().parse_args(arguments)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+@dataclass(frozen=True)
+class TestOptions:
+    """What vqa/test.py is told.
 
-    def run() -> int:
-        if args.bs is not None and args.bs < 1:
-            raise ConfigError(f"--bs {args.bs}: give a number of at least 1")
-        args.gpus = ",".join(args.gpus) if args.gpus else None
-        config = load(args)
-        if config.pretraining:
-            raise ConfigError(
-                f"{config.path}: key MODULE: {config.MODULE}: this config is for pretraining"
-            )
-        config = with_strategy(args, config)
-        gpus = chosen_gpus(args, config)
-        if (processes := wanted_processes(gpus)) > 1:
-            return start_processes(processes, [str(HOME / SCRIPT), *words, "--gpus", gpus])
-        predict(args, config, gpus)
-        return 0
+    Attributes:
+        config: with strategy and policy of the model.
+        checkpoint: the finetuned model.
+        sets: the image set.
+        batch: questions per batch.
+        out: file of the predictions.
+        gpus, precision, threads: see `make_runtime`.
+        quiet: show no progress bars.
+    """
 
-    return one_voice(run)
+    __test__ = False  # no test of pytest's
+
+    config: Config
+    checkpoint: Path
+    sets: str
+    batch: int
+    out: Path
+    gpus: str | None
+    precision: str
+    threads: int | None
+    quiet: bool
+
+    @classmethod
+    def after_training(cls, train: TrainOptions) -> TestOptions:
+        """`--do-test`: TEST_IMAGE_SET with the best epoch of the run that just ended."""
+        config, run = train.config, train.run
+        sets = config.DATASET.TEST_IMAGE_SET
+        return cls(
+            config,
+            run.folder / f"{run.names.best}.safetensors",
+            sets,
+            config.TEST.BATCH_IMAGES,
+            run.folder / predictions_name(config.name, sets),
+            run.gpus,
+            run.precision,
+            run.threads,
+            train.quiet,
+        )
 
 
-def with_strategy(args: argparse.Namespace, config: Config) -> Config:
-    """The config with strategy, policy and evaluation of the checkpoint where no flag names any."""
-    flags = saved_meta(find_checkpoint(args, config)).get("strategy_flags")
-    if flags is None:
-        return config
-    set_keys = read_changes(args.changes).keys()
-    for name, keys in (
-        ("strategy", ()),
-        ("policy", ()),
-        ("policy_eval", ("POLICY.EVALUATION", "POLICY_GLOBAL_DECISION")),
-    ):
-        if getattr(args, name) is None and set_keys.isdisjoint(keys):
-            setattr(args, name, flags[name])
-    args.frozen_layers = flags["frozen_layers"] and ",".join(map(str, flags["frozen_layers"]))
-    return load(args)
+def predictions_name(name: str, sets: str) -> str:
+    """File name of the predictions of an image set, as in the original."""
+    return f"{name}_vqa2_{sets}.json"
 
 
-def predict_after_training(args: argparse.Namespace, config: Config) -> None:
-    """`--do-test`: predict TEST_IMAGE_SET with the best epoch of the run that just ended."""
-    values = dict.fromkeys(("ckpt", "split", "bs", "result_path", "result_name"))
-    precision = chosen_precision(args, config)
-    predict(
-        argparse.Namespace(**vars(args) | values | {"precision": precision}),
+def test_options(args: argparse.Namespace, command: str) -> TestOptions:
+    """What the flags and their config mean.
+
+    Raises:
+        ConfigError: something does not go together, or is not for finetuning.
+        CheckpointError: the finetuned model is not there.
+    """
+    if args.bs is not None and args.bs < 1:
+        raise ConfigError(f"--bs {args.bs}: give a number of at least 1")
+    args = argparse.Namespace(**vars(args) | {"gpus": ",".join(args.gpus) if args.gpus else None})
+    config = load(args)
+    if config.pretraining:
+        raise ConfigError(
+            f"{config.path}: key MODULE: {config.MODULE}: this config is for pretraining"
+        )
+    folder = output_folder(config, args.model_dir, args.name or config.name)
+    checkpoint = find_checkpoint(args.ckpt, folder)
+    config = load(args, keys_of(checkpoint, args))
+    sets = args.split or config.DATASET.TEST_IMAGE_SET
+    return TestOptions(
         config,
+        checkpoint,
+        sets,
+        args.bs or config.TEST.BATCH_IMAGES,
+        (args.result_path or folder) / predictions_name(args.result_name or config.name, sets),
         chosen_gpus(args, config),
+        args.precision,
+        args.threads,
+        args.quiet,
     )
 
 
-def find_checkpoint(args: argparse.Namespace, config: Config) -> Path:
+def keys_of(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The keys of strategy, policy and evaluation of a checkpoint, unless flags name others."""
+    meta = saved_meta(checkpoint)
+    if KEY not in meta:
+        return {}
+    record, keys = StrategyRecord.from_meta(meta), dict[str, Any]()
+    if args.strategy is None:
+        keys["FINETUNE_STRATEGY"] = record.strategy
+    if args.policy is None:
+        keys["POLICY.NETWORK"] = record.policy
+    evaluation = {"POLICY.EVALUATION", "POLICY_GLOBAL_DECISION"}
+    if args.policy_eval is None and evaluation.isdisjoint(read_changes(args.changes)):
+        keys["POLICY.EVALUATION"] = record.policy_eval
+        keys["POLICY_GLOBAL_DECISION"] = record.policy_eval == "global"
+    if record.frozen_layers:
+        keys["NETWORK.VLBERT.FROZEN_LAYERS"] = [int(n) - 1 for n in record.frozen_layers]
+    return keys
+
+
+def find_checkpoint(named: Path | None, folder: Path) -> Path:
     """The file of --ckpt, else the best one of the output folder.
 
     Raises:
         CheckpointError: it is not there.
     """
-    if args.ckpt is not None:
-        return checkpoint_path(args.ckpt)
-    path = output_folder(args, config) / "BEST.safetensors"
+    if named is not None:
+        return checkpoint_path(named)
+    path = folder / "BEST.safetensors"
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing: give the finetuned model with --ckpt, or the "
@@ -156,51 +204,42 @@ def find_checkpoint(args: argparse.Namespace, config: Config) -> Path:
     return path
 
 
-def predict(args: argparse.Namespace, config: Config, gpus: str | None) -> Path:
-    """Write the predictions of an image set; returns their file."""
-    path = find_checkpoint(args, config)
-    sets = args.split or config.DATASET.TEST_IMAGE_SET
-    world = start_world()
-    runtime = make_runtime(gpus, args.precision, world)
-    source = VQASource(config, quiet=args.quiet or not world.main)
-    seed_everything(config.seed)
-    set_threads(args.threads, size_name(config) == "small", world.local_size)
+def test(options: TestOptions) -> None:
+    """Write the predictions of an image set and, where its answers are public, say the accuracy."""
+    config = options.config
+    runtime = join(options.gpus, options.precision, config.seed)
+    world = runtime.world
+    source = VQASource(config, quiet=options.quiet or not world.main)
+    set_threads(options.threads, size_name(config) == "small", world.local_size)
 
     def say(line: str) -> None:
         if world.main:
             print(line, flush=True)
 
     with world.main_first():
-        data = source.data(source.examples(sets), "TEST")
-    settings = adaptive_settings(config)
+        data = source.data(source.examples(options.sets), "TEST")
     built = build_vqa(
         config,
-        settings,
+        adaptive_settings(config),
         source.tokenizer,
         source.vocabulary.answers,
         data.features.described(),
         data.transform,
-        path,
+        options.checkpoint,
         say,
     )
     built.model.to(runtime.device)
-    task = VLBertTask(
+    task = VLBertTask(data, data, runtime, options.batch, config.seed, progress=not options.quiet)
+    predict(
+        built.model,
+        task,
         data,
-        data,
-        runtime,
-        args.bs or config.TEST.BATCH_IMAGES,
-        config.seed,
-        progress=not args.quiet,
+        options.sets,
+        options.out,
+        f"{source.name}, {built.record.row.name}",
+        say,
+        str(options.checkpoint),
     )
-    found = task.evaluate(built.model, data, sets)
-    folder = args.result_path or output_folder(args, config)
-    out = folder / f"{args.result_name or config.name}_vqa2_{sets}.json"
-    if world.main:
-        write_predictions(out, found.predictions)
-    say(f"{len(found.predictions)} predictions of {path} in {out}")
-    if found.scores is not None:
-        scores = ", ".join(
-            f"{kind} {value:.2f}" for kind, value in found.scores.items() if value is not None
-        )
-        say(f"{sets} of {source.name}, {built.strategy.name}: {scores}")
-    return out
+
+
+main = Command(HOME, SCRIPT, parser, test_options, test)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.errors import ConfigError
-from common.modules.heads import HeadTransform
 from vlbert.fast_rcnn import FastRCNN, Regions
+from vlbert.heads import classifier
 from vlbert.modeling import VisualLinguisticBert, VLBertOutput
 from vlbert.sizes import EncoderConfig, NetworkConfig
 
@@ -44,23 +44,25 @@ class VQAOutput:
 
 
 class ResNetVLBERT(nn.Module):
-    """VL-BERT for VQA; state-dict names of the original's finetuned models.
+    """VL-BERT for VQA; state-dict names of the original's finetuned models."""
 
-    Attributes:
-        policy_encoder: sizes of the published policy network; None: `policy_encoder_config`.
-    """
+    def __init__(self, config: NetworkConfig, policy_encoder: EncoderConfig | None = None) -> None:
+        """Random weights.
 
-    def __init__(self, config: NetworkConfig) -> None:
+        Args:
+            config: sizes.
+            policy_encoder: sizes of the published policy network; default:
+                `policy_encoder_config` of its own.
+        """
         super().__init__()
+        self._policy_encoder = policy_encoder
         self._config = config
         self.image_feature_extractor = FastRCNN(config.image)
         self.object_linguistic_embeddings = nn.Embedding(1, config.encoder.hidden_size)
         nn.init.normal_(self.object_linguistic_embeddings.weight, std=0.02)
-        self.vlbert = VisualLinguisticBert(config.encoder)
+        self.vlbert = VisualLinguisticBert(config.encoder, self._published_policy)
         self.final_mlp = classifier(config)
         self.vlbert.encoder.set_reads(("hidden",), first=("hidden",))
-        self.vlbert.encoder.published_policy = self._published_policy
-        self.policy_encoder: EncoderConfig | None = None
 
     @property
     def config(self) -> NetworkConfig:
@@ -129,7 +131,7 @@ class ResNetVLBERT(nn.Module):
         return AssembledText(ids, types, index <= lengths + 3, lengths.squeeze(1) + 2)
 
     def _published_policy(self, decisions: int, initial_share: float) -> nn.Module:
-        return PublishedPolicy(self.config, self.policy_encoder, decisions, initial_share)
+        return PublishedPolicy(self.config, self._policy_encoder, decisions, initial_share)
 
 
 class PublishedPolicy(nn.Module):
@@ -174,29 +176,6 @@ def policy_encoder_config(backbone: EncoderConfig) -> EncoderConfig:
         visual_scale_text_init=1.0,
         visual_scale_object_init=1.0,
     )
-
-
-def classifier(config: NetworkConfig) -> nn.Sequential:
-    """Upstream's `final_mlp`: (B, C) -> (B, A); linear layers Xavier-uniform, biases 0."""
-    size, answers = config.encoder.hidden_size, config.num_answers
-    dropout, wide = config.classifier_dropout, config.classifier_hidden_size
-    layers: list[nn.Module] = [nn.Dropout(dropout), nn.Linear(size, answers)]
-    if config.classifier == "mlm":
-        layers.insert(0, HeadTransform(size, config.encoder.hidden_act))
-    elif config.classifier == "2fc":
-        layers = [
-            nn.Dropout(dropout),
-            nn.Linear(size, wide),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(wide, answers),
-        ]
-    head = nn.Sequential(*layers)
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    return head
 
 
 def set_classifier_rows(network: ResNetVLBERT, rows: Tensor) -> None:

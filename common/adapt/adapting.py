@@ -95,7 +95,11 @@ def make_policy(
         channels = {s: c for layer in layers for s, c in layer.streams.items()}
         return SmallPolicy(channels, decisions, initial_share=initial_share)
     if name == "published":
-        return encoder.published_policy(decisions, initial_share)
+        if encoder.policy_factory is None:
+            raise ConfigError(
+                f"{type(encoder).__name__} has no published policy network; use 'small'"
+            )
+        return encoder.policy_factory(decisions, initial_share)
     kind, _, share = name.partition(":")
     if kind == "random":
         try:
@@ -159,16 +163,27 @@ def set_global_decisions(adaptive: Adaptive, share: Tensor, k: int | None = None
     adaptive.global_decisions.copy_(decisions)
 
 
-def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters by role: `trainable` (without the policy), `frozen`, `policy`."""
+def named_parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Parameters with their names by role: `trainable` (without the policy), `frozen`, `policy`."""
     adaptive = adaptive_part(model)
-    policy = list(adaptive.policy.parameters()) if adaptive and adaptive.policy else []
+    policy = adaptive.policy.parameters() if adaptive and adaptive.policy else ()
     ours = {id(p) for p in policy}
-    rest = [p for p in model.parameters() if id(p) not in ours]
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {
+        "trainable": [],
+        "frozen": [],
+        "policy": [],
+    }
+    for name, parameter in model.named_parameters():
+        role = "trainable" if parameter.requires_grad else "frozen"
+        groups["policy" if id(parameter) in ours else role].append((name, parameter))
+    return groups
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Parameters by role, see `named_parameter_groups`."""
     return {
-        "trainable": [p for p in rest if p.requires_grad],
-        "frozen": [p for p in rest if not p.requires_grad],
-        "policy": policy,
+        role: [parameter for _, parameter in found]
+        for role, found in named_parameter_groups(model).items()
     }
 
 

@@ -6,11 +6,11 @@ it (state-dict names `adaptive.*` beside the upstream ones). Shape legend: B bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
-from common.adapt.routes import State
-from common.adapt.steps import Layer, Step, first_position, live_steps
+from common.adapt.routes import Routes, State, Written, read_stream
+from common.adapt.steps import HeadsStep, Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 
+PolicyFactory = Callable[[int, float], nn.Module]
 POLICY_EVALUATIONS = ("argmax", "sample", "global")
 
 
@@ -62,6 +63,9 @@ class AdaptiveOptions:
 
 class Adaptive(nn.Module):
     """Twins (or linear maps), policy network and decision vector of one encoder."""
+
+    live: Tensor
+    global_decisions: Tensor
 
     def __init__(
         self,
@@ -174,13 +178,15 @@ class Adaptive(nn.Module):
     def _logits(self, state: State) -> Tensor:
         if self.policy is None:
             raise ConfigError(f"strategy {self.strategy.name} needs a policy network")
-        with torch.autocast(next(iter(state.values())).device.type, enabled=False):
+        first = next(iter(state))
+        with torch.autocast(read_stream(state, first).device.type, enabled=False):
             full = {
                 k: x if x is None or x.dtype == torch.float64 else x.float()
                 for k, x in state.items()
             }
             raw, self.raw_inputs = self.raw_inputs, {}
-            return self.policy(PolicyInputs(full, raw))
+            logits: Tensor = self.policy(PolicyInputs(full, raw))
+            return logits
 
     def run(self, state: State, encoder: RoutedEncoder, passed: list[State] | None = None) -> State:
         """Run all layers of the encoder with the policy's decisions.
@@ -213,7 +219,7 @@ class Adaptive(nn.Module):
             for site in sites:
                 if site.live:
                     routed = self._routed(layer.name, module, site)
-                    state = state | execute(routed, index, state, routing)
+                    state = {**state, **execute(routed, index, state, routing)}
                 index += 1
             state = between_layers(state)
             if passed is not None:
@@ -222,7 +228,8 @@ class Adaptive(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what the last forward pass left behind, so that a model can be copied."""
-        return super().__getstate__() | {"last": None, "raw_inputs": {}}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"last": None, "raw_inputs": {}}
 
     def _drops(self) -> bool:
         return any(
@@ -234,26 +241,26 @@ class Adaptive(nn.Module):
     def _routed(self, name: str, module: nn.Module, site: Site) -> RoutedSite:
         twin = self.twin(name)
 
-        def branch(value: int, inputs: State) -> State:
+        def branch(value: int, inputs: State) -> Written:
             if value == 1:
                 return run_steps(site.steps, module, inputs)
             if twin is not None:
                 return run_steps(site.steps, twin, inputs)
-            passed = {
-                slot: first_position(inputs[slot]) if slot in site.narrowed else inputs[slot]
-                for slot in site.outputs
-            }
+            passed = {slot: read_stream(inputs, slot) for slot in site.outputs}
+            passed |= {slot: first_position(passed[slot]) for slot in site.narrowed}
             if self.linears:
-                maps = self.linears[_key(name)]
+                maps = cast(nn.ModuleDict, self.linears[_key(name)])
                 return {slot: maps[slot](x) for slot, x in passed.items()}
             return passed
 
         heads = None
         if site.per_head:
 
-            def heads(inputs: State, routes: object, flip: bool) -> State:
-                out: State = {}
+            def heads(inputs: State, routes: Routes, flip: bool) -> Written:
+                assert twin is not None
+                out: Written = {}
                 for step in site.steps:
+                    assert isinstance(step, HeadsStep)
                     out |= step.run_routed((twin, module), inputs, routes, site.columns, flip)
                 return out
 
@@ -267,11 +274,15 @@ class RoutedEncoder(nn.Module):
         reads: slots that are read after the last layer; the rest is dead and is not computed.
         reads_first: those of `reads` of which only the first position is read; the last layer
             that writes them hands on (B, 1, C).
+        policy_factory: `policy_factory(D, initial share)` makes the policy network of the original
+            system; None where it has none.
         adaptive: set by `common.adapt.adapting`; None runs every live step as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy_factory: PolicyFactory | None = None) -> None:
+        """Start without a strategy; `policy_factory` makes the published policy network."""
         super().__init__()
+        self.policy_factory = policy_factory
         self.adaptive: Adaptive | None = None
         self.reads: tuple[str, ...] = ()
         self.reads_first: tuple[str, ...] = ()
@@ -301,10 +312,6 @@ class RoutedEncoder(nn.Module):
         self.reads, self.reads_first = tuple(reads), tuple(first)
         self._plain = None
 
-    def published_policy(self, decisions: int, initial_share: float) -> nn.Module:
-        """The policy network of the original system for this backbone."""
-        raise ConfigError(f"{type(self).__name__} has no published policy network; use 'small'")
-
     def run_layers(
         self,
         state: State,
@@ -323,20 +330,21 @@ class RoutedEncoder(nn.Module):
             return self.adaptive.run(state, self, passed)
         if self._plain is None:
             layers = self.layers()
-            steps, _ = live_steps(layers, self.reads, first=self.reads_first)
-            self._plain = tuple((layer.path, s) for layer, s in zip(layers, steps, strict=True))
+            live, _ = live_steps(layers, self.reads, first=self.reads_first)
+            self._plain = tuple((layer.path, s) for layer, s in zip(layers, live, strict=True))
         for path, steps in self._plain:
-            state = between_layers(state | run_steps(steps, self.get_submodule(path), state))
+            written = run_steps(steps, self.get_submodule(path), state)
+            state = between_layers({**state, **written})
             if passed is not None:
                 passed.append(state)
         return state
 
 
-def run_steps(steps: Sequence[Step], module: nn.Module, state: State) -> State:
+def run_steps(steps: Sequence[Step], module: nn.Module, state: State) -> Written:
     """Run steps one after the other on one branch's weights; returns what they wrote."""
-    written: State = {}
+    written: Written = {}
     for step in steps:
-        written |= step.run(module, state | written)
+        written |= step.run(module, {**state, **written})
     return written
 
 
@@ -354,9 +362,10 @@ def _linear_maps(layer: Layer, streams: Sequence[str]) -> nn.ModuleDict:
     """One linear map for each stream that the layer hands on, started as the identity."""
     maps = nn.ModuleDict()
     for stream in streams:
-        maps[stream] = nn.Linear(layer.streams[stream], layer.streams[stream])
-        nn.init.eye_(maps[stream].weight)
-        nn.init.zeros_(maps[stream].bias)
+        linear = nn.Linear(layer.streams[stream], layer.streams[stream])
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        maps[stream] = linear
     return maps
 
 

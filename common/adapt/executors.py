@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.adapt.routes import DropoutReplay, Routes, State, take
+from common.adapt.routes import Branch, DropoutReplay, Routes, State, Written, take
 from common.adapt.row_routing import straight_through
 from common.errors import ConfigError
 
@@ -74,8 +74,8 @@ class RoutedSite:
         columns: range,
         outputs: Sequence[str],
         inputs: Sequence[str],
-        branch: Callable[[int, State], State],
-        heads: Callable[[State, Routes, bool], State] | None = None,
+        branch: Branch,
+        heads: Callable[[State, Routes, bool], Written] | None = None,
     ) -> None:
         """`heads(inputs, routes, flip)` is given where every attention head decides for itself."""
         self.columns = columns
@@ -84,7 +84,7 @@ class RoutedSite:
         self.branch = branch
         self._heads = heads
 
-    def select(self, inputs: State, routes: Routes, flip: bool, replay: DropoutReplay) -> State:
+    def select(self, inputs: State, routes: Routes, flip: bool, replay: DropoutReplay) -> Written:
         if self._heads is None:
             return routes.select(inputs, self.outputs, self.columns[0], self.branch, flip, replay)
         with replay.draw(0):
@@ -97,10 +97,11 @@ class RoutedSite:
             return x * decisions[:, 0].to(x.dtype)[:, None, None]
         heads = len(self.columns)
         weights = decisions.to(x.dtype)[:, None, :, None]
-        return (x.unflatten(-1, (heads, -1)) * weights).flatten(-2)
+        by_head: Tensor = x.unflatten(-1, (heads, -1))
+        return (by_head * weights).flatten(-2)
 
 
-def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> State:
+def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Written:
     """Compute the outputs of a site. `index` is its place in the order of execution."""
     inputs = {slot: state[slot] for slot in site.inputs}
     device = next(x for x in inputs.values() if x is not None).device
@@ -121,7 +122,7 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Sta
     return {slot: straight_through(y, decisions, difference[slot]) for slot, y in chosen.items()}
 
 
-def _dense(site: RoutedSite, inputs: State, decisions: Tensor, replay: DropoutReplay) -> State:
+def _dense(site: RoutedSite, inputs: State, decisions: Tensor, replay: DropoutReplay) -> Written:
     with replay.draw(0):
         one = site.branch(1, inputs)
     with replay.draw(0):
@@ -135,11 +136,11 @@ def _dense(site: RoutedSite, inputs: State, decisions: Tensor, replay: DropoutRe
 def _difference(
     site: RoutedSite,
     inputs: State,
-    chosen: State,
+    chosen: Written,
     decisions: Tensor,
     routing: Routing,
     replay: DropoutReplay,
-) -> State:
+) -> Written:
     """one(x) - zero(x), (B, T, C) per slot, from the chosen values and the other branch's."""
     if routing.full_precision and torch.is_autocast_enabled(replay.device.type):
         with torch.autocast(replay.device.type, enabled=False):
@@ -156,11 +157,11 @@ def _sampled_difference(
     site: RoutedSite,
     index: int,
     inputs: State,
-    chosen: State,
+    chosen: Written,
     decisions: Tensor,
     routing: Routing,
     replay: DropoutReplay,
-) -> State:
+) -> Written:
     """An unbiased estimate of the difference: exact / p on a random share p of rows, else 0."""
     if routing.sampling_noise is None:
         raise ConfigError("the sampled executor needs sampling noise (B, sites)")
@@ -182,7 +183,7 @@ def _sampled_difference(
     subset = (
         site.select(inputs, routes, False, fresh)
         if routing.dropout
-        else take({slot: chosen[slot].detach() for slot in site.outputs}, rows)
+        else {slot: chosen[slot].detach().index_select(0, rows) for slot in site.outputs}
     )
     found = _difference(site, inputs, subset, decisions.detach()[rows], part, fresh)
     return {

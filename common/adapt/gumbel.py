@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from common.modules.losses import precise
+
 _MASK_64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -27,7 +29,7 @@ def hard_gumbel(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = precise(logits)
     noisy = logits - torch.log(-torch.log(noise.to(logits.dtype)))
     soft = torch.softmax(noisy / temperature, dim=-1)[..., 1]
     hard = (noisy[..., 1] > noisy[..., 0]).to(soft.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,7 @@ def _keep_branches(part: Adaptive, encoder: RoutedEncoder, decisions: Tensor) ->
         if not site.live or not frozen.any():
             continue
         own, twin = encoder.get_submodule(paths[site.layer]), part.twin(site.layer)
+        assert twin is not None
         for name in dict.fromkeys(step.module for step in site.steps):
             module = own.get_submodule(name)
             if site.per_head:
@@ -155,7 +157,7 @@ def remove_layers(encoder: RoutedEncoder, names: Sequence[str]) -> None:
         raise ConfigError("layers are removed from a plain encoder")
     gone = {layer.path for layer in encoder.layers() if layer.name in set(names)}
     for path in sorted({path.rpartition(".")[0] for path in gone}):
-        stack = encoder.get_submodule(path)
+        stack = cast(nn.ModuleList, encoder.get_submodule(path))
         kept = [module for place, module in enumerate(stack) if f"{path}.{place}" not in gone]
         parent, _, name = path.rpartition(".")
         setattr(encoder.get_submodule(parent), name, nn.ModuleList(kept))

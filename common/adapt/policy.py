@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.gumbel import keyed_uniform
-from common.adapt.routes import State
+from common.adapt.routes import State, read_stream
 from common.adapt.steps import bert_steps
 from common.modules.layers import BertLayer, init_bert_weights
 
@@ -63,7 +63,8 @@ class SmallPolicy(nn.Module):
             raise ValueError(f"initial share of decisions {initial_share} is not in (0, 1)")
         width = width or min(128, max(32, max(channels.values()) // 2))
         self.streams = tuple(channels)
-        self.project = nn.ModuleDict({s: nn.Linear(c, width) for s, c in channels.items()})
+        projections = {s: nn.Linear(c, width) for s, c in channels.items()}
+        self.project = nn.ModuleDict(projections)
         self.normalise = nn.ModuleDict({s: nn.LayerNorm(width) for s in channels})
         self.read_out = nn.Parameter(torch.zeros(1, 1, width))
         self.layer = BertLayer(
@@ -78,17 +79,19 @@ class SmallPolicy(nn.Module):
         )
         self._steps = bert_steps("x")
         init_bert_weights(self.modules())
-        for project in self.project.values():
+        for project in projections.values():
             nn.init.xavier_uniform_(project.weight)
         nn.init.normal_(self.read_out, std=0.02)
-        set_initial_share(self.head[-1], initial_share)
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        set_initial_share(last, initial_share)
 
     def forward(self, inputs: PolicyInputs) -> Tensor:
         """Streams (B, T, C) with masks (B, 1, 1, T) -> logits (B, D, 2)."""
-        parts = [self.read_out.expand(len(inputs.state[self.streams[0]]), -1, -1)]
+        parts = [self.read_out.expand(len(read_stream(inputs.state, self.streams[0])), -1, -1)]
         masks = [parts[0].new_zeros(len(parts[0]), 1, 1, 1)]
         for stream in self.streams:
-            x = inputs.state[stream].detach()
+            x = read_stream(inputs.state, stream).detach()
             mask = inputs.state.get(f"{stream}.mask")
             parts.append(self.normalise[stream](self.project[stream](x)))
             masks.append(mask if mask is not None else x.new_zeros(len(x), 1, 1, x.shape[1]))
@@ -99,9 +102,10 @@ class SmallPolicy(nn.Module):
         sizes = [part.shape[1] for part in parts]
         pooled = [
             mean_of_present(x, mask)
-            for x, mask in zip(state["x"].split(sizes, 1), masks, strict=True)
+            for x, mask in zip(read_stream(state, "x").split(sizes, 1), masks, strict=True)
         ]
-        return self.head(torch.cat(pooled, -1)).unflatten(-1, (-1, 2))
+        logits: Tensor = self.head(torch.cat(pooled, -1)).unflatten(-1, (-1, 2))
+        return logits
 
 
 def mean_of_present(x: Tensor, mask: Tensor) -> Tensor:
@@ -112,6 +116,8 @@ def mean_of_present(x: Tensor, mask: Tensor) -> Tensor:
 
 class RandomPolicy(nn.Module):
     """A control: every decision is 1 with the same probability, whatever the input."""
+
+    log_odds: Tensor
 
     def __init__(self, decisions: int, share: float) -> None:
         super().__init__()

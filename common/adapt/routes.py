@@ -13,8 +13,9 @@ from torch import Tensor
 
 from common.adapt.row_routing import Rows, merge_rows, split_rows
 
-State = dict[str, Tensor | None]
-Branch = Callable[[State], State]
+State = dict[str, Tensor | None]  # slots by name; streams are tensors, a mask may be None
+Written = dict[str, Tensor]  # what steps, a branch or a site hand on: streams only
+Branch = Callable[[int, State], Written]  # `branch(value, inputs)`
 
 
 class Routes:
@@ -50,10 +51,10 @@ class Routes:
         inputs: State,
         outputs: Sequence[str],
         column: int,
-        run: Callable[[int, State], State],
+        run: Branch,
         flip: bool = False,
         replay: DropoutReplay | None = None,
-    ) -> State:
+    ) -> Written:
         """Run each sample through the branch it chose (`flip`: through the other one).
 
         Args:
@@ -64,7 +65,7 @@ class Routes:
             replay: makes the flipped run draw the dropout masks of the first one.
         """
 
-        def branch(value: int, state: State) -> State:
+        def branch(value: int, state: State) -> Written:
             with replay.draw(value) if replay else nullcontext():
                 return run(value ^ flip, state)
 
@@ -81,6 +82,13 @@ class Routes:
         """The rows where mask (B,) is true, and the routes of the batch made of them."""
         rows = mask.nonzero().squeeze(1)
         return rows, Routes(decisions.detach().index_select(0, rows), training=False)
+
+
+def read_stream(state: State, slot: str) -> Tensor:
+    """A stream (B, T, C) of the state: unlike a mask, it is never None."""
+    x = state[slot]
+    assert x is not None
+    return x
 
 
 def split(state: State, rows: Rows) -> tuple[State, State]:

@@ -20,13 +20,16 @@ Rows = tuple[Tensor, Tensor]
 
 def split_rows(x: Tensor, rows: Rows) -> Rows:
     """x (B, ...) -> the samples in rows[0] and those in rows[1], which together are all."""
-    return _Split.apply(*rows, x)
+    parts: Rows = _Split.apply(*rows, x)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def merge_rows(zero: Tensor, one: Tensor, rows: Rows) -> Tensor:
     """The inverse of `split_rows`."""
     dtype = torch.promote_types(zero.dtype, one.dtype)
-    return _Merge.apply(*rows, zero.to(dtype), one.to(dtype))
+    zero, one = zero.to(dtype), one.to(dtype)
+    merged: Tensor = _Merge.apply(*rows, zero, one)  # type: ignore[no-untyped-call]
+    return merged
 
 
 class _Split(torch.autograd.Function):
@@ -68,7 +71,10 @@ def straight_through(y: Tensor, decisions: Tensor, difference: Tensor) -> Tensor
         decisions: (B, H) of exact 0 / 1, one for each of H equal parts of the channels.
         difference: (B, T, C), one(x) - zero(x); no gradient goes into it.
     """
-    return _StraightThrough.apply(y, decisions, difference)
+    same: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
+        y, decisions, difference
+    )
+    return same
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -104,8 +110,9 @@ def project_by_head(
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         # Autocast does not reach into the backward pass of a function of our own.
         tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
-    flat = _ProjectByHead.apply(rows, *tensors)
-    return flat.unflatten(-1, (len(weights) // 2, -1)).movedim(3, 0).transpose(1, 2)
+    flat: Tensor = _ProjectByHead.apply(rows, *tensors)  # type: ignore[no-untyped-call]
+    by_projection: Tensor = flat.unflatten(-1, (len(weights) // 2, -1))
+    return by_projection.movedim(3, 0).transpose(1, 2)
 
 
 class _ProjectByHead(torch.autograd.Function):
@@ -144,12 +151,11 @@ class _ProjectByHead(torch.autograd.Function):
             for value, chosen in enumerate(both):
                 part = gradient[head].index_select(0, chosen)
                 grad_x.index_add_(0, chosen, part @ weights[value][head])
-                if grads[value] is not None:
+                grad = grads[value]
+                if grad is not None:
                     flat = part.flatten(0, 1)
-                    torch.mm(
-                        flat.T, x.index_select(0, chosen).flatten(0, 1), out=grads[value][0][head]
-                    )
-                    torch.sum(flat, 0, out=grads[value][1][head])
+                    torch.mm(flat.T, x.index_select(0, chosen).flatten(0, 1), out=grad[0][head])
+                    torch.sum(flat, 0, out=grad[1][head])
         apart = [
             [None] * count
             if both is None

@@ -9,16 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.adapt.routes import State
+from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import project_by_head
 
-if TYPE_CHECKING:
-    from common.adapt.routes import Routes
+
+class AttentionModule(Protocol):
+    """What `HeadsStep` uses of a module, ours or another library's."""
+
+    num_attention_heads: int
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    dropout: nn.Dropout
+    training: bool
+
+
+class DenseModule(Protocol):
+    """What `ExpandStep` uses of a module."""
+
+    dense: nn.Linear
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Step:
     position t only. Which steps these are is the business of `live_steps`.
     """
 
+    streams: ClassVar[slice] = slice(None)
     positionwise: ClassVar[slice] = slice(None)
 
     component: str
@@ -46,13 +61,13 @@ class Step:
     def per_head(self) -> bool:
         return isinstance(self, HeadsStep)
 
-    def run(self, layer: nn.Module, state: State) -> State:
+    def run(self, layer: nn.Module, state: State) -> Written:
         """Compute the written slots from the read ones with the weights of `layer`."""
         raise NotImplementedError
 
-    def inputs(self, state: State) -> list[Tensor | None]:
-        """The slots that are read, (B, T, C) or, narrowed, (B, 1, C); masks (B, 1, 1, T)."""
-        values = [state[slot] for slot in self.reads]
+    def inputs(self, state: State) -> list[Tensor]:
+        """The streams that are read, (B, T, C) or, narrowed, (B, 1, C)."""
+        values = [read_stream(state, slot) for slot in self.reads[self.streams]]
         if self.first_only:
             values[self.positionwise] = map(first_position, values[self.positionwise])
         return values
@@ -69,12 +84,13 @@ class Step:
 class HeadsStep(Step):
     """Attention heads up to and without the output projection: reads query, key stream, mask."""
 
+    streams: ClassVar[slice] = slice(2)
     positionwise: ClassVar[slice] = slice(1)
 
-    def run(self, layer: nn.Module, state: State) -> State:
+    def run(self, layer: nn.Module, state: State) -> Written:
         """query (B, T, C), keys (B, S, C), mask (B, 1, 1, S) or None -> context (B, T, C)."""
-        attention = layer.get_submodule(self.module)
-        query, keys, mask = self.inputs(state)
+        attention = self.attention(layer)
+        query, keys = self.inputs(state)
         q, k, v = (
             split_heads(linear(x), attention.num_attention_heads)
             for linear, x in (
@@ -83,7 +99,7 @@ class HeadsStep(Step):
                 (attention.value, keys),
             )
         )
-        return {self.writes[0]: attend(attention, q, k, v, mask)}
+        return {self.writes[0]: attend(attention, q, k, v, self.mask(state))}
 
     def run_routed(
         self,
@@ -92,15 +108,15 @@ class HeadsStep(Step):
         routes: Routes,
         columns: range,
         flip: bool = False,
-    ) -> State:
+    ) -> Written:
         """As `run`, with head h of sample b taken from layers[decision of (b, h)].
 
         Only the projections are routed: a head reads its query, key and value from one branch,
         so the attention itself runs once. layers = (frozen, finetuned); `flip` takes the branch
         that was not chosen.
         """
-        branches = [layer.get_submodule(self.module) for layer in layers]
-        query, keys, mask = self.inputs(state)
+        branches = [self.attention(layer) for layer in layers]
+        query, keys = self.inputs(state)
         if query is keys:
             q, k, v = routed_projection(
                 query, branches, ("query", "key", "value"), routes, columns, flip
@@ -108,14 +124,22 @@ class HeadsStep(Step):
         else:
             (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
             k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
-        return {self.writes[0]: attend(branches[1], q, k, v, mask)}
+        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state))}
+
+    def attention(self, layer: nn.Module) -> AttentionModule:
+        """The layer's module that holds the heads' projections."""
+        return cast(AttentionModule, layer.get_submodule(self.module))
+
+    def mask(self, state: State) -> Tensor | None:
+        """The additive mask of the keys, (B, 1, 1, S), or None."""
+        return state[self.reads[2]]
 
 
 @dataclass(frozen=True)
 class DenseStep(Step):
     """`LayerNorm(residual + dropout(dense(x)))`: reads x and the residual."""
 
-    def run(self, layer: nn.Module, state: State) -> State:
+    def run(self, layer: nn.Module, state: State) -> Written:
         """x (B, T, C'), residual (B, T, C) -> (B, T, C)."""
         module = layer.get_submodule(self.module)
         x, residual = self.inputs(state)
@@ -128,9 +152,9 @@ class ExpandStep(Step):
 
     activation: Callable[[Tensor], Tensor] = F.gelu
 
-    def run(self, layer: nn.Module, state: State) -> State:
+    def run(self, layer: nn.Module, state: State) -> Written:
         """x (B, T, C) -> (B, T, C')."""
-        dense = layer.get_submodule(self.module).dense
+        dense = cast(DenseModule, layer.get_submodule(self.module)).dense
         (x,) = self.inputs(state)
         return {self.writes[0]: self.activation(dense(x))}
 
@@ -142,10 +166,13 @@ def first_position(x: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, T, C) -> (B, H, T, C / H)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    by_head: Tensor = x.unflatten(-1, (heads, -1))
+    return by_head.transpose(1, 2)
 
 
-def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend(
+    attention: AttentionModule, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> Tensor:
     """q (B, H, T, c), k and v (B, H, S, c), additive mask (B, 1, 1, S) -> (B, T, H * c)."""
     dropout = attention.dropout.p if attention.training else 0.0
     if mask is not None:
@@ -156,7 +183,7 @@ def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
 
 def routed_projection(
     x: Tensor,
-    branches: Sequence[nn.Module],
+    branches: Sequence[AttentionModule],
     names: Sequence[str],
     routes: Routes,
     columns: range,
@@ -166,7 +193,7 @@ def routed_projection(
 
     Returns a (B, H, T, c) tensor for each of `names`.
     """
-    linears = [getattr(branch, name) for branch in branches for name in names]
+    linears: list[nn.Linear] = [getattr(branch, name) for branch in branches for name in names]
     rows = [routes.both(column, flip) for column in columns]
     return project_by_head(
         x, rows, [linear.weight for linear in linears], [linear.bias for linear in linears]

@@ -137,14 +137,16 @@ def make_batch(regions: Regions, question: str) -> VQABatch:
 
 def read_decisions(part: Adaptive) -> PairDecisions:
     """What the last forward pass, of one pair, decided."""
-    logits = part.last.logits
+    last = part.last
+    assert last is not None
+    logits = last.logits
     random = isinstance(part.policy, RandomPolicy) and logits is not None
     return PairDecisions(
         part.decision_layers,
         part.decision_components,
         part.decision_names,
         part.live.tolist(),
-        part.last.decisions[0].int().tolist(),
+        last.decisions[0].int().tolist(),
         None if logits is None else logits[0].float().softmax(-1)[:, 1].tolist(),
         (part.strategy.other_word, part.strategy.decision_word),
         "sample" if random else part.options.policy_eval,
@@ -184,7 +186,8 @@ def as_json(answered: Answered) -> dict[str, Any]:
     found = answered.decisions
     decisions = None
     if found is not None:
-        probabilities = found.probabilities or [None] * len(found.names)
+        unknown: list[float | None] = [None] * len(found.names)
+        probabilities = found.probabilities or unknown
         decisions = {
             "policy_eval": found.how,
             "one_means": found.words[1],

@@ -115,19 +115,17 @@ def image_of_file(run: OpenedRun, file: Path) -> AskedImage:
             "scale the picture first"
         )
     found = extract_regions(picture)
-    tensors = {
-        name: torch.from_numpy(getattr(found, name))
-        for name in ("boxes", "object_ids", "attribute_ids")
-    }
     confidence = torch.from_numpy(found.confidence)
     # In half precision, as the store of the training images has them: the same answers.
     regions = Regions(
         str(file),
         *picture.size,
         torch.from_numpy(found.features).half().float(),
+        boxes=torch.from_numpy(found.boxes),
+        object_ids=torch.from_numpy(found.object_ids),
         object_conf=confidence,
+        attribute_ids=torch.from_numpy(found.attribute_ids),
         attribute_conf=confidence,
-        **tensors,
     )
     return AskedImage(str(file), regions, file, picture, _background_notes(picture))
 

@@ -73,7 +73,8 @@ def draw_answer(image: AskedImage, answered: Answered, title: str, nothing: str)
         + ANSWER_ROW * min(MOST_ANSWERS, len(answered.answers))
         + NOTE_ROW * len(notes),
     )
-    table = None if answered.decisions is None else decision_table(answered.decisions)
+    decided = answered.decisions
+    table = None if decided is None else decision_table(decided)
     lower = 0.3 if table is None else _decisions_height(table)
     height = TITLE + upper + lower
     figure = new_figure(height)
@@ -89,10 +90,10 @@ def draw_answer(image: AskedImage, answered: Answered, title: str, nothing: str)
     _draw_image(figure, image, top)
     _draw_ids(figure, image.regions, top - shown - 0.1)
     _draw_answers(figure, answered.answers, question, notes, top)
-    if table is None:
+    if table is None or decided is None:
         figure.text(MARGIN / WIDTH, 0.14 / height, f"decided: {nothing}", fontsize=10)
     else:
-        _draw_decisions(figure, table, answered.decisions, lower)
+        _draw_decisions(figure, table, decided, lower)
     return figure
 
 
@@ -141,7 +142,8 @@ def _draw_image(figure: Figure, image: AskedImage, top: float) -> None:
 
 def _draw_boxes(axes: Axes, boxes: Sequence[Sequence[float]], size: float) -> None:
     """Outlines with numbers in their upper left corners, moved where corners coincide."""
-    step, taken = 0.065 * size, []
+    step = 0.065 * size
+    taken: list[tuple[float, float]] = []
     for number in range(len(boxes), 0, -1):  # the first, most certain ones on top
         x1, y1, x2, y2 = boxes[number - 1]
         colour = BOX_COLOURS[(number - 1) % len(BOX_COLOURS)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES
@@ -129,16 +130,16 @@ def _reference_cases(
     settings: BenchSettings, mode: str, precision: str, quick: bool
 ) -> Iterator[Case]:
     """The standard model, and the cheapest adaptive one with its policy, against the reference."""
-    end = {"precision": precision, "against": "reference"}
-    yield Case(mode, "standard", **end)
+    case = partial(Case, mode, precision=precision, against="reference")
+    yield case("standard")
     if precision != "fp32":
-        yield Case(mode, "reference", **end)
+        yield case("reference")
     for share in settings.shares:
-        yield Case(mode, "SpotTune_Block", DEFAULT_EXECUTOR[mode], share, "small", **end)
+        yield case("SpotTune_Block", DEFAULT_EXECUTOR[mode], share, "small")
     if mode == "train":
-        yield Case(mode, "SpotTune_Block", "sampled", MIDDLE, "small", **end)
+        yield case("SpotTune_Block", "sampled", MIDDLE, "small")
     if not quick:
-        yield Case(mode, "SpotTune_Block", DEFAULT_EXECUTOR[mode], MIDDLE, "published", **end)
+        yield case("SpotTune_Block", DEFAULT_EXECUTOR[mode], MIDDLE, "published")
 
 
 def dropping_cases(share: float, precision: str, quick: bool = False) -> list[Case]:

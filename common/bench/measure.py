@@ -162,8 +162,9 @@ class Bench:
         """The call to be measured: one training step, or one evaluation of the batch."""
         model = self._models[case.strategy].train(case.mode == "train")
         reference = case.strategy == "reference"
-        inputs = self.supplied.reference_inputs if reference else self.supplied.inputs
-        inputs = {k: None if x is None else x.to(self.device) for k, x in inputs.items()}
+        given_inputs = self.supplied.reference_inputs if reference else self.supplied.inputs
+        assert given_inputs is not None
+        inputs = {k: None if x is None else x.to(self.device) for k, x in given_inputs.items()}
         part = adaptive_part(model)
         given = nullcontext() if part is None else self._decide(part, case)
         autocast = torch.autocast(
@@ -196,6 +197,7 @@ class Bench:
         options = part.options
         options.executor = case.executor if case.mode == "train" else options.executor
         options.eval_executor = case.executor if case.mode == "eval" else options.eval_executor
+        assert case.share is not None
         wanted = self.decisions(part, case.share, case.decided)
         if case.policy == "none":
             return part.force(wanted.requires_grad_(case.mode == "train"))
@@ -210,7 +212,7 @@ def measure_group(
     cases: Sequence[Case],
     clock: Clock,
     rounds: int,
-    done: Callable[[Case], None] = lambda case: None,
+    done: Callable[[Case], object] = lambda case: None,
 ) -> dict[Case, dict[str, Any]]:
     """Time every case against its baseline, `rounds` times, interleaved.
 
@@ -245,7 +247,7 @@ def measure_group(
     return records
 
 
-def warm_up(bench: Bench, case: Case, done: Callable[[Case], None] = lambda case: None) -> int:
+def warm_up(bench: Bench, case: Case, done: Callable[[Case], object] = lambda case: None) -> int:
     """Run a case once, untimed; returns the bytes that its forward pass keeps for backward."""
     counter = ActivationBytes(bench.parameters)
     with counter:
@@ -286,7 +288,7 @@ class ActivationBytes(torch.autograd.graph.saved_tensors_hooks):
         self._seen: dict[int, torch.UntypedStorage] = {}
         super().__init__(self._keep, lambda tensor: tensor)
 
-    def __enter__(self) -> ActivationBytes:
+    def __enter__(self) -> ActivationBytes:  # type: ignore[override]  # torch's gives None
         super().__enter__()
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from common.bench.cases import ADAPTIVE, DEFAULT_EXECUTOR, MIDDLE, Case
 from common.bench.dropping import dropping, format_dropping, summary_of_dropping
@@ -97,17 +98,17 @@ def _targets() -> Iterator[Target]:
 
 def _reference_targets(name: str) -> Iterator[Target]:
     """Against the other library's model in fp32, plain finetuning."""
-    end = {"against": "reference"}
-    yield Target(f"evaluation, standard / {name}", Case("eval", "standard", **end), 0.81)
-    yield Target(f"step, standard / {name}", Case("train", "standard", **end), 0.85)
+    case = partial(Case, against="reference")
+    yield Target(f"evaluation, standard / {name}", case("eval", "standard"), 0.81)
+    yield Target(f"step, standard / {name}", case("train", "standard"), 0.85)
     yield Target(
         f"step, SpotTune_Block exact with small policy, 50% finetuned / {name}",
-        Case("train", "SpotTune_Block", "exact", 0.5, "small", **end),
+        case("train", "SpotTune_Block", "exact", 0.5, "small"),
         1.00,
     )
-    low = {"precision": "bf16"} | end
-    yield Target(f"evaluation, standard bf16 / {name} fp32", Case("eval", "standard", **low), 0.42)
-    yield Target(f"step, standard bf16 / {name} fp32", Case("train", "standard", **low), 0.49)
+    low = partial(case, precision="bf16")
+    yield Target(f"evaluation, standard bf16 / {name} fp32", low("eval", "standard"), 0.42)
+    yield Target(f"step, standard bf16 / {name} fp32", low("train", "standard"), 0.49)
 
 
 def targets(reference: str) -> list[Target]:
@@ -330,14 +331,15 @@ def format_summary(file: BenchFile) -> str:
 
 def _against_reference(file: BenchFile) -> str:
     """One sentence on the comparison with the other library."""
-    end = {"against": "reference"}
+    case = partial(Case, against="reference")
     named = (
-        ("plain finetuning", Case("train", "standard", **end)),
+        ("plain finetuning", case("train", "standard")),
         (
             "SpotTune_Block at share 0.5 with its policy network",
-            Case("train", "SpotTune_Block", "exact", 0.5, "small", **end),
+            case("train", "SpotTune_Block", "exact", 0.5, "small"),
         ),
-        ("evaluation", Case("eval", "standard", **end)),
+        ("evaluation", case("eval", "standard")),
     )
-    found = [f"{name} {file.get(case)['ratio']:.2f}" for name, case in named if file.get(case)]
+    records = ((name, file.get(wanted)) for name, wanted in named)
+    found = [f"{name} {record['ratio']:.2f}" for name, record in records if record]
     return f"The same model of `{file.reference}` = 1: {', '.join(found)}." if found else ""

@@ -10,11 +10,13 @@ import string
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.files import text_digest
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_TOKENS = 20
@@ -85,6 +87,10 @@ class Tokenizer:
     def numbers(self, pieces: Sequence[str]) -> list[int]:
         """Places of word pieces in the vocabulary."""
         return self._tokenizer.convert_tokens_to_ids(list(pieces))
+
+    def digest(self) -> dict[str, Any]:
+        """Number of word pieces and a checksum, for a checkpoint to remember."""
+        return {"count": len(self), "sha256": text_digest(self.text())}
 
     def text(self) -> str:
         """The content of `vocab.txt`: one piece a line, in the order of their numbers."""

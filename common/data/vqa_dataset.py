@@ -116,7 +116,9 @@ class VQADataset:
 
     def _encode(self, unknown: str) -> tuple[np.ndarray, Tensor, Tensor]:
         """Targets of all examples, one behind the other: first places, labels and scores."""
-        counts, labels, scores, skipped, questions = [0], [], [], 0, 0
+        labels: list[int] = []
+        scores: list[float] = []
+        counts, skipped, questions = [0], 0, 0
         for example in self.examples:
             encoded = self.vocabulary.encode(example, unknown)
             lost = len(example.answers or {}) - len(encoded)

@@ -4,7 +4,7 @@ from common.experiments.command import main
 from common.experiments.launch import RUN_SCRIPTS, Launcher, RunScript
 from common.experiments.plan import EXPERIMENTS, STRATEGIES, PlannedRun, flags_of, learned_share
 from common.experiments.plots import draw_experiments
-from common.experiments.seeds import run_seeds
+from common.experiments.seeds import SeedRuns, run_seeds
 
 __all__ = [
     "EXPERIMENTS",
@@ -13,6 +13,7 @@ __all__ = [
     "Launcher",
     "PlannedRun",
     "RunScript",
+    "SeedRuns",
     "draw_experiments",
     "flags_of",
     "learned_share",

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -39,16 +40,48 @@ FREE = (
 )
 
 
-def run_seeds(args: argparse.Namespace, words: Sequence[str], script: Path) -> int:
-    """Train with the seeds `args.seed`, `args.seed` + 1, … into `seed_<seed>/` of the output.
+@dataclass(frozen=True)
+class SeedRuns:
+    """Runs that differ in their seed alone.
 
-    Each run is a process of its own, so that its peak memory is its own too. With `--resume`,
+    Attributes:
+        first: seed of the first one; the following ones count on.
+        count: of runs.
+        folder: of all; each has `seed_<seed>/` in it.
+        name: of all.
+        resume, overwrite: go on with the runs in the folder, or start again in their place.
+        flags: of the command line, as texts.
+    """
+
+    first: int
+    count: int
+    folder: Path
+    name: str
+    resume: bool
+    overwrite: bool
+    flags: Mapping[str, str]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The flags that all runs must share."""
+        return {key: value for key, value in self.flags.items() if key not in FREE}
+
+    def folders(self) -> dict[int, Path]:
+        """The folder of each seed."""
+        seeds = range(self.first, self.first + self.count)
+        return {seed: self.folder / f"seed_{seed}" for seed in seeds}
+
+
+def run_seeds(runs: SeedRuns, words: Sequence[str], script: Path) -> int:
+    """Train with the seeds into `seed_<seed>/` of the folder.
+
+    Each run is a process of its own, so that its peak memory is its own too. With `resume`,
     finished seeds are kept and the others go on. At the end the table is printed and written with
     `seeds.json`: mean and sample standard deviation of every figure.
 
     Args:
-        args: the parsed command line, with `seed`, `seeds`, `output`, `resume`, `overwrite`.
-        words: the command line itself.
+        runs: which ones.
+        words: of the command line.
         script: what trains one seed, with the same command line.
 
     Raises:
@@ -61,21 +94,15 @@ def run_seeds(args: argparse.Namespace, words: Sequence[str], script: Path) -> i
             "--seeds does not work under torchrun: give the seeds one by one with "
             "--seed, or start with the run script, which takes several GPUs (0,1)"
         )
-    if getattr(args, "test", None):
-        raise ConfigError(
-            "--seeds is for training; test one of them with --load …/seed_<seed>/BEST"
-        )
-    folders = {
-        seed: args.output / f"seed_{seed}" for seed in range(args.seed, args.seed + args.seeds)
-    }
-    prepare(args)
+    folders = runs.folders()
+    prepare(runs)
     with Launcher() as launcher:
         for place, (seed, folder) in enumerate(folders.items(), 1):
-            if args.resume and (folder / FILE_NAME).exists():
+            if runs.resume and (folder / FILE_NAME).exists():
                 print(f"seed {seed} ({place} of {len(folders)}): kept, {folder} has a result")
                 continue
             print(f"seed {seed} ({place} of {len(folders)}): {folder}", flush=True)
-            command = [sys.executable, str(script), *seed_words(args, words, seed, folder)]
+            command = [sys.executable, str(script), *seed_words(runs, words, seed, folder)]
             if status := launcher.run(command, Path.cwd()):
                 raise ConfigError(
                     f"training with seed {seed} failed with exit status {status}; "
@@ -91,13 +118,11 @@ def run_seeds(args: argparse.Namespace, words: Sequence[str], script: Path) -> i
             "--max-steps"
         )
         return 0
-    print(summarise_seeds([load_result(folder) for folder in folders.values()], args.output))
+    print(summarise_seeds([load_result(folder) for folder in folders.values()], runs.folder))
     return 0
 
 
-def seed_words(
-    args: argparse.Namespace, words: Sequence[str], seed: int, folder: Path
-) -> list[str]:
+def seed_words(runs: SeedRuns, words: Sequence[str], seed: int, folder: Path) -> list[str]:
     """The command line that trains one seed: the same one with other values at its end."""
     remover = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     remover.add_argument("--seeds")
@@ -105,30 +130,29 @@ def seed_words(
         *("--resume"[:length] for length in range(5, 9)), action="store_true", dest="resume"
     )
     kept = remover.parse_known_args(list(words))[1]
-    if args.resume and (folder / f"{SnapshotNames().last}.safetensors").exists():
+    if runs.resume and (folder / f"{SnapshotNames().last}.safetensors").exists():
         kept.append("--resume")
-    name = f"{args.version or args.output.name}/{folder.name}"
+    name = f"{runs.name}/{folder.name}"
     return [*kept, "--seed", str(seed), "--output", str(folder), "--version", name]
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(runs: SeedRuns) -> None:
     """Check or clear the folder, and note the settings that all seeds share.
 
     Raises:
-        ConfigError: it holds runs and neither `--resume` nor `--overwrite` was given, or
-            `--resume` was and there is nothing to go on with, or its settings are others.
+        ConfigError: it holds runs and neither `resume` nor `overwrite` is set, or `resume` is and
+            there is nothing to go on with, or its settings are others.
     """
-    settings = {key: str(value) for key, value in vars(args).items() if key not in FREE}
-    path = args.output / SETTINGS
-    if args.resume:
+    path = runs.folder / SETTINGS
+    if runs.resume:
         if not path.exists():
             raise ConfigError(f"nothing to resume: {path} does not exist; start without --resume")
-        check_settings(read_json(path), settings, path)
+        check_settings(read_json(path), runs.settings, path)
         return
-    earlier = [args.output, *sorted(args.output.glob("seed_*"))]
+    earlier = [runs.folder, *sorted(runs.folder.glob("seed_*"))]
     for folder in earlier:
-        check_unused(folder, args.overwrite)
-        if (folder / FILE_NAME).exists() and not args.overwrite:
+        check_unused(folder, runs.overwrite)
+        if (folder / FILE_NAME).exists() and not runs.overwrite:
             raise ConfigError(
                 f"{folder / FILE_NAME} exists: add --resume to go on, --overwrite "
                 "to start again, or choose another name"
@@ -136,8 +160,8 @@ def prepare(args: argparse.Namespace) -> None:
     for folder in earlier:
         remove_run(folder, SnapshotNames())
     for name in (SUMMARY, TABLE):
-        (args.output / name).unlink(missing_ok=True)
-    write_json(path, settings, indent=1)
+        (runs.folder / name).unlink(missing_ok=True)
+    write_json(path, runs.settings, indent=1)
 
 
 def check_settings(before: dict[str, str], now: dict[str, str], path: Path) -> None:

@@ -219,7 +219,7 @@ class RegionFeatures:
     def _rows(self, image_ids: Sequence[str]) -> np.ndarray:
         positions, found = self._find(image_ids)
         if not found.all():
-            absent = [image_ids[i] for i in np.flatnonzero(~found)]
+            absent = [image_ids[i] for i in np.flatnonzero(~found).tolist()]
             raise DataError(
                 f"{self.path}: no record of image {absent[0]!r} ({len(absent)} of "
                 f"{len(image_ids)} asked for are missing; the store has {len(self)} images): "

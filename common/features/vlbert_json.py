@@ -82,7 +82,9 @@ def read_record(files: Files, name: str, width: int | None = None) -> JsonRecord
     count = _whole(where, record, "num_boxes")
     if count < 1:
         raise DataError(f"{where}: field 'num_boxes': {count}: expected one at least")
-    sizes = [_whole(where, record, key) if key in record else 0 for key in ("image_w", "image_h")]
+    image_w, image_h = (
+        _whole(where, record, key) if key in record else 0 for key in ("image_w", "image_h")
+    )
     boxes = _numbers(where, record, "boxes", count, 4)
     features = _numbers(where, record, "features", count, width)
     whole = probabilities = None
@@ -95,7 +97,9 @@ def read_record(files: Files, name: str, width: int | None = None) -> JsonRecord
             f"{where}: boxes or features hold values that are not finite: the file is "
             "damaged; fetch it again"
         )
-    return JsonRecord(name.removesuffix(SUFFIX), *sizes, boxes, features, whole, probabilities)
+    return JsonRecord(
+        name.removesuffix(SUFFIX), image_w, image_h, boxes, features, whole, probabilities
+    )
 
 
 def _whole(where: str, record: dict[str, Any], key: str) -> int:
@@ -325,8 +329,10 @@ class JsonFeatures:
             sizes=torch.tensor([[r.width, r.height] for r in rows], dtype=torch.float32),
             image_features=torch.stack([r.whole_image() for r in rows]),
         )
-        if classes and all(r.classes is not None for r in rows):
-            batch.class_probabilities = _pad([r.classes[:max_regions] for r in rows])
+        if classes:
+            known = [r.classes[:max_regions] for r in rows if r.classes is not None]
+            if len(known) == len(rows):
+                batch.class_probabilities = _pad(known)
         return batch
 
 

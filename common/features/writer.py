@@ -123,7 +123,10 @@ class RegionFeatureWriter:
         self._ids: dict[str, tuple[int, int, int]] = {}
         self.partial.mkdir(parents=True, exist_ok=True)
         self._check_spec()
-        kinds = {"features": (dtype, (width,)), "boxes": ("float32", (4,))}
+        kinds: dict[str, tuple[str, tuple[int, ...]]] = {
+            "features": (dtype, (width,)),
+            "boxes": ("float32", (4,)),
+        }
         kinds |= {name: (OPTIONAL[name], ()) for name in self.optional}
         if classes is not None:
             kinds[CLASSES] = (OPTIONAL[CLASSES], (classes,))
@@ -282,8 +285,8 @@ class RegionFeatureWriter:
         if not self._ids:
             raise DataError(f"{self.partial}: no image was written: nothing to finish")
         counts = np.array([r[0] for r in self._ids.values()], dtype=np.int64)
-        for name, file in self._row_files().items():
-            file.finish(len(self) if name == IMAGES else int(counts.sum()))
+        for name, rows in self._row_files().items():
+            rows.finish(len(self) if name == IMAGES else int(counts.sum()))
         self.close()
         with open(self.partial / "index.npz", "wb") as file:
             np.savez(

@@ -11,7 +11,8 @@ from common.modules.layers import (
     find_activation,
     init_bert_weights,
 )
-from common.modules.losses import IGNORED, full_precision, labelled_cross_entropy, precise
+from common.modules.losses import IGNORED, labelled_cross_entropy, precise
+from common.modules.masks import additive_mask
 
 __all__ = [
     "IGNORED",
@@ -24,8 +25,8 @@ __all__ = [
     "Pooler",
     "SelfAttention",
     "WordPrediction",
+    "additive_mask",
     "find_activation",
-    "full_precision",
     "init_bert_weights",
     "labelled_cross_entropy",
     "precise",

@@ -22,7 +22,8 @@ class HeadTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) -> (…, C)."""
-        return self.LayerNorm(self._activation(self.dense(x)))
+        normalised: Tensor = self.LayerNorm(self._activation(self.dense(x)))
+        return normalised
 
 
 class WordPrediction(nn.Module):
@@ -40,7 +41,8 @@ class WordPrediction(nn.Module):
 
     def forward(self, lang: Tensor) -> Tensor:
         """(…, C) -> (…, V)."""
-        return self.decoder(self.transform(lang)) + self.bias
+        logits: Tensor = self.decoder(self.transform(lang)) + self.bias
+        return logits
 
 
 class Pooler(nn.Module):

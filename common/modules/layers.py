@@ -63,7 +63,8 @@ class DenseResidual(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """x (B, T, inputs), residual (B, T, outputs) -> (B, T, outputs)."""
-        return self.LayerNorm(residual + self.dropout(self.dense(x)))
+        normalised: Tensor = self.LayerNorm(residual + self.dropout(self.dense(x)))
+        return normalised
 
 
 class Intermediate(nn.Module):

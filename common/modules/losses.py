@@ -27,8 +27,3 @@ def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         precise(logits.flatten(0, -2)), flat, ignore_index=IGNORED, reduction="sum"
     )
     return loss / (flat != IGNORED).sum().clamp(min=1)
-
-
-def full_precision(loss: Tensor) -> Tensor:
-    """In float32 at least."""
-    return loss.to(torch.promote_types(loss.dtype, torch.float32))

@@ -8,8 +8,19 @@ from common.results.decision_grid import (
     make_panels,
     stream_of,
 )
-from common.results.decision_plots import draw_panels, numbers_fit, panels_height, plot_decisions
-from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
+from common.results.decision_plots import (
+    draw_decisions,
+    draw_panels,
+    numbers_fit,
+    panels_height,
+    plot_decisions,
+)
+from common.results.decision_trends import (
+    draw_decision_history,
+    draw_decisions_by_type,
+    plot_decision_history,
+    plot_decisions_by_type,
+)
 from common.results.files import (
     FILE_NAME,
     Result,
@@ -65,6 +76,9 @@ __all__ = [
     "dead_patch",
     "decides_layers",
     "draw_comparison",
+    "draw_decision_history",
+    "draw_decisions",
+    "draw_decisions_by_type",
     "draw_panels",
     "find_results",
     "format_markdown",

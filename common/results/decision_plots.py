@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -115,7 +116,9 @@ def _draw_bars(result: Result, decisions: dict[str, Any], title: str) -> Figure:
     axes.grid(axis="y", visible=True)
     axes.set_title(title, loc="left", pad=10)
     titles = {panel.stream: panel.title for panel in make_panels(decisions)}
-    handles = [Patch(color=stream_colour(s, streams), label=titles[s]) for s in streams]
+    handles: list[Artist] = [
+        Patch(color=stream_colour(s, streams), label=titles[s]) for s in streams
+    ]
     handles += [*axes.get_lines(), *([] if all(live) else [dead_patch()])]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), borderaxespad=0.2)
     return figure

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -78,11 +80,14 @@ def draw_decisions_by_type(result: Result) -> Figure:
     _grouped_bars(axes, per_layer, result, "layer, in order of execution")
     what = f"share of {questions(decisions.get('count'))} by type{_largest_gap(decisions, types)}"
     axes.set_title(run_title(result, what), loc="left", pad=8)
-    handles = axes.containers
+    handles: list[Artist | Container] = [*axes.containers]
     labels = [f"{kind}: {count:,} questions" for kind, count in counts.items()]
     if None in next(iter(per_layer.values())).values():
-        handles, labels = [*handles, dead_patch()], [*labels, dead_patch().get_label()]
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), borderaxespad=0.2)
+        handles, labels = [*handles, dead_patch()], [*labels, str(dead_patch().get_label())]
+    # A container of bars is a handle too, though no Artist.
+    figure.legend(  # type: ignore[call-overload]
+        handles, labels, loc="lower center", ncols=len(labels), borderaxespad=0.2
+    )
     return figure
 
 
@@ -92,7 +97,7 @@ def _grouped_bars(axes: Axes, means: dict[str, Means], result: Result, label: st
     width = 0.84 / len(means)
     places = np.arange(len(names))
     for number, (kind, shares) in enumerate(means.items()):
-        heights = [0.0 if shares[name] is None else shares[name] for name in names]
+        heights = [shares[name] or 0.0 for name in names]
         axes.bar(
             places + (number - (len(means) - 1) / 2) * width,
             heights,
@@ -217,7 +222,7 @@ def _history_map(
     )
     axes.set_yticks(range(len(layers)), layers, fontsize=7 if len(layers) > 12 else 8)
     step = max(1, len(numbers) // 8)
-    axes.set_xticks(range(0, len(numbers), step), numbers[::step])
+    axes.set_xticks(range(0, len(numbers), step), [str(number) for number in numbers[::step]])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="epoch", ylabel="")
@@ -238,7 +243,7 @@ def _history_lines(
         if by_layer[0][layer] is not None:
             axes.plot(
                 numbers,
-                [column[layer] for column in by_layer],
+                np.array([column[layer] for column in by_layer], dtype=float),
                 linewidth=0.8,
                 alpha=0.35,
                 color=stream_colour(stream_of(layer), streams),
@@ -247,7 +252,7 @@ def _history_lines(
         if by_stream[0][panel.stream] is not None:
             axes.plot(
                 numbers,
-                [column[panel.stream] for column in by_stream],
+                np.array([column[panel.stream] for column in by_stream], dtype=float),
                 marker="o",
                 markersize=4,
                 linewidth=2,

@@ -213,7 +213,8 @@ def read_results(roots: Sequence[Path | str]) -> tuple[list[Result], list[str]]:
             raise DataError(f"{root}: no such folder; give folders that hold runs")
         for path in [root] if root.is_file() else _walk(root):
             paths.setdefault(path.resolve(), path)
-    results, problems = [], []
+    results: list[Result] = []
+    problems: list[str] = []
     for path in paths.values():
         try:
             result = load_result(path)
@@ -275,7 +276,7 @@ def _section_key(result: Result) -> tuple[str, str, str, str]:
 
 def group_results(results: Iterable[Result]) -> list[Section]:
     """Sections of comparable runs, each with one group per strategy, policy and variant."""
-    sections: dict[tuple[str, ...], dict[GroupKey, list[Result]]] = {}
+    sections: dict[tuple[str, str, str, str], dict[GroupKey, list[Result]]] = {}
     for result in sort_results(results):
         groups = sections.setdefault(_section_key(result), {})
         key = result["strategy"], result.get("policy"), result.get("variant")

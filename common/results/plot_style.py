@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, BinaryIO, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeVar
 
 from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,6 +20,9 @@ from matplotlib.patches import Patch
 from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
 from common.results.files import Result, backbone_title
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,7 +53,7 @@ STRATEGY_COLOURS = {
     "BlockReplace": "#d55e00",
 }
 TYPE_COLOURS = {"yes/no": "#882255", "number": "#44aa99", "other": "#c9a227"}
-RC = {
+RC: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,

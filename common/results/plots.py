@@ -7,7 +7,7 @@ open binary file; the matching `draw_…` returns the figure. No pyplot, so noth
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +19,10 @@ from common.errors import DataError
 from common.results.files import BASELINES, Result, RunGroup, Section, group_results, lookup
 from common.results.plot_style import STRATEGY_COLOURS, Target, new_figure, run_title, save, styled
 
-BASELINE_STYLES = {"majority": ":", "question_only": "--"}
+if TYPE_CHECKING:
+    from matplotlib.typing import LineStyleType
+
+BASELINE_STYLES: dict[str, LineStyleType] = {"majority": ":", "question_only": "--"}
 
 
 def plot_training(result: Result, path: Target) -> None:

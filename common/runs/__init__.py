@@ -5,22 +5,30 @@ from common.runs.backbones import (
     BenchModel,
     BenchSettings,
     Exporting,
-    OpenedModel,
     OpenedRun,
     find_backbone,
 )
-from common.runs.opened_run import check_training_questions, open_run, run_arguments, save_answers
+from common.runs.opened_run import (
+    find_exporting,
+    open_run,
+    options_of,
+    save_answers,
+    training_questions,
+)
+from common.runs.strategy_record import KEY, StrategyRecord
 
 __all__ = [
+    "KEY",
     "Backbone",
     "BenchModel",
     "BenchSettings",
     "Exporting",
-    "OpenedModel",
     "OpenedRun",
-    "check_training_questions",
+    "StrategyRecord",
     "find_backbone",
+    "find_exporting",
     "open_run",
-    "run_arguments",
+    "options_of",
     "save_answers",
+    "training_questions",
 ]

@@ -20,22 +20,8 @@ from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import CheckpointError, ConfigError
 
+MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
 GROUP = "adaptive_finetuning.backbones"
-
-
-@dataclass(frozen=True)
-class OpenedModel:
-    """A finetuned VQA model that was rebuilt from its checkpoint.
-
-    Attributes:
-        model: `model(**make_inputs(batch))` gives the logits (B, A) of its answers.
-        make_inputs: turns a batch of a VQA data set into the model's inputs.
-        tokenizer: of the questions.
-    """
-
-    model: nn.Module
-    make_inputs: Callable[[VQABatch], dict[str, Tensor | None]]
-    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,15 +29,15 @@ class Exporting:
     """What `common.export` needs of a backbone, whose models keep their sizes in `config`.
 
     Attributes:
-        training_questions: those that a run was finetuned on: `training_questions(run, folder of
-            VQA v2's files or None)`.
+        training_questions: those that a run was finetuned on, with the folder where they are:
+            `training_questions(run, folder of VQA v2's files or None)`.
         open_snapshot: the model of a pretraining snapshot: `open_snapshot(file, its meta)`.
         usage: the command that tests an exported `{model}` on a `{dataset}`.
         save_transformers: writes a plain model as a folder of `transformers`: `save(model, folder,
             content of vocab.txt, answers, record)`; None where that library has no such model.
     """
 
-    training_questions: Callable[[OpenedRun, Path | None], VQADataset]
+    training_questions: Callable[[OpenedRun, Path | None], tuple[VQADataset, Path]]
     open_snapshot: Callable[[Path, dict[str, Any]], nn.Module]
     usage: str
     save_transformers: (
@@ -65,15 +51,18 @@ class Backbone:
 
     Attributes:
         name: `lxmert`, `vlbert`, `vilbert`.
-        open_run: rebuilds a finetuned VQA model: `open_run(checkpoint file, its meta)`; None where
-            there are no runs yet.
+        make_model: the finetuned VQA model of a checkpoint, not adapted and without weights, from
+            the checkpoint's meta; ConfigError where this model cannot be opened.
+        make_inputs: what turns a batch of a VQA data set into the model's inputs, from the
+            tokenizer of the questions and the checkpoint's meta.
         exporting: what is needed to export its runs as plain models; None where there are none.
         parity: {kind of golden case: `run(config, weights, inputs, wanted) -> tensors`}.
         bench: what `common.bench` measures, or None.
     """
 
     name: str
-    open_run: Callable[[Path, dict[str, Any]], OpenedModel] | None = None
+    make_model: Callable[[dict[str, Any]], nn.Module]
+    make_inputs: Callable[[Tokenizer, dict[str, Any]], MakeInputs]
     exporting: Exporting | None = None
     parity: Mapping[
         str,
@@ -119,7 +108,7 @@ class OpenedRun:
     meta: dict[str, Any]
     result: dict[str, Any] | None
     model: nn.Module
-    make_inputs: Callable[[VQABatch], dict[str, Tensor | None]]
+    make_inputs: MakeInputs
     tokenizer: Tokenizer
     answers: list[str]
 

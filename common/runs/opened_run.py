@@ -9,23 +9,26 @@ Everything comes from the run's folder, so that no data set has to be at hand; o
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.data.annotations import answer_digest
 from common.data.datasets import resolve_dataset
+from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQADataset, question_digest
-from common.errors import CheckpointError, DataError
+from common.errors import CheckpointError, ConfigError, DataError
 from common.files import read_json, write_json
-from common.runs.backbones import OpenedRun, dataset_name, find_backbone
-from common.training.checkpoint import load_meta
+from common.runs.backbones import Exporting, OpenedRun, dataset_name, find_backbone
+from common.runs.strategy_record import StrategyRecord
+from common.training.checkpoint import check_compatible, load_meta
 from common.training.run_folder import SnapshotNames
+from common.training.weights import load_into, load_weights
 
+Options = TypeVar("Options")
 ANSWERS = "answers.json"
 
 
@@ -39,6 +42,7 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
     Raises:
         CheckpointError: no run in the folder, no best checkpoint yet, one of another task, or
             answers or a vocabulary that are not those of the checkpoint.
+        ConfigError: no vocabulary in the folder, or a model that cannot be opened.
         DataError: the answers are not in the folder, and the data set is not there either.
     """
     folder = Path(folder)
@@ -50,20 +54,25 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
             f"run of this code (its task is {meta.get('task')!r})"
         )
     backbone = find_backbone(meta["backbone"])
-    if backbone.open_run is None:
-        raise CheckpointError(f"{checkpoint}: this version cannot open runs of {backbone.name}")
     answers = find_answers(folder, meta, data_root)
-    opened = backbone.open_run(checkpoint, meta)
-    opened.model.eval()
+    tokenizer = Tokenizer(folder)
+    check_compatible(meta, {"vocabulary": tokenizer.digest()}, checkpoint)
+    try:
+        model = backbone.make_model(meta)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint}: {error}") from None
+    StrategyRecord.from_meta(meta).adapt(model)
+    load_into(model, load_weights(checkpoint), what=str(checkpoint))
+    model.eval()
     result = folder / "result.json"
     return OpenedRun(
         folder,
         checkpoint,
         meta,
         read_json(result) if result.exists() else None,
-        opened.model,
-        opened.make_inputs,
-        opened.tokenizer,
+        model,
+        backbone.make_inputs(tokenizer, meta),
+        tokenizer,
         answers,
     )
 
@@ -101,10 +110,8 @@ def save_answers(folder: Path, answers: list[str]) -> None:
     write_json(folder / ANSWERS, answers)
 
 
-def run_arguments(
-    run: OpenedRun, parse: Callable[[Sequence[str]], argparse.Namespace]
-) -> argparse.Namespace:
-    """The command line of a finished run, parsed again by its backbone's parser.
+def options_of(run: OpenedRun, parse: Callable[[Sequence[str]], Options]) -> Options:
+    """The options of a finished run: its command line, parsed again by its backbone.
 
     Raises:
         DataError: the run has no result yet, or this version does not understand its command.
@@ -123,17 +130,22 @@ def run_arguments(
         ) from None
 
 
-def check_training_questions(run: OpenedRun, data: VQADataset, folder: Path) -> None:
-    """Make sure that questions found again are those that a run was finetuned on.
+def training_questions(run: OpenedRun, data_root: Path | None = None) -> VQADataset:
+    """The questions that a run was finetuned on, found again.
 
     Args:
-        run: the run.
-        data: the questions.
-        folder: where they are from, for the message.
+        run: finished.
+        data_root: folder of the data's files; default: where the run had them.
 
     Raises:
-        DataError: they are others.
+        DataError: the run has no result yet, or these are not the questions that it was
+            finetuned on.
+        CheckpointError: the features are not those that it was finetuned on.
     """
+    data, folder = find_exporting(run.meta["backbone"], run.folder).training_questions(
+        run, data_root
+    )
+    check_compatible(run.meta, {"features": data.features.described()}, run.checkpoint)
     expected, found = run.meta["training"]["questions"], question_digest(data)
     if found != expected:
         raise DataError(
@@ -141,6 +153,19 @@ def check_training_questions(run: OpenedRun, data: VQADataset, folder: Path) -> 
             f"are not the {expected['count']} that {run.folder} was finetuned on; give "
             "the folder of the data that it was finetuned on with --data"
         )
+    return data
+
+
+def find_exporting(backbone: str, path: Path) -> Exporting:
+    """What is needed to export the models of a backbone, such as the one at `path`.
+
+    Raises:
+        ConfigError: they cannot be exported.
+    """
+    exporting = find_backbone(backbone).exporting
+    if exporting is None:
+        raise ConfigError(f"{path}: this version cannot export models of {backbone}")
+    return exporting
 
 
 def find_answers(folder: Path, meta: dict[str, Any], data_root: Path | None = None) -> list[str]:

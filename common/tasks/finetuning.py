@@ -5,11 +5,10 @@ Shape legend: D decisions.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +24,28 @@ from common.adapt.adapting import (
 from common.adapt.encoder import Adaptive
 from common.adapt.families import find_encoder
 from common.adapt.strategies import Strategy
+from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQADataset, question_digest
 from common.data.vqa_metric import majority_answer_baseline, question_only_baseline
 from common.errors import ConfigError
-from common.files import write_json
+from common.files import write_bytes, write_json
 from common.results.decision_plots import plot_decisions
 from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
 from common.results.plots import plot_training
 from common.results.report import write_run_report
+from common.runs.opened_run import save_answers
+from common.tasks.options import FinetuneOptions
 from common.tasks.vqa import Evaluation, VQATask
 from common.training.batch_order import BatchOrder
 from common.training.checkpoint import load_checkpoint, save_checkpoint
-from common.training.loop import EpochRecord, LoopOptions, Trainer
+from common.training.loop import Trainer
 from common.training.optim import OptimizerWithSchedule, make_optimizer
-from common.training.options import loop_options
 from common.training.run_folder import SnapshotNames
 from common.training.runtime import Runtime, peak_memory, versions
 from common.training.tracking import Tracker
 from common.training.weights import load_into
 
 Optimizers = tuple[OptimizerWithSchedule, OptimizerWithSchedule | None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of a finetuning run.
-
-    Attributes:
-        batch_size, epochs, optim, lr, warmup, weight_decay, clip: of the model; `warmup` is a share
-            of all steps, `clip` the largest gradient norm.
-        policy_lr: of the policy network.
-        eval_batch_size: samples per batch in evaluation.
-    """
-
-    batch_size: int
-    epochs: int
-    optim: str
-    lr: float
-    warmup: float
-    weight_decay: float
-    clip: float
-    policy_lr: float
-    eval_batch_size: int
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} {getattr(self, name)}: give a whole number of at least 1"
-                )
-        if not self.clip >= 0:
-            raise ConfigError(f"clip {self.clip}: give a number of at least 0 (0 = none)")
 
 
 @dataclass
@@ -87,20 +57,19 @@ class Run:
         task: training and held-out questions.
         val: the questions that are reported.
         strategy: of the model.
-        recipe: hyper-parameters.
-        args: the command line, with the options of `common.training.options`.
+        options: how to train, decide and report.
         out_dir: folder of the run.
         runtime, tracker: device and precision; log and curves.
         identity: backbone, task, dataset, strategy, policy, size, seed: the head of result.json;
             and `variant`, where the model is not as its size says.
         meta: what checkpoints of this run must agree on.
         command: as it was typed.
-        prepare: called once the folder may be written to (after the check for an earlier run).
+        tokenizer: its vocabulary is kept in the folder, with the answers.
+        keep: keeps more there; called after the check for an earlier run.
         names: of the checkpoints.
         optimizers: makes the optimisers of the model and the policy from the run and the number of
             updates; default `make_optimizers`.
         epoch_lines: what is logged after an epoch, from its record; default `epoch_lines`.
-        log_every: steps between two points of the curves.
         warnings: put into result.json.
         start: when the run began, seconds of `time.perf_counter`.
     """
@@ -109,26 +78,26 @@ class Run:
     task: VQATask
     val: VQADataset
     strategy: Strategy
-    recipe: Recipe
-    args: argparse.Namespace
+    options: FinetuneOptions
     out_dir: Path
     runtime: Runtime
     tracker: Tracker
     identity: dict[str, Any]
     meta: dict[str, Any]
     command: str
-    prepare: Callable[[], None] | None = None
+    tokenizer: Tokenizer
+    keep: Callable[[], None] = field(default=lambda: None)
     names: SnapshotNames = field(default_factory=SnapshotNames)
     optimizers: Callable[[Run, int], Optimizers] | None = None
     epoch_lines: Callable[[dict[str, Any]], str] | None = None
-    log_every: int = 50
     warnings: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
 
 def make_optimizers(run: Run, total_steps: int) -> Optimizers:
     """The optimiser of the model and, where there is a policy, its own."""
-    groups, recipe = parameter_groups(run.model), run.recipe
+    groups, options = parameter_groups(run.model), run.options
+    recipe = options.recipe
     main = make_optimizer(
         recipe.optim,
         groups["trainable"],
@@ -139,9 +108,9 @@ def make_optimizers(run: Run, total_steps: int) -> Optimizers:
     )
     if not groups["policy"]:
         return main, None
-    schedule = run.args.policy_schedule
+    schedule = options.policy_schedule
     policy = make_optimizer(
-        run.args.policy_optim,
+        options.policy_optim,
         groups["policy"],
         recipe.policy_lr,
         total_steps,
@@ -151,16 +120,17 @@ def make_optimizers(run: Run, total_steps: int) -> Optimizers:
     return main, policy
 
 
-def training_settings(run: Run, options: LoopOptions) -> dict[str, Any]:
+def training_settings(run: Run) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes, beside the model."""
     free = ("eval_batch_size", "workers", "log_every", "save_every", "max_steps", "progress")
-    settings = vars(run.recipe) | asdict(options)
+    options = run.options
+    settings = vars(options.recipe) | asdict(options.loop)
     part = adaptive_part(run.model)
     adaptive = asdict(part.options) if part is not None else {}
     adaptive |= {
-        "temperature": run.args.temperature,
-        "initial_share": run.args.policy_init,
-        "policy_eval": run.args.policy_eval,
+        "temperature": options.adaptive.temperature,
+        "initial_share": options.initial_share,
+        "policy_eval": options.adaptive.policy_eval,
     }
     return {
         "dataset": run.identity["dataset"],
@@ -174,22 +144,17 @@ def training_settings(run: Run, options: LoopOptions) -> dict[str, Any]:
 
 def finetune(run: Run) -> dict[str, Any]:
     """Train, take the best epoch, evaluate, and write result.json, plots and report."""
-    order = BatchOrder(len(run.task), run.recipe.batch_size, run.args.seed)
-    options = replace(
-        loop_options(
-            run.args, run.recipe.epochs, run.recipe.batch_size, run.recipe.clip, run.args.workers
-        ),
-        log_every=run.log_every,
-    )
-    main, policy = (run.optimizers or make_optimizers)(run, order.steps * run.recipe.epochs)
-    meta = run.meta | {"training": training_settings(run, options)}
+    options, loop = run.options, run.options.loop
+    order = BatchOrder(len(run.task), loop.batch_size, loop.seed)
+    main, policy = (run.optimizers or make_optimizers)(run, order.steps * loop.epochs)
+    meta = run.meta | {"training": training_settings(run)}
     trainer = Trainer(
         run.model,
         run.task,
         main,
         policy,
         run.runtime,
-        options,
+        loop,
         run.out_dir,
         run.tracker,
         meta,
@@ -198,13 +163,15 @@ def finetune(run: Run) -> dict[str, Any]:
     part = adaptive_part(run.model)
     if part is not None and part.options.policy_eval == "global":
         part.options.policy_eval = "argmax"  # until the best epoch is known, see fix_global_policy
-    if run.args.global_k is not None:
-        check_global_k(part, run.args.global_k)
-    trainer.begin(run.args.resume, run.args.overwrite)
-    if run.prepare is not None and run.runtime.world.main:
-        run.prepare()
+    if options.global_k is not None:
+        check_global_k(part, options.global_k)
+    trainer.begin(options.resume, options.overwrite)
+    if run.runtime.world.main:
+        write_bytes(run.out_dir / "vocab.txt", run.tokenizer.text().encode())
+        save_answers(run.out_dir, list(run.val.vocabulary.answers))
+        run.keep()
     trainer.fit(lambda record: _after_epoch(run, record, trainer.step))
-    if trainer.epoch < options.epochs:
+    if trainer.epoch < loop.epochs:
         run.tracker.log(
             f"stopped after {trainer.step} of {trainer.total_steps} steps; go on with "
             "--resume and without --max-steps"
@@ -224,10 +191,9 @@ def epoch_lines(values: dict[str, Any]) -> str:
     )
 
 
-def _after_epoch(run: Run, record: EpochRecord, step: int) -> None:
-    values = record.values
+def _after_epoch(run: Run, values: dict[str, Any], step: int) -> None:
     run.tracker.log((run.epoch_lines or epoch_lines)(values))
-    if values.get("decisions") is None or run.args.no_plots or not run.runtime.world.main:
+    if values.get("decisions") is None or not run.options.plots or not run.runtime.world.main:
         return
     partial = run.identity | {
         "decisions": decision_table(
@@ -265,7 +231,7 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     run.runtime.world.barrier()  # until the first process has saved everything
     state, _ = load_checkpoint(run.out_dir / "BEST.safetensors")
     load_into(run.model, state["model"], what="BEST")
-    if run.strategy.adaptive and run.args.policy_eval == "global":
+    if run.strategy.adaptive and run.options.adaptive.policy_eval == "global":
         fix_global_policy(run)
     val = run.task.evaluate(run.model, run.val, "validation")
     train = run.task.evaluate(run.model, run.task.train, "training questions")
@@ -273,7 +239,7 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     if not run.runtime.world.main:
         return result
     write_json(run.out_dir / "result.json", result, indent=1)
-    if not run.args.no_plots:
+    if run.options.plots:
         draw(result, run.out_dir)
     return result
 
@@ -304,7 +270,7 @@ def fix_global_policy(run: Run) -> None:
     """
     part = adaptive_part(run.model)
     counts = run.task.evaluate(run.model, run.task.train, "global policy").decisions
-    set_global_decisions(part, torch.tensor(counts.share), run.args.global_k)
+    set_global_decisions(part, torch.tensor(counts.share), run.options.global_k)
     part.options.policy_eval = "global"
     if run.runtime.world.main:
         path = run.out_dir / "BEST.safetensors"
@@ -325,7 +291,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
             run.model, val.decisions.share, val.decisions.count, val.decisions.share_by_type()
         )
     # With `global`, all samples share their decisions because the user wants it.
-    chosen = None if run.args.policy_eval == "global" else decisions
+    chosen = None if run.options.adaptive.policy_eval == "global" else decisions
     warnings = run.warnings + find_problems(val, chosen, baselines)
     for warning in warnings:
         run.tracker.log(f"warning: {warning}")
@@ -345,17 +311,17 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "baselines": baselines,
         "parameters": parameter_counts(run.model),
         "decisions": decisions,
-        "policy_eval": run.args.policy_eval if run.strategy.adaptive else None,
+        "policy_eval": run.options.adaptive.policy_eval if run.strategy.adaptive else None,
         "time": {
             "train_step_s": statistics.median(seconds),
             "eval_sample_s": val.seconds_per_sample,
             "total_s": trainer.earlier_seconds + time.perf_counter() - run.start,
         },
         "memory": trainer.peak_memory or peak_memory(),
-        "recipe": vars(run.recipe),
-        "selection": f"{100 * run.args.holdout:g} % of the training images held out "
+        "recipe": vars(run.options.recipe),
+        "selection": f"{100 * run.options.holdout:g} % of the training images held out "
         f"({len(run.task.heldout)} questions)"
-        + (", decisions by argmax" if run.args.policy_eval == "global" else ""),
+        + (", decisions by argmax" if run.options.adaptive.policy_eval == "global" else ""),
         "best_epoch": trainer.best_epoch,
         "epochs": trainer.history,
         "warnings": warnings,
@@ -364,7 +330,8 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
 
 def variants(run: Run) -> list[str]:
     """What sets a run apart from others with its strategy and policy, in a word or two each."""
-    args, found = run.args, []
+    options, found = run.options, []
+    budget = options.loop.budget
     layers = find_encoder(run.model).layers()
     trained = [
         number
@@ -376,12 +343,12 @@ def variants(run: Run) -> list[str]:
     elif run.strategy.frozen == "listed":
         frozen = sorted(set(range(1, len(layers) + 1)) - set(trained))
         found.append(f"frozen {','.join(map(str, frozen))}")
-    if args.constrain_k is not None:
-        found.append(f"K = {args.constrain_k:g}")
-    if args.target_rate is not None:
-        found.append(f"share {args.target_rate:g}")
-    if run.strategy.adaptive and args.policy_eval != "argmax":
-        found.append(args.policy_eval)
+    if budget.constrain_k is not None:
+        found.append(f"K = {budget.constrain_k:g}")
+    if budget.target_rate is not None:
+        found.append(f"share {budget.target_rate:g}")
+    if run.strategy.adaptive and options.adaptive.policy_eval != "argmax":
+        found.append(options.adaptive.policy_eval)
     return found
 
 

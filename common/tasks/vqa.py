@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common.adapt.adapting import adaptive_part
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.data.vqa_metric import score
+from common.modules.losses import precise
 from common.training.batch_order import iterate
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
@@ -46,12 +47,8 @@ class Evaluation:
 
 def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy summed over answers, mean over the batch; logits, target (B, A)."""
-    return (
-        F.binary_cross_entropy_with_logits(
-            logits.float(), target.to(torch.promote_types(target.dtype, torch.float32))
-        )
-        * logits.shape[1]
-    )
+    found = F.binary_cross_entropy_with_logits(precise(logits), precise(target))
+    return found * logits.shape[1]
 
 
 class VQATask:

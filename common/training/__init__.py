@@ -12,7 +12,7 @@ from common.training.checkpoint import (
     set_rng_state,
 )
 from common.training.distributed import World, one_voice, split_evenly, start_world
-from common.training.loop import EpochRecord, LoopOptions, Trainer
+from common.training.loop import LoopOptions, Trainer
 from common.training.means import Means
 from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
 from common.training.options import (
@@ -23,6 +23,7 @@ from common.training.options import (
     add_strategy_options,
     check_options,
     command_line,
+    fill,
     loop_options,
 )
 from common.training.processes import STARTED, main, start_processes, wanted_processes
@@ -54,7 +55,6 @@ __all__ = [
     "SUFFIXES",
     "BatchOrder",
     "DecisionCounts",
-    "EpochRecord",
     "LoopOptions",
     "Means",
     "OptimizerWithSchedule",
@@ -78,6 +78,7 @@ __all__ = [
     "check_unused",
     "clip_grad_norm",
     "command_line",
+    "fill",
     "find_bert_weights",
     "iterate",
     "load_checkpoint",

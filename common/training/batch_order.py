@@ -43,7 +43,7 @@ class BatchOrder:
             )
 
 
-class MicroBatches(Dataset):
+class MicroBatches(Dataset[list[TaskBatch]]):
     """A data set whose items are this process' part of a batch, as a list of micro-batches."""
 
     def __init__(self, task: Task, epoch: int, world: World, micro_batches: int) -> None:

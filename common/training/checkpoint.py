@@ -36,7 +36,7 @@ STALE_SECONDS = 3600.0  # a save that is older than this was killed, whatever ma
 
 
 def save_checkpoint(
-    path: str | os.PathLike, state: Mapping[str, Any], meta: Mapping[str, Any]
+    path: str | os.PathLike[str], state: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> None:
     """Write a checkpoint: afterwards the file is the new one, or exactly what it was before.
 
@@ -171,7 +171,7 @@ def _space(folder: Path, size: int) -> str:
     return f"It needs {size / 1e6:,.1f} MB; {free / 1e6:,.1f} MB are free there"
 
 
-def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """State and meta as they were given to `save_checkpoint`; tensors on the CPU.
 
     Raises:
@@ -190,18 +190,19 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
         )
 
 
-def load_meta(path: str | os.PathLike) -> dict[str, Any]:
+def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Only the meta of a checkpoint, without reading its tensors; empty for bare weights.
 
     Raises:
         CheckpointError: missing, truncated or damaged.
     """
     with open_checkpoint(Path(path)) as file:
-        return decode(file.structure("meta"), file.tensor)
+        meta: dict[str, Any] = decode(file.structure("meta"), file.tensor)
+        return meta
 
 
 def check_compatible(
-    meta: Mapping[str, Any], expected: Mapping[str, Any], path: str | os.PathLike
+    meta: Mapping[str, Any], expected: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> None:
     """Make sure that a checkpoint was made with the settings of this run.
 
@@ -232,7 +233,7 @@ def _differences(have: Mapping[str, Any], want: Mapping[str, Any], prefix: str) 
             yield f"{name} is {have[key]!r} in the file, this run has {value!r}"
 
 
-def prune_checkpoints(folder: str | os.PathLike, pattern: str, keep: int) -> list[Path]:
+def prune_checkpoints(folder: str | os.PathLike[str], pattern: str, keep: int) -> list[Path]:
     """Remove all but the newest files that match.
 
     Newest is the largest last number in the name (`vqa-0004`), then the latest time of change.

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import CheckpointError
@@ -32,7 +33,7 @@ EXACT_INTEGER = 2**53  # beyond it other JSON readers round
 BYTES_ONLY = (torch.complex128,)  # dtypes that safetensors has no name for
 
 
-def as_bytes(tensor: Tensor) -> np.ndarray:
+def as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
     """The memory of a contiguous CPU tensor, uint8 `(bytes,)`, without a copy."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy()
 
@@ -40,7 +41,7 @@ def as_bytes(tensor: Tensor) -> np.ndarray:
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of the dtype, shape and bytes of a contiguous CPU tensor."""
     kind = f"{tensor.dtype} {list(tensor.shape)}".encode()
-    return zlib.crc32(as_bytes(tensor), zlib.crc32(kind))
+    return zlib.crc32(as_bytes(tensor).data, zlib.crc32(kind))
 
 
 class StateEncoder:
@@ -55,7 +56,7 @@ class StateEncoder:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self._known: dict[tuple, str] = {}
+        self._known: dict[tuple[object, ...], str] = {}
 
     def encode_state(self, state: Mapping[str, Any]) -> Json:
         """JSON of a whole training state; tensors of its entry `model` keep their own names.
@@ -94,7 +95,7 @@ class StateEncoder:
             "turn it into dict, list, tuple, number, string, tensor or array first"
         )
 
-    def _mapping(self, value: Mapping, path: str) -> Json:
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Json:
         join = (lambda key: f"{path}.{key}") if path else str
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {key: self.encode(item, join(key)) for key, item in value.items()}
@@ -146,7 +147,7 @@ class StateEncoder:
         return {kind: name, "dtype": value.dtype.str, "shape": list(value.shape)}
 
 
-def _identity(tensor: Tensor) -> tuple:
+def _identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for two tensors that are the same memory read in the same way; empty ones differ."""
     if tensor.numel() == 0:
         return (id(tensor),)

@@ -105,7 +105,8 @@ class World:
         if self.size == 1:
             return x.mean(0)
         count = self.sum({"count": len(x)})["count"]
-        return _SumOverProcesses.apply(x.sum(0), self.size) / count
+        total: Tensor = _SumOverProcesses.apply(x.sum(0), self.size)  # type: ignore[no-untyped-call]
+        return total / count
 
 
 class _SumOverProcesses(torch.autograd.Function):

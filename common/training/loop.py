@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common.adapt.adapting import adaptive_part
 from common.adapt.budget import BudgetOptions, budget_losses
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
-from common.modules.losses import full_precision
+from common.modules.losses import precise
 from common.training.batch_order import BatchOrder, MicroBatches
 from common.training.checkpoint import (
     check_compatible,
@@ -89,13 +89,6 @@ class LoopOptions:
     progress: bool = True
 
 
-@dataclass
-class EpochRecord:
-    """What is reported of one epoch: JSON-able, one entry of `epochs` in result.json."""
-
-    values: dict[str, Any]
-
-
 class Trainer:
     """Trains a model on a task; see `fit`."""
 
@@ -151,12 +144,19 @@ class Trainer:
                 self.model, device_ids=[device] if device.type == "cuda" else None
             )
 
-    def fit(self, after_epoch: Callable[[EpochRecord], None] | None = None) -> None:
+    def _apart(self) -> AbstractContextManager[None]:
+        """Within it a backward pass leaves the gradients of the processes apart."""
+        together = self.parallel
+        return (
+            together.no_sync() if isinstance(together, DistributedDataParallel) else nullcontext()
+        )
+
+    def fit(self, after_epoch: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Train until the last epoch (or `max_steps`), saving the best and the last state.
 
         Args:
-            after_epoch: called with the record of every finished epoch (plots, logs), on every
-                process.
+            after_epoch: called with the record of every finished epoch, which becomes an entry of
+                `epochs` in result.json (plots, logs), on every process.
         """
         with self._signal:
             while self.epoch < self.options.epochs and not (self._stop or self._done()):
@@ -165,7 +165,7 @@ class Trainer:
                     break
                 record = self._finish_epoch()
                 if after_epoch is not None:
-                    after_epoch(EpochRecord(record))
+                    after_epoch(record)
                 self.save_last()
                 self._stop = self.world.any(self._signal.received)
             if self._stop and (self.step_in_epoch or not self.step):  # else it has just been saved
@@ -231,8 +231,7 @@ class Trainer:
             optimizer.zero_grad()
         shown: dict[str, float] = {}
         for part in parts:
-            wait = self.world.size > 1 and part is not parts[-1]
-            with self.parallel.no_sync() if wait else nullcontext():
+            with nullcontext() if part is parts[-1] else self._apart():
                 losses = self._micro_batch(part, counts, len(parts))
             shown = {name: shown.get(name, 0.0) + value for name, value in losses.items()}
         self._update()
@@ -272,6 +271,7 @@ class Trainer:
         shares = {name: _share(own, counts, name) for name in output.losses}
         losses = dict(output.losses)
         if self.part is not None:
+            assert self.part.last is not None
             decisions = self.part.last.decisions
             if self.options.budget.active:
                 losses |= budget_losses(
@@ -284,9 +284,7 @@ class Trainer:
         factors = {
             name: shares[name] * size if name in shares else 1 / micro_batches for name in losses
         }
-        total = torch.stack(
-            [full_precision(loss) * factors[name] for name, loss in losses.items()]
-        ).sum()
+        total = torch.stack([precise(loss) * factors[name] for name, loss in losses.items()]).sum()
         with peers():
             self.runtime.scaler.scale(total).backward()
         self.running.count_scores(output)
@@ -323,7 +321,8 @@ class Trainer:
         """Of the Gumbel-softmax at this step."""
         done = min(1.0, self.step / max(1, self.total_steps - 1))
         start, end = self.options.temperature, self.options.temperature_end
-        return start * (end / start) ** done
+        ratio: float = (end / start) ** done
+        return start * ratio
 
     def _finish_epoch(self) -> dict[str, Any]:
         validation = self.task.validate(self.model)
@@ -353,7 +352,9 @@ class Trainer:
             self._save(self.names.best, training=False)
         if (name := self.names.of_epoch(self.epoch)) is not None:
             self._save(name, training=False)
-            prune_checkpoints(self.out_dir, self.names.epoch_files, self.names.keep)
+            pattern = self.names.epoch_files
+            assert pattern is not None
+            prune_checkpoints(self.out_dir, pattern, self.names.keep)
         return record
 
     def save_last(self) -> None:

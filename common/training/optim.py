@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class DecayAfterAdam(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch: or a function
         """Update every parameter that has a gradient; each counts its own updates."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -91,7 +91,8 @@ class OptimizerKind:
 def _bert(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
     from pytorch_pretrained_bert.optimization import BertAdam
 
-    return BertAdam(groups, **options)
+    optimizer: Optimizer = BertAdam(groups, **options)
+    return optimizer
 
 
 def _lamb(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
@@ -184,7 +185,7 @@ class OptimizerWithSchedule:
 
     def __init__(self, name: str, optimizer: Optimizer, schedule: Schedule) -> None:
         self.name, self.optimizer, self.schedule, self.updates = name, optimizer, schedule, 0
-        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self._base_lrs: list[float] = [group["lr"] for group in optimizer.param_groups]
         optimizer.register_step_post_hook(self._count)
 
     def _count(self, *_: Any) -> None:
@@ -379,7 +380,10 @@ def _check_schedule(plan: Schedule, name: str, lr: float) -> None:
 def _groups(params: Parameters) -> list[dict[str, Any]]:
     entries = list(params)
     if entries and isinstance(entries[0], dict):
-        groups = [{**group, "params": list(group["params"])} for group in entries]
+        groups = [
+            {**group, "params": list(group["params"])}
+            for group in cast(list[dict[str, Any]], entries)
+        ]
     else:
         groups = [{"params": entries}]
     if not any(group["params"] for group in groups):

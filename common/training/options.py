@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import shlex
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import POLICY_EVALUATIONS, AdaptiveOptions
@@ -214,6 +216,19 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--quiet", action="store_true", help="no progress bars")
 
 
+Options = TypeVar("Options")
+
+
+def fill(kind: type[Options], args: argparse.Namespace, **given: Any) -> Options:
+    """A dataclass whose fields are the flags of the same names; `given` come before the flags."""
+    flags = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.name not in given and hasattr(args, field.name)
+    }
+    return kind(**flags, **given)
+
+
 def add_seeds_option(parser: argparse.ArgumentParser) -> None:
     """Several runs that differ in their seed; see `common.experiments.seeds`."""
     _flag(
@@ -255,8 +270,12 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
 }
 
 
-def check_options(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace, policy_eval: str | None = None) -> None:
     """Call it first.
+
+    Args:
+        args: the flags.
+        policy_eval: how decisions are made in evaluation, where it is not the flag that says so.
 
     Raises:
         ConfigError: a number outside its limits, or a flag that another one makes meaningless.
@@ -279,7 +298,10 @@ def check_options(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--{flag.replace('_', '-')} {value}: strategy {name} decides nothing"
             )
-    if getattr(args, "global_k", None) is not None and args.policy_eval != "global":
+    if (
+        getattr(args, "global_k", None) is not None
+        and (policy_eval or args.policy_eval) != "global"
+    ):
         raise ConfigError(f"--global-k {args.global_k} needs --policy-eval global")
 
 
@@ -297,7 +319,7 @@ def adaptive_options(args: argparse.Namespace) -> AdaptiveOptions:
     return AdaptiveOptions(
         executor=args.executor,
         sampled_share=args.sampled_share,
-        policy_eval=args.policy_eval,
+        policy_eval=args.policy_eval or "argmax",
         temperature=args.temperature,
         full_precision=args.policy_precision == "high",
     )

@@ -45,7 +45,7 @@ class Runtime:
     devices: tuple[torch.device, ...] = ()
     world: World = field(default_factory=World)
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products run in the precision of the run."""
         return torch.autocast(
             self.device.type, dtype=PRECISIONS[self.precision], enabled=self.precision != "fp32"
@@ -57,7 +57,8 @@ class Runtime:
         Anything that is no tensor stays as it is. Copies from pinned memory overlap with the
         computation.
         """
-        return _map_tensors(batch, lambda t: t.to(self.device, non_blocking=True))
+        moved: Batch = _map_tensors(batch, lambda t: t.to(self.device, non_blocking=True))
+        return moved
 
     def describe(self) -> str:
         """One line: device, precision, threads, versions."""

@@ -29,14 +29,14 @@ class Tracker:
 
     def __init__(
         self,
-        out_dir: str | os.PathLike,
+        out_dir: str | os.PathLike[str],
         tensorboard: bool = True,
         wandb: str = "off",
         config: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
         enabled: bool = True,
         log: str = "log.log",
-        curves: str | os.PathLike = "tensorboard",
+        curves: str | os.PathLike[str] = "tensorboard",
         name: str | None = None,
     ) -> None:
         """Open everything that was asked for.
@@ -102,7 +102,7 @@ class Tracker:
             finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
             self._wandb.log(finite, step=step)
 
-    def image(self, name: str, path: str | os.PathLike, step: int) -> None:
+    def image(self, name: str, path: str | os.PathLike[str], step: int) -> None:
         """A picture from a file, for example the decisions of an epoch."""
         if self._writer is not None:
             from PIL import Image

@@ -24,6 +24,7 @@ from common.training.checkpoint_codec import checksum, decode
 FORMAT_KEY, FORMAT_VERSION = "adaptive_finetuning", 1
 SUFFIXES = (".safetensors", ".pth", ".model", ".bin")
 LXRT_SUFFIXES = ("_LXRT.safetensors", "_LXRT.pth")
+Shape = tuple[int, ...]
 SHOWN = 3  # names per group in messages about keys
 
 
@@ -121,7 +122,7 @@ def _damaged(path: Path, kind: str, error: Exception) -> str:
     )
 
 
-def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Weights of a checkpoint of ours, of a safetensors file, or of an upstream pickle.
 
     What a file is, is read from its first bytes, not from its name. Pickles are read by torch's
@@ -198,7 +199,7 @@ def _flat_weights(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def resolve_checkpoint(
-    name: str | os.PathLike, suffixes: Iterable[str] = SUFFIXES, lxrt: bool = False
+    name: str | os.PathLike[str], suffixes: Iterable[str] = SUFFIXES, lxrt: bool = False
 ) -> Path:
     """The file that `--load NAME` means.
 
@@ -249,7 +250,7 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # in the model, not in the file
     unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
-    mismatched: dict[str, tuple[tuple, tuple]] = field(default_factory=dict)  # file, model shape
+    mismatched: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)  # of file, of model
 
     def text(self) -> str:
         """One line of counts, then one line per kind and top component with a few names."""
@@ -317,7 +318,7 @@ def load_into(
 def _check_ties(
     own: Mapping[str, Any], weights: Mapping[str, Tensor], names: list[str], what: str
 ) -> None:
-    first: dict[tuple, str] = {}
+    first: dict[tuple[object, ...], str] = {}
     for name in names:
         if isinstance(own[name], Tensor):
             other = first.setdefault(_memory(own[name]), name)
@@ -328,7 +329,7 @@ def _check_ties(
                 )
 
 
-def _memory(tensor: Tensor) -> tuple:
+def _memory(tensor: Tensor) -> tuple[object, ...]:
     empty = tensor.numel() == 0
     return (id(tensor),) if empty else (tensor.device, tensor.data_ptr(), tensor.shape)
 

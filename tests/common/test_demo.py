@@ -158,12 +158,10 @@ def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
 
 
 def test_the_folder_of_a_run_is_the_one_that_vlbert_writes_to(tmp_path):
-    import argparse
-
     from vlbert.config import load_config
     from vlbert.outputs import output_folder
 
     script = RUN_SCRIPTS["vlbert"]
     config = load_config(script.home / script.config)
-    found = output_folder(argparse.Namespace(model_dir=tmp_path, name="x"), config)
+    found = output_folder(config, tmp_path, "x")
     assert found.relative_to(tmp_path) == script.run_folder("x").relative_to(script.home)

@@ -104,7 +104,7 @@ def test_the_temperature_falls_geometrically(tmp_path):
 def test_best_is_the_best_epoch_and_last_the_last(tmp_path):
     trainer = make_trainer(tmp_path, task=ToyTask(scores=[10.0, 30.0, 20.0]))
     seen = []
-    trainer.fit(lambda record: seen.append(record.values["best_score"]))
+    trainer.fit(lambda record: seen.append(record["best_score"]))
     assert trainer.best_epoch == 1 and seen == [10.0, 30.0, 30.0]
     best, _ = load_checkpoint(tmp_path / "BEST.safetensors")
     assert best["progress"]["best_epoch"] == 1 and best["progress"]["epoch"] == 2

@@ -28,7 +28,7 @@ from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from lxrt.building import build_vqa
 from lxrt.finetuning import main as lxmert
-from lxrt.options import parse, vqa_parser
+from lxrt.options import parse
 from tests.lxmert.runs import small_run, strict_json
 
 IMAGE = "EASY_test_000000004003"
@@ -65,10 +65,16 @@ def make_run(
 
     def make(*flags: str) -> Path:
         folder = tmp_path_factory.mktemp("built")
-        args = parse(vqa_parser(), [*small_run(vqa_data, pretrained), *flags])
+        options = parse([*small_run(vqa_data, pretrained), *flags])
         torch.manual_seed(1)
         built = build_vqa(
-            args, "vqa", answers, {"width": 2048, "detector": DETECTOR}, vqa_data, lambda text: None
+            options.model,
+            options.base.adaptive,
+            "vqa",
+            answers,
+            {"width": 2048, "detector": DETECTOR},
+            vqa_data,
+            lambda text: None,
         )
         with torch.no_grad():  # as after training: the twins differ from what they were copied from
             for parameter in built.model.parameters():

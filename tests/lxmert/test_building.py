@@ -15,7 +15,7 @@ from common.errors import CheckpointError, ConfigError
 from lxrt.building import Built, build_vqa
 from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa
 from lxrt.modeling import PretrainingModel, VQAModel
-from lxrt.options import parse, vqa_parser
+from lxrt.options import parse
 from lxrt.sizes import size_config
 from tests.lxmert.snapshots import (
     ANSWERS,
@@ -34,10 +34,16 @@ def build(
 ) -> Built:
     """`build_vqa` as a small model with a vocabulary of its own in `folder`."""
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\ncat\n?\n")
-    args = parse(vqa_parser(), ["--size", "small", "--bert", str(folder), *flags])
+    options = parse(["--size", "small", "--bert", str(folder), *flags])
     torch.manual_seed(7)
     return build_vqa(
-        args, "vqa", answers, FEATURES, folder, (said if said is not None else []).append
+        options.model,
+        options.base.adaptive,
+        "vqa",
+        answers,
+        FEATURES,
+        folder,
+        (said if said is not None else []).append,
     )
 
 
@@ -73,7 +79,7 @@ def finetuned_file(
 def test_load_takes_a_finetuned_file_of_upstream_from_one_or_several_gpus(tmp_path, inner, given):
     weights = finetuned_file(tmp_path, replace=inner)
     built = build(tmp_path, "--load", str(tmp_path / given))
-    assert built.strategy.name == "standard" and built.size == "small"
+    assert built.record.row.name == "standard" and built.size == "small"
     for name, value in built.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
 
@@ -163,13 +169,13 @@ def test_without_any_weights_the_ways_to_start_are_listed(tmp_path):
 
 
 def test_a_missing_vocabulary_names_the_file_and_the_flag(tmp_path):
-    args = parse(vqa_parser(), ["--size", "small", "--bert", str(tmp_path), "--fromScratch"])
+    options = parse(["--size", "small", "--bert", str(tmp_path), "--fromScratch"])
     with pytest.raises(
         ConfigError,
         match=r"vocab.txt is missing: the vocabulary of "
         r"BERT-base-uncased.*--bert",
     ):
-        build_vqa(args, "vqa", ANSWERS, FEATURES, tmp_path)
+        build_vqa(options.model, options.base.adaptive, "vqa", ANSWERS, FEATURES, tmp_path)
 
 
 class Bomb:

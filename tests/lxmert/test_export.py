@@ -18,9 +18,8 @@ from common.data.datasets import load_split, open_features, resolve_dataset
 from common.data.vqa_dataset import VQADataset
 from common.files import repository_root
 from common.runs.backbones import OpenedRun
-from common.runs.opened_run import open_run
+from common.runs.opened_run import open_run, training_questions
 from common.training.checkpoint import load_checkpoint, load_meta
-from lxrt.exporting import training_questions
 from lxrt.finetuning import main
 from lxrt.loading import load_lxmert_qa
 from lxrt.modeling import VQAModel

@@ -29,7 +29,7 @@ from lxrt.building import Built, build_vqa
 from lxrt.finetuning import main
 from lxrt.hf_folder import is_hf_folder, read_hf_folder, save_hf_folder
 from lxrt.modeling import PretrainingModel, VQAModel
-from lxrt.options import parse, vqa_parser
+from lxrt.options import parse
 from lxrt.sizes import LxmertConfig, nearest_size, size_config
 from tests.lxmert.runs import score_of_predictions, strict_json
 from tests.lxmert.snapshots import encoder_is
@@ -90,9 +90,15 @@ def build(
     data: Path = Path("no data"),
     said: list[str] | None = None,
 ) -> Built:
-    args = parse(vqa_parser(), list(flags))
+    options = parse(flags)
     return build_vqa(
-        args, "vqa", answers, features, data, (said if said is not None else []).append
+        options.model,
+        options.base.adaptive,
+        "vqa",
+        answers,
+        features,
+        data,
+        (said if said is not None else []).append,
     )
 
 

@@ -17,7 +17,7 @@ from common.files import repository_root
 from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.finetuning import main as finetune
 from lxrt.pretraining import main
-from lxrt.pretraining_options import chosen_recipe, pretrain_parser
+from lxrt.pretraining_options import pretrain_parser, pretraining_options
 from tests.lxmert.pretraining_files import (
     ANSWERS,
     LAYERS,
@@ -246,7 +246,8 @@ def test_the_released_recipe_is_the_default_of_the_original_data(files, tmp_path
     ]
     shown = refused_pretraining(capsys, data)
     assert "no weights to start from" in shown and "--fromScratch for random weights" in shown
-    recipe = chosen_recipe(pretrain_parser().parse_args(data), "base")
+    options = pretraining_options(pretrain_parser().parse_args([*data, "--fromScratch"]), "")
+    recipe = options.recipe("base")
     assert (
         recipe.batch_size,
         recipe.lr,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
+from common.tasks.pretraining import VALIDATION
 from lxrt.pretraining_masking import Draws, draw_answer, mask_words
 from lxrt.pretraining_objectives import Objectives
 from lxrt.pretraining_sentences import Sentences, SentencesBuilder
-from lxrt.pretraining_task import VALIDATION, PretrainingTask
+from lxrt.pretraining_task import PretrainingTask
 from tests.lxmert.pretraining_files import task_maker
 
 ANSWERS = ["yes", "no", "two", "red"]

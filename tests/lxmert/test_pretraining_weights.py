@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,8 @@ from torch import Tensor
 from common.errors import CheckpointError, ConfigError
 from common.training.checkpoint import save_checkpoint
 from lxrt.modeling import PretrainingModel
-from lxrt.pretraining_weights import (
-    check_weight_flags,
-    load_start,
-    load_whole,
-    load_without_answers,
-)
+from lxrt.options import WeightOptions
+from lxrt.pretraining_weights import check_weights, load_start, load_whole, load_without_answers
 from tests.lxmert.snapshots import KNOWN, config, pretraining_weights, upstream_file
 
 TIED = "cls.predictions.decoder.weight"
@@ -159,17 +154,11 @@ def bert_folder(folder: Path, heads: bool) -> dict[str, Tensor]:
     return weights
 
 
-def flags(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(
-        **({"load": None, "load_lxmert": None, "bert": None, "from_scratch": False} | given)
-    )
-
-
 @pytest.mark.parametrize("heads", [True, False])
 def test_bert_starts_the_language_half_and_the_heads_of_words_and_matching(tmp_path, heads):
     weights, model, said = bert_folder(tmp_path, heads), fresh(), []
     before = copied(model)
-    load_start(model, flags(bert=tmp_path), False, {}, KNOWN, said.append)
+    load_start(model, WeightOptions(bert=tmp_path), False, {}, KNOWN, said.append)
     start = ("bert.embeddings", "bert.encoder.layer.", "bert.pooler", *(("cls.",) if heads else ()))
     for name, value in model.state_dict().items():
         loaded = name.startswith(start) or name == TIED
@@ -182,12 +171,14 @@ def test_fromscratch_leaves_random_weights_and_load_overrides_it(tmp_path):
     bert_folder(tmp_path, True)
     model, said = fresh(), []
     before = copied(model)
-    load_start(model, flags(bert=tmp_path, from_scratch=True), True, {}, KNOWN, said.append)
+    load_start(model, WeightOptions(bert=tmp_path, from_scratch=True), True, {}, KNOWN, said.append)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert said == ["all weights start at random values"]
     weights = pretraining_weights()
     name = upstream_file(tmp_path, weights)
-    load_start(model, flags(load=str(name), from_scratch=True), True, {}, KNOWN, said.append)
+    load_start(
+        model, WeightOptions(load=str(name), from_scratch=True), True, {}, KNOWN, said.append
+    )
     assert torch.equal(model.state_dict()[WORDS], weights[WORDS])
 
 
@@ -200,6 +191,6 @@ def test_weights_that_are_not_there_are_refused_before_any_data_are_read(tmp_pat
         ({}, True, "no weights to start from: .*--fromScratch for random weights"),
     ):
         with pytest.raises((ConfigError, CheckpointError), match=message):
-            check_weight_flags(flags(**given), from_bert)
-    check_weight_flags(flags(from_scratch=True), True)
-    check_weight_flags(flags(), False)
+            check_weights(WeightOptions(**given), from_bert)
+    check_weights(WeightOptions(from_scratch=True), True)
+    check_weights(WeightOptions(), False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from common.data.vqa_metric import Scores, score
 from common.features.writer import RegionFeatureWriter
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_checkpoint, load_meta
-from common.training.tracking import Tracker
-from lxrt.finetuning import build, main, training_examples
+from lxrt.building import build_for
+from lxrt.finetuning import main, training_examples
 from lxrt.inputs import LxmertInputs
 from lxrt.modeling import VQAModel
-from lxrt.options import parse, vqa_parser
+from lxrt.options import parse
 from lxrt.sizes import size_config
 from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, score_of_predictions, strict_json
 
@@ -75,17 +76,16 @@ def test_every_strategy_trains_and_is_restored_with_its_policy(flags, tmp_path, 
 @torch.no_grad()
 def evaluate(checkpoint: Path, data: Path, part: str) -> tuple[Scores, VQAModel]:
     """Accuracy of a checkpoint on its training or validation questions, one by one."""
-    args = parse(
-        vqa_parser(),
-        ["--dataset", "vqa", "--data", str(data), "--questions", "64", "--load", str(checkpoint)],
+    options = parse(
+        ["--dataset", "vqa", "--data", str(data), "--questions", "64", "--load", str(checkpoint)]
     )
     dataset = resolve_dataset("vqa", data_root=data)
-    args.train, args.valid = dataset.choose_splits(args.train, args.valid)
+    train, valid = dataset.choose_splits(None, None)
     features = open_features(dataset, "train,minival")
-    with Tracker(checkpoint.parent, enabled=False) as tracker:
-        built = build(args, dataset, features, tracker)
+    built = build_for(options, dataset, features, lambda line: None)
+    wanted = replace(options.data, train=train, valid=valid)
     examples = (
-        training_examples(args, dataset)[0]
+        training_examples(wanted, dataset, options.run.seed)[0]
         if part == "train"
         else read_lxmert_json(data / "vqa" / "minival.json")
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lxrt.building import default_weights
-from lxrt.options import parse, vqa_parser
+from lxrt.building import with_default
+from lxrt.options import parse
 from lxrt.sizes import SMALL_PRETRAINED
 
 
@@ -24,9 +24,8 @@ from lxrt.sizes import SMALL_PRETRAINED
     ],
 )
 def test_the_default_snapshot_yields_to_anything_named(flags, size, expected):
-    args = parse(vqa_parser(), ["--loadLXMERTQA", "default", *flags])
-    default_weights(args, size)
-    assert args.load_lxmert_qa == expected
+    options = parse(["--loadLXMERTQA", "default", *flags])
+    assert with_default(options.model.weights, size).load_lxmert_qa == expected
 
 
 def test_the_committed_small_model_is_below_ten_megabytes_and_has_its_vocabulary():

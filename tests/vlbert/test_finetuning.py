@@ -20,9 +20,9 @@ from vlbert.building import checkpoint_path
 from vlbert.config import load_config
 from vlbert.config_adaptive import adaptive_settings
 from vlbert.finetuning import main
-from vlbert.options import load
 from vlbert.testing import main as predict
-from vlbert.testing import parser, with_strategy
+from vlbert.testing import parser
+from vlbert.testing import test_options as options_of_test
 
 STRATEGIES = (
     "standard",
@@ -327,7 +327,7 @@ def test_a_run_is_tested_with_the_decisions_that_it_was_evaluated_with(coco, tmp
 def probe_evaluation(config: Path, out: Path, *more: str) -> str:
     """How vqa/test.py lets the model of a run decide."""
     args = parser().parse_args(["--cfg", str(config), "--model-dir", str(out), *more])
-    return adaptive_settings(with_strategy(args, load(args))).options.policy_eval
+    return adaptive_settings(options_of_test(args, "").config).options.policy_eval
 
 
 def test_a_run_that_max_steps_ended_is_not_tested(config, tmp_path):

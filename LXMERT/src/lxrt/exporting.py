@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ from torch import nn
 from common.data.datasets import open_features, resolve_dataset
 from common.data.vqa_dataset import VQADataset
 from common.runs.backbones import Exporting, OpenedRun
-from common.runs.opened_run import check_training_questions, run_arguments
-from common.training.checkpoint import check_compatible
+from common.runs.opened_run import options_of
 from common.training.weights import load_into
 from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
 from lxrt.loading import read_pretrained
@@ -19,28 +19,18 @@ from lxrt.modeling import PretrainingModel
 from lxrt.sizes import HOME, LxmertConfig
 
 
-def training_questions(run: OpenedRun, data_root: Path | None = None) -> VQADataset:
-    """The questions that a run was finetuned on, found again from its command.
+def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, Path]:
+    """The questions of a run's command, see `common.runs.opened_run.training_questions`."""
+    from lxrt.finetuning import training_examples  # slow to import
+    from lxrt.options import parse
 
-    Args:
-        run: finished.
-        data_root: folder of VQA v2's files; default: the one in the command.
-
-    Raises:
-        DataError: the run has no result yet, or these are not the questions that it was
-            finetuned on.
-    """
-    from lxrt.finetuning import training_examples
-    from lxrt.options import parse, vqa_parser  # slow to import
-
-    args = run_arguments(run, lambda words: parse(vqa_parser(), words))
-    dataset = resolve_dataset(run.dataset, data_root=data_root or _from_home(args.data))
-    args.train, args.valid = dataset.choose_splits(args.train, args.valid)
-    features = open_features(dataset, args.train, skip_bad=args.skip_bad)
-    check_compatible(run.meta, {"features": features.described()}, run.checkpoint)
-    data = VQADataset(training_examples(args, dataset)[0], features, dataset.vocabulary())
-    check_training_questions(run, data, dataset.folder)
-    return data
+    options = options_of(run, parse)
+    dataset = resolve_dataset(run.dataset, data_root=data_root or _from_home(options.data.data))
+    train, valid = dataset.choose_splits(options.data.train, options.data.valid)
+    wanted = replace(options.data, train=train, valid=valid)
+    features = open_features(dataset, train, skip_bad=wanted.skip_bad)
+    examples = training_examples(wanted, dataset, options.run.seed)[0]
+    return VQADataset(examples, features, dataset.vocabulary()), dataset.folder
 
 
 def _from_home(path: Path | None) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from common.modules.heads import HeadTransform
-from common.modules.layers import init_bert_weights
+from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
 from lxrt.sizes import LxmertConfig
 
 
@@ -34,3 +34,15 @@ class RegionPrediction(nn.Module):
         """(B, R, C) -> {loss name: (B, R, classes or feature width)} of the wanted losses."""
         x = self.transform(vision)
         return {name: decoder(x) for name, decoder in self.decoder_dict.items() if name in wanted}
+
+
+def answer_head(channels: int, outputs: int) -> nn.Sequential:
+    """Linear, GELU, LayerNorm, Linear: upstream's `logit_fc` (parameters at 0, 2 and 3)."""
+    head = nn.Sequential(
+        nn.Linear(channels, 2 * channels),
+        nn.GELU(),
+        nn.LayerNorm(2 * channels, eps=LAYER_NORM_EPS),
+        nn.Linear(2 * channels, outputs),
+    )
+    init_bert_weights(head)
+    return head

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.adapting import freeze_dead
-from common.adapt.encoder import RoutedEncoder
+from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State
 from common.adapt.steps import DenseStep, HeadsStep, Layer, Step, bert_steps
@@ -27,10 +27,11 @@ from common.modules.layers import (
     SelfAttention,
     init_bert_weights,
 )
-from lxrt.heads import RegionPrediction
+from common.modules.masks import additive_mask
+from lxrt.heads import RegionPrediction, answer_head
 from lxrt.sizes import LxmertConfig
 
-MASKED = -10000.0
+POLICY_LAYERS = (2, 1, 1)  # language, cross and vision layers of the published policy
 
 
 @dataclass
@@ -186,8 +187,8 @@ def encoder_layers(encoder: nn.Module, channels: int, heads: int) -> list[Layer]
 class LXRTEncoder(RoutedEncoder):
     """Language, vision and cross layers behind the visual feature encoder."""
 
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__()
+    def __init__(self, config: LxmertConfig, policy_factory: PolicyFactory | None = None) -> None:
+        super().__init__(policy_factory)
         self.config = config
 
         def bert_layer() -> BertLayer:
@@ -218,18 +219,17 @@ class LXRTEncoder(RoutedEncoder):
 
 
 class LXRTModel(nn.Module):
-    """Embeddings, encoder and pooler: upstream's `bert`.
+    """Embeddings, encoder and pooler: upstream's `bert`."""
 
-    `policy_layers` are the language, cross and vision layers of a published policy made for it.
-    """
-
-    def __init__(self, config: LxmertConfig) -> None:
+    def __init__(
+        self, config: LxmertConfig, policy_layers: tuple[int, int, int] = POLICY_LAYERS
+    ) -> None:
+        """`policy_layers`: language, cross and vision layers of a published policy made for it."""
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = LXRTEncoder(config)
+        self.encoder = LXRTEncoder(config, self._published_policy)
         self.pooler = Pooler(config.hidden_size)
-        self.encoder.published_policy = self._published_policy
-        self.policy_layers = (2, 1, 1)
+        self._policy_layers = policy_layers
         init_bert_weights(self.modules())
 
     @property
@@ -265,33 +265,14 @@ class LXRTModel(nn.Module):
             "lang": lang,
             "vision": self.encoder.visn_fc(features, boxes),
             "lang.mask": additive_mask(input_mask, lang.dtype),
-            "vision.mask": additive_mask(region_mask, lang.dtype),
+            "vision.mask": None if region_mask is None else additive_mask(region_mask, lang.dtype),
         }
         state = self.encoder.run_layers(state, raw)
         vision = state["vision"] if "vision" in self.encoder.reads else None
         return LxmertOutput(state["lang"], vision, self.pooler(state["lang"]))
 
     def _published_policy(self, decisions: int, initial_share: float) -> nn.Module:
-        return PublishedPolicy(self, decisions, initial_share, *self.policy_layers)
-
-
-def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, T) of 1 / 0 -> (B, 1, 1, T) of 0 / -10000; None stays None."""
-    if mask is None:
-        return None
-    return (1.0 - mask.to(dtype))[:, None, None, :] * MASKED
-
-
-def answer_head(channels: int, outputs: int) -> nn.Sequential:
-    """Linear, GELU, LayerNorm, Linear: upstream's `logit_fc` (parameters at 0, 2 and 3)."""
-    head = nn.Sequential(
-        nn.Linear(channels, 2 * channels),
-        nn.GELU(),
-        nn.LayerNorm(2 * channels, eps=LAYER_NORM_EPS),
-        nn.Linear(2 * channels, outputs),
-    )
-    init_bert_weights(head)
-    return head
+        return PublishedPolicy(self, decisions, initial_share, self._policy_layers)
 
 
 class PublishedPolicy(nn.Module):
@@ -306,12 +287,12 @@ class PublishedPolicy(nn.Module):
         backbone: LXRTModel,
         decisions: int,
         initial_share: float,
-        l_layers: int = 2,
-        x_layers: int = 1,
-        r_layers: int = 1,
+        layers: tuple[int, int, int] = POLICY_LAYERS,
     ) -> None:
+        """`layers`: language, cross and vision layers, at most as many as the backbone has."""
         super().__init__()
         full = backbone.config
+        l_layers, x_layers, r_layers = layers
         config = replace(
             full,
             l_layers=min(l_layers, full.l_layers),
@@ -343,9 +324,12 @@ class _Holder(nn.Module):
 class VQAModel(nn.Module):
     """LXMERT with an answer head on the pooled output; state-dict names of upstream's snapshots."""
 
-    def __init__(self, config: LxmertConfig) -> None:
+    def __init__(
+        self, config: LxmertConfig, policy_layers: tuple[int, int, int] = POLICY_LAYERS
+    ) -> None:
+        """Random weights; see `LXRTModel` for `policy_layers`."""
         super().__init__()
-        self.lxrt_encoder = _Holder(model=_Holder(bert=LXRTModel(config)))
+        self.lxrt_encoder = _Holder(model=_Holder(bert=LXRTModel(config, policy_layers)))
         self.logit_fc = answer_head(config.hidden_size, config.num_answers)
         self.bert.encoder.set_reads(("lang",), first=("lang",))
 

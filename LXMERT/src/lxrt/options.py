@@ -1,19 +1,32 @@
-"""Command-line options of LXMERT: upstream's flags, and the recipes of each model size."""
+"""Options of LXMERT's finetuning: upstream's flags, what they become, and recipes by size."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from common.data.dataset_table import DATASETS
-from common.tasks.finetuning import Recipe
+from common.data.datasets import FAST_IMAGES, TINY_IMAGES
+from common.experiments.seeds import SeedRuns
+from common.tasks.options import (
+    FinetuneOptions,
+    Recipe,
+    finetune_options,
+    flag_texts,
+    log_options,
+    run_options,
+)
+from common.tasks.starting import LogOptions, RunOptions
 from common.training.options import (
     add_policy_optimizer_options,
     add_run_options,
     add_seeds_option,
     add_strategy_options,
+    check_options,
+    fill,
 )
 from lxrt.sizes import SIZES
 
@@ -49,6 +62,116 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@dataclass(frozen=True)
+class WeightOptions:
+    """What a model starts from, see the flags of `add_model_options`."""
+
+    load: str | None = None
+    load_lxmert: str | None = None
+    load_lxmert_qa: str | None = None
+    bert: Path | None = None
+    from_scratch: bool = False
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Sizes, weights and strategy of a model; None: as in the checkpoint, else the default.
+
+    Attributes:
+        size: a key of `SIZES`.
+        layers, policy_layers: language, cross and vision layers of the model and of its published
+            policy.
+        dropout: hidden and attention dropout.
+        weights: what it starts from.
+        strategy, policy, policy_eval, trainable_layers, frozen_layers: see `adapt`.
+    """
+
+    weights: WeightOptions
+    size: str | None = None
+    layers: tuple[int | None, int | None, int | None] = (None, None, None)
+    policy_layers: tuple[int | None, int | None, int | None] = (None, None, None)
+    dropout: float | None = None
+    strategy: str | None = None
+    policy: str | None = None
+    policy_eval: str | None = None
+    trainable_layers: str | None = None
+    frozen_layers: str | None = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which questions are asked.
+
+    Attributes:
+        dataset, data: name and folder of the data set; None: the default ones.
+        train, valid: splits; None: those of the data set.
+        questions: so many of the training questions, chosen at random.
+        holdout: share of the training images that the best epoch is chosen with.
+        skip_bad: leave out feature records that cannot be read.
+        tiny, fast: only the first images of each split.
+    """
+
+    dataset: str | None
+    data: Path | None
+    train: str | None
+    valid: str | None
+    questions: int | None
+    holdout: float
+    skip_bad: bool
+    tiny: bool
+    fast: bool
+
+    @property
+    def image_limit(self) -> int | None:
+        """Images per split that --tiny or --fast leaves."""
+        return TINY_IMAGES if self.tiny else FAST_IMAGES if self.fast else None
+
+
+@dataclass(frozen=True)
+class VQAOptions:
+    """What src/tasks/vqa.py is told.
+
+    Attributes:
+        command: as it was typed.
+        run, log: where it writes to and computes, and what it logs.
+        data, model: see there.
+        base: how to finetune, with the recipe of size base; see `finetuning`.
+        changes: of the recipe.
+        name: of the run.
+        test: a split to test; None: finetune.
+        seeds: several runs that differ in their seed.
+        quiet: show no progress bars.
+    """
+
+    command: str
+    run: RunOptions
+    log: LogOptions
+    data: DataOptions
+    model: ModelOptions
+    base: FinetuneOptions
+    changes: Mapping[str, Any]
+    name: str
+    test: str | None
+    seeds: SeedRuns | None
+    quiet: bool
+
+    @property
+    def gpus(self) -> str | None:
+        return self.run.gpus
+
+    def finetuning(self, size: str) -> FinetuneOptions:
+        """How to finetune a model of this size: its recipe with what the flags change."""
+        changes = dict(self.changes)
+        if self.data.tiny and size == "small":
+            changes = {"epochs": TINY_EPOCHS} | changes
+        return self.base.with_recipe(replace(RECIPES[size], **changes))
+
+
+def named(text: str) -> str | None:
+    """The name of a file, or None for an empty text: no file."""
+    return text or None
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Sizes and weights."""
     group = parser.add_argument_group("model and weights")
@@ -76,6 +199,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--load",
+        type=named,
         metavar="PATH",
         help="a finetuned model: our .safetensors, upstream's .pth, or a folder of "
         "transformers (LxmertForQuestionAnswering)",
@@ -83,6 +207,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--loadLXMERT",
         dest="load_lxmert",
+        type=named,
         metavar="PREFIX",
         help="encoder of a pretraining snapshot PREFIX_LXRT.{safetensors,pth}, or "
         "of a folder of transformers, which brings its sizes and vocabulary",
@@ -90,6 +215,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--loadLXMERTQA",
         dest="load_lxmert_qa",
+        type=named,
         metavar="PREFIX",
         help="its encoder and answer head; `default` takes snap/pretrained/model "
         "for base and the committed small model for small",
@@ -190,31 +316,46 @@ def vqa_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_recipe(args: argparse.Namespace, size: str) -> Recipe:
-    """The recipe of the size with what the command line changes."""
-    given = {
-        key: getattr(args, key)
-        for key in (
-            "batch_size",
-            "epochs",
-            "optim",
-            "lr",
-            "warmup",
-            "clip",
-            "policy_lr",
-            "eval_batch_size",
-        )
-        if getattr(args, key, None) is not None
+def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
+    """What src/tasks/vqa.py is told.
+
+    Raises:
+        ConfigError: numbers outside their limits, or flags that do not go together.
+    """
+    check_options(args)
+    model = fill(
+        ModelOptions,
+        args,
+        layers=(args.llayers, args.xlayers, args.rlayers),
+        policy_layers=(args.policy_llayers, args.policy_xlayers, args.policy_rlayers),
+        weights=fill(WeightOptions, args),
+    )
+    changes = {
+        field.name: value
+        for field in fields(Recipe)
+        if (value := getattr(args, field.name, None)) is not None
     }
-    if args.tiny and size == "small":
-        given = {"epochs": TINY_EPOCHS} | given
-    return replace(RECIPES[size], **given)
+    seeds = None
+    if args.seeds > 1:
+        name = args.version or args.output.name
+        seeds = SeedRuns(
+            args.seed, args.seeds, args.output, name, args.resume, args.overwrite, flag_texts(args)
+        )
+    return VQAOptions(
+        command,
+        run_options(args, args.output),
+        log_options(args),
+        fill(DataOptions, args),
+        model,
+        finetune_options(args, RECIPES["base"]),
+        changes,
+        args.version or args.output.name,
+        args.test,
+        seeds,
+        args.quiet,
+    )
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; a path of weights given as an empty string counts as not given."""
-    args = parser.parse_args(arguments)
-    for name in ("load", "load_lxmert", "load_lxmert_qa"):
-        if getattr(args, name, None) == "":
-            setattr(args, name, None)
-    return args
+def parse(arguments: Sequence[str]) -> VQAOptions:
+    """The options that a command line means."""
+    return vqa_options(vqa_parser().parse_args(arguments), "")

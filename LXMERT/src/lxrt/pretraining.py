@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from common.data.tokenizer import Tokenizer
-from common.errors import ConfigError
-from common.files import text_digest, write_bytes, write_json
-from common.tasks.pretraining import export_half, pretraining_result
+from common.tasks.command import Command
+from common.tasks.pretraining import PretrainingRun
+from common.tasks.pretraining import pretrain as pretrain_to_the_end
+from common.tasks.starting import started
 from common.training.batch_order import BatchOrder
-from common.training.checkpoint import load_meta
-from common.training.distributed import one_voice, start_world
-from common.training.loop import EpochRecord, LoopOptions, Trainer
+from common.training.loop import Trainer
 from common.training.optim import make_optimizer
-from common.training.options import check_options, command_line
-from common.training.processes import start_processes, wanted_processes
-from common.training.run_folder import SnapshotNames, check_unused
-from common.training.runtime import make_runtime, seed_everything, set_threads
+from common.training.runtime import seed_everything
 from common.training.tracking import Tracker
 from lxrt.modeling import PretrainingModel
 from lxrt.pretraining_data import (
@@ -33,128 +27,70 @@ from lxrt.pretraining_data import (
 )
 from lxrt.pretraining_objectives import Objectives, train_outputs
 from lxrt.pretraining_options import (
+    PretrainingOptions,
     Recipe,
-    chosen_data,
-    chosen_objectives,
-    chosen_recipe,
     pretrain_parser,
+    pretraining_options,
 )
 from lxrt.pretraining_task import PretrainingTask
-from lxrt.pretraining_weights import (
-    check_weight_flags,
-    earlier_snapshot,
-    load_start,
-    make_tokenizer,
-)
+from lxrt.pretraining_weights import check_weights, earlier_snapshot, load_start, make_tokenizer
 from lxrt.sizes import HOME, LxmertConfig, size_config
 
-NAMES = SnapshotNames(best="BEST_EVAL_LOSS_LXRT", last="LAST", epoch="Epoch{:02d}_LXRT")
-SCRIPT = HOME / "src" / "pretrain" / "lxmert_pretrain.py"
+SCRIPT = "src/pretrain/lxmert_pretrain.py"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    args = pretrain_parser().parse_args(arguments)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = command_line("python src/pretrain/lxmert_pretrain.py", words)
-
-    def run() -> int:
-        check_options(args)
-        if args.keep_epochs < 1:
-            raise ConfigError(f"--keep-epochs {args.keep_epochs}: give a number of at least 1")
-        check_weight_flags(args)
-        if (processes := wanted_processes(args.gpus)) > 1:
-            return start_processes(processes, [str(SCRIPT), *words])
-        pretrain(args, command)
-        return 0
-
-    return one_voice(run)
-
-
-def pretrain(args: argparse.Namespace, command: str) -> None:
+def pretrain(options: PretrainingOptions) -> None:
     """Pretrain and save snapshots under upstream's names."""
     start = time.perf_counter()
-    objectives = chosen_objectives(args)
-    if not args.resume:
-        check_unused(args.output, args.overwrite, NAMES)
-    world = start_world()
-    runtime = make_runtime(args.gpus, args.precision, world)
-    with world.main_first():
-        source = resolve_pretraining(args.dataset, args.data, args.train)
-    embedded = source.dataset is not None
-    earlier = earlier_snapshot(args)
-    size = args.size or earlier.get("size") or ("small" if embedded else "base")
-    from_bert = not embedded and size == "base"
-    check_weight_flags(args, from_bert)
-    set_threads(args.threads, size == "small", world.local_size)
-    with open_tracker(args, world.main) as tracker:
-        tracker.log(command)
-        tracker.log(runtime.describe())
-        options = chosen_data(args, source.name)
-        data = load_pretraining_data(source, options, tracker.log)
+    weights = options.weights
+    with started(options.run) as begun:
+        with begun.world.main_first():
+            source = resolve_pretraining(options.dataset, options.root, options.splits[0])
+        embedded = source.dataset is not None
+        earlier = earlier_snapshot(weights)
+        size = options.size or earlier.get("size") or ("small" if embedded else "base")
+        from_bert = not embedded and size == "base"
+        check_weights(weights, from_bert)
+        tracker = begun.open_log(options.command, size == "small", options.log)
+        part = options.data_of(source.name)
+        data = load_pretraining_data(source, part, tracker.log)
         tracker.log(
             f"{source.name}: {len(data.train)} sentences for training, "
             f"{len(data.heldout)} for validation; {len(data.answers)} answers"
         )
-        tokenizer = make_tokenizer(
-            args,
-            source.name,
-            [*data.train.texts(), *data.heldout.texts()] if embedded else None,
-            tracker.log,
-        )
-        seed_everything(args.seed)
-        config = model_config(
-            args,
-            size,
-            data,
-            tokenizer,
-            earlier.get("config", {}),
-            region_classes(source, data.features, objectives.regions),
-        )
-        model = PretrainingModel(config, objectives.regions, objectives.qa)
-        meta = settings(source.name, size, config, data, tokenizer, objectives)
-        load_start(
-            model,
-            args,
-            from_bert,
-            {key: meta[key] for key in ("features", "vocabulary")},
-            data.answers,
-            tracker.log,
-        )
-        train_outputs(model, objectives.outputs)
-        seed_everything((args.seed + world.rank) % 2**32)  # dropout differs between processes
-        recipe = chosen_recipe(args, size)
+        words = [*data.train.texts(), *data.heldout.texts()] if embedded else None
+        tokenizer = make_tokenizer(weights, source.name, words, begun.folder, tracker.log)
+        seed_everything(options.run.seed)
+        classes = region_classes(source, data.features, options.objectives.regions)
+        config = model_config(options, size, data, tokenizer, earlier.get("config", {}), classes)
+        model = PretrainingModel(config, options.objectives.regions, options.objectives.qa)
+        meta = settings(source.name, size, config, data, tokenizer, options.objectives)
+        fits = {key: meta[key] for key in ("features", "vocabulary")}
+        load_start(model, weights, from_bert, fits, data.answers, tracker.log)
+        train_outputs(model, options.objectives.outputs)
+        begun.seed_processes()
+        recipe = options.recipe(size)
         task = PretrainingTask(
             data,
             tokenizer,
-            objectives,
+            options.objectives,
             {"obj": config.obj_id_num, "attr": config.attr_id_num},
-            runtime,
-            args.seed,
+            begun.runtime,
+            options.run.seed,
             recipe.eval_batch_size,
-            args.workers,
-            not args.quiet,
+            options.loop.workers,
+            options.loop.progress,
         )
-        trainer = make_trainer(args, task, model.to(runtime.device), recipe, meta, options, tracker)
-        run(args, trainer, tokenizer, command, start)
+        model.to(begun.runtime.device)
+        trainer = make_trainer(options, task, model, recipe, meta, part, tracker)
+        pretrain_to_the_end(whole_run(options, trainer, tokenizer, part, start))
 
 
-def open_tracker(args: argparse.Namespace, enabled: bool) -> Tracker:
-    """Log and curves of the run; a resumed run goes on with those of before."""
-    last = args.output / f"{NAMES.last}.safetensors"
-    step = load_meta(last).get("step") if args.resume and last.exists() else None
-    return Tracker(
-        args.output,
-        not args.no_tensorboard,
-        args.wandb,
-        {k: str(v) for k, v in vars(args).items()},
-        step,
-        enabled,
-    )
+main = Command(HOME, SCRIPT, pretrain_parser, pretraining_options, pretrain)
 
 
 def model_config(
-    args: argparse.Namespace,
+    options: PretrainingOptions,
     size: str,
     data: PretrainingData,
     tokenizer: Tokenizer,
@@ -162,25 +98,19 @@ def model_config(
     classes: Mapping[str, int],
 ) -> LxmertConfig:
     """Sizes from the flags, else those of the snapshot to start from, else those of the size."""
-    wanted = {
-        "l_layers": args.llayers,
-        "x_layers": args.xlayers,
-        "r_layers": args.rlayers,
-        "hidden_size": args.hidden_size,
-    }
-    wanted = {k: saved.get(k) if given is None else given for k, given in wanted.items()}
-    if args.hidden_size:
-        wanted |= {
-            "intermediate_size": 4 * args.hidden_size,
-            "num_attention_heads": max(1, args.hidden_size // 32),
-        }
+    width = options.hidden_size
+    names = ("l_layers", "x_layers", "r_layers", "hidden_size")
+    given = dict(zip(names, (*options.layers, width), strict=True))
+    wanted = {k: saved.get(k) if value is None else value for k, value in given.items()}
+    if width:
+        wanted |= {"intermediate_size": 4 * width, "num_attention_heads": max(1, width // 32)}
     return size_config(
         size,
         vocab_size=len(tokenizer),
         num_answers=len(data.answers),
         visual_feat_dim=data.features.width,
-        hidden_dropout_prob=args.dropout,
-        attention_probs_dropout_prob=args.dropout,
+        hidden_dropout_prob=options.dropout,
+        attention_probs_dropout_prob=options.dropout,
         **wanted,
         **classes,
     )
@@ -204,23 +134,23 @@ def settings(
         "config": config.to_dict(),
         "features": data.features.described(),
         **answers,
-        "vocabulary": {"count": len(tokenizer), "sha256": text_digest(tokenizer.text())},
+        "vocabulary": tokenizer.digest(),
         "objectives": asdict(objectives),
         "sentences": {"train": len(data.train), "held out": len(data.heldout)},
     }
 
 
 def make_trainer(
-    args: argparse.Namespace,
+    options: PretrainingOptions,
     task: PretrainingTask,
     model: PretrainingModel,
     recipe: Recipe,
     meta: Mapping[str, Any],
-    options: DataOptions,
+    part: DataOptions,
     tracker: Tracker,
 ) -> Trainer:
     """The shared training loop with the recipe of the size."""
-    total = BatchOrder(len(task), recipe.batch_size, args.seed).steps * recipe.epochs
+    total = BatchOrder(len(task), recipe.batch_size, options.run.seed).steps * recipe.epochs
     optimizer = make_optimizer(
         recipe.optim,
         [p for p in model.parameters() if p.requires_grad],
@@ -229,63 +159,49 @@ def make_trainer(
         warmup=recipe.warmup,
         weight_decay=recipe.weight_decay,
     )
-    data = {name: value for name, value in asdict(options).items() if name != "progress"}
+    data = {name: value for name, value in asdict(part).items() if name != "progress"}
     training = {k: v for k, v in asdict(recipe).items() if k != "eval_batch_size"}
-    meta = {**meta, "data": data, "training": training | {"seed": args.seed}}
-    loop = LoopOptions(
-        recipe.epochs,
-        recipe.batch_size,
-        seed=args.seed,
-        clip=recipe.clip,
-        accumulate=args.accumulate,
-        workers=args.workers,
-        save_every=args.save_every,
-        max_steps=args.max_steps,
-        progress=not args.quiet,
+    meta = {**meta, "data": data, "training": training | {"seed": options.run.seed}}
+    loop = replace(
+        options.loop, epochs=recipe.epochs, batch_size=recipe.batch_size, clip=recipe.clip
     )
+    run = options.run
     return Trainer(
-        model,
-        task,
-        optimizer,
-        None,
-        task.runtime,
-        loop,
-        args.output,
-        tracker,
-        meta,
-        replace(NAMES, keep=args.keep_epochs),
+        model, task, optimizer, None, task.runtime, loop, run.folder, tracker, meta, run.names
     )
 
 
-def run(
-    args: argparse.Namespace, trainer: Trainer, tokenizer: Tokenizer, command: str, start: float
-) -> None:
-    """Train to the end; then write result.json and the export."""
-    tracker, main_process = trainer.tracker, trainer.world.main
-    trainer.begin(args.resume, args.overwrite)
-    if main_process:
-        write_bytes(args.output / "vocab.txt", tokenizer.text().encode())
-
-    def after_epoch(record: EpochRecord) -> None:
-        report_epoch(record.values, tracker, trainer.step)
-
-    trainer.fit(after_epoch)
-    if trainer.epoch < trainer.options.epochs:
-        what = "nothing is exported, " if args.export else ""
-        tracker.log(
-            f"stopped after {trainer.step} of {trainer.total_steps} steps; {what}go on "
-            "with --resume and without --max-steps"
-        )
-    elif main_process:
-        write_json(args.output / "result.json", result(args, trainer, command, start), indent=1)
-        if args.export:
-            export_half(
-                args.output / f"{NAMES.best}.safetensors",
-                args.export / "model_LXRT.safetensors",
-                tokenizer,
-                tracker,
-                ("cls.predictions.decoder.weight",),
-            )
+def whole_run(
+    options: PretrainingOptions,
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    part: DataOptions,
+    start: float,
+) -> PretrainingRun:
+    """The run up to result.json; accuracies are of question answering, in percent."""
+    identity = {
+        "backbone": "lxmert",
+        "dataset": trainer.meta["dataset"],
+        "size": trainer.meta["size"],
+        "seed": options.run.seed,
+        "name": options.run.folder.name,
+    }
+    where = part.valid or f"{100 * part.holdout:g} % of the training images"
+    return PretrainingRun(
+        trainer,
+        tokenizer,
+        identity,
+        options.command,
+        start,
+        options.run.resume,
+        options.run.overwrite,
+        lambda values: report_epoch(values, trainer.tracker, trainer.step),
+        lambda best: best.get("heldout_qa_accuracy", {}),
+        trainer.task.heldout,
+        f"sum of the losses on {where}",
+        options.export and options.export / "model_LXRT.safetensors",
+        ("cls.predictions.decoder.weight",),
+    )
 
 
 def report_epoch(values: Mapping[str, Any], tracker: Tracker, step: int) -> None:
@@ -310,32 +226,4 @@ def report_epoch(values: Mapping[str, Any], tracker: Tracker, step: int) -> None
         {f"heldout/{part}": loss for part, loss in values["heldout_losses"].items()}
         | {f"heldout/QA accuracy {kind}": share for kind, share in accuracy.items()},
         step,
-    )
-
-
-def result(
-    args: argparse.Namespace, trainer: Trainer, command: str, start: float
-) -> dict[str, Any]:
-    """Everything that result.json holds; accuracies are of question answering, in percent."""
-    best = trainer.history[trainer.best_epoch]
-    meta = trainer.meta
-    valid = meta["data"]["valid"]
-    identity = {
-        "backbone": "lxmert",
-        "dataset": meta["dataset"],
-        "size": meta["size"],
-        "seed": args.seed,
-        "name": args.output.name,
-    }
-    accuracies = best.get("heldout_qa_accuracy", {}) | {"count": len(trainer.task.heldout)}
-    return pretraining_result(
-        trainer,
-        identity,
-        command,
-        start,
-        accuracies,
-        best["heldout_losses"],
-        f"sum of the losses on {valid}"
-        if valid
-        else f"sum of the losses on {100 * args.holdout:g} % of the training images",
     )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from common.training.options import add_run_options
+from common.errors import ConfigError
+from common.tasks.options import log_options, run_options
+from common.tasks.starting import LogOptions, RunOptions
+from common.training.loop import LoopOptions
+from common.training.options import add_run_options, check_options, fill
+from common.training.run_folder import SnapshotNames
+from lxrt.options import WeightOptions
 from lxrt.pretraining_data import DEFAULT_SPLITS, EMBEDDED, UPSTREAM, DataOptions
 from lxrt.pretraining_objectives import Objectives
+from lxrt.pretraining_weights import check_weights
 from lxrt.sizes import SIZES
 
 
@@ -31,6 +39,63 @@ RECIPES = {
     "base": Recipe(256, 1e-4, 20, "bert", 512),  # upstream's
     "small": Recipe(32, 7e-4, 10, "adamw", 256),
 }
+
+
+NAMES = SnapshotNames(best="BEST_EVAL_LOSS_LXRT", last="LAST", epoch="Epoch{:02d}_LXRT")
+
+
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """What src/pretrain/lxmert_pretrain.py is told.
+
+    Attributes:
+        command: as it was typed.
+        run, log: where it writes to and computes, and what it logs.
+        dataset, root: name and folder of the data; None: the default ones.
+        splits: to train and to validate on; None: those of the data, see `data_of`.
+        part: which part of the data is used; its splits are those of `splits`.
+        objectives: what is learned.
+        weights: what the model starts from.
+        size: a key of `SIZES`; None: as in the weights, else by the data.
+        layers: language, cross and vision layers; None: as in the weights, else by the size.
+        hidden_size, dropout: likewise.
+        changes: of the recipe.
+        loop: of the training loop, without what the recipe says.
+        export: folder of the small file of the best epoch; None: none.
+    """
+
+    command: str
+    run: RunOptions
+    log: LogOptions
+    dataset: str | None
+    root: Path | None
+    splits: tuple[str | None, str | None]
+    part: DataOptions
+    objectives: Objectives
+    weights: WeightOptions
+    size: str | None
+    layers: tuple[int | None, int | None, int | None]
+    hidden_size: int | None
+    dropout: float | None
+    changes: Mapping[str, Any]
+    loop: LoopOptions
+    export: Path | None
+
+    @property
+    def gpus(self) -> str | None:
+        return self.run.gpus
+
+    def data_of(self, dataset: str) -> DataOptions:
+        """The part of a data set that is asked for."""
+        train, valid = (
+            default if given is None else given
+            for given, default in zip(self.splits, DEFAULT_SPLITS[dataset], strict=True)
+        )
+        return replace(self.part, train=train, valid=valid)
+
+    def recipe(self, size: str) -> Recipe:
+        """The recipe of the size with what the flags change."""
+        return replace(RECIPES[size], **self.changes)
 
 
 def pretrain_parser() -> argparse.ArgumentParser:
@@ -233,31 +298,56 @@ def chosen_objectives(args: argparse.Namespace) -> Objectives:
     )
 
 
-def chosen_data(args: argparse.Namespace, dataset: str) -> DataOptions:
-    """The part of a data set that the flags ask for."""
-    train, valid = (
-        default if given is None else given
-        for given, default in zip((args.train, args.valid), DEFAULT_SPLITS[dataset], strict=True)
-    )
-    qa_sets = None if args.qa_sets is None else tuple(args.qa_sets.split(","))
-    return DataOptions(
-        train,
-        valid,
-        args.tiny,
-        args.fast,
-        args.holdout,
-        qa_sets,
-        not args.no_captions,
-        args.skip_bad,
-        not args.quiet,
-    )
+def pretraining_options(args: argparse.Namespace, command: str) -> PretrainingOptions:
+    """What src/pretrain/lxmert_pretrain.py is told.
 
-
-def chosen_recipe(args: argparse.Namespace, size: str) -> Recipe:
-    """The recipe of the size with what the command line changes."""
-    given: dict[str, Any] = {
-        name: getattr(args, name)
-        for name in asdict(RECIPES[size])
-        if getattr(args, name, None) is not None
+    Raises:
+        ConfigError: numbers outside their limits, or flags that do not go together.
+    """
+    check_options(args)
+    if args.keep_epochs < 1:
+        raise ConfigError(f"--keep-epochs {args.keep_epochs}: give a number of at least 1")
+    weights = fill(WeightOptions, args)
+    check_weights(weights)
+    changes = {
+        field.name: value
+        for field in fields(Recipe)
+        if (value := getattr(args, field.name, None)) is not None
     }
-    return replace(RECIPES[size], **given)
+    data = fill(
+        DataOptions,
+        args,
+        train=args.train or "",
+        valid=args.valid or "",
+        qa_sets=None if args.qa_sets is None else tuple(args.qa_sets.split(",")),
+        captions=not args.no_captions,
+        progress=not args.quiet,
+    )
+    loop = LoopOptions(
+        epochs=1,
+        batch_size=1,
+        seed=args.seed,
+        accumulate=args.accumulate,
+        workers=args.workers,
+        save_every=args.save_every,
+        max_steps=args.max_steps,
+        progress=not args.quiet,
+    )
+    return PretrainingOptions(
+        command,
+        run_options(args, args.output, replace(NAMES, keep=args.keep_epochs)),
+        log_options(args),
+        args.dataset,
+        args.data,
+        (args.train, args.valid),
+        data,
+        chosen_objectives(args),
+        weights,
+        args.size,
+        (args.llayers, args.xlayers, args.rlayers),
+        args.hidden_size,
+        args.dropout,
+        changes,
+        loop,
+        args.export,
+    )

@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError, DataError
 from common.features.store import RegionBatch
 from common.modules.losses import IGNORED
-from common.training.batch_order import iterate
+from common.tasks.pretraining import heldout_means
 from common.training.means import Means
 from common.training.runtime import Runtime
 from common.training.task import StepOutput, TaskBatch, Validation
@@ -35,7 +33,6 @@ from lxrt.pretraining_masking import (
 from lxrt.pretraining_objectives import Objectives
 from lxrt.pretraining_sentences import Sentences
 
-VALIDATION = -1  # the epoch that keys what is drawn for validation, the same every time
 REGION_LOSSES = ("Obj", "Attr", "Feat")
 
 
@@ -234,45 +231,23 @@ class PretrainingTask:
     def validate(self, model: nn.Module) -> Validation:
         """Mean losses over the held-out part; the score is minus their sum.
 
-        A loss is the mean over all held-out words, regions or sentences that it is about, however
-        they fall into batches. Every process takes a part of the batches.
+        A loss is the mean over all held-out words, regions or sentences that it is about.
         """
         model.eval()
-        world, data = self.runtime.world, self.heldout
-        means = Means([*self.objectives.losses, *(f"asked {kind}" for kind in data.categories)])
-        batches = world.share(list(iterate(len(data), self.eval_batch_size)))
-        loader = DataLoader(
-            _Drawn(self, data),
-            sampler=batches,
-            batch_size=None,
-            num_workers=self.workers,
-            generator=torch.Generator(),
-        )
-        for batch in tqdm(
-            loader,
-            desc="held out",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (self.progress and world.main),
-        ):
-            self._add(means, model, self.runtime.move(batch))
-        return self._finish(means.join(world))
+        data = self.heldout
+        names = [*self.objectives.losses, *(f"asked {kind}" for kind in data.categories)]
 
-    def _add(self, means: Means, model: nn.Module, batch: TaskBatch) -> None:
-        """Add what a batch is about."""
-        with self.runtime.autocast():
+        def measure(batch: TaskBatch, means: Means) -> dict[str, Tensor]:
             losses, scores = self._run(model, batch)
-        for name, loss in losses.items():
-            count = batch.weights.get(name, float(len(batch.samples)))
-            means.add(name, float(loss) * count, count)
-        if scores is None:
-            return
-        kinds = self.heldout.kinds[batch.samples]
-        for row, (score, asked) in enumerate(
-            zip(scores.tolist(), batch.labels["asked"].tolist(), strict=True)
-        ):
-            if asked:
-                means.add(f"asked {self.heldout.categories[kinds[row]]}", score, 1)
+            if scores is not None:
+                kinds = data.kinds[batch.samples]
+                asked = batch.labels["asked"].tolist()
+                for row, (score, is_asked) in enumerate(zip(scores.tolist(), asked, strict=True)):
+                    if is_asked:
+                        means.add(f"asked {data.categories[kinds[row]]}", score, 1)
+            return losses
+
+        return self._finish(heldout_means(self, data, data, names, measure))
 
     def _finish(self, means: Means) -> Validation:
         """The means, over all processes."""
@@ -286,13 +261,3 @@ class PretrainingTask:
                 {} if overall is None else {"overall": 100 * overall}
             ) | {kind.removeprefix("asked "): share for kind, share in shares.items()}
         return Validation(-sum(losses.values()), details)
-
-
-class _Drawn(Dataset):
-    """A data set whose items are whole batches for validation."""
-
-    def __init__(self, task: PretrainingTask, data: Sentences) -> None:
-        self.task, self.data = task, data
-
-    def __getitem__(self, indices: list[int]) -> TaskBatch:
-        return self.task.draw(self.data, indices, VALIDATION)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,55 +15,54 @@ from lxrt.building import find_vocabulary
 from lxrt.hf_folder import is_hf_folder
 from lxrt.loading import Say, bert_file, check_fits, load_bert, pretrained_path, read_pretrained
 from lxrt.modeling import PretrainingModel
+from lxrt.options import WeightOptions
 from lxrt.sizes import HOME
 
 BERT = HOME / "data" / "bert-base-uncased"
 
 
-def check_weight_flags(args: argparse.Namespace, from_bert: bool = False) -> None:
+def check_weights(weights: WeightOptions, from_bert: bool = False) -> None:
     """Refuse flags that contradict each other or name nothing, before any data are read.
 
     Args:
         from_bert: whether a model without any such flag starts from BERT-base-uncased.
     """
-    if args.load and args.load_lxmert:
+    if weights.load and weights.load_lxmert:
         raise ConfigError("--load and --loadLXMERT both name weights to start from: give one")
-    if args.load or args.load_lxmert:
-        pretrained_path(args.load or args.load_lxmert)
-    elif not args.from_scratch and (args.bert or from_bert):
-        if not args.bert and not BERT.exists():
+    if weights.load or weights.load_lxmert:
+        pretrained_path(weights.load or weights.load_lxmert)
+    elif not weights.from_scratch and (weights.bert or from_bert):
+        if not weights.bert and not BERT.exists():
             raise ConfigError(
                 f"no weights to start from: {BERT} does not exist; give --bert "
                 "FOLDER (BERT-base-uncased), --loadLXMERT or --load (a pretraining "
                 "snapshot), or --fromScratch for random weights"
             )
-        bert_file(args.bert or BERT)
+        bert_file(weights.bert or BERT)
 
 
-def earlier_snapshot(args: argparse.Namespace) -> dict[str, Any]:
+def earlier_snapshot(weights: WeightOptions) -> dict[str, Any]:
     """What the snapshot named by `--load` or `--loadLXMERT` remembers; empty for upstream's."""
-    name = args.load or args.load_lxmert
+    name = weights.load or weights.load_lxmert
     path = pretrained_path(name) if name else None
     return load_meta(path) if path is not None and path.suffix == ".safetensors" else {}
 
 
 def make_tokenizer(
-    args: argparse.Namespace, dataset: str, own_words: Sequence[str] | None, say: Say
+    weights: WeightOptions, dataset: str, own_words: Sequence[str] | None, folder: Path, say: Say
 ) -> Tokenizer:
     """The vocabulary beside the weights, else BERT's, else one of the words of small data.
 
     Args:
         own_words: sentences whose words make a vocabulary where none is given; None: BERT's does.
+        folder: of the run, where that vocabulary is written to.
     """
-    given = args.load or args.load_lxmert
+    given = weights.load or weights.load_lxmert
     beside = given and has_vocabulary(given if is_hf_folder(given) else Path(given).parent)
-    if own_words is None or args.bert or beside:
-        paths = argparse.Namespace(
-            load=given, load_lxmert=None, load_lxmert_qa=None, bert=args.bert
-        )
+    if own_words is None or weights.bert or beside:
+        paths = WeightOptions(load=given, bert=weights.bert)
         folder = find_vocabulary(paths, dataset, "base", say)
     else:
-        folder = args.output
         text = "\n".join(small_vocabulary(own_words)) + "\n"
         write_bytes(folder / "vocab.txt", text.encode())
     tokenizer = Tokenizer(folder)
@@ -74,7 +72,7 @@ def make_tokenizer(
 
 def load_start(
     model: PretrainingModel,
-    args: argparse.Namespace,
+    weights: WeightOptions,
     from_bert: bool,
     fits: Mapping[str, Any],
     answers: Sequence[str],
@@ -87,14 +85,14 @@ def load_start(
         fits: the features and the vocabulary in use, see `lxrt.loading.check_fits`.
         answers: of the model's answer head, in order.
     """
-    if args.load:
-        load_whole(model, args.load, fits, answers, say)
-    elif args.load_lxmert:
-        load_without_answers(model, args.load_lxmert, fits, say)
-    elif args.from_scratch or not (args.bert or from_bert):
+    if weights.load:
+        load_whole(model, weights.load, fits, answers, say)
+    elif weights.load_lxmert:
+        load_without_answers(model, weights.load_lxmert, fits, say)
+    elif weights.from_scratch or not (weights.bert or from_bert):
         say("all weights start at random values")
     else:
-        load_bert(model.bert, args.bert or BERT, say, heads=model.cls)
+        load_bert(model.bert, weights.bert or BERT, say, heads=model.cls)
 
 
 def load_whole(

@@ -32,7 +32,7 @@ def described(examples: Sequence[Example]) -> dict[str, dict[str, str]]:
     """
     known: dict[str, dict[str, str]] = {}
     for example in examples:
-        answer = max(example.answers, key=example.answers.get) if example.answers else ""
+        answer = max(example.answers, key=example.answers.__getitem__) if example.answers else ""
         if answer in SHAPES or answer in COLOURS:
             words = [answer]
         elif answer == ("no" if _DENIED.search(example.question) else "yes"):

@@ -77,7 +77,7 @@ def background_colour(pixels: np.ndarray) -> np.ndarray:
     return np.array([code >> 16, (code >> 8) & 255, code & 255], dtype=np.int32)
 
 
-def connected_regions(mask: np.ndarray, min_area: int = MIN_AREA) -> list[tuple[int, ...]]:
+def connected_regions(mask: np.ndarray, min_area: int = MIN_AREA) -> list[list[int]]:
     """Tight boxes of the 8-connected regions of a mask, largest region first.
 
     Horizontal runs of set pixels are joined with those they touch in the row above (union-find).
@@ -193,7 +193,8 @@ def extract_regions(image: Image.Image) -> PixelRegions:
 
 def _crop(image: Image.Image, box: np.ndarray) -> np.ndarray:
     """The pixels in a box, resampled to 16 x 16 (x 3) float32 in 0..255."""
-    crop = image.crop(tuple(int(v) for v in box))
+    x1, y1, x2, y2 = (int(v) for v in box)
+    crop = image.crop((x1, y1, x2, y2))
     return np.asarray(crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
 
 

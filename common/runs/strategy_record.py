@@ -1,0 +1,96 @@
+"""What a checkpoint remembers of its strategy: enough to adapt a model again as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from common.adapt.adapting import adapt
+from common.adapt.encoder import AdaptiveOptions
+from common.adapt.strategies import Strategy, find_strategy
+
+KEY = "strategy_flags"  # in the meta of a checkpoint
+_OWN = ("strategy", "policy", "policy_eval", "trainable_layers", "frozen_layers")
+
+
+@dataclass(frozen=True)
+class StrategyRecord:
+    """A strategy with everything that shapes an adapted model.
+
+    Attributes:
+        strategy: a name that `adapt` knows (`SpotTune_Block`, `last_4`).
+        policy: name of the policy network; without a meaning where nothing is decided.
+        policy_eval: how decisions are made in evaluation.
+        trainable_layers: `last:K`, for LastK.
+        frozen_layers: for FrozenLayers, numbers from 1 or names; `3,4` or a sequence.
+        policy_sizes: sizes of the published policy network, under the backbone's name for them.
+    """
+
+    strategy: str = "standard"
+    policy: str = "small"
+    policy_eval: str = "argmax"
+    trainable_layers: str | None = None
+    frozen_layers: str | Sequence[int | str] | None = None
+    policy_sizes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> StrategyRecord:
+        """Read it from the meta of a finetuned checkpoint."""
+        saved = meta[KEY]
+        sizes = {key: value for key, value in saved.items() if key not in _OWN}
+        return cls(**{key: saved[key] for key in _OWN}, policy_sizes=sizes)
+
+    def to_meta(self) -> dict[str, Any]:
+        """The entry `KEY` of a checkpoint's meta; JSON."""
+        frozen = self.frozen_layers
+        return {
+            "strategy": self.strategy,
+            "policy": self.policy,
+            "policy_eval": self.policy_eval,
+            "trainable_layers": self.trainable_layers,
+            "frozen_layers": frozen if frozen is None or isinstance(frozen, str) else list(frozen),
+            **self.policy_sizes,
+        }
+
+    @property
+    def row(self) -> Strategy:
+        """The strategy's row in the table."""
+        return find_strategy(self.strategy)[0]
+
+    @property
+    def chosen_policy(self) -> str | None:
+        """Name of the policy network; None where nothing is decided."""
+        return self.policy if self.row.adaptive else None
+
+    def adapt(
+        self, model: nn.Module, initial_share: float = 0.5, options: AdaptiveOptions | None = None
+    ) -> None:
+        """Give a model this strategy.
+
+        Args:
+            model: with pretrained weights loaded, or whose weights are loaded after this.
+            initial_share: probability of decision 1 before training.
+            options: executors and temperature; how decisions are evaluated is the record's.
+        """
+        adapt(
+            model,
+            self.strategy,
+            self.policy,
+            trainable_layers=self.trainable_layers,
+            frozen_layers=self.frozen_layers,
+            initial_share=initial_share,
+            options=replace(options or AdaptiveOptions(), policy_eval=self.policy_eval),
+        )
+
+    def plain(self) -> StrategyRecord:
+        """That of the plain model which is left when everything has been decided."""
+        return replace(
+            self,
+            strategy="standard",
+            policy_eval="argmax",
+            trainable_layers=None,
+            frozen_layers=None,
+        )

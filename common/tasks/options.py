@@ -1,0 +1,125 @@
+"""What a finetuning run is told: frozen options, made from the command line or in code."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from common.adapt.encoder import AdaptiveOptions
+from common.errors import ConfigError
+from common.tasks.starting import LogOptions, RunOptions
+from common.training.loop import LoopOptions
+from common.training.options import adaptive_options, loop_options
+from common.training.run_folder import SnapshotNames
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of a finetuning run.
+
+    Attributes:
+        batch_size, epochs, optim, lr, warmup, weight_decay, clip: of the model; `warmup` is a share
+            of all steps, `clip` the largest gradient norm.
+        policy_lr: of the policy network.
+        eval_batch_size: samples per batch in evaluation.
+    """
+
+    batch_size: int
+    epochs: int
+    optim: str
+    lr: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    policy_lr: float
+    eval_batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)}: give a whole number of at least 1"
+                )
+        if not self.clip >= 0:
+            raise ConfigError(f"clip {self.clip}: give a number of at least 0 (0 = none)")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Everything that a finetuning run is told beside its model and its data.
+
+    Attributes:
+        recipe: hyper-parameters.
+        loop: of the training loop, which are those of the recipe and more; `loop.budget` are the
+            budget losses.
+        adaptive: how decisions are made and executed.
+        initial_share: probability of decision 1 before training.
+        policy_optim, policy_schedule: of the policy network, see `make_optimizers`.
+        holdout: share of the training images that the best epoch is chosen with.
+        global_k: with `adaptive.policy_eval` global, the K most used sites; None: the majority.
+        plots: draw plots and write the report.
+        resume, overwrite: go on with the run in the folder, or start again in its place.
+    """
+
+    recipe: Recipe
+    loop: LoopOptions
+    adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
+    initial_share: float = 0.5
+    policy_optim: str = "adamw"
+    policy_schedule: str = "linear"
+    holdout: float = 0.1
+    global_k: int | None = None
+    plots: bool = True
+    resume: bool = False
+    overwrite: bool = False
+
+    def with_recipe(self, recipe: Recipe) -> FinetuneOptions:
+        """The same with another recipe, in the loop as well."""
+        loop = replace(
+            self.loop, epochs=recipe.epochs, batch_size=recipe.batch_size, clip=recipe.clip
+        )
+        return replace(self, recipe=recipe, loop=loop)
+
+
+def finetune_options(args: argparse.Namespace, recipe: Recipe) -> FinetuneOptions:
+    """From the flags that all backbones share; see `common.training.options`."""
+    return FinetuneOptions(
+        recipe,
+        loop_options(args, recipe.epochs, recipe.batch_size, recipe.clip, args.workers),
+        adaptive_options(args),
+        args.policy_init,
+        args.policy_optim,
+        args.policy_schedule,
+        args.holdout,
+        args.global_k,
+        not args.no_plots,
+        args.resume,
+        args.overwrite,
+    )
+
+
+def run_options(
+    args: argparse.Namespace, folder: Path, names: SnapshotNames | None = None
+) -> RunOptions:
+    """Where a run writes to and computes, from its flags."""
+    return RunOptions(
+        folder,
+        args.resume,
+        args.overwrite,
+        args.gpus,
+        args.precision,
+        args.seed,
+        args.threads,
+        names or SnapshotNames(),
+    )
+
+
+def log_options(args: argparse.Namespace) -> LogOptions:
+    """Log and curves of a run, from its flags."""
+    return LogOptions(not args.no_tensorboard, args.wandb, flag_texts(args))
+
+
+def flag_texts(args: argparse.Namespace) -> dict[str, str]:
+    """All flags as text, to be shown or compared."""
+    return {name: str(value) for name, value in vars(args).items()}

@@ -1,0 +1,47 @@
+"""Answering the questions of a split with a finetuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from common.data.vqa_dataset import VQADataset
+from common.data.vqa_metric import write_predictions
+from common.tasks.vqa import Evaluation, VQATask
+
+
+def predict(
+    model: nn.Module,
+    task: VQATask,
+    data: VQADataset,
+    split: str,
+    path: Path,
+    model_name: str,
+    say: Callable[[str], None],
+    origin: str = "",
+) -> Evaluation:
+    """Write the predictions in the EvalAI form and, where the answers are public, say the accuracy.
+
+    Args:
+        model: on the task's device.
+        task: makes the model's inputs.
+        data: the questions.
+        split: their name.
+        path: of the predictions; the first process writes them.
+        model_name: for the line about the accuracy, e.g. data set and strategy.
+        say: where to report to.
+        origin: the model's file, where that is not plain to the user.
+    """
+    found = task.evaluate(model, data, split)
+    if task.runtime.world.main:
+        write_predictions(path, found.predictions)
+    of = f" of {origin}" if origin else ""
+    say(f"{len(found.predictions)} predictions{of} in {path}")
+    if found.scores is not None:
+        scores = ", ".join(
+            f"{kind} {value:.2f}" for kind, value in found.scores.items() if value is not None
+        )
+        say(f"{split} of {model_name}: {scores}")
+    return found
