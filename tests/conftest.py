@@ -10,6 +10,7 @@ from common.data.easy_vqa.build import build_easy_vqa
 from common.data.easy_vqa.changing_priors import build_easy_vqa_cp
 
 GOLDENS = Path(__file__).parent / "goldens"
+EARLIER = Path(__file__).parent / "earlier"
 EASY_VQA_IMAGES = 200
 
 
