@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,8 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Outline
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-WIDTH, DPI = 8.0, 160
+WIDTH, DPI, COLOURS = 8.0, 160, 128
 INK, FAINT = "#222222", "#777777"
 POLICY = "#6a4c93"
 Point = tuple[float, float]
@@ -55,8 +58,16 @@ def canvas(height: float) -> Axes:
 
 
 def save(axes: Axes, path: Path) -> None:
-    """Write the drawing as PNG."""
-    axes.figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
+    """Write the drawing as PNG; a label of its axes is kept in the file as its description."""
+    drawn = BytesIO()
+    axes.figure.savefig(drawn, dpi=DPI, facecolor="white")
+    kept = PngInfo()
+    if description := str(axes.get_label()):
+        kept.add_text("Description", description)
+    with Image.open(drawn) as picture:  # a palette is enough, and a third of the size
+        picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+            path, optimize=True, pnginfo=kept, dpi=(DPI, DPI)
+        )
 
 
 def text(

@@ -23,6 +23,7 @@ from diagram_parts import (
 )
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Rectangle
+from package_diagram import packages
 
 LAYERS = [f"layer {number}" for number in range(1, 7)]
 PAIRS = (("pair A", (1, 0, 0, 1, 0, 1)), ("pair B", (0, 0, 1, 1, 1, 0)))
@@ -435,6 +436,7 @@ DIAGRAMS: dict[str, Callable[[], Axes]] = {
     "spottune": spottune,
     "blockdrop": blockdrop,
     "blockreplace": blockreplace,
+    "packages": packages,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ NAMES = {
     "spottune",
     "blockdrop",
     "blockreplace",
+    "packages",
 }
 
 
@@ -45,6 +47,18 @@ def test_pictures_in_the_folder_are_those_that_the_script_draws(drawn: Path) -> 
             difference = ImageChops.difference(new.convert("L"), old.convert("L"))
             mean = ImageStat.Stat(difference).mean[0]
             assert mean < 0.5, f"{path.name} is out of date: run images/make_diagrams.py"
+
+
+def test_the_picture_of_the_packages_shows_the_packages_of_today(drawn: Path) -> None:
+    """A number of modules or one arrow is too little to be seen in the mean over all pixels."""
+    shown = []
+    for folder in (FOLDER, drawn):
+        with Image.open(folder / "packages.png") as picture:
+            shown.append(json.loads(picture.info["Description"]))
+    committed, now = shown
+    assert {"adapt", "lxrt", "vlbert", "commands"} <= set(now["modules"])
+    assert ["training", "adapt"] in now["arrows"] and ["adapt", "modules"] in now["arrows"]
+    assert committed == now, "packages.png is out of date: run images/make_diagrams.py"
 
 
 def test_readme_of_the_folder_lists_every_picture() -> None:
