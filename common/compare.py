@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import AdaptiveError, DataError
+from common.projects import projects
 from common.results.comparison import copy_decision_maps, write_comparison
 from common.results.files import FILE_NAME, read_results
 from common.results.table import format_table
@@ -58,11 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
         if not results:
             where = ", ".join(map(str, options.roots))
+            examples = [f"`make {name}-train STRATEGY=SpotTune_Block`" for name in projects()]
             raise DataError(
                 f"no readable {FILE_NAME} below {where}; train something first, for "
-                "example `make lxmert-train STRATEGY=SpotTune_Block` or `make "
-                "vlbert-train STRATEGY=SpotTune_Block`, or name the folders that hold "
-                "runs"
+                f"example {' or '.join(examples)}, or name the folders that hold runs"
             )
         write_comparison(results, options.out, problems)
         maps = copy_decision_maps(results, options.visualizations) if options.visualizations else []

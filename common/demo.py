@@ -22,12 +22,15 @@ from pathlib import Path
 from common.adapt.strategies import find_strategy
 from common.data.datasets import resolve_dataset
 from common.errors import AdaptiveError, ConfigError
-from common.experiments.launch import RUN_SCRIPTS, Launcher, RunScript
+from common.experiments.launch import Launcher
 from common.experiments.plan import STRATEGIES
 from common.files import repository_root
+from common.projects import projects, title_of
 from common.results.comparison import copy_decision_maps, write_comparison
-from common.results.files import backbone_title, find_results, load_result
+from common.results.files import find_results, load_result
 from common.results.table import format_table
+from common.runs.backbones import find_backbone
+from common.runs.run_script import RunScript
 
 DATASET = "easy_vqa"
 FULL = ("--questions", "4000", "--epochs", "10")
@@ -45,7 +48,7 @@ class DemoRun:
 
     @property
     def script(self) -> RunScript:
-        return RUN_SCRIPTS[self.backbone]
+        return find_backbone(self.backbone).script
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ class DemoRun:
         return self.script.run_folder(self.name)
 
     def __str__(self) -> str:
-        return f"{backbone_title(self.backbone)}, {self.strategy}"
+        return f"{title_of(self.backbone)}, {self.strategy}"
 
 
 class Demo:
@@ -186,8 +189,8 @@ def demo_parser() -> argparse.ArgumentParser:
     )
     add(
         "--backbones",
-        default=",".join(RUN_SCRIPTS),
-        help=f"with commas between (default {','.join(RUN_SCRIPTS)})",
+        default=",".join(projects()),
+        help=f"with commas between (default {','.join(projects())})",
     )
     add(
         "--strategies",
@@ -226,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--jobs {jobs}: give a number of at least 1")
         strategies = [find_strategy(name)[0].name for name in options.strategies.split(",")]
         backbones = options.backbones.split(",")
-        if wrong := [name for name in backbones if name not in RUN_SCRIPTS]:
-            raise ConfigError(f"--backbones {wrong[0]}: valid are {', '.join(RUN_SCRIPTS)}")
+        if wrong := [name for name in backbones if name not in projects()]:
+            raise ConfigError(f"--backbones {wrong[0]}: valid are {', '.join(projects())}")
         runs = [DemoRun(backbone, strategy) for strategy in strategies for backbone in backbones]
         run_demo(Demo(runs, options.gpu, QUICK if options.quick else FULL, jobs), out, maps)
     except AdaptiveError as error:

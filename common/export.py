@@ -29,14 +29,14 @@ from common.adapt.strategies import STRATEGIES
 from common.data.tokenizer import Tokenizer
 from common.errors import AdaptiveError, CheckpointError, ConfigError
 from common.files import read_json, write_bytes, write_json
-from common.runs.backbones import Exporting, OpenedRun
+from common.runs.backbones import Exporting, OpenedRun, backbones
 from common.runs.opened_run import find_exporting, open_run, save_answers, training_questions
 from common.runs.strategy_record import KEY, StrategyRecord
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_meta, save_checkpoint
 from common.training.options import command_line
 from common.training.runtime import make_runtime, set_threads, versions
-from common.training.weights import resolve_checkpoint
+from common.training.weights import SUFFIXES, resolve_checkpoint
 
 FORMATS = ("ours", "transformers", "both")
 MODEL, TRANSFORMERS, RECORD = "model.safetensors", "transformers", "export.json"
@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="DIR",
         help="folder of a finetuning run; or a pretraining snapshot "
-        "PREFIX_LXRT.safetensors, which becomes a folder of transformers",
+        "file, which becomes a folder of transformers",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder that is made"
@@ -197,7 +197,7 @@ def open_source(path: Path) -> Source:
             find_exporting(run.meta["backbone"], path),
         )
     try:
-        file = resolve_checkpoint(path, lxrt=True)
+        file = resolve_checkpoint(path, snapshot_suffixes())
     except CheckpointError as error:
         raise CheckpointError(
             f"{path} is neither the folder of a run nor a pretraining snapshot ({error})"
@@ -219,6 +219,12 @@ def open_source(path: Path) -> Source:
         None,
         exporting,
     )
+
+
+def snapshot_suffixes() -> list[str]:
+    """What the name of a pretraining snapshot of any backbone may leave out."""
+    offered = [found.exporting for found in backbones().values() if found.exporting is not None]
+    return [end for exporting in offered for end in exporting.snapshot_suffixes] + [*SUFFIXES]
 
 
 def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:

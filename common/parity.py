@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.errors import AdaptiveError, DataError
 from common.files import read_json, repository_root
+from common.projects import projects
 from common.runs.backbones import Backbone, find_backbone
 from common.training.weights import load_weights
 
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backbone", required=True, help="lxmert, vlbert or vilbert")
+    parser.add_argument("--backbone", required=True, help=f"one of {', '.join(projects())}")
     parser.add_argument(
         "--case",
         type=Path,

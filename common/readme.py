@@ -16,9 +16,14 @@ from pathlib import Path
 
 from common.errors import AdaptiveError, DataError
 from common.files import repository_root, write_bytes
+from common.projects import projects
 
-READMES = ("README.md", "LXMERT/README.md", "VLBERT/README.md")
 _BLOCK = re.compile(r"(<!-- results: (?P<file>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def readmes() -> list[str]:
+    """That of the repository and those of the backbones, relative to the repository."""
+    return ["README.md", *(f"{found.folder}/README.md" for found in projects().values())]
 
 
 def fill(text: str, root: Path) -> str:
@@ -46,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="*", type=Path, help=f"default {', '.join(READMES)}")
+    parser.add_argument("files", nargs="*", type=Path, help=f"default {', '.join(readmes())}")
     parser.add_argument("--check", action="store_true", help="change nothing, only compare")
     options = parser.parse_args(arguments)
     root = repository_root()
     stale = 0
     try:
-        for path in options.files or [root / name for name in READMES]:
+        for path in options.files or [root / name for name in readmes()]:
             text = path.read_text(encoding="utf-8")
             filled = fill(text, root)
             if filled == text:

@@ -23,6 +23,7 @@ from common.ask.picture import plot_answer
 from common.errors import AdaptiveError, ConfigError
 from common.features.store import OPTIONAL
 from common.files import write_json
+from common.projects import vqa_data
 from common.results.decision_grid import component_kind, head_number
 from common.results.plot_style import run_title
 from common.runs.backbones import OpenedRun
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="region-feature store in which --image-id is looked up",
     )
     image.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of VQA v2's files (default LXMERT/data)"
+        "--data", type=Path, metavar="DIR", help=f"folder of VQA v2's files (default {vqa_data()})"
     )
     asked = made.add_argument_group("the questions")
     asked.add_argument(

@@ -20,7 +20,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -45,18 +44,6 @@ FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
 WHOLE = ("reference", "whole")  # what is compared with it has `reference_layers`
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Layers in every stack (None = all) and pairs in a step that a backbone is measured with."""
-
-    layers: int | None = 2
-    quick_layers: int | None = 1
-    quick_reference_layers: int | None = 1
-    quick_batch: int = 16
-
-
-# A single stream has one stack, and its last layer is cheap: only one of its positions is read.
-MEASURED = {"vlbert": Measured(4, 2, None, 8)}
 Supply = Callable[[BenchSettings], BenchModel]
 
 
@@ -202,7 +189,7 @@ def make_settings(options: argparse.Namespace, backbone: str) -> BenchSettings:
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here")
-    own = MEASURED.get(backbone, Measured())
+    own = find_backbone(backbone).bench_sizes
     values: dict[str, Any] = {"backbone": backbone, "device": options.device, "layers": own.layers}
     if options.quick:
         values |= {
@@ -259,8 +246,8 @@ def bench_parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="one layer in every stack (VL-BERT: two), share 0.5, 3 rounds, fewer executors: about "
-        "5 minutes",
+        help="one layer in every stack (two of a single stream), share 0.5, 3 rounds, fewer "
+        "executors: about 5 minutes",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     add(
@@ -274,7 +261,8 @@ def bench_parser() -> argparse.ArgumentParser:
         "--layers",
         type=int,
         metavar="N",
-        help="layers in every stack at most, 0 = all (default 2, VL-BERT 4, on a GPU all)",
+        help="layers in every stack at most, 0 = all (default 2, of a single stream 4, on a GPU "
+        "all)",
     )
     add(
         "--reference-layers",
@@ -285,7 +273,7 @@ def bench_parser() -> argparse.ArgumentParser:
     add(
         "--batch",
         type=int,
-        help="pairs in a step (default 16, on a GPU 32, VL-BERT with --quick 8)",
+        help="pairs in a step (default 16, on a GPU 32; of a single stream with --quick 8)",
     )
     add(
         "--shares",
@@ -300,8 +288,8 @@ def bench_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         help="JSON file; table and chart beside it; one backbone (default "
-        "results/bench/cpu.json or cuda.json, for others than LXMERT in "
-        "results/bench/BACKBONE/, with --quick in results/quick/bench/)",
+        "cpu.json or cuda.json in results/bench/ or the backbone's folder there, with --quick in "
+        "results/quick/bench/)",
     )
     add("--overwrite", action="store_true", help="measure everything anew")
     add("--report", action="store_true", help="measure nothing, write table and chart again")
@@ -316,8 +304,8 @@ def _names(text: str) -> list[str]:
 def results_path(options: argparse.Namespace, backbone: str) -> Path:
     """Where a backbone's figures go."""
     folder = repository_root() / "results" / ("quick/bench" if options.quick else "bench")
-    own = folder if backbone == "lxmert" else folder / backbone
-    return options.out or own / f"{options.device}.json"
+    own = find_backbone(backbone).bench_sizes.folder
+    return options.out or folder / (backbone if own is None else own) / f"{options.device}.json"
 
 
 def _lines(file: BenchFile) -> Iterator[str]:

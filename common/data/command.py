@@ -27,6 +27,7 @@ from common.data.vqa_dataset import VQADataset
 from common.errors import AdaptiveError, ConfigError
 from common.features.command import add_import_options, run_import
 from common.files import read_json, repository_root
+from common.projects import vqa_data
 
 MADE_OF_ANNOTATIONS = [name for name, kind in DATASETS.items() if kind.answers_of]
 
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
             "--data",
             type=Path,
             metavar="DIR",
-            help="folder of the files of data that is not embedded (default: LXMERT/data)",
+            help=f"folder of the files of data that is not embedded (default: {vqa_data()})",
         )
     listing = commands.add_parser(
         "list", help="the known data sets, whether their files are there, where they come from"

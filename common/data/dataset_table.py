@@ -15,6 +15,7 @@ from common.data.annotations import (
     read_lxmert_json,
     read_official,
 )
+from common.projects import vqa_data
 
 MINIVAL_ROWS = 5000
 
@@ -52,9 +53,6 @@ class DatasetKind:
     """One row of the table; paths are relative to the folder that `base` names."""
 
     summary: str
-    base: str
-    """Folder, relative to the repository; the user may name another one for data that is not
-    embedded."""
     splits: dict[str, Split]
     vocabulary: str
     """Folder of the two answer lists."""
@@ -79,6 +77,14 @@ class DatasetKind:
     have to be fetched."""
     instead: str = "easy_vqa"
     """The embedded data set to use where files are missing."""
+    place: str = ""
+    """Folder, relative to the repository; empty: that of the official files of VQA."""
+
+    @property
+    def base(self) -> str:
+        """Folder, relative to the repository; the user may name another one for data that is not
+        embedded."""
+        return self.place or vqa_data()
 
     def files(self, optional: bool = False) -> dict[str, str]:
         """Paths of a data set, relative to its folder, and where each comes from.
@@ -136,7 +142,6 @@ OFFICIAL_VAL = _official("val2014", COCO_VAL)
 DATASETS: dict[str, DatasetKind] = {
     "vqa": DatasetKind(
         summary="VQA v2 with Faster R-CNN features, in the layout of LXMERT",
-        base="LXMERT/data",
         splits={
             "train": Split("vqa/train.json", (COCO_TRAIN,)),
             "nominival": Split("vqa/nominival.json", (COCO_VAL,)),
@@ -150,7 +155,6 @@ DATASETS: dict[str, DatasetKind] = {
     ),
     "vqa_official": DatasetKind(
         summary="VQA v2 in the files of visualqa.org, with the features of LXMERT",
-        base="LXMERT/data",
         splits={
             "train": _official("train2014", COCO_TRAIN),
             "val": OFFICIAL_VAL,
@@ -175,7 +179,6 @@ DATASETS: dict[str, DatasetKind] = {
     ),
     "vqa_cp": DatasetKind(
         summary="VQA-CP v2 (changing priors), with the features of LXMERT",
-        base="LXMERT/data",
         splits={"train": _changing_priors("train"), "test": _changing_priors("test")},
         vocabulary="vqa/answers_vqa_cp",
         sources={"vqa/": f"{VQA_CP}/", **FEATURES_SOURCE},
@@ -189,7 +192,7 @@ DATASETS: dict[str, DatasetKind] = {
     ),
     "easy_vqa": DatasetKind(
         summary="images of coloured shapes from the package easy-vqa, with features from pixels",
-        base="data/easy_vqa",
+        place="data/easy_vqa",
         splits={
             s: Split(f"{s}.json", ("features",))
             for s in ("pretrain", "train", "nominival", "minival")
@@ -200,7 +203,7 @@ DATASETS: dict[str, DatasetKind] = {
     ),
     "easy_vqa_cp": DatasetKind(
         summary="easy_vqa with changing priors, in the manner of VQA-CP",
-        base="data/easy_vqa_cp",
+        place="data/easy_vqa_cp",
         splits={
             s: Split(f"{s}.json", ("../easy_vqa/features",))
             for s in ("train", "nominival", "minival")

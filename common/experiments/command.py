@@ -25,9 +25,8 @@ from typing import Any
 from common.data.datasets import load_split, resolve_dataset
 from common.data.vqa_metric import score
 from common.errors import AdaptiveError, ConfigError
-from common.experiments.launch import RUN_SCRIPTS, Launcher
+from common.experiments.launch import Launcher
 from common.experiments.plan import (
-    BACKBONE,
     EXPERIMENTS,
     LAST_EPOCH,
     SETTINGS,
@@ -36,13 +35,12 @@ from common.experiments.plan import (
     finished,
     flags_of,
     plan,
+    run_script,
 )
 from common.experiments.report import CHART, LEGEND, SUMMARY, publish
 from common.files import exclusive, read_json, repository_root, write_json
 from common.results.files import Result, load_result
 from common.results.table import text_table
-
-SCRIPT = RUN_SCRIPTS[BACKBONE]
 
 
 class Runner:
@@ -108,10 +106,14 @@ class Runner:
             )
             (run.folder / LAST_EPOCH).unlink(missing_ok=True)
             write_json(run.folder / SETTINGS, flags)
-            launcher.run_silently(SCRIPT.train(self.gpu, run.name, [*flags, how]), SCRIPT.home)
+            launcher.run_silently(
+                run_script().train(self.gpu, run.name, [*flags, how]), run_script().home
+            )
         result = load_result(run.folder)
         dataset = ["--dataset", result["dataset"], "--quiet"]
-        launcher.run_silently(SCRIPT.test(self.gpu, run.name, "LAST", dataset), SCRIPT.home)
+        launcher.run_silently(
+            run_script().test(self.gpu, run.name, "LAST", dataset), run_script().home
+        )
         last = last_epoch(result, run.folder / "minival_predict.json")
         write_json(run.folder / LAST_EPOCH, last, indent=1)
         seconds = time.perf_counter() - begin
@@ -226,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = options.out or repository_root() / (
             "results/quick/experiments" if options.quick else "results/experiments"
         )
-        with exclusive(SCRIPT.run_folder(runs[0].root) / ".publish.lock"):
+        with exclusive(run_script().run_folder(runs[0].root) / ".publish.lock"):
             tables = publish(runs, out)
     except AdaptiveError as error:
         print(f"error: {error}", file=sys.stderr)

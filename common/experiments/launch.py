@@ -1,4 +1,4 @@
-"""Starting finetuning runs through the backbones' run scripts, and stopping them in order."""
+"""Starting commands, such as the backbones' run scripts, and stopping them in order."""
 
 from __future__ import annotations
 
@@ -8,121 +8,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from common.errors import ConfigError, StoppedError
-from common.files import repository_root
-
-
-@dataclass(frozen=True)
-class RunScript(ABC):
-    """How a backbone finetunes on VQA.
-
-    Attributes:
-        folder: of the backbone; its commands run there.
-        runs: where runs go in it.
-        easy: flags that choose the embedded data and the small model.
-    """
-
-    folder: str
-    runs: str
-    easy: tuple[str, ...] = ()
-
-    @abstractmethod
-    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
-        """What starts the run `name`, in the backbone's folder."""
-
-    @abstractmethod
-    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
-        """What evaluates a snapshot (`BEST`, `LAST`) of the run `name` on minival."""
-
-    @property
-    def home(self) -> Path:
-        """The backbone's folder."""
-        return repository_root() / self.folder
-
-    def run_folder(self, name: str) -> Path:
-        """Where the run `name` writes to."""
-        return self.home / self.runs / name
-
-
-class LxmertScript(RunScript):
-    """GPU and name come first, data and model are flags."""
-
-    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
-        return ["bash", "run/vqa_finetune.bash", gpu, name, *flags]
-
-    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
-        return [
-            "bash",
-            "run/vqa_test.bash",
-            gpu,
-            name,
-            "--load",
-            f"{self.runs}/{name}/{snapshot}",
-            "--test",
-            "minival",
-            *flags,
-        ]
-
-
-@dataclass(frozen=True)
-class VLBertScript(RunScript):
-    """A config says data and model; runs have a folder for the image sets in that of their name.
-
-    Attributes:
-        config: of the runs.
-        image_sets: the last folder.
-    """
-
-    config: str = "cfgs/easy_vqa/base.yaml"
-    image_sets: str = "train+nominival_train"
-
-    def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
-        return [
-            "bash",
-            "scripts/nondist_run.sh",
-            "vqa/train_end2end.py",
-            self.config,
-            ".",
-            "--name",
-            name,
-            "--gpus",
-            gpu,
-            *flags,
-        ]
-
-    def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
-        folder = f"{self.runs}/{name}/{self.image_sets}"
-        return [
-            sys.executable,
-            "vqa/test.py",
-            "--cfg",
-            self.config,
-            "--ckpt",
-            f"{folder}/{snapshot}",
-            "--gpus",
-            gpu,
-            "--split",
-            "minival",
-            "--result-path",
-            folder,
-            *flags,
-        ]
-
-    def run_folder(self, name: str) -> Path:
-        return super().run_folder(name) / self.image_sets
-
-
-RUN_SCRIPTS: dict[str, RunScript] = {
-    "lxmert": LxmertScript("LXMERT", "snap/vqa", ("--dataset", "easy_vqa")),
-    "vlbert": VLBertScript("VLBERT", "output/vl-bert/easy_vqa"),
-}
 
 
 class Launcher:

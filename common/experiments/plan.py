@@ -9,17 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
-from common.experiments.launch import RUN_SCRIPTS
 from common.files import read_json
 from common.results.files import FILE_NAME, Result, load_result
+from common.runs.backbones import backbones
+from common.runs.run_script import RunScript
 
 STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
-BACKBONE = "lxmert"
 SEED = 9595
 SETTINGS, LAST_EPOCH = "settings.json", "last_epoch.json"
 COMMON_FLAGS = ("--holdout", "0.05", "--quiet", "--no-plots", "--no-tensorboard")
 # How long a run takes in comparison to plain finetuning, for the time that is left.
 COST = {"Frozen": 0.8, "standard": 1.0, "SpotTune_Block": 1.3, "SpotTune": 1.6, "BlockDrop": 1.1}
+
+
+def run_script() -> RunScript:
+    """The script of the first backbone, which the experiments are made with."""
+    return next(iter(backbones().values())).script
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        return RUN_SCRIPTS[BACKBONE].run_folder(self.name)
+        return run_script().run_folder(self.name)
 
     @property
     def cost(self) -> float:

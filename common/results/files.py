@@ -17,6 +17,7 @@ from typing import Any
 from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
 from common.files import read_json
+from common.projects import title_of
 
 Result = dict[str, Any]
 FILE_NAME = "result.json"
@@ -80,7 +81,7 @@ class Section:
     @property
     def title(self) -> str:
         size = f" ({self.size})" if self.size else ""
-        return f"{backbone_title(self.backbone)}{size} on {self.dataset}"
+        return f"{title_of(self.backbone)}{size} on {self.dataset}"
 
     def baseline(self, name: str, answer_type: str) -> Statistic | None:
         """Mean over the section's runs of a baseline's validation accuracy, in percent."""
@@ -90,11 +91,6 @@ class Section:
         if found is not None and not found.sd:
             return Statistic(found.mean, None, found.count)
         return found
-
-
-def backbone_title(backbone: str) -> str:
-    """A backbone's name as its paper writes it."""
-    return {"lxmert": "LXMERT", "vlbert": "VL-BERT", "vilbert": "ViLBERT"}.get(backbone, backbone)
 
 
 def summarise(values: Iterable[float | None]) -> Statistic | None:

@@ -19,7 +19,8 @@ from matplotlib.patches import Patch
 
 from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
-from common.results.files import Result, backbone_title
+from common.projects import title_of
+from common.results.files import Result
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -107,7 +108,7 @@ def run_title(result: Result, what: str) -> str:
     size = f" ({result['size']})" if result.get("size") else ""
     seed = f" · seed {result['seed']}" if result.get("seed") is not None else ""
     return (
-        f"{result['strategy']} · {backbone_title(result['backbone'])}{size} · "
+        f"{result['strategy']} · {title_of(result['backbone'])}{size} · "
         f"{result['dataset']}{seed}\n{what}"
     )
 

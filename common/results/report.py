@@ -16,13 +16,13 @@ from typing import Any
 
 from common.errors import DataError
 from common.files import write_bytes
+from common.projects import title_of
 from common.results.decision_plots import plot_decisions
 from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
 from common.results.files import (
     ANSWER_TYPES,
     BASELINES,
     Result,
-    backbone_title,
     comparison_notes,
     group_results,
     load_result,
@@ -64,7 +64,7 @@ def write_run_report(run_dir: Path | str) -> Path:
     """
     result = load_result(Path(run_dir))
     path = Path(run_dir) / REPORT_NAME
-    title = f"{result['strategy']} · {backbone_title(result['backbone'])} · {result['dataset']}"
+    title = f"{result['strategy']} · {title_of(result['backbone'])} · {result['dataset']}"
     facts = [
         f"{name} {result[name]}"
         for name in ("policy", "size", "seed", "device", "precision", "name")

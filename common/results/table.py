@@ -6,12 +6,12 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from common.projects import title_of
 from common.results.files import (
     BASELINES,
     Result,
     Section,
     Statistic,
-    backbone_title,
     comparison_notes,
     group_results,
     lookup,
@@ -155,11 +155,11 @@ def _baseline_rows(
 def _row(
     label: str, section: Section, several: bool, runs: str, cells: Iterable[str]
 ) -> tuple[str, ...]:
-    return (label, *([backbone_title(section.backbone)] if several else []), runs, *cells)
+    return (label, *([title_of(section.backbone)] if several else []), runs, *cells)
 
 
 def _table_title(sections: Sequence[Section]) -> str:
-    first, names = sections[0], [backbone_title(section.backbone) for section in sections]
+    first, names = sections[0], [title_of(section.backbone) for section in sections]
     title = (
         first.title
         if len(sections) == 1

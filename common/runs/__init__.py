@@ -4,6 +4,7 @@ from common.runs.backbones import (
     Backbone,
     BenchModel,
     BenchSettings,
+    BenchSizes,
     Exporting,
     OpenedRun,
     find_backbone,
@@ -15,6 +16,7 @@ from common.runs.opened_run import (
     save_answers,
     training_questions,
 )
+from common.runs.run_script import RunScript
 from common.runs.strategy_record import KEY, StrategyRecord
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "Backbone",
     "BenchModel",
     "BenchSettings",
+    "BenchSizes",
     "Exporting",
     "OpenedRun",
+    "RunScript",
     "StrategyRecord",
     "find_backbone",
     "find_exporting",

@@ -19,6 +19,8 @@ from common.adapt.strategies import Strategy, find_strategy
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import CheckpointError, ConfigError
+from common.projects import Project
+from common.runs.run_script import RunScript
 
 MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
 GROUP = "adaptive_finetuning.backbones"
@@ -32,6 +34,7 @@ class Exporting:
         training_questions: those that a run was finetuned on, with the folder where they are:
             `training_questions(run, folder of VQA v2's files or None)`.
         open_snapshot: the model of a pretraining snapshot: `open_snapshot(file, its meta)`.
+        snapshot_suffixes: what the names of its pretraining snapshots may leave out.
         usage: the command that tests an exported `{model}` on a `{dataset}`.
         save_transformers: writes a plain model as a folder of `transformers`: `save(model, folder,
             content of vocab.txt, answers, record)`; None where that library has no such model.
@@ -40,6 +43,7 @@ class Exporting:
     training_questions: Callable[[OpenedRun, Path | None], tuple[VQADataset, Path]]
     open_snapshot: Callable[[Path, dict[str, Any]], nn.Module]
     usage: str
+    snapshot_suffixes: tuple[str, ...] = ()
     save_transformers: (
         Callable[[nn.Module, Path, str, Sequence[str], Mapping[str, Any]], None] | None
     ) = None
@@ -51,6 +55,8 @@ class Backbone:
 
     Attributes:
         name: `lxmert`, `vlbert`, `vilbert`.
+        project: its title and its folder.
+        script: how its scripts start finetuning runs.
         make_model: the finetuned VQA model of a checkpoint, not adapted and without weights, from
             the checkpoint's meta; ConfigError where this model cannot be opened.
         make_inputs: what turns a batch of a VQA data set into the model's inputs, from the
@@ -58,9 +64,12 @@ class Backbone:
         exporting: what is needed to export its runs as plain models; None where there are none.
         parity: {kind of golden case: `run(config, weights, inputs, wanted) -> tensors`}.
         bench: what `common.bench` measures, or None.
+        bench_sizes: how much of it.
     """
 
     name: str
+    project: Project
+    script: RunScript
     make_model: Callable[[dict[str, Any]], nn.Module]
     make_inputs: Callable[[Tokenizer, dict[str, Any]], MakeInputs]
     exporting: Exporting | None = None
@@ -71,12 +80,18 @@ class Backbone:
         ],
     ] = field(default_factory=dict)
     bench: Callable[[BenchSettings], BenchModel] | None = None
+    bench_sizes: BenchSizes = field(default_factory=lambda: BenchSizes())
+
+    @property
+    def title(self) -> str:
+        """Its name as its paper writes it."""
+        return self.project.title
 
 
 @cache
 def backbones() -> dict[str, Backbone]:
     """All installed backbones by name."""
-    return {point.name: point.load() for point in entry_points(group=GROUP)}
+    return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
 
 
 def find_backbone(name: str) -> Backbone:
@@ -140,6 +155,24 @@ def dataset_name(meta: dict[str, Any], where: Path) -> str:
 
 
 @dataclass(frozen=True)
+class BenchSizes:
+    """With how much a backbone is measured unless the command line says it.
+
+    Attributes:
+        layers, quick_layers: in every stack; None: all.
+        quick_reference_layers: the same for the comparison with another library.
+        quick_batch: pairs in a step.
+        folder: of the figures within those of all backbones; None: the backbone's name.
+    """
+
+    layers: int | None = 2
+    quick_layers: int | None = 1
+    quick_reference_layers: int | None = 1
+    quick_batch: int = 16
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
 class BenchSettings:
     """What all cases of a run have in common.
 
@@ -157,7 +190,7 @@ class BenchSettings:
         seed: of weights, inputs and decisions.
     """
 
-    backbone: str = "lxmert"
+    backbone: str
     device: str = "cpu"
     precisions: tuple[str, ...] = ("fp32",)
     layers: int | None = 2

@@ -11,12 +11,13 @@ from common.tasks.options import (
     log_options,
     run_options,
 )
-from common.tasks.pretraining import PretrainingRun, heldout_means, pretrain
+from common.tasks.pretraining import VALIDATION, PretrainingRun, heldout_means, pretrain
 from common.tasks.starting import LogOptions, RunOptions, Started, join, started
 from common.tasks.vqa import EVALUATION, VQATask, vqa_loss
 
 __all__ = [
     "EVALUATION",
+    "VALIDATION",
     "Command",
     "Draws",
     "FinetuneOptions",

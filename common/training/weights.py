@@ -23,7 +23,6 @@ from common.training.checkpoint_codec import checksum, decode
 
 FORMAT_KEY, FORMAT_VERSION = "adaptive_finetuning", 1
 SUFFIXES = (".safetensors", ".pth", ".model", ".bin")
-LXRT_SUFFIXES = ("_LXRT.safetensors", "_LXRT.pth")
 Shape = tuple[int, ...]
 SHOWN = 3  # names per group in messages about keys
 
@@ -198,22 +197,18 @@ def _flat_weights(content: Any, path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
-def resolve_checkpoint(
-    name: str | os.PathLike[str], suffixes: Iterable[str] = SUFFIXES, lxrt: bool = False
-) -> Path:
+def resolve_checkpoint(name: str | os.PathLike[str], suffixes: Iterable[str] = SUFFIXES) -> Path:
     """The file that `--load NAME` means.
 
     Args:
         name: a file, or a file without its suffix.
         suffixes: what may be left out, in order of preference.
-        lxrt: also NAME_LXRT.safetensors and NAME_LXRT.pth, before `suffixes` (LXMERT's
-            `--loadLXMERT` and `--loadLXMERTQA`).
 
     Raises:
         CheckpointError: none of them exists; lists every path that was tried.
     """
     text = os.fspath(name)
-    tried = [text + end for end in ("", *(LXRT_SUFFIXES if lxrt else ()), *suffixes)]
+    tried = [text + end for end in ("", *suffixes)]
     for path in map(Path, tried):
         if path.is_file():
             return path

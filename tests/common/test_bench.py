@@ -31,7 +31,7 @@ from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
 from common.errors import ConfigError, DataError
 from common.features.lxmert_tsv import import_tsv
-from common.runs.backbones import BenchModel, BenchSettings
+from common.runs.backbones import BenchModel, BenchSettings, BenchSizes
 from tests.common.tiny_models import SingleStream, single_inputs
 
 BATCH = 6
@@ -61,7 +61,8 @@ def fatal_supply(settings):
 @pytest.fixture
 def tiny(monkeypatch):
     """Tiny models on the command line, and no processes of their own for the memory."""
-    monkeypatch.setattr(bench, "find_supply", lambda backbone: tiny_supply)
+    offered = SimpleNamespace(bench=tiny_supply, bench_sizes=BenchSizes())
+    monkeypatch.setattr(bench, "find_backbone", lambda name: offered)
     monkeypatch.setattr(bench, "measurable", lambda: ["tiny"])
     monkeypatch.setattr(
         bench, "measure_memory", lambda *_: {"peak_rss_bytes": 10**9, "peak_cuda_bytes": None}
@@ -74,7 +75,7 @@ def quick(path, settings=SETTINGS, **options):
 
 
 def test_every_strategy_and_executor_is_measured_with_and_without_policy():
-    cases = all_cases(BenchSettings(), quick=False, reference=True)
+    cases = all_cases(BenchSettings("lxmert"), quick=False, reference=True)
     assert len({case.key for case in cases}) == len(cases)
     steps = {(c.strategy, c.executor, c.share, c.policy) for c in cases if c.mode == "train"}
     for strategy in ADAPTIVE:
@@ -90,7 +91,7 @@ def test_every_strategy_and_executor_is_measured_with_and_without_policy():
         assert Case("eval", strategy, "dense", 0.5) in cases
     assert Case("train", "standard", against="reference") in cases
     assert Case("train", "SpotTune_Block", "exact", 0.5, "small", against="reference") in cases
-    both = all_cases(replace(BenchSettings(), precisions=("fp32", "bf16")), False, True)
+    both = all_cases(replace(BenchSettings("lxmert"), precisions=("fp32", "bf16")), False, True)
     assert len(both) == 2 * len(cases) + 2, "bf16 adds the reference itself in bf16"
     assert {c.baseline().precision for c in both if c.against == "reference"} == {"fp32"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from common.bench.measure import Bench
 from common.bench.plot import draw_bench, plot_bench
 from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
-from common.runs.backbones import BenchModel, BenchSettings
+from common.runs.backbones import BenchModel, BenchSettings, BenchSizes
 from tests.common.tiny_models import SingleStream, single_inputs
 
 LAYERS, BATCH = 4, 8
@@ -177,7 +178,11 @@ def test_every_backbone_has_a_file_of_its_own_and_features_belong_to_the_first(
 ):
     monkeypatch.setattr(bench, "repository_root", lambda: tmp_path)
     monkeypatch.setattr(bench, "measurable", lambda: ["lxmert", "vlbert"])
-    monkeypatch.setattr(bench, "find_supply", lambda backbone: supply)
+    offered = {
+        "lxmert": SimpleNamespace(bench=supply, bench_sizes=BenchSizes(folder="")),
+        "vlbert": SimpleNamespace(bench=supply, bench_sizes=BenchSizes()),
+    }
+    monkeypatch.setattr(bench, "find_backbone", offered.__getitem__)
     monkeypatch.setattr(bench, "measure_features", lambda *_: {"read_per_s": 30_000.0})
     command = ["--quick", "--quiet", "--rounds", "1", "--batch", "4", "--only"]
     assert main([*command, "eval/BlockDrop/gathered/0.5 : standard"]) == 0

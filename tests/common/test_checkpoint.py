@@ -28,7 +28,13 @@ from common.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
+from common.training.weights import (
+    SUFFIXES,
+    load_into,
+    load_weights,
+    resolve_checkpoint,
+    strip_prefix,
+)
 
 DTYPES = (
     torch.float32,
@@ -44,6 +50,8 @@ DTYPES = (
     torch.uint16,
     torch.float8_e4m3fn,
 )
+
+ENDINGS = ("_LXRT.safetensors", "_LXRT.pth", *SUFFIXES)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -322,13 +330,13 @@ def test_upstream_files_may_nest_their_weights(tmp_path: Path, nest: Any) -> Non
 def test_load_takes_names_with_and_without_suffix(tmp_path: Path) -> None:
     name = str(tmp_path / "v1.2" / "BEST")
     with pytest.raises(CheckpointError) as error:
-        resolve_checkpoint(name, lxrt=True)
+        resolve_checkpoint(name, ENDINGS)
     for end in ("", ".safetensors", ".pth", ".model", ".bin", "_LXRT.safetensors", "_LXRT.pth"):
         assert name + end in str(error.value)
     (tmp_path / "v1.2" / "BEST").mkdir(parents=True)
     for end in (".bin", ".pth", ".safetensors", "_LXRT.pth"):
         Path(name + end).touch()
-        assert resolve_checkpoint(name, lxrt=True) == Path(name + end)
+        assert resolve_checkpoint(name, ENDINGS) == Path(name + end)
         assert resolve_checkpoint(name + end) == Path(name + end)
     assert resolve_checkpoint(name) == Path(name + ".safetensors")
 

@@ -10,9 +10,9 @@ import pytest
 
 from common import demo
 from common.demo import Demo, DemoRun, default_jobs, main
-from common.experiments.launch import RUN_SCRIPTS
 from common.experiments.plan import STRATEGIES
 from common.files import repository_root
+from common.runs.backbones import find_backbone
 
 FAKE = Path(__file__).with_name("fake_runs.py")
 
@@ -45,7 +45,7 @@ def repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
     monkeypatch.setenv("FAKE_RUNS", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(repository_root()))
     monkeypatch.delenv("GPU", raising=False)
-    monkeypatch.setattr("common.experiments.launch.repository_root", lambda: tmp_path)
+    monkeypatch.setattr("common.runs.run_script.repository_root", lambda: tmp_path)
     monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
     for name in ("plot_comparison", "write_comparison_report", "plot_decisions"):
         monkeypatch.setattr(
@@ -137,7 +137,7 @@ def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
     from vlbert.options import train_parser
     from vlbert.testing import parser as prediction_parser
 
-    lxmert, vlbert = RUN_SCRIPTS["lxmert"], RUN_SCRIPTS["vlbert"]
+    lxmert, vlbert = find_backbone("lxmert").script, find_backbone("vlbert").script
     for script in (lxmert, vlbert):
         for word in script.train("cpu", "x", [])[1:2]:
             assert (script.home / word).is_file()
@@ -161,7 +161,7 @@ def test_the_folder_of_a_run_is_the_one_that_vlbert_writes_to(tmp_path):
     from vlbert.config import load_config
     from vlbert.outputs import output_folder
 
-    script = RUN_SCRIPTS["vlbert"]
+    script = find_backbone("vlbert").script
     config = load_config(script.home / script.config)
     found = output_folder(config, tmp_path, "x")
     assert found.relative_to(tmp_path) == script.run_folder("x").relative_to(script.home)

@@ -18,11 +18,12 @@ from common.data.annotations import read_lxmert_json
 from common.data.vqa_metric import score
 from common.errors import ConfigError, DataError, StoppedError
 from common.experiments.command import main
-from common.experiments.launch import RUN_SCRIPTS, Launcher
+from common.experiments.launch import Launcher
 from common.experiments.plan import EXPERIMENTS, PlannedRun, flags_of, learned_share, plan
 from common.experiments.plots import draw_experiments
 from common.files import repository_root
 from common.results.table import format_markdown
+from common.runs.backbones import find_backbone
 from tests.common.fake_runs import fake_result
 from tests.common.result_examples import make_result, write_result
 
@@ -102,8 +103,8 @@ def drawing_repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
         ("PYTHONPATH", repository_root()),
     ):
         monkeypatch.setenv(name, str(value))
-    for module in ("launch", "command"):
-        monkeypatch.setattr(f"common.experiments.{module}.repository_root", lambda: tmp_path)
+    for module in ("runs.run_script", "experiments.command"):
+        monkeypatch.setattr(f"common.{module}.repository_root", lambda: tmp_path)
     monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
     return Repository(tmp_path, minival)
 
@@ -349,7 +350,7 @@ def test_the_chart_has_both_epochs_of_every_strategy():
 @pytest.mark.slow
 def test_the_quick_experiments_run(tmp_path):
     """The real scripts, five strategies on a few questions."""
-    folder = RUN_SCRIPTS["lxmert"].run_folder("experiments_quick")
+    folder = find_backbone("lxmert").script.run_folder("experiments_quick")
     command = [
         sys.executable,
         "-m",

@@ -57,22 +57,6 @@ FORMATS_IN = {
     "data/datasets.py": r"of a feature TSV, as LXMERT has it",
     "training/optim.py": r"vlbert_adamw",  # the name of an optimiser, a flag and a key of runs
 }
-# Files that still know a backbone; a file leaves this list for good when it no longer does.
-KNOWING = {
-    "bench/command.py",
-    "compare.py",
-    "data/command.py",
-    "data/dataset_table.py",
-    "experiments/launch.py",
-    "experiments/plan.py",
-    "export.py",
-    "ask/command.py",
-    "parity.py",
-    "readme.py",
-    "results/files.py",
-    "runs/backbones.py",
-    "training/weights.py",
-}
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +135,7 @@ def backbones_named(path: Path) -> list[str]:
 def test_common_names_no_backbone():
     files = [path for name, path in module_files() if name.split(".")[0] == "common"]
     assert len(files) > 90
-    unexpected = [path for path in files if path not in {ROOT / "common" / k for k in KNOWING}]
-    assert [found for path in unexpected for found in backbones_named(path)] == []
-
-
-@pytest.mark.parametrize("name", sorted(KNOWING))
-@pytest.mark.xfail(reason="a backbone's names are on their way into its row of the table")
-def test_the_last_files_that_name_a_backbone_no_longer_do(name):
-    assert backbones_named(ROOT / "common" / name) == []
+    assert [found for path in files for found in backbones_named(path)] == []
 
 
 def test_a_name_is_found_in_code_and_not_in_what_is_said_about_it(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def supplied(monkeypatch):
         )
 
     monkeypatch.setattr(bench, "bench_config", narrow)
-    return bench.bench_model(BenchSettings(layers=2, batch=9))
+    return bench.bench_model(BenchSettings("lxmert", layers=2, batch=9))
 
 
 def test_the_reference_is_the_same_model_on_the_same_pairs(supplied):
@@ -72,7 +72,7 @@ def test_base_width_is_what_is_measured():
 
 
 def test_every_policy_of_lxmert_can_be_measured(supplied):
-    settings = BenchSettings(layers=2, batch=9)
+    settings = BenchSettings("lxmert", layers=2, batch=9)
     cases = [
         Case("train", "SpotTune", "exact", 0.5, policy) for policy in ("none", "small", "published")
     ]

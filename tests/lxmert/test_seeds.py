@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.experiments.launch import RUN_SCRIPTS
+from common.runs.backbones import find_backbone
 from lxrt.finetuning import main
 from tests.lxmert.runs import refused, same_state, small_run, strict_json
 
@@ -121,7 +121,7 @@ def test_refusals(flags, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_run_script_trains_every_seed_in_a_process_of_its_own(flags):
-    script = RUN_SCRIPTS["lxmert"]
+    script = find_backbone("lxmert").script
     out = script.run_folder("seeds_test")
     command = script.train("cpu", "seeds_test", [*flags, "--seeds", "2", "--strategy", "standard"])
     try:

@@ -14,7 +14,7 @@ from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
 from common.training.weights import load_into
 from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
-from lxrt.loading import read_pretrained
+from lxrt.loading import SNAPSHOT_SUFFIXES, read_pretrained
 from lxrt.modeling import PretrainingModel
 from lxrt.sizes import HOME, LxmertConfig
 
@@ -51,6 +51,7 @@ def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
 
 EXPORTING = Exporting(
     training_questions=training_questions,
+    snapshot_suffixes=SNAPSHOT_SUFFIXES,
     open_snapshot=open_snapshot,
     save_transformers=save_hf_folder,
     usage="bash run/vqa_test.bash cpu NAME --load {model} --test minival --dataset {dataset}  "

@@ -14,12 +14,19 @@ from torch import Tensor, nn
 from common.errors import CheckpointError
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import check_compatible, load_meta
-from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
+from common.training.weights import (
+    SUFFIXES,
+    load_into,
+    load_weights,
+    resolve_checkpoint,
+    strip_prefix,
+)
 from lxrt.answers import read_answers, transfer_answer_head
 from lxrt.hf_folder import is_hf_folder, read_hf_folder
 from lxrt.modeling import LXRTModel, VQAModel
 from lxrt.sizes import SMALL_PRETRAINED
 
+SNAPSHOT_SUFFIXES = ("_LXRT.safetensors", "_LXRT.pth")  # upstream leaves them out
 WHERE = (
     "LXMERT's released weights are model_LXRT.pth of the original authors (870 MB); put the "
     "file at {path}. Or start from BERT with random vision and cross layers (--bert FOLDER), "
@@ -44,7 +51,7 @@ def pretrained_path(name: Path | str) -> Path:
     if is_hf_folder(name):
         return Path(name)
     try:
-        return resolve_checkpoint(name, lxrt=True)
+        return resolve_checkpoint(name, (*SNAPSHOT_SUFFIXES, *SUFFIXES))
     except CheckpointError as error:
         small = Path(name) == SMALL_PRETRAINED
         hint = WHERE_SMALL if small else WHERE.format(path=f"{name}_LXRT.pth")
