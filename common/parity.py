@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import AdaptiveError, DataError
 from common.files import read_json, repository_root
@@ -87,6 +88,26 @@ def compare(name: str, ours: Tensor | None, theirs: Tensor, config: dict[str, An
         passed = passed and gap[~plain].max().item() <= MASK_ABSOLUTE
     # A comparison with NaN is false, so a NaN on either side fails.
     return Difference(name, absolute, absolute / scale if scale else absolute, passed)
+
+
+def gradients(
+    model: nn.Module, wanted: Sequence[str], prefix: str, listed: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Gradients of parameters after a backward pass; zeros where there is none.
+
+    Args:
+        model: with the original's parameter names.
+        wanted: names of tensors; those that begin with the prefix name parameters.
+        prefix: of the names of gradients.
+        listed: parameters whose gradients are meant where none is wanted by name.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = [name.removeprefix(prefix) for name in wanted if name.startswith(prefix)]
+    found = {name: parameters[name] for name in names or listed if name in parameters}
+    return {
+        prefix + name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in found.items()
+    }
 
 
 def find_cases(backbone: Backbone, root: Path = GOLDENS) -> list[Path]:

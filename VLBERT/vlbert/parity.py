@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from common.data.tokenizer import Tokenizer
 from common.errors import DataError
+from common.parity import gradients
 from common.tasks.vqa import vqa_loss
 from common.training.optim import make_optimizer
 from common.training.weights import load_into
@@ -121,7 +122,7 @@ def run_vqa(
         best = output.logits.argmax(1, keepdim=True)
         found["soft_acc_sum"] = inputs["label"].gather(1, best).sum()
         found["loss"].backward()
-        found |= gradients(network, config, wanted)
+        found |= found_gradients(network, config, wanted)
     return separate(found)
 
 
@@ -173,7 +174,7 @@ def run_pretraining(
         found["mvrc_logits"] = lengthen(outputs["regions"], length, UNREACHED)
         cut = outputs["regions"].shape[1]
         found["mvrc_label"] = lengthen(labels["regions"][:, :cut], length, 0)
-    return separate(found | gradients(network, config, wanted))
+    return separate(found | found_gradients(network, config, wanted))
 
 
 def lengthen(x: Tensor, length: int, value: float) -> Tensor:
@@ -182,22 +183,19 @@ def lengthen(x: Tensor, length: int, value: float) -> Tensor:
     return F.pad(x, behind, value=value)
 
 
-def gradients(network: nn.Module, config: Mapping[str, Any], wanted: Sequence[str]) -> Tensors:
+def found_gradients(
+    network: nn.Module, config: Mapping[str, Any], wanted: Sequence[str]
+) -> Tensors:
     """`grad::<parameter>` and, for the parameters of the case, sum and norm of each gradient.
 
-    A parameter without a gradient has zeros. Which ones: those that are wanted, else all that the
-    case lists.
+    Which ones: those that are wanted, else all that the case lists.
     """
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    found = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()
-    }
     order = config.get("grad_stats_order", [])
-    names = [w.split(GRADIENT, 1)[1] for w in wanted if w.startswith(GRADIENT)]
-    result = {GRADIENT + name: found[name] for name in names or order if name in found}
+    result = gradients(network, wanted, GRADIENT, order)
     if order:
+        found = gradients(network, (), GRADIENT, order)
         result["grad_stats"] = torch.tensor(
-            [[found[name].double().sum(), found[name].norm()] for name in order]
+            [[x.double().sum(), x.norm()] for x in (found[GRADIENT + name] for name in order)]
         )
     return result
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.parity import gradients
 from common.tasks.vqa import vqa_loss
 from common.training.weights import load_into
 from lxrt.modeling import PretrainingModel, VQAModel
@@ -38,16 +39,10 @@ def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor | None]:
     }
 
 
-def gradients(model: nn.Module, wanted: list[str]) -> dict[str, Tensor]:
-    """`grad.<parameter>` and `grad_total_norm` after a backward pass.
-
-    Without a list of wanted names only the norm is returned.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    names = [w.removeprefix("grad.") for w in wanted if w.startswith("grad.")]
-    found = {f"grad.{name}": parameters[name].grad for name in names if name in parameters}
+def found_gradients(model: nn.Module, wanted: list[str]) -> dict[str, Tensor]:
+    """`grad.<parameter>` for those that are wanted, and `grad_total_norm`."""
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-    return found | {"grad_total_norm": torch.stack(norms).norm()}
+    return gradients(model, wanted, "grad.") | {"grad_total_norm": torch.stack(norms).norm()}
 
 
 def run_vqa(
@@ -68,7 +63,7 @@ def run_vqa(
     if "target" in inputs:
         found["loss"] = vqa_loss(logits, inputs["target"])
         found["loss"].backward()
-        found |= gradients(model, wanted)
+        found |= found_gradients(model, wanted)
     return found
 
 
@@ -101,4 +96,4 @@ def run_pretraining(
     }
     names = {"obj": "obj_logits", "attr": "attr_logits", "feat": "feat_pred"}
     found |= {names[name]: heads[name] for name in losses}
-    return found | gradients(model, wanted)
+    return found | found_gradients(model, wanted)
