@@ -18,6 +18,7 @@ from common.readme import fill, main
 ROOT = repository_root()
 READMES = (
     "README.md",
+    "CONTRIBUTING.md",
     "LXMERT/README.md",
     "VLBERT/README.md",
     "common/README.md",
