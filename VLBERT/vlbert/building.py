@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.adapt.adapting import adaptive_part
-from common.data.annotations import answer_digest
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
-from common.runs.strategy_record import KEY, StrategyRecord
+from common.runs.strategy_record import KEY, StrategyRecord, finetuned_meta
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
@@ -85,19 +84,16 @@ def build_vqa(
         settings.frozen_layers,
         {"policy_encoder": policy_encoder and asdict(policy_encoder)},
     )
-    meta = {
-        "backbone": "vlbert",
-        "task": "vqa",
-        "strategy": record.row.name,
-        "policy": record.chosen_policy,
-        "size": size_name(config),
-        "config": sizes.to_dict(),
-        "features": features,
-        "answers": answer_digest(list(answers)),
-        "transform": described(transform),
-        "vocabulary": tokenizer.digest(),
-        KEY: record.to_meta(),
-    }
+    meta = finetuned_meta(
+        "vlbert",
+        record,
+        size_name(config),
+        sizes.to_dict(),
+        features,
+        answers,
+        tokenizer,
+        transform=described(transform),
+    )
     model = ResNetVLBERT(sizes, policy_encoder)
 
     def adapt_model() -> None:

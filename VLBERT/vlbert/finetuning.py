@@ -10,7 +10,7 @@ from common.adapt.adapting import named_parameter_groups
 from common.data.datasets import TINY_IMAGES
 from common.errors import ConfigError
 from common.tasks.command import Command
-from common.tasks.finetuning import Optimizers, Run, finetune
+from common.tasks.finetuning import Optimizers, Run, finetune, identity
 from common.tasks.options import FinetuneOptions, Recipe
 from common.tasks.starting import Started, started
 from common.training.options import check_options
@@ -224,17 +224,7 @@ def make_run(
         config.seed,
         progress=not options.quiet,
     )
-    identity = {
-        "backbone": "vlbert",
-        "task": "vqa",
-        "dataset": source.name,
-        "strategy": built.record.row.name,
-        "policy": built.record.chosen_policy,
-        "size": built.size,
-        "seed": config.seed,
-        "name": options.name,
-        "variant": odd_layers(config),
-    }
+    head = identity(built.meta, source.name, config.seed, options.name, variant=odd_layers(config))
 
     def optimizers(run: Run, total_steps: int) -> Optimizers:
         groups = named_parameter_groups(run.model)
@@ -253,7 +243,7 @@ def make_run(
         begun.folder,
         begun.runtime,
         tracker,
-        identity,
+        head,
         built.meta | {"keys": lasting(config)},
         options.command,
         source.tokenizer,

@@ -11,6 +11,8 @@ from torch import nn
 from common.adapt.adapting import adapt
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import Strategy, find_strategy
+from common.data.annotations import answer_digest
+from common.data.tokenizer import Tokenizer
 
 KEY = "strategy_flags"  # in the meta of a checkpoint
 _OWN = ("strategy", "policy", "policy_eval", "trainable_layers", "frozen_layers")
@@ -94,3 +96,39 @@ class StrategyRecord:
             trainable_layers=None,
             frozen_layers=None,
         )
+
+
+def finetuned_meta(
+    backbone: str,
+    record: StrategyRecord,
+    size: str,
+    config: Mapping[str, Any],
+    features: Mapping[str, Any],
+    answers: Sequence[str],
+    tokenizer: Tokenizer,
+    **more: Any,
+) -> dict[str, Any]:
+    """What a checkpoint of a VQA model remembers, enough to build it again and to tell it apart.
+
+    Args:
+        backbone, size: names.
+        record: of the strategy.
+        config: sizes of the model.
+        features: `width` and `detector` of the region features.
+        answers: in the order of the answer head.
+        tokenizer: of the questions.
+        more: what the backbone needs beside it.
+    """
+    return {
+        "backbone": backbone,
+        "task": "vqa",
+        "strategy": record.row.name,
+        "policy": record.chosen_policy,
+        "size": size,
+        "config": config,
+        "features": features,
+        "answers": answer_digest(list(answers)),
+        "vocabulary": tokenizer.digest(),
+        KEY: record.to_meta(),
+        **more,
+    }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,20 @@ class Run:
     epoch_lines: Callable[[dict[str, Any]], str] | None = None
     warnings: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
+
+
+def identity(
+    meta: Mapping[str, Any], dataset: str, seed: int, name: str, **more: Any
+) -> dict[str, Any]:
+    """The head of result.json.
+
+    Args:
+        meta: of the run's checkpoints, see `finetuned_meta`.
+        dataset, seed, name: of the run.
+        more: e.g. `variant`.
+    """
+    same = {key: meta[key] for key in ("backbone", "task", "strategy", "policy", "size")}
+    return same | {"dataset": dataset, "seed": seed, "name": name} | more
 
 
 def make_optimizers(run: Run, total_steps: int) -> Optimizers:

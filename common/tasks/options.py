@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from common.adapt.encoder import AdaptiveOptions
 from common.errors import ConfigError
@@ -123,3 +124,29 @@ def log_options(args: argparse.Namespace) -> LogOptions:
 def flag_texts(args: argparse.Namespace) -> dict[str, str]:
     """All flags as text, to be shown or compared."""
     return {name: str(value) for name, value in vars(args).items()}
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Optimisation; defaults come from the recipe of the size."""
+    group = parser.add_argument_group("optimisation (defaults: the recipe of the size)")
+    group.add_argument("--batchSize", dest="batch_size", type=int)
+    group.add_argument("--epochs", type=int)
+    group.add_argument("--optim", help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb")
+    group.add_argument("--lr", type=float)
+    group.add_argument("--warmup", type=float, help="share of the steps that warms up")
+    group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")
+    group.add_argument(
+        "--dropout",
+        type=float,
+        help="hidden and attention dropout (default: 0.1 for base, 0 for small)",
+    )
+    group.add_argument("--seed", type=int, default=9595)
+
+
+def recipe_changes(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """What the flags change of a recipe: its fields that are given."""
+    return {
+        field.name: value
+        for field in fields(kind)
+        if (value := getattr(args, field.name, None)) is not None
+    }

@@ -17,10 +17,11 @@ from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQADataset
 from common.data.vqa_metric import Scores, score
 from common.features.writer import RegionFeatureWriter
+from common.tasks.questions import training_examples
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.building import build_for
-from lxrt.finetuning import main, training_examples
+from lxrt.finetuning import main
 from lxrt.inputs import LxmertInputs
 from lxrt.modeling import VQAModel
 from lxrt.options import parse

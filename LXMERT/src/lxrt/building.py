@@ -9,12 +9,11 @@ from typing import Any
 
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import find_strategy
-from common.data.annotations import answer_digest
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
-from common.runs.strategy_record import KEY, StrategyRecord
+from common.runs.strategy_record import KEY, StrategyRecord, finetuned_meta
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, strip_prefix
 from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
@@ -157,18 +156,7 @@ def build_vqa(
             f"{config.r_layers} layers; trained with the recipe of size {size}"
         )
     record = strategy_record(options, StrategyRecord.from_meta(found) if KEY in found else None)
-    meta = {
-        "backbone": "lxmert",
-        "task": "vqa",
-        "strategy": record.row.name,
-        "policy": record.chosen_policy,
-        "size": size,
-        "config": config.to_dict(),
-        "features": features,
-        "answers": answer_digest(answers),
-        "vocabulary": tokenizer.digest(),
-        KEY: record.to_meta(),
-    }
+    meta = finetuned_meta("lxmert", record, size, config.to_dict(), features, answers, tokenizer)
     # Files of strategies that decide nothing hold exactly the standard names.
     adapted_file = path is not None and find_strategy(found.get("strategy", "standard"))[0].adaptive
     if found:

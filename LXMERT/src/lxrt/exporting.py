@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from common.data.datasets import open_features, resolve_dataset
 from common.data.vqa_dataset import VQADataset
 from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
+from common.tasks.questions import trained_on
 from common.training.weights import load_into
 from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
 from lxrt.loading import SNAPSHOT_SUFFIXES, read_pretrained
 from lxrt.modeling import PretrainingModel
+from lxrt.options import parse
 from lxrt.sizes import HOME, LxmertConfig
 
 
 def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, Path]:
     """The questions of a run's command, see `common.runs.opened_run.training_questions`."""
-    from lxrt.finetuning import training_examples  # slow to import
-    from lxrt.options import parse
-
     options = options_of(run, parse)
-    dataset = resolve_dataset(run.dataset, data_root=data_root or _from_home(options.data.data))
-    train, valid = dataset.choose_splits(options.data.train, options.data.valid)
-    wanted = replace(options.data, train=train, valid=valid)
-    features = open_features(dataset, train, skip_bad=wanted.skip_bad)
-    examples = training_examples(wanted, dataset, options.run.seed)[0]
-    return VQADataset(examples, features, dataset.vocabulary()), dataset.folder
+    root = data_root or _from_home(options.data.data)
+    return trained_on(options.data, run.dataset, options.run.seed, root)
 
 
 def _from_home(path: Path | None) -> Path | None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.data.dataset_table import DATASETS
-from common.data.datasets import FAST_IMAGES, TINY_IMAGES
 from common.experiments.seeds import SeedRuns
 from common.tasks.options import (
     FinetuneOptions,
     Recipe,
+    add_recipe_options,
     finetune_options,
     flag_texts,
     log_options,
+    recipe_changes,
     run_options,
 )
+from common.tasks.questions import QuestionOptions, add_question_options
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.options import (
     add_policy_optimizer_options,
@@ -99,35 +100,6 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Which questions are asked.
-
-    Attributes:
-        dataset, data: name and folder of the data set; None: the default ones.
-        train, valid: splits; None: those of the data set.
-        questions: so many of the training questions, chosen at random.
-        holdout: share of the training images that the best epoch is chosen with.
-        skip_bad: leave out feature records that cannot be read.
-        tiny, fast: only the first images of each split.
-    """
-
-    dataset: str | None
-    data: Path | None
-    train: str | None
-    valid: str | None
-    questions: int | None
-    holdout: float
-    skip_bad: bool
-    tiny: bool
-    fast: bool
-
-    @property
-    def image_limit(self) -> int | None:
-        """Images per split that --tiny or --fast leaves."""
-        return TINY_IMAGES if self.tiny else FAST_IMAGES if self.fast else None
-
-
-@dataclass(frozen=True)
 class VQAOptions:
     """What src/tasks/vqa.py is told.
 
@@ -146,7 +118,7 @@ class VQAOptions:
     command: str
     run: RunOptions
     log: LogOptions
-    data: DataOptions
+    data: QuestionOptions
     model: ModelOptions
     base: FinetuneOptions
     changes: Mapping[str, Any]
@@ -228,23 +200,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Optimisation; defaults come from the recipe of the size."""
-    group = parser.add_argument_group("optimisation (defaults: the recipe of the size)")
-    group.add_argument("--batchSize", dest="batch_size", type=int)
-    group.add_argument("--epochs", type=int)
-    group.add_argument("--optim", help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb")
-    group.add_argument("--lr", type=float)
-    group.add_argument("--warmup", type=float, help="share of the steps that warms up")
-    group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")
-    group.add_argument(
-        "--dropout",
-        type=float,
-        help="hidden and attention dropout (default: 0.1 for base, 0 for small)",
-    )
-    group.add_argument("--seed", type=int, default=9595)
-
-
 def vqa_parser() -> argparse.ArgumentParser:
     """The parser of src/tasks/vqa.py."""
     parser = argparse.ArgumentParser(
@@ -252,55 +207,7 @@ def vqa_parser() -> argparse.ArgumentParser:
         description="Finetune and test LXMERT on visual question "
         "answering, plainly or adaptively. Called by run/vqa_finetune.bash and run/vqa_test.bash.",
     )
-    data = parser.add_argument_group("data")
-    rows = "; ".join(f"{name}: {kind.summary}" for name, kind in DATASETS.items())
-    data.add_argument(
-        "--dataset",
-        help=f"{rows} (default: vqa or vqa_official if their files are "
-        "there, easy_vqa if none of them is)",
-    )
-    data.add_argument(
-        "--data",
-        type=Path,
-        help="folder of the files of vqa, vqa_official and vqa_cp (default LXMERT/data)",
-    )
-    data.add_argument(
-        "--train",
-        help="training splits (default: those of the data set, train,nominival; for vqa_cp train)",
-    )
-    data.add_argument(
-        "--valid",
-        help="the split that is reported, never used to choose the best "
-        "epoch (default: minival; for vqa_cp test)",
-    )
-    data.add_argument(
-        "--test",
-        help="only test: a split with `test` or `val` in its name; other "
-        "names with `val` mean the split that is reported",
-    )
-    data.add_argument(
-        "--skip-bad",
-        dest="skip_bad",
-        action="store_true",
-        help="where features have to be imported first: leave out records that "
-        "cannot be read, with a report beside the store, and leave out the "
-        "questions about their images",
-    )
-    data.add_argument(
-        "--tiny",
-        action="store_true",
-        help="512 images of each split; the small "
-        f"model is then trained for {TINY_EPOCHS} epochs unless --epochs says more",
-    )
-    data.add_argument("--fast", action="store_true", help="5,000 images of each split")
-    data.add_argument("--questions", type=int, help="train on so many questions, chosen at random")
-    data.add_argument(
-        "--numWorkers",
-        dest="workers",
-        type=int,
-        default=0,
-        help="processes that read batches (default 0: in this one)",
-    )
+    add_question_options(parser)
     add_model_options(parser)
     add_recipe_options(parser)
     add_seeds_option(parser)
@@ -330,11 +237,6 @@ def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
         policy_layers=(args.policy_llayers, args.policy_xlayers, args.policy_rlayers),
         weights=fill(WeightOptions, args),
     )
-    changes = {
-        field.name: value
-        for field in fields(Recipe)
-        if (value := getattr(args, field.name, None)) is not None
-    }
     seeds = None
     if args.seeds > 1:
         name = args.version or args.output.name
@@ -345,10 +247,10 @@ def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
         command,
         run_options(args, args.output),
         log_options(args),
-        fill(DataOptions, args),
+        fill(QuestionOptions, args),
         model,
         finetune_options(args, RECIPES["base"]),
-        changes,
+        recipe_changes(args, Recipe),
         args.version or args.output.name,
         args.test,
         seeds,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from common.tasks.options import log_options, run_options
+from common.tasks.options import log_options, recipe_changes, run_options
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.loop import LoopOptions
 from common.training.options import add_run_options, check_options, fill
@@ -309,11 +309,6 @@ def pretraining_options(args: argparse.Namespace, command: str) -> PretrainingOp
         raise ConfigError(f"--keep-epochs {args.keep_epochs}: give a number of at least 1")
     weights = fill(WeightOptions, args)
     check_weights(weights)
-    changes = {
-        field.name: value
-        for field in fields(Recipe)
-        if (value := getattr(args, field.name, None)) is not None
-    }
     data = fill(
         DataOptions,
         args,
@@ -347,7 +342,7 @@ def pretraining_options(args: argparse.Namespace, command: str) -> PretrainingOp
         (args.llayers, args.xlayers, args.rlayers),
         args.hidden_size,
         args.dropout,
-        changes,
+        recipe_changes(args, Recipe),
         loop,
         args.export,
     )
