@@ -28,16 +28,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = "common"
 # Single modules share a box: those that are commands, and those that everything uses.
 COMMANDS, WORDS = "commands", "words"
-# Looks of the rows; a backbone has its own.
-LOOKS = ("plain", "plain", "policy", "frozen", "vision", "finetuned", "lang", "plain")
-BACKBONE_LOOK = "cross"
+# Looks of the rows, from that of the backbones.
+LOOKS = ("cross", "plain", "plain", "policy", "frozen", "vision", "finetuned", "lang")
 EXPLANATION = (
     "Arrows lead to what is imported; those that others imply are left out. "
     "Numbers count modules. Green: backbones; the rest: common."
 )
 # Sizes in inches.
 LANE, GAP, MARGIN = 0.12, 0.16, 0.3
-HEIGHT, BETWEEN, TOP, LAST = 0.6, 0.52, 0.75, 0.32
+HEIGHT, BETWEEN, TOP, LAST = 0.6, 0.46, 0.75, 0.32
 LETTERS_PER_INCH = 18.5
 
 
@@ -70,33 +69,45 @@ def read_facts() -> Facts:
     (layers,) = (c["layers"] for c in contracts if c.get("containers") == [CORE])
     below = [re.split(r"\s*[|:]\s*", layer) for layer in layers]
     graph = grimp.build_graph(*roots, cache_dir=None)
-    of_module: dict[str, str] = {}
-    for module in sorted(graph.modules):
+    parts: dict[str, str] = {}
+    boxes: dict[str, str] = {}
+    for module in sorted(graph.modules - {CORE}):
         package, *inner = module.split(".")
-        if package != CORE:
-            of_module[module] = package
-        elif inner:
-            alone = COMMANDS if inner[0] in below[0] else WORDS
-            in_package = graph.find_children(f"{CORE}.{inner[0]}")
-            of_module[module] = inner[0] if in_package else alone
-    packages = set(of_module.values())
-    rows = [[name for name in row if name in packages] for row in below]
+        part = parts[module] = inner[0] if package == CORE else package
+        in_package = package != CORE or graph.find_children(f"{CORE}.{part}")
+        alone = COMMANDS if part in below[0] else WORDS
+        boxes[part] = part if in_package else alone
+    rows = [[name for name in row if name in boxes.values()] for row in below]
     backbones = [root for root in roots if root != CORE]
-    rows = [[*backbones, COMMANDS], *(row for row in rows if row), [WORDS]]
-    used = {
-        (of_module[module], of_module[found])
-        for module in of_module
-        for found in graph.find_modules_directly_imported_by(module)
-        if found in of_module
-    }
-    used = {(a, b) for a, b in used if a != b and b != WORDS}
+    rows = [backbones, [COMMANDS], *(row for row in rows if row), [WORDS]]
+    assert {name for row in rows for name in row} == set(boxes.values()), "a package has no layer"
+    of_module = {module: boxes[part] for module, part in parts.items()}
     members = list(of_module.values())
     return Facts(
         rows,
         {name: members.count(name) for row in rows for name in row},
         {name: _summary(name, of_module) for row in rows for name in row},
-        sorted(arrow for arrow in used if not _implied(arrow, used)),
+        _arrows_between(graph, parts, boxes),
     )
+
+
+def _arrows_between(
+    graph: grimp.ImportGraph, parts: dict[str, str], boxes: dict[str, str]
+) -> list[tuple[str, str]]:
+    """The arrows that no others imply.
+
+    Ways through the commands do not count, for they share a box and not what they import.
+    """
+    used = {
+        (parts[module], parts[found])
+        for module in parts
+        for found in graph.find_modules_directly_imported_by(module)
+        if found in parts
+    }
+    arrows = {(boxes[a], boxes[b]) for a, b in used}
+    arrows = {(a, b) for a, b in arrows if a != b and b != WORDS}
+    ways = {(a, b) for a, b in arrows if b != COMMANDS}
+    return sorted(arrow for arrow in arrows if not _implied(arrow, ways))
 
 
 def _implied(arrow: tuple[str, str], arrows: set[tuple[str, str]]) -> bool:
@@ -252,8 +263,7 @@ def _package(axes: Axes, facts: Facts, layout: Layout, name: str, at: Point) -> 
     x, y = at
     row = layout.row_of[name]
     width = layout.width((name, row))
-    look = BACKBONE_LOOK if row == 0 and name != COMMANDS else LOOKS[row % len(LOOKS)]
-    box(axes, at, (width, HEIGHT), "", look)
+    box(axes, at, (width, HEIGHT), "", LOOKS[row % len(LOOKS)])
     left, right, top = x - width / 2 + 0.09, x + width / 2 - 0.09, y + HEIGHT / 2 - 0.13
     text(axes, (left, top), name, 9.5, "left", bold=True)
     text(axes, (right, top), str(facts.modules[name]), 8, "right", FAINT)
@@ -265,7 +275,7 @@ def _package(axes: Axes, facts: Facts, layout: Layout, name: str, at: Point) -> 
 def _last_row(axes: Axes, facts: Facts, name: str) -> None:
     """What everything uses: a low box as wide as the picture."""
     y = LAST / 2 + 0.15
-    box(axes, (WIDTH / 2, y), (WIDTH - 2 * MARGIN, LAST), "", LOOKS[-1])
+    box(axes, (WIDTH / 2, y), (WIDTH - 2 * MARGIN, LAST), "", "plain")
     text(axes, (MARGIN + 0.09, y), facts.summaries[name], 9.5, "left", bold=True)
     text(axes, (WIDTH / 2, y), "used by all; arrows to them are left out", 7.2)
     text(axes, (WIDTH - MARGIN - 0.09, y), str(facts.modules[name]), 8, "right", FAINT)
