@@ -11,7 +11,7 @@ from common.adapt.encoder import POLICY_EVALUATIONS
 from common.errors import CheckpointError, ConfigError
 from common.runs.strategy_record import KEY, StrategyRecord
 from common.tasks.command import Command
-from common.tasks.predict import predict
+from common.tasks.predicting import predict
 from common.tasks.starting import join
 from common.training.runtime import PRECISIONS, set_threads
 from vlbert.building import build_vqa, checkpoint_path, saved_meta, size_name

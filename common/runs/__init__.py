@@ -17,7 +17,7 @@ from common.runs.opened_run import (
     training_questions,
 )
 from common.runs.run_script import RunScript
-from common.runs.strategy_record import KEY, StrategyRecord
+from common.runs.strategy_record import KEY, StrategyRecord, finetuned_meta
 
 __all__ = [
     "KEY",
@@ -31,6 +31,7 @@ __all__ = [
     "StrategyRecord",
     "find_backbone",
     "find_exporting",
+    "finetuned_meta",
     "open_run",
     "options_of",
     "save_answers",

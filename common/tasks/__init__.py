@@ -1,17 +1,29 @@
 """What runs do: finetuning on visual question answering, and the shared end of pretraining."""
 
 from common.tasks.command import Command
-from common.tasks.finetuning import Optimizers, Run, finetune
+from common.tasks.finetuning import Optimizers, Run, finetune, identity
 from common.tasks.masking import Draws, blank_or_replace, mask_pieces
 from common.tasks.options import (
     FinetuneOptions,
     Recipe,
+    add_recipe_options,
     finetune_options,
     flag_texts,
     log_options,
+    recipe_changes,
     run_options,
 )
+from common.tasks.predicting import predict
 from common.tasks.pretraining import VALIDATION, PretrainingRun, heldout_means, pretrain
+from common.tasks.questions import (
+    QuestionOptions,
+    add_question_options,
+    find_dataset,
+    find_features,
+    find_questions,
+    trained_on,
+    training_examples,
+)
 from common.tasks.starting import LogOptions, RunOptions, Started, join, started
 from common.tasks.vqa import EVALUATION, VQATask, vqa_loss
 
@@ -24,21 +36,32 @@ __all__ = [
     "LogOptions",
     "Optimizers",
     "PretrainingRun",
+    "QuestionOptions",
     "Recipe",
     "Run",
     "RunOptions",
     "Started",
     "VQATask",
+    "add_question_options",
+    "add_recipe_options",
     "blank_or_replace",
+    "find_dataset",
+    "find_features",
+    "find_questions",
     "finetune",
     "finetune_options",
     "flag_texts",
     "heldout_means",
+    "identity",
     "join",
     "log_options",
     "mask_pieces",
+    "predict",
     "pretrain",
+    "recipe_changes",
     "run_options",
     "started",
+    "trained_on",
+    "training_examples",
     "vqa_loss",
 ]

@@ -26,7 +26,6 @@ from common.training.options import (
     fill,
     loop_options,
 )
-from common.training.processes import STARTED, main, start_processes, wanted_processes
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
 from common.training.runtime import (
     PRECISIONS,
@@ -51,7 +50,6 @@ from common.training.weights import (
 __all__ = [
     "OPTIMIZERS",
     "PRECISIONS",
-    "STARTED",
     "SUFFIXES",
     "BatchOrder",
     "DecisionCounts",
@@ -86,7 +84,6 @@ __all__ = [
     "load_meta",
     "load_weights",
     "loop_options",
-    "main",
     "make_optimizer",
     "make_runtime",
     "one_voice",
@@ -100,9 +97,7 @@ __all__ = [
     "set_rng_state",
     "set_threads",
     "split_evenly",
-    "start_processes",
     "start_world",
     "strip_prefix",
     "versions",
-    "wanted_processes",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.data.datasets import load_split, open_features, resolve_dataset
 from common.data.vqa_dataset import VQADataset
 from common.errors import ConfigError
-from common.tasks.predict import predict
+from common.tasks.predicting import predict
 from common.tasks.starting import join
 from common.tasks.vqa import VQATask
 from common.training.runtime import set_threads
