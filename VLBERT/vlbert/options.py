@@ -244,14 +244,14 @@ def read_changes(changes: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def chosen_gpus(args: argparse.Namespace, config: Config) -> str | None:
+def chosen_gpus(named: str | None, config: Config) -> str | None:
     """What `make_runtime` and `wanted_processes` are given.
 
     GPUS of a config names GPUs of the machine that it was written for: it counts only where there
     are GPUs and this is the only process; `--gpus` always counts.
     """
-    if args.gpus is not None:
-        return args.gpus
+    if named is not None:
+        return named
     if not torch.cuda.is_available():
         return "cpu"
     return None if STARTED in os.environ else config.GPUS or None
@@ -303,7 +303,7 @@ def train_options(args: argparse.Namespace, config: Config, command: str) -> Tra
         folder,
         wants_resume(config, folder, args.resume, args.overwrite),
         args.overwrite,
-        chosen_gpus(args, config),
+        chosen_gpus(args.gpus, config),
         chosen_precision(args, config),
         config.seed,
         args.threads,

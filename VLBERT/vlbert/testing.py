@@ -145,7 +145,6 @@ def test_options(args: argparse.Namespace, command: str) -> TestOptions:
     """
     if args.bs is not None and args.bs < 1:
         raise ConfigError(f"--bs {args.bs}: give a number of at least 1")
-    args = argparse.Namespace(**vars(args) | {"gpus": ",".join(args.gpus) if args.gpus else None})
     config = load(args)
     if config.pretraining:
         raise ConfigError(
@@ -161,7 +160,7 @@ def test_options(args: argparse.Namespace, command: str) -> TestOptions:
         sets,
         args.bs or config.TEST.BATCH_IMAGES,
         (args.result_path or folder) / predictions_name(args.result_name or config.name, sets),
-        chosen_gpus(args, config),
+        chosen_gpus(",".join(args.gpus) if args.gpus else None, config),
         args.precision,
         args.threads,
         args.quiet,
