@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
-from common.adapt.adapting import set_global_decisions
+from common.adapt.adapting import deciding_part, set_global_decisions
 from common.adapt.families import find_encoder
 from common.adapt.merging import Merged, merge
 from common.adapt.strategies import STRATEGIES
@@ -41,6 +41,19 @@ from common.training.weights import SUFFIXES, resolve_checkpoint
 FORMATS = ("ours", "transformers", "both")
 MODEL, TRANSFORMERS, RECORD = "model.safetensors", "transformers", "export.json"
 EVAL_BATCH = 256
+
+
+class Config(Protocol):
+    """Sizes of a model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+
+
+class HasConfig(Protocol):
+    """A model that keeps its sizes."""
+
+    config: Config
 
 
 @dataclass
@@ -255,8 +268,9 @@ def decide(run: OpenedRun, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Which decisions, D of them, the shares that they come from, and where these are from.
     """
-    part = run.adaptive
-    shares, origin = None, run.checkpoint.name
+    part = deciding_part(run.model)
+    shares: list[float] | None = None
+    origin = run.checkpoint.name
     if args.global_k is not None or (part.global_decisions[part.live] < 0).any():
         shares, count = training_shares(run, args)
         origin = f"{count} training questions"
@@ -273,26 +287,29 @@ def decide(run: OpenedRun, args: argparse.Namespace) -> dict[str, Any]:
 
 def training_shares(run: OpenedRun, args: argparse.Namespace) -> tuple[list[float], int]:
     """Share of the training questions with decision 1, D numbers, and how many they are."""
-    live = int(run.adaptive.live.sum())
+    part = deciding_part(run.model)
+    live = int(part.live.sum())
     if args.global_k is not None and not 0 <= args.global_k <= live:
         raise ConfigError(f"--global-k {args.global_k}: the model has {live} live decisions")
     data = training_questions(run, args.data)
     runtime = make_runtime(args.gpus)
     set_threads(None, run.meta.get("size") == "small")
-    run.adaptive.options.policy_eval = "argmax"
+    part.options.policy_eval = "argmax"
     run.model.to(runtime.device)
+    assert run.result is not None  # else its training questions were not known
     batch = run.result.get("recipe", {}).get("eval_batch_size", EVAL_BATCH)
     task = VQATask(
         data, data, run.make_inputs, runtime, batch, run.result["seed"], progress=not args.quiet
     )
     counts = task.evaluate(run.model, data, "decisions on training questions").decisions
     run.model.cpu()
-    return counts.share, counts.count
+    assert counts.share is not None  # of a model that decides
+    return list(counts.share), counts.count
 
 
 def plain_meta(source: Source) -> dict[str, Any]:
     """The meta of the exported checkpoint: that of a `standard` model."""
-    meta = source.meta | {"config": source.model.config.to_dict()}
+    meta = source.meta | {"config": model_config(source.model)}
     if source.run is None:
         return meta
     exported = {
@@ -308,21 +325,25 @@ def plain_meta(source: Source) -> dict[str, Any]:
     }
 
 
+def model_config(model: nn.Module) -> dict[str, Any]:
+    """The sizes that a model of ours keeps."""
+    return cast(HasConfig, model).config.to_dict()
+
+
 def write_model(source: Source, meta: dict[str, Any], folder: Path, formats: Sequence[str]) -> None:
     """Write the plain model in the wanted formats, with vocabulary and answers beside it."""
     write_bytes(folder / "vocab.txt", source.vocabulary.encode())
     save_answers(folder, source.answers)
     if "ours" in formats:
         save_checkpoint(folder / MODEL, {"model": dict(source.model.state_dict())}, meta)
-    if "transformers" in formats:
-        kept = {
+    save = source.exporting.save_transformers
+    if "transformers" in formats and save is not None:
+        kept: dict[str, Any] = {
             key: meta[key]
             for key in ("backbone", "task", "size", "features", "vocabulary", "exported")
             if key in meta
         }
-        source.exporting.save_transformers(
-            source.model, folder / TRANSFORMERS, source.vocabulary, source.answers, kept
-        )
+        save(source.model, folder / TRANSFORMERS, source.vocabulary, source.answers, kept)
 
 
 @contextmanager
@@ -360,7 +381,7 @@ def summary(
         f"  {sum(counts.values())} layers ({stacks}), "
         f"{sum(p.numel() for p in source.model.parameters()) / 1e6:.2f} million parameters",
     ]
-    if (file := args.out / MODEL).exists():
+    if (file := args.out / MODEL).exists() and source.run is not None:
         lines += [
             f"  {file} ({file.stat().st_size / 1e6:.1f} MB)",
             "    "
@@ -387,7 +408,9 @@ def decision_lines(decisions: dict[str, Any] | None, merged: Merged | None) -> l
         if decisions["global_k"] is not None
         else "the majority"
     )
-    other = {"twin": "keep their pretrained weights", "skip": "dropped"}.get(strategy.other, "")
+    other = {"twin": "keep their pretrained weights", "skip": "dropped"}.get(
+        strategy.other or "", ""
+    )
     lines = [
         f"  {len(merged.ones)} of {len(merged.ones) + len(merged.zeros)} decisions "
         f"{strategy.decision_word}, {len(merged.zeros)} {other or 'replaced'} "

@@ -9,6 +9,7 @@ In short:
 from common.adapt.adapting import (
     adapt,
     adaptive_part,
+    deciding_part,
     freeze_dead,
     make_policy,
     named_parameter_groups,
@@ -73,6 +74,7 @@ __all__ = [
     "bert_steps",
     "budget_losses",
     "constrain_k",
+    "deciding_part",
     "deterministic",
     "find_encoder",
     "find_strategy",

@@ -87,6 +87,18 @@ def adaptive_part(model: nn.Module) -> Adaptive | None:
     return next((m for m in model.modules() if isinstance(m, Adaptive)), None)
 
 
+def deciding_part(model: nn.Module) -> Adaptive:
+    """The adaptive part of a model that has one.
+
+    Raises:
+        ConfigError: its strategy decides nothing.
+    """
+    part = adaptive_part(model)
+    if part is None:
+        raise ConfigError(f"the strategy of this {type(model).__name__} decides nothing")
+    return part
+
+
 def make_policy(
     name: str, encoder: RoutedEncoder, layers: Sequence[Layer], decisions: int, initial_share: float
 ) -> nn.Module:

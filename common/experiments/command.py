@@ -32,14 +32,13 @@ from common.experiments.plan import (
     SETTINGS,
     Folder,
     PlannedRun,
-    finished,
     flags_of,
     plan,
     run_script,
 )
 from common.experiments.report import CHART, LEGEND, SUMMARY, publish
 from common.files import exclusive, read_json, repository_root, write_json
-from common.results.files import Result, load_result
+from common.results.files import FILE_NAME, Result, load_result
 from common.results.table import text_table
 
 
@@ -95,8 +94,9 @@ class Runner:
         flags = flags_of(run)
         found = Folder.look(run, [] if self.overwrite else flags)
         if found.evaluated:
-            self._say(run, f"is there: {figures(finished(run))}")
-            return finished(run)
+            kept = load_result(run.folder / FILE_NAME)
+            self._say(run, f"is there: {figures(kept)}")
+            return kept
         begin = time.perf_counter()
         left = self._pace.minutes(self._left / jobs)
         if not (found.trained and found.resumable):

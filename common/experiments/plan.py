@@ -160,16 +160,19 @@ def learned_share(run: PlannedRun) -> float:
     Raises:
         DataError: a result of these policies is missing, or they leave nothing to chance.
     """
+    assert run.experiment.control_of is not None  # controls alone are given such a share
     source = EXPERIMENTS[run.experiment.control_of]
     seeds = [SEED + i for i in range(run.experiment.seeds)]
     learned = [PlannedRun(source, run.strategy, seed, run.root) for seed in seeds]
-    missing = [str(one) for one in learned if finished(one) is None]
+    results = {str(one): finished(one) for one in learned}
+    missing = [name for name, result in results.items() if result is None]
     if missing:
         raise DataError(
             f"the share of {run.row} comes from learned policies whose results are "
             f"missing: {'; '.join(missing)}; run {source.name} first"
         )
-    share = statistics.fmean(finished(one)["decisions"]["mean_live"] for one in learned)
+    found = [result for result in results.values() if result is not None]
+    share = statistics.fmean(result["decisions"]["mean_live"] for result in found)
     if not 0.0005 <= share <= 0.9995:
         raise DataError(
             f"the learned policies of {source.name}, {run.strategy} chose the same "

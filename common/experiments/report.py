@@ -15,7 +15,7 @@ from common.experiments.plan import EXPERIMENTS, LAST_EPOCH, Experiment, Planned
 from common.experiments.plots import plot_experiments
 from common.files import read_json, write_bytes, write_json
 from common.results.comparison import write_comparison
-from common.results.files import FILE_NAME, Result, find_results, group_results
+from common.results.files import FILE_NAME, Result, find_results, group_results, load_result
 from common.results.table import NONE, Column, Table, markdown_table
 
 SUMMARY, CHART = "summary.md", "summary.png"
@@ -83,7 +83,9 @@ def write_summary(tables: Iterable[Table], path: Path) -> None:
 
 def published(run: PlannedRun) -> Result:
     """What is kept of a run's result."""
-    result = {key: value for key, value in finished(run).items() if key != "path"}
+    result = {
+        key: value for key, value in load_result(run.folder / FILE_NAME).items() if key != "path"
+    }
     last = read_json(run.folder / LAST_EPOCH)
     result["last_epoch"] = last | {"decisions": last_decisions(result)}
     result["epochs"] = [

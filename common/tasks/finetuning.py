@@ -17,6 +17,7 @@ from torch import nn
 
 from common.adapt.adapting import (
     adaptive_part,
+    deciding_part,
     parameter_counts,
     parameter_groups,
     set_global_decisions,
@@ -225,7 +226,7 @@ def decision_table(
     model: nn.Module, share: Sequence[float], count: int, by_type: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The `decisions` entry of result.json for D shares over `count` samples."""
-    part = adaptive_part(model)
+    part = deciding_part(model)
     live = part.live.tolist()
     used = [s for s, alive in zip(share, live, strict=True) if alive]
     return {
@@ -282,7 +283,7 @@ def fix_global_policy(run: Run) -> None:
 
     They are saved in BEST, so that it can be tested with `--policy-eval global`.
     """
-    part = adaptive_part(run.model)
+    part = deciding_part(run.model)
     counts = run.task.evaluate(run.model, run.task.train, "global policy").decisions
     set_global_decisions(part, torch.tensor(counts.share), run.options.global_k)
     part.options.policy_eval = "global"
@@ -318,10 +319,10 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "precision": run.runtime.precision,
         "processes": run.runtime.world.size,
         "accuracy": {
-            "train": train.scores | {"count": len(run.task.train)},
-            "val": val.scores | {"count": len(run.val)},
+            "train": train.known_scores | {"count": len(run.task.train)},
+            "val": val.known_scores | {"count": len(run.val)},
         },
-        "generalization_error": train.scores["overall"] - val.scores["overall"],
+        "generalization_error": train.overall - val.overall,
         "baselines": baselines,
         "parameters": parameter_counts(run.model),
         "decisions": decisions,
@@ -379,9 +380,9 @@ def find_problems(
                 "the same for all samples"
             )
     majority = baselines["majority"]["overall"]
-    if val.scores["overall"] < majority:
+    if majority is not None and val.overall < majority:
         found.append(
-            f"accuracy {val.scores['overall']:.2f} is below always answering the "
+            f"accuracy {val.overall:.2f} is below always answering the "
             f"majority answer ({majority:.2f}): something is wrong, or training too short"
         )
     return found

@@ -197,6 +197,7 @@ def pretraining_result(run: PretrainingRun) -> dict[str, Any]:
     """Everything that result.json holds."""
     trainer = run.trainer
     runtime, history = trainer.runtime, trainer.history
+    assert trainer.best_epoch is not None  # at the end of a run
     best = history[trainer.best_epoch]
     accuracies = dict(run.accuracies(best)) | {"count": len(run.heldout)}
     return {

@@ -139,9 +139,10 @@ def find_questions(
         ConfigError: questions without answers, or fewer than are wanted.
         DataError: images that are trained on and reported.
     """
+    trained, reported = dataset.choose_splits(options.train, options.valid)
     train, heldout = training_examples(options, dataset, seed)
-    val = load_split(dataset, options.valid, options.image_limit)
-    for splits, examples in ((options.train, train + heldout), (options.valid, val)):
+    val = load_split(dataset, reported, options.image_limit)
+    for splits, examples in ((trained, train + heldout), (reported, val)):
         if any(example.answers is None for example in examples):
             raise ConfigError(
                 f"split {splits} of {dataset.name} has questions without answers: it "
@@ -160,13 +161,14 @@ def training_examples(
     options: QuestionOptions, dataset: Dataset, seed: int
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out questions; the held-out images are the same for every seed."""
-    examples = load_split(dataset, options.train, options.image_limit)
+    trained = dataset.choose_splits(options.train, options.valid)[0]
+    examples = load_split(dataset, trained, options.image_limit)
     train_part, heldout = split_holdout(examples, options.holdout)
     if options.questions is not None:
         if not 0 < options.questions <= len(train_part):
             raise ConfigError(
                 f"--questions {options.questions}: there are {len(train_part)} training "
-                f"questions in {options.train} of {dataset.name}"
+                f"questions in {trained} of {dataset.name}"
             )
         train_part = random.Random(seed).sample(train_part, options.questions)
     return train_part, heldout
@@ -184,8 +186,7 @@ def trained_on(
         data_root: folder of the data's files; None: the default one.
     """
     dataset = resolve_dataset(name, data_root=data_root)
-    train, valid = dataset.choose_splits(options.train, options.valid)
-    wanted = replace(options, train=train, valid=valid)
-    features = open_features(dataset, train, skip_bad=wanted.skip_bad)
-    examples = training_examples(wanted, dataset, seed)[0]
+    trained = dataset.choose_splits(options.train, options.valid)[0]
+    features = open_features(dataset, trained, skip_bad=options.skip_bad)
+    examples = training_examples(options, dataset, seed)[0]
     return VQADataset(examples, features, dataset.vocabulary()), dataset.folder

@@ -44,6 +44,21 @@ class Evaluation:
     decisions: DecisionCounts
     seconds_per_sample: float
 
+    @property
+    def known_scores(self) -> dict[str, float | None]:
+        """The scores of questions with answers."""
+        if self.scores is None:
+            raise ValueError("these questions have no answers to compare with")
+        return self.scores
+
+    @property
+    def overall(self) -> float:
+        """The accuracy over all questions, in percent."""
+        found = self.known_scores["overall"]
+        if found is None:
+            raise ValueError("there are no questions to score")
+        return found
+
 
 def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy summed over answers, mean over the batch; logits, target (B, A)."""
@@ -106,7 +121,7 @@ class VQATask:
         details: dict[str, Any] = {"heldout": found.scores}
         if found.decisions.share is not None:
             details["decisions"] = {"share": found.decisions.share, "count": found.decisions.count}
-        return Validation(found.scores["overall"], details)
+        return Validation(found.overall, details)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: VQADataset, name: str) -> Evaluation:

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.training.loop import LoopOptions
 
 
-def _flag(group: argparse._ActionsContainer, name: str, **settings: object) -> None:
+def _flag(group: argparse._ActionsContainer, name: str, **settings: Any) -> None:
     """Add a flag under its hyphenated spelling and, as the originals have it, with underscores."""
     spellings = [name]
     if "_" not in name and "-" in name.lstrip("-"):
@@ -293,10 +293,10 @@ def check_options(args: argparse.Namespace, policy_eval: str | None = None) -> N
     if not 0 < share <= 1:
         raise ConfigError(f"--sampled-share {share}: give a number above 0 and at most 1")
     for flag in ("policy", "policy_eval", "constrain_k", "target_rate", "global_k"):
-        value, name = getattr(args, flag, None), getattr(args, "strategy", None)
-        if value is not None and name is not None and not find_strategy(name)[0].adaptive:
+        given, strategy = getattr(args, flag, None), getattr(args, "strategy", None)
+        if given is not None and strategy is not None and not find_strategy(strategy)[0].adaptive:
             raise ConfigError(
-                f"--{flag.replace('_', '-')} {value}: strategy {name} decides nothing"
+                f"--{flag.replace('_', '-')} {given}: strategy {strategy} decides nothing"
             )
     if (
         getattr(args, "global_k", None) is not None
