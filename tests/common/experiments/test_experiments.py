@@ -27,7 +27,7 @@ from common.runs.backbones import find_backbone
 from tests.common.fake_runs import fake_result
 from tests.common.result_examples import make_result, write_result
 
-FAKE = Path(__file__).with_name("fake_runs.py")
+FAKE = Path(__file__).parents[1] / "fake_runs.py"
 
 
 class Repository:

@@ -16,7 +16,7 @@ from common.errors import CheckpointError, ConfigError
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
+GOLDENS = Path(__file__).parents[2] / "goldens"
 NAMES = list(OPTIMIZERS)
 
 
