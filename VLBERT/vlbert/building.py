@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
 from vlbert.config_adaptive import AdaptiveSettings, check_output_size
 from vlbert.loading import (
+    Network,
     answer_pieces,
     classifier_rows,
     load_bert,
@@ -204,7 +205,7 @@ def described(transform: Transform) -> dict[str, Any]:
 
 
 def load_start(
-    model: nn.Module, config: Config, tokenizer: Tokenizer, answers: Sequence[str], say: Say
+    model: Network, config: Config, tokenizer: Tokenizer, answers: Sequence[str], say: Say
 ) -> None:
     """The pretrained weights of a config: BERT, then PARTIAL_PRETRAIN, the CNN, answer rows.
 
@@ -238,6 +239,7 @@ def load_start(
         rows = classifier_rows(
             model.vlbert.word_embeddings.weight.detach(), answer_pieces(answers, tokenizer)
         )
+        assert isinstance(model, ResNetVLBERT)
         set_classifier_rows(model, rows)
         if last := brought & {"final_mlp.1.weight", "final_mlp.2.weight"}:
             say(
@@ -246,7 +248,7 @@ def load_start(
             )
 
 
-def load_bert_of(model: nn.Module, config: Config, say: Say) -> None:
+def load_bert_of(model: Network, config: Config, say: Say) -> None:
     """BERT's weights: BERT_PRETRAINED, else those in the folder BERT_MODEL_NAME.
 
     Raises:
@@ -266,7 +268,7 @@ def load_bert_of(model: nn.Module, config: Config, say: Say) -> None:
         raise type(error)(f"{config.path}: key {keys}: {error}; {FROM_SCRATCH}") from None
 
 
-def load_cnn(model: nn.Module, config: Config, brought: set[str], say: Say) -> None:
+def load_cnn(model: Network, config: Config, brought: set[str], say: Say) -> None:
     """Weights of the CNN: IMAGE_PRETRAINED, or what PARTIAL_PRETRAIN brought.
 
     Raises:

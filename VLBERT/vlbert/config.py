@@ -143,7 +143,8 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         layers.append((OVERRIDE, _nested(overrides)))
     module = next((tree["MODULE"] for _, tree in reversed(layers) if "MODULE" in tree), "")
     known = defaults(PRETRAINING in str(module))
-    values, given = known, set()
+    values = known
+    given: set[str] = set()
     for source, tree in layers:
         values = _merge(values, known, tree, source, "", given)
     config = Config(_sections(values), path, frozenset(given))
@@ -325,7 +326,7 @@ def _scalar(value: Any, kind: type, where: str) -> Any:
     if (
         not isinstance(found, kind)
         or (isinstance(found, bool) and kind is not bool)
-        or (kind is float and not math.isfinite(found))
+        or (isinstance(found, float) and not math.isfinite(found))
     ):
         raise ConfigError(f"{where}: {value!r} ({type(value).__name__}): expected {KINDS[kind]}")
     return found

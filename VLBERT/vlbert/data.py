@@ -32,7 +32,7 @@ from vlbert.data_coco import (
     read_examples,
     split_sets,
 )
-from vlbert.data_features import open_features
+from vlbert.data_features import joined, open_features
 from vlbert.images import ImageFiles, part_of
 from vlbert.vqa_dataset import Size, Transform, VLBertData
 
@@ -177,7 +177,7 @@ class VQASource:
             return FeatureSources(store.stores)
         paths = COCO.of(examples).features(self.settings.BOXES, self.folder)
         try:
-            return FeatureSources(
+            return joined(
                 [
                     open_features(
                         self.folder / path, parts, self.settings.IMPORT_FEATURES, not self.quiet
@@ -318,7 +318,8 @@ class VQASource:
         )
 
     def _check_training_set(self) -> None:
-        sets, reported_only = self.settings.TRAIN_IMAGE_SET, NOT_TRAINED_ON.get(self.name, ())
+        sets = self.settings.TRAIN_IMAGE_SET
+        reported_only: tuple[str, ...] = NOT_TRAINED_ON.get(self.name, ())
         if self.name in EMBEDDED:
             reported_only = EMBEDDED[self.name].reported_only
         for name in split_sets(sets):

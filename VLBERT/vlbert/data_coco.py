@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.data.annotations import Example, QuestionId, read_official
 from common.data.answer_scores import soft_scores
@@ -286,7 +287,7 @@ def read_sizes(path: Path) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def _images_list(path: Path) -> list[dict[str, object]]:
+def _images_list(path: Path) -> list[dict[str, Any]]:
     """The value of the key `images`, of so much of the file as it takes."""
     text, more = "", FIRST_CHARACTERS
     try:

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common.errors import DataError
-from common.features.sources import is_store
+from common.features.sources import FeatureSources, is_store
 from common.features.store import RegionBatch, RegionFeatures
 from common.features.vlbert_json import JsonFeatures, import_json, json_store
 from vlbert.images import number_of, part_of
@@ -79,6 +79,16 @@ class InFolder(Renamed):
     def inner(self, image_id: str) -> str | None:
         folder, _, name = image_id.rpartition("/")
         return name if folder == self.folder else None
+
+
+def joined(stores: Sequence[Renamed]) -> FeatureSources:
+    """Renamed stores that read like one.
+
+    Raises:
+        DataError: None given, or their features differ in width.
+    """
+    # They have all of `RegionFeatures` that `FeatureSources` uses.
+    return FeatureSources(cast(Sequence[RegionFeatures], stores))
 
 
 def find_features(name: Path) -> Path | None:

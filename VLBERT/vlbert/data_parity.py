@@ -10,10 +10,9 @@ from torch import Tensor
 
 from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from common.features.sources import FeatureSources
 from vlbert.data_answers import AnswerFile
 from vlbert.data_coco import COCO, read_examples
-from vlbert.data_features import open_features
+from vlbert.data_features import joined, open_features
 from vlbert.vqa_dataset import Transform, VLBertData
 
 
@@ -35,7 +34,7 @@ def run_vqa_data(
             "kind vqa_data reads the files in raw/ of its folder: config needs the key 'folder'"
         )
     raw = Path(config["folder"]) / "raw"
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, variant in config["variants"].items():
         batch = _variant(raw, config, variant)
         tensors = {
@@ -69,7 +68,7 @@ def open_case(raw: Path, config: dict[str, Any], variant: dict[str, Any]) -> VLB
     )
     return VLBertData(
         examples,
-        FeatureSources(stores),
+        joined(stores),
         AnswerFile(coco / "vqa/answers_vqa.txt", verbatim=True),
         Tokenizer(raw),
         transform,

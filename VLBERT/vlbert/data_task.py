@@ -37,4 +37,5 @@ class VLBertTask(VQATask):
 
     def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
         """The training questions at some places, as they look in this epoch."""
-        return self._convert(self.train.read(indices, epoch))
+        batch = self.train.read(indices, epoch)
+        return self._convert(batch)  # type: ignore[arg-type]  # has what is used of a `VQABatch`

@@ -29,3 +29,10 @@ def classifier(config: NetworkConfig) -> nn.Sequential:
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     return head
+
+
+def last_linear(head: nn.Sequential) -> nn.Linear:
+    """The last layer of a classifier, with a row for each answer."""
+    last = head[-1]
+    assert isinstance(last, nn.Linear)
+    return last

@@ -18,7 +18,10 @@ from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
 from vlbert.fast_rcnn import FastRCNN
 from vlbert.modeling import VisualLinguisticBert
-from vlbert.pretraining_network import VisualLinguisticBertForPretraining
+from vlbert.pretraining_network import (
+    ResNetVLBERTForPretraining,
+    VisualLinguisticBertForPretraining,
+)
 from vlbert.vqa_network import ResNetVLBERT
 
 WHERE = (
@@ -34,6 +37,7 @@ LM_HEAD = {
 }
 
 Say = Callable[[str], None]
+Network = ResNetVLBERT | ResNetVLBERTForPretraining
 
 
 @dataclass
@@ -184,11 +188,11 @@ def answer_pieces(answers: Sequence[str], tokenizer: Tokenizer) -> list[list[int
     return found
 
 
-def load_bert(network: nn.Module, folder: Path | str, say: Say = print) -> None:
+def load_bert(network: Network, folder: Path | str, say: Say = print) -> None:
     """Start the encoder of a network from a BERT or RoBERTa folder, and the heads that it has.
 
     Args:
-        network: a VQA or pretraining network; visual parts keep their values.
+        network: its visual parts keep their values.
         folder: with weights of the same width, at least as many layers, the same vocabulary.
 
     Raises:
@@ -252,7 +256,7 @@ def encoder_weights(
     return chosen
 
 
-def load_bert_heads(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> int:
+def load_bert_heads(network: Network, weights: Mapping[str, Tensor], path: Path) -> int:
     """BERT's own heads where the network has such; returns the number of tensors loaded."""
     predictions = {
         name.removeprefix("cls.predictions."): x

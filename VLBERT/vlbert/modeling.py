@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
-from common.adapt.routes import State
+from common.adapt.routes import State, read_stream
 from common.adapt.steps import Layer, bert_steps, split_heads
 from common.errors import ConfigError
 from common.modules.heads import Pooler
@@ -195,11 +195,11 @@ class VisualLinguisticBert(nn.Module):
         state: State = {"hidden": hidden, "hidden.mask": additive_mask(mask, hidden.dtype)}
         passed: list[State] = []
         more = {"passed": passed} if all_layers or attention else {}
-        last = self.encoder.run_layers(state, raw_inputs, **more)["hidden"]
+        last = read_stream(self.encoder.run_layers(state, raw_inputs, **more), "hidden")
         read = None if order is None else last[:, 0]
         probabilities = self.attention(state, passed, order) if attention else []
         narrowed = bool(self.encoder.reads_first)
-        layers = [reordered(s["hidden"], order) for s in passed] if all_layers else []
+        layers = [reordered(read_stream(s, "hidden"), order) for s in passed] if all_layers else []
         last = reordered(last, order)
         pooled = self.pooler(last) if self.config.with_pooler and not narrowed else None
         return VLBertOutput(last, packing, embedding, read, pooled, layers, probabilities)
@@ -256,15 +256,18 @@ class VisualLinguisticBert(nn.Module):
                 "attention probabilities are those of a plain model; an adapted one "
                 "has two branches (export it, or build it with strategy standard)"
             )
-        before = [state["hidden"], *(s["hidden"] for s in passed[:-1])]
+        before = [read_stream(s, "hidden") for s in (state, *passed[:-1])]
+        mask = state["hidden.mask"]
+        assert mask is not None
         found = []
         for layer, hidden in zip(self.encoder.layer, before, strict=True):
+            assert isinstance(layer, BertLayer)
             own = layer.attention.self
             q, k = (
                 split_heads(linear(hidden), own.num_attention_heads)
                 for linear in (own.query, own.key)
             )
-            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + state["hidden.mask"]
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask
             if order is not None:
                 scores = scores.gather(2, order[:, None, :, None].expand_as(scores))
                 scores = scores.gather(3, order[:, None, None].expand_as(scores))

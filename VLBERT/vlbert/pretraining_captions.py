@@ -75,7 +75,9 @@ class EmbeddedCaptions:
         self.statements = len(self._items)
         if questions:
             self._items += [
-                Caption(e.question, e.image_id, e.image_id, max(e.answers, key=e.answers.get))
+                Caption(
+                    e.question, e.image_id, e.image_id, max(e.answers, key=e.answers.__getitem__)
+                )
                 for e in examples
                 if e.answers
             ]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common.errors import DataError
 from common.features.archives import Files, open_files
 from common.features.sources import FeatureSources
-from vlbert.data_features import InFolder, find_features, open_records
+from vlbert.data_features import InFolder, find_features, joined, open_records
 from vlbert.images import decode_image
 from vlbert.pretraining_captions import Caption
 from vlbert.pretraining_lines import LineFile
@@ -170,7 +170,7 @@ def open_caption_features(
         there = [base / name for name in names_of(folder) if find_features(base / name)]
         store = open_records((there or [base / folder])[0], wanted, progress)
         stores.append(InFolder(store, folder))
-    return FeatureSources(stores)
+    return joined(stores)
 
 
 class ImagesByPath:

@@ -29,6 +29,7 @@ from vlbert.pretraining_samples import CaptionSamples
 from vlbert.sizes import PretrainingConfig
 from vlbert.vqa_dataset import Transform
 
+EitherCaptions = EmbeddedCaptions | ConceptualCaptions
 EMBEDDED, CAPTIONS, CORPUS = "easy_vqa_captions", "conceptual_captions", "general_corpus"
 SOURCES = {
     CAPTIONS: "https://ai.google.com/research/ConceptualCaptions, with region features as "
@@ -173,7 +174,7 @@ class PretrainingSource:
         return Rates(replies=self.settings.ANSWER_MASK_RATE)
 
     @cached_property
-    def captions(self) -> tuple[Captions, Captions]:
+    def captions(self) -> tuple[EitherCaptions, EitherCaptions]:
         """For training and for validation.
 
         Raises:
@@ -183,9 +184,10 @@ class PretrainingSource:
         if self.embedded:
             return self._embedded(sets[0]), self._embedded(sets[1])
         self.check_files()
-        return tuple(
+        train, heldout = (
             ConceptualCaptions(self.folder / f"{name}_frcnn.json", not self.quiet) for name in sets
         )
+        return train, heldout
 
     def _embedded(self, sets: str) -> EmbeddedCaptions:
         examples = load_split(resolve_dataset("easy_vqa"), sets)
@@ -269,6 +271,7 @@ class PretrainingSource:
         images = self._images(train), self._images(heldout)
         for captions, files in zip((train, heldout), images, strict=True):
             if isinstance(captions, ConceptualCaptions):
+                assert files is None or isinstance(files, ImagesByPath)
                 captions.check(features, files)
         kinds = {"colour": COLOURS, "shape": SHAPES, "yes/no": ("yes", "no")}
         return PretrainingData(
@@ -287,7 +290,10 @@ class PretrainingSource:
         if self.embedded:
             return open_features(resolve_dataset("easy_vqa"), ",".join(EMBEDDED_SETS.values()))
         folders = dict.fromkeys(
-            folder for captions in self.captions for folder in captions.feature_folders
+            folder
+            for captions in self.captions
+            if isinstance(captions, ConceptualCaptions)
+            for folder in captions.feature_folders
         )
         return open_caption_features(
             self.folder, list(folders), self.settings.IMPORT_FEATURES, not self.quiet
@@ -301,7 +307,7 @@ class PretrainingSource:
         """
         return self._features
 
-    def _images(self, captions: Captions) -> CaptionImages | None:
+    def _images(self, captions: EitherCaptions) -> CaptionImages | None:
         if self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
             return None
         if isinstance(captions, EmbeddedCaptions):

@@ -37,6 +37,7 @@ from vlbert.transforms import image_info, is_flipped, mirror_words, pad_images, 
 from vlbert.vqa_dataset import Size, Transform, object_boxes
 
 Tensors = dict[str, Tensor]
+Inputs = dict[str, Tensor | None]  # as those of a `TaskBatch`
 
 
 @dataclass
@@ -90,7 +91,7 @@ class CaptionSamples:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def read(self, indices: Sequence[int], draws: Draws) -> tuple[Tensors, Tensors]:
+    def read(self, indices: Sequence[int], draws: Draws) -> tuple[Inputs, Tensors]:
         """The captions at some places: inputs of the network, and labels of the losses."""
         chosen = [self.captions[i] for i in indices]
         flips = [is_flipped(draws.seed, draws.epoch, i, self.transform.flip) for i in indices]
@@ -105,7 +106,7 @@ class CaptionSamples:
         width = int(kept.max())
         beyond = torch.arange(width) >= kept[:, None]
         text, words = mask_words(texts, self.tokenizer, draws, WORDS, self.rates)
-        inputs = {
+        inputs: Inputs = {
             "boxes": seen.boxes[:, :width].masked_fill(beyond[..., None], PADDING),
             "im_info": seen.info,
             "text": text,
@@ -163,13 +164,12 @@ class CaptionSamples:
         )
 
     def _pieces(self, caption: Caption, flip: bool) -> Pieces:
-        parts = [
-            None if text is None else self.tokenizer.pieces(text)
-            for text in (caption.text, caption.reply)
-        ]
-        if flip:
-            parts = [None if pieces is None else mirror_words(pieces) for pieces in parts]
-        return assemble(self.tokenizer, *parts)
+        reply = None if caption.reply is None else self._words(caption.reply, flip)
+        return assemble(self.tokenizer, self._words(caption.text, flip), reply)
+
+    def _words(self, text: str, flip: bool) -> list[str]:
+        pieces = self.tokenizer.pieces(text)
+        return mirror_words(pieces) if flip else pieces
 
     def _look(self, chosen: Sequence[Caption], flips: Sequence[bool], draws: Draws) -> Seen:
         regions = self.features.read([c.regions for c in chosen], classes=True)

@@ -97,7 +97,9 @@ class PretrainingTask:
         """Losses, and for each accuracy which of the things that it is about were right, bool."""
         outputs, labels = dict(model(**batch.inputs)), dict(batch.labels)
         if self.data.word_kinds and "words" in labels:
-            labels["stated"] = _stated(batch.inputs["text_types"])
+            types = batch.inputs["text_types"]
+            assert types is not None
+            labels["stated"] = _stated(types)
         if "word_places" in batch.inputs:
             outputs, labels = _by_kind(outputs, labels)
         losses = pretraining_losses(self.config, outputs, labels)
@@ -167,7 +169,7 @@ def _by_kind(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Logits (W, V) of the masked places as (1, ·, V) of captions and of texts, with labels."""
     chosen = {key: labels[key] != IGNORED for key in ("words", "aux_words") if key in labels}
-    found = {key: labels[key][places][None] for key, places in chosen.items()}
+    found: dict[str, Tensor] = {key: labels[key][places][None] for key, places in chosen.items()}
     parts = outputs.pop("words").split([wanted.shape[1] for wanted in found.values()])
     logits = {key: part[None] for key, part in zip(found, parts, strict=True)}
     if "stated" in labels:

@@ -96,7 +96,7 @@ def multiplied(
     Raises:
         ConfigError: a part that no parameter has in its name.
     """
-    groups = [{"params": [], "lr": lr * factor} for _, factor in factors]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": lr * factor} for _, factor in factors]
     rest: list[nn.Parameter] = []
     for name, parameter in named:
         fits = [group for (part, _), group in zip(factors, groups, strict=True) if part in name]

@@ -107,6 +107,10 @@ def stage(
 class ResNetBackbone(nn.Module):
     """Convolution, pooling and the first three stages; the feature map has stride 16."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, depth: int, channels: int = 64, stride_in_1x1: bool = True) -> None:
         super().__init__()
         block, blocks = block_type(depth), BLOCKS[depth]

@@ -128,7 +128,9 @@ class VLBertData(VQADataset):
                 "have none): fetch all images of this part"
             )
 
-    def read(self, indices: Sequence[int], epoch: int | None = None) -> VLBertBatch:
+    def read(  # type: ignore[override]  # a batch of another kind
+        self, indices: Sequence[int], epoch: int | None = None
+    ) -> VLBertBatch:
         """The examples at some places as one batch.
 
         Args:
@@ -196,6 +198,7 @@ class VLBertData(VQADataset):
         )
 
     def _images(self, examples: Sequence[Example], info: Tensor, flips: Sequence[bool]) -> Tensor:
+        assert self.images is not None
         images = []
         for example, size, flip in zip(examples, info[:, :2].int().tolist(), flips, strict=False):
             image = self.images.read(example.image_id)
@@ -213,6 +216,7 @@ class VLBertData(VQADataset):
         target = self._targets(indices)
         for row, (i, flip) in enumerate(zip(indices, flips, strict=True)):
             if flip and (answers := self.examples[i].answers):
+                assert target is not None
                 mirrored = replace(self.examples[i], answers=mirror_answers(answers))
                 target[row] = 0.0
                 for label, value in self.vocabulary.encode(mirrored).items():

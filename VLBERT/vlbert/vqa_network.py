@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.errors import ConfigError
 from vlbert.fast_rcnn import FastRCNN, Regions
-from vlbert.heads import classifier
+from vlbert.heads import classifier, last_linear
 from vlbert.modeling import VisualLinguisticBert, VLBertOutput
 from vlbert.sizes import EncoderConfig, NetworkConfig
 
@@ -159,7 +159,7 @@ class PublishedPolicy(nn.Module):
         self.network = ResNetVLBERT(
             replace(backbone, encoder=encoder, image=image, num_answers=2 * decisions)
         )
-        set_initial_share(self.network.final_mlp[-1], initial_share)
+        set_initial_share(last_linear(self.network.final_mlp), initial_share)
 
     def forward(self, inputs: PolicyInputs) -> Tensor:
         """The backbone's raw inputs (B, …) -> logits (B, D, 2)."""
@@ -184,7 +184,7 @@ def set_classifier_rows(network: ResNetVLBERT, rows: Tensor) -> None:
     Raises:
         ConfigError: the layer does not read the encoder's width.
     """
-    weight = network.final_mlp[-1].weight
+    weight = last_linear(network.final_mlp).weight
     if weight.shape != rows.shape:
         raise ConfigError(
             f"answer rows {tuple(rows.shape)} do not fit the last layer of the "
