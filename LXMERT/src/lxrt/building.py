@@ -159,7 +159,7 @@ def build_vqa(
     meta = finetuned_meta("lxmert", record, size, config.to_dict(), features, answers, tokenizer)
     # Files of strategies that decide nothing hold exactly the standard names.
     adapted_file = path is not None and find_strategy(found.get("strategy", "standard"))[0].adaptive
-    if found:
+    if path is not None and found:
         _check_settings(
             found,
             meta if adapted_file else meta | {"strategy": found.get("strategy"), "policy": None},
@@ -173,7 +173,7 @@ def build_vqa(
     elif path is None:
         _load_pretrained(model, weights, answers, data, meta, say)
     record.adapt(model, initial_share, adaptive)
-    if adapted_file:
+    if path is not None and adapted_file:
         load_finetuned(model, path)
     return Built(model, tokenizer, record, size, meta)
 

@@ -27,7 +27,7 @@ SCRIPT = "src/tasks/vqa.py"
 def work(options: VQAOptions) -> None:
     """Finetune, or test."""
     if options.test:
-        test(options)
+        test(options, options.test)
     else:
         train(options)
 

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapt.encoder import RoutedEncoder
-from common.adapt.routes import State
+from common.adapt.routes import State, read_stream
 from common.adapt.steps import Layer
 from common.errors import ConfigError
-from lxrt.modeling import encoder_layers
+from lxrt.modeling import Stacks, encoder_layers
+
+
+class HFConfig(Protocol):
+    """What is used of the config of a `transformers` LXMERT."""
+
+    hidden_act: str
+    hidden_size: int
+    num_attention_heads: int
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Set attributes."""
+
+
+class HFEncoder(Stacks, Protocol):
+    """What is used of a `LxmertEncoder`."""
+
+    config: HFConfig
+    visn_fc: nn.Module
+    training: bool
+
+
+class HFModel(Protocol):
+    """What is used of a `LxmertModel`."""
+
+    encoder: HFEncoder
 
 
 class RoutedHFEncoder(RoutedEncoder):
     """Takes the place of a `LxmertEncoder` and keeps its children, hence its state-dict names."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: HFEncoder) -> None:
         super().__init__()
         self.config = encoder.config
         if self.config.hidden_act != "gelu":
@@ -56,7 +83,7 @@ class RoutedHFEncoder(RoutedEncoder):
         visual_pos: Tensor,
         visual_attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
-    ) -> tuple:
+    ) -> tuple[tuple[tuple[Tensor, ...], None], tuple[tuple[Tensor, ...], None], None]:
         """lang_feats (B, T, C), visual_feats (B, R, F), visual_pos (B, R, 4), additive masks.
 
         Returns what `LxmertModel` expects: the states after every layer of either stream.
@@ -74,8 +101,8 @@ class RoutedHFEncoder(RoutedEncoder):
             passed=passed,
         )
         lang, vision = len(self.layer), len(self.r_layers)
-        lang_states = [s["lang"] for s in passed[:lang] + passed[lang + vision :]]
-        vision_states = [s["vision"] for s in passed[lang:]]
+        lang_states = [read_stream(s, "lang") for s in passed[:lang] + passed[lang + vision :]]
+        vision_states = [read_stream(s, "vision") for s in passed[lang:]]
         # What is not read is not computed: no number may pass for it.
         if "vision" not in self.reads:
             vision_states[-1] = torch.full_like(vision_states[-1], torch.nan)
@@ -86,10 +113,12 @@ class RoutedHFEncoder(RoutedEncoder):
 
 def wrap(model: nn.Module) -> RoutedEncoder | None:
     """Put a routed encoder into a `transformers` LXMERT model; None for other models."""
-    owner = next((m for m in model.modules() if type(m).__name__ == "LxmertModel"), None)
-    if owner is None:
+    found = next((m for m in model.modules() if type(m).__name__ == "LxmertModel"), None)
+    if found is None:
         return None
-    owner.encoder = RoutedHFEncoder(owner.encoder)
+    owner = cast(HFModel, found)
+    encoder = RoutedHFEncoder(owner.encoder)
+    owner.encoder = encoder
     if type(model).__name__ == "LxmertForQuestionAnswering":  # reads the pooled language only
-        owner.encoder.set_reads(("lang",), first=("lang",))
-    return owner.encoder
+        encoder.set_reads(("lang",), first=("lang",))
+    return encoder

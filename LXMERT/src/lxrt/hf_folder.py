@@ -247,14 +247,16 @@ def save_hf_folder(
     """
     import transformers
 
-    _check_savable(model)
-    theirs = {THEIR_NAMES.get(name, name): value for name, value in model.config.to_dict().items()}
+    model = _savable(model)
+    theirs: dict[str, Any] = {
+        THEIR_NAMES.get(name, name): value for name, value in model.config.to_dict().items()
+    }
     if answers is not None:
         theirs |= {
             "id2label": dict(enumerate(answers)),
             "label2id": {answer: number for number, answer in enumerate(answers)},
         }
-    kind = transformers.LxmertForQuestionAnswering
+    kind: type[transformers.PreTrainedModel] = transformers.LxmertForQuestionAnswering
     if isinstance(model, PretrainingModel):
         kind = transformers.LxmertForPreTraining
         heads = () if model.obj_predict_head is None else model.obj_predict_head.decoder_dict
@@ -285,7 +287,8 @@ def their_name(name: str) -> str:
     return re.sub(r"^(?:lxrt_encoder\.model\.)?bert\.", "lxmert.", name)
 
 
-def _check_savable(model: nn.Module) -> None:
+def _savable(model: nn.Module) -> VQAModel | PretrainingModel:
+    """The model, which `transformers` can be given."""
     part = adaptive_part(model)
     if part is not None:
         raise ConfigError(
@@ -303,6 +306,7 @@ def _check_savable(model: nn.Module) -> None:
                 "layer at all; save it in our format only (--format ours), or keep "
                 "more layers (--global-k)"
             )
+    return model
 
 
 def _save_tokenizer(folder: Path, vocabulary: str) -> None:

@@ -8,6 +8,7 @@ A answers.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from common.adapt.adapting import freeze_dead
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
-from common.adapt.routes import State
+from common.adapt.routes import State, read_stream
 from common.adapt.steps import DenseStep, HeadsStep, Layer, Step, bert_steps
 from common.modules.heads import Pooler, WordPrediction
 from common.modules.layers import (
@@ -161,10 +162,21 @@ def cross_steps() -> tuple[Step, ...]:
     )
 
 
-def encoder_layers(encoder: nn.Module, channels: int, heads: int) -> list[Layer]:
-    """The table of layers of an LXMERT encoder, ours or that of `transformers`."""
+class Stacks(Protocol):
+    """The layers of an LXMERT encoder, ours or that of `transformers`."""
+
+    layer: nn.ModuleList
+    x_layers: nn.ModuleList
+    r_layers: nn.ModuleList
+
+
+def encoder_layers(encoder: Stacks, channels: int, heads: int) -> list[Layer]:
+    """The table of layers of an LXMERT encoder."""
     layers = []
-    for stream, stack in (("lang", "layer"), ("vision", "r_layers")):
+    for stream, stack, modules in (
+        ("lang", "layer", encoder.layer),
+        ("vision", "r_layers", encoder.r_layers),
+    ):
         layers += [
             Layer(
                 f"{stream}.{n}",
@@ -174,7 +186,7 @@ def encoder_layers(encoder: nn.Module, channels: int, heads: int) -> list[Layer]
                 {stream: channels},
                 heads,
             )
-            for n, module in enumerate(encoder.get_submodule(stack), 1)
+            for n, module in enumerate(modules, 1)
         ]
     streams = {"lang": channels, "vision": channels}
     layers += [
@@ -269,7 +281,8 @@ class LXRTModel(nn.Module):
         }
         state = self.encoder.run_layers(state, raw)
         vision = state["vision"] if "vision" in self.encoder.reads else None
-        return LxmertOutput(state["lang"], vision, self.pooler(state["lang"]))
+        lang = read_stream(state, "lang")
+        return LxmertOutput(lang, vision, self.pooler(lang))
 
     def _published_policy(self, decisions: int, initial_share: float) -> nn.Module:
         return PublishedPolicy(self, decisions, initial_share, self._policy_layers)
@@ -305,7 +318,9 @@ class PublishedPolicy(nn.Module):
         self.bert.encoder.set_reads(("lang",), first=("lang",))
         freeze_dead(self.bert.encoder.layers(), ("lang",))
         self.logit_fc = answer_head(config.hidden_size, 2 * decisions)
-        set_initial_share(self.logit_fc[-1], initial_share)
+        last = self.logit_fc[-1]
+        assert isinstance(last, nn.Linear)
+        set_initial_share(last, initial_share)
 
     def forward(self, inputs: PolicyInputs) -> Tensor:
         """The backbone's raw inputs (B, …) -> logits (B, D, 2)."""
@@ -313,12 +328,29 @@ class PublishedPolicy(nn.Module):
 
 
 class _Holder(nn.Module):
-    """A module that only holds another one under upstream's name."""
+    """A module that only holds others under upstream's names."""
 
     def __init__(self, **children: nn.Module) -> None:
         super().__init__()
         for name, child in children.items():
             setattr(self, name, child)
+
+
+class _Model(_Holder):
+    bert: LXRTModel
+
+
+class _Encoder(_Holder):
+    model: _Model
+
+
+class _Heads(_Holder):
+    predictions: WordPrediction
+    seq_relationship: nn.Linear
+
+
+class _AnswerHead(_Holder):
+    logit_fc: nn.Sequential
 
 
 class VQAModel(nn.Module):
@@ -329,7 +361,7 @@ class VQAModel(nn.Module):
     ) -> None:
         """Random weights; see `LXRTModel` for `policy_layers`."""
         super().__init__()
-        self.lxrt_encoder = _Holder(model=_Holder(bert=LXRTModel(config, policy_layers)))
+        self.lxrt_encoder = _Encoder(model=_Model(bert=LXRTModel(config, policy_layers)))
         self.logit_fc = answer_head(config.hidden_size, config.num_answers)
         self.bert.encoder.set_reads(("lang",), first=("lang",))
 
@@ -362,14 +394,16 @@ class PretrainingModel(nn.Module):
         """Build it with random weights; heads that are not wanted do not exist, as upstream."""
         super().__init__()
         self.bert = LXRTModel(config)
-        self.cls = _Holder(
+        self.cls = _Heads(
             predictions=WordPrediction(self.bert.embeddings.word_embeddings),
             seq_relationship=nn.Linear(config.hidden_size, 2),
         )
         self.obj_predict_head = RegionPrediction(config, visual_losses) if visual_losses else None
         self.answer_head = None
         if qa:
-            self.answer_head = _Holder(logit_fc=answer_head(config.hidden_size, config.num_answers))
+            self.answer_head = _AnswerHead(
+                logit_fc=answer_head(config.hidden_size, config.num_answers)
+            )
         self.outputs = ("words", "matched", *(("answers",) if qa else ()), *visual_losses)
         init_bert_weights([self.cls.seq_relationship])
 
@@ -394,6 +428,7 @@ class PretrainingModel(nn.Module):
         if "matched" in self.outputs:
             found["matched"] = self.cls.seq_relationship(out.pooled)
         if "answers" in self.outputs:
+            assert self.answer_head is not None
             found["answers"] = self.answer_head.logit_fc(out.pooled)
         if self.obj_predict_head is not None and out.vision is not None:
             found |= self.obj_predict_head(out.vision, self.outputs)

@@ -83,7 +83,7 @@ def pretrain(options: PretrainingOptions) -> None:
         )
         model.to(begun.runtime.device)
         trainer = make_trainer(options, task, model, recipe, meta, part, tracker)
-        pretrain_to_the_end(whole_run(options, trainer, tokenizer, part, start))
+        pretrain_to_the_end(whole_run(options, trainer, task, part, start))
 
 
 main = Command(HOME, SCRIPT, pretrain_parser, pretraining_options, pretrain)
@@ -174,7 +174,7 @@ def make_trainer(
 def whole_run(
     options: PretrainingOptions,
     trainer: Trainer,
-    tokenizer: Tokenizer,
+    task: PretrainingTask,
     part: DataOptions,
     start: float,
 ) -> PretrainingRun:
@@ -189,7 +189,7 @@ def whole_run(
     where = part.valid or f"{100 * part.holdout:g} % of the training images"
     return PretrainingRun(
         trainer,
-        tokenizer,
+        task.tokenizer,
         identity,
         options.command,
         start,
@@ -197,7 +197,7 @@ def whole_run(
         options.run.overwrite,
         lambda values: report_epoch(values, trainer.tracker, trainer.step),
         lambda best: best.get("heldout_qa_accuracy", {}),
-        trainer.task.heldout,
+        task.heldout,
         f"sum of the losses on {where}",
         options.export and options.export / "model_LXRT.safetensors",
         ("cls.predictions.decoder.weight",),

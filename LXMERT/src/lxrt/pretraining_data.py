@@ -132,8 +132,11 @@ def load_pretraining_data(
         ConfigError: unknown splits or answer sets.
     """
     splits = options.train + (f",{options.valid}" if options.valid else "")
-    load = _load_upstream if source.dataset is None else _load_embedded
-    train, heldout, features, answers = load(source, options, splits, say)
+    if source.dataset is None:
+        loaded = _load_upstream(source, options, splits, say)
+    else:
+        loaded = _load_embedded(source.dataset, options, splits, say)
+    train, heldout, features, answers = loaded
     if heldout is None:
         held = _held_images(train.used_images(), options.holdout)
         train, heldout = train.keep(~train.about(held)), train.keep(train.about(held))
@@ -143,10 +146,7 @@ def load_pretraining_data(
 Loaded = tuple[Sentences, Sentences | None, FeatureSources, Sequence[str]]
 
 
-def _load_embedded(
-    source: PretrainingSource, options: DataOptions, splits: str, say: Say
-) -> Loaded:
-    dataset = source.dataset
+def _load_embedded(dataset: Dataset, options: DataOptions, splits: str, say: Say) -> Loaded:
     if options.qa_sets is not None:
         raise ConfigError(
             f"--qaSets belongs to the data set {UPSTREAM}; {dataset.name} has one set of questions"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from common.adapt.adapting import freeze_dead
 from common.adapt.steps import Layer, live_steps
 from common.errors import ConfigError
@@ -98,7 +100,7 @@ def train_outputs(model: PretrainingModel, outputs: Sequence[str]) -> None:
     encoder.set_reads(reads, first=("lang",) if pooled and not words else ())
     freeze_dead(encoder.layers(), reads)
     needed = needed_inputs(encoder.layers(), reads)
-    unused = [
+    unused: list[nn.Module | None] = [
         module
         for module, used in (
             (bert.embeddings, "lang" in needed),

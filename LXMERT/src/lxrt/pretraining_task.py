@@ -104,9 +104,10 @@ class PretrainingTask:
         if goals.mask_lm:
             ids, words = mask_words(ids, mask, goals.word_mask_rate, self.tokenizer, draws)
             # Only the masked places get logits: the vocabulary is large.
-            inputs["word_places"] = words != IGNORED
+            places = words != IGNORED
+            inputs["word_places"] = places
             labels["word_labels"] = words
-            weights["Mask_LM"] = float(inputs["word_places"].sum())
+            weights["Mask_LM"] = float(places.sum())
         if goals.regions:
             inputs["features"], masked = self._masked(regions, draws)
             labels |= self._region_labels(regions, masked)
@@ -163,6 +164,7 @@ class PretrainingTask:
             ("attr", regions.attribute_ids, regions.attribute_conf),
         ):
             if name in wanted:
+                assert ids is not None and confidence is not None  # see `region_classes`
                 self._check_classes(name, ids, regions.image_ids)
                 labels |= {f"{name}_labels": ids, f"{name}_conf": confidence}
         if "feat" in wanted:

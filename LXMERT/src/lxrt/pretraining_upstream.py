@@ -140,7 +140,9 @@ def json_entries(path: Path, progress: bool = True) -> Iterator[Any]:
         disable=not progress,
     ) as bar:
         while True:
-            place = _BETWEEN.match(text, place).end()
+            between = _BETWEEN.match(text, place)
+            assert between is not None  # the empty text matches too
+            place = between.end()
             if text[place : place + 1] == "]" and not text[place + 1 :].strip():
                 return
             try:

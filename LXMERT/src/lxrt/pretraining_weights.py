@@ -29,8 +29,8 @@ def check_weights(weights: WeightOptions, from_bert: bool = False) -> None:
     """
     if weights.load and weights.load_lxmert:
         raise ConfigError("--load and --loadLXMERT both name weights to start from: give one")
-    if weights.load or weights.load_lxmert:
-        pretrained_path(weights.load or weights.load_lxmert)
+    if name := weights.load or weights.load_lxmert:
+        pretrained_path(name)
     elif not weights.from_scratch and (weights.bert or from_bert):
         if not weights.bert and not BERT.exists():
             raise ConfigError(

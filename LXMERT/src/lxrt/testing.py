@@ -15,19 +15,23 @@ from lxrt.inputs import LxmertInputs
 from lxrt.options import VQAOptions
 
 
-def test(options: VQAOptions) -> None:
-    """Write the predictions of a split and, where its answers are public, say the accuracy."""
+def test(options: VQAOptions, name: str) -> None:
+    """Write the predictions of a split and, where its answers are public, say the accuracy.
+
+    Args:
+        name: of the split, as --test gives it.
+    """
     if not options.model.weights.load:
         raise ConfigError("--test needs the finetuned model: --load snap/vqa/NAME/BEST")
-    if "test" not in options.test and "val" not in options.test:
-        raise ConfigError(f"--test {options.test!r}: use a split with `test` or `val` in its name")
+    if "test" not in name and "val" not in name:
+        raise ConfigError(f"--test {name!r}: use a split with `test` or `val` in its name")
     runtime = join(options.gpus, options.run.precision, options.run.seed)
     world = runtime.world
     with world.main_first():
         dataset = resolve_dataset(options.data.dataset, data_root=options.data.data)
     small = chosen_size(options.model, dataset.name, {}) == "small"
     set_threads(options.run.threads, small, world.local_size)
-    split = dataset.split_to_test(options.test)
+    split = dataset.split_to_test(name)
     with Tracker(options.run.folder, tensorboard=False, enabled=world.main) as tracker:
         with world.main_first():
             features = open_features(
