@@ -22,7 +22,6 @@ from pathlib import Path
 from common.adapt.strategies import find_strategy
 from common.data.datasets import resolve_dataset
 from common.errors import AdaptiveError, ConfigError
-from common.experiments.launch import Launcher
 from common.experiments.plan import STRATEGIES
 from common.files import repository_root
 from common.projects import projects, title_of
@@ -31,6 +30,7 @@ from common.results.files import find_results, load_result
 from common.results.table import format_table
 from common.runs.backbones import find_backbone
 from common.runs.run_script import RunScript
+from common.training.launch import Launcher
 
 DATASET = "easy_vqa"
 FULL = ("--questions", "4000", "--epochs", "10")

@@ -96,12 +96,12 @@ def test_every_module_command_parses(name, command):
 
 @pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("bash run/")])
 def test_every_run_script_exists_and_its_flags_are_known(name, command):
-    from lxrt.options import vqa_parser
+    from lxrt.finetuning import PROGRAM
     from lxrt.pretraining import pretrain_parser
 
     words = shlex.split(command)
     assert (ROOT / "LXMERT" / words[1]).is_file()
-    parser = pretrain_parser() if "pretrain" in words[1] else vqa_parser()
+    parser = pretrain_parser() if "pretrain" in words[1] else PROGRAM.parser()
     flags = words[3:] if "pretrain" in words[1] else words[4:]
     assert parser.parse_args(flags) is not None
 
@@ -161,11 +161,11 @@ def test_the_first_commands_of_vlbert_run(tmp_path):
 def test_every_torchrun_command_parses(name, command):
     from torch.distributed.run import parse_args
 
-    from lxrt.options import vqa_parser
+    from lxrt.finetuning import PROGRAM
 
     given = parse_args(shlex.split(command)[1:])
     assert (ROOT / "LXMERT" / given.training_script).is_file()
-    assert vqa_parser().parse_args(given.training_script_args) is not None
+    assert PROGRAM.parser().parse_args(given.training_script_args) is not None
 
 
 def test_the_first_commands_of_lxmert_run(tmp_path):

@@ -32,12 +32,20 @@ from common.adapt.encoder import (
     RoutedEncoder,
     frozen_copy,
 )
+from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.families import find_encoder
 from common.adapt.gumbel import hard_gumbel, keyed_uniform
 from common.adapt.merging import Merged, merge
-from common.adapt.policy import POLICIES, PolicyInputs, RandomPolicy, SmallPolicy, set_initial_share
-from common.adapt.routes import State
-from common.adapt.row_routing import merge_rows, project_by_head, split_rows, straight_through
+from common.adapt.policy import (
+    POLICIES,
+    PolicyInputs,
+    RandomPolicy,
+    SmallPolicy,
+    set_initial_share,
+    uniform_noise,
+)
+from common.adapt.routes import Branch, DropoutReplay, Routes, State, Written, read_stream, take
+from common.adapt.row_routing import Rows, merge_rows, project_by_head, split_rows, straight_through
 from common.adapt.steps import (
     DenseStep,
     HeadsStep,
@@ -48,7 +56,7 @@ from common.adapt.steps import (
     live_steps,
     split_heads,
 )
-from common.adapt.strategies import STRATEGIES, Strategy, find_strategy, plan_sites
+from common.adapt.strategies import STRATEGIES, Site, Strategy, find_strategy, plan_sites
 
 __all__ = [
     "POLICIES",
@@ -56,8 +64,10 @@ __all__ = [
     "STRATEGIES",
     "Adaptive",
     "AdaptiveOptions",
+    "Branch",
     "BudgetOptions",
     "DenseStep",
+    "DropoutReplay",
     "HeadsStep",
     "Layer",
     "Merged",
@@ -65,10 +75,16 @@ __all__ = [
     "PolicyInputs",
     "RandomPolicy",
     "RoutedEncoder",
+    "RoutedSite",
+    "Routes",
+    "Routing",
+    "Rows",
+    "Site",
     "SmallPolicy",
     "State",
     "Step",
     "Strategy",
+    "Written",
     "adapt",
     "adaptive_part",
     "bert_steps",
@@ -76,6 +92,7 @@ __all__ = [
     "constrain_k",
     "deciding_part",
     "deterministic",
+    "execute",
     "find_encoder",
     "find_strategy",
     "first_position",
@@ -92,10 +109,13 @@ __all__ = [
     "parameter_groups",
     "plan_sites",
     "project_by_head",
+    "read_stream",
     "set_global_decisions",
     "set_initial_share",
     "split_heads",
     "split_rows",
     "straight_through",
+    "take",
     "target_rate",
+    "uniform_noise",
 ]

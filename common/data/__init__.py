@@ -1,21 +1,34 @@
 """Questions, answers and data sets: readers, the official metric, the tokenizer."""
 
 from common.data.annotations import (
+    ANSWER_TO_LABEL,
+    LABEL_TO_ANSWER,
     AnswerVocabulary,
     Example,
     QuestionId,
     answer_digest,
+    no_garbage_collection,
+    official_rows,
     read_lxmert_json,
     read_official,
 )
-from common.data.answer_scores import answer_score, normalise_answer, soft_scores, strip_punctuation
+from common.data.answer_lists import MINIMUM, answer_list
+from common.data.answer_scores import (
+    ANSWER_TYPES,
+    answer_score,
+    normalise_answer,
+    soft_scores,
+    strip_punctuation,
+)
 from common.data.command import main
-from common.data.dataset_table import DATASETS, MINIVAL_ROWS
+from common.data.dataset_table import DATASETS, MINIVAL_ROWS, DatasetKind, Split
 from common.data.datasets import (
+    BUILDERS,
     FAST_IMAGES,
     TINY_IMAGES,
     Dataset,
     check_disjoint,
+    is_there,
     load_split,
     open_features,
     resolve_dataset,
@@ -39,27 +52,38 @@ from common.data.vqa_metric import (
 )
 
 __all__ = [
+    "ANSWER_TO_LABEL",
+    "ANSWER_TYPES",
+    "BUILDERS",
     "DATASETS",
     "FAST_IMAGES",
+    "LABEL_TO_ANSWER",
     "MAX_TOKENS",
+    "MINIMUM",
     "MINIVAL_ROWS",
     "TINY_IMAGES",
     "AnswerVocabulary",
     "Dataset",
+    "DatasetKind",
     "Example",
     "QuestionId",
     "Scores",
+    "Split",
     "Tokenizer",
     "VQABatch",
     "VQADataset",
     "answer_digest",
+    "answer_list",
     "answer_score",
     "check_disjoint",
     "has_vocabulary",
+    "is_there",
     "load_split",
     "main",
     "majority_answer_baseline",
+    "no_garbage_collection",
     "normalise_answer",
+    "official_rows",
     "open_features",
     "packaged_bert_folder",
     "question_digest",

@@ -1,20 +1,39 @@
 """Many runs: plans, launching, seeds, summaries. `python -m common.experiments`."""
 
 from common.experiments.command import main
-from common.experiments.launch import Launcher
-from common.experiments.plan import EXPERIMENTS, STRATEGIES, PlannedRun, flags_of, learned_share
-from common.experiments.plots import draw_experiments
-from common.experiments.seeds import SeedRuns, run_seeds
+from common.experiments.plan import (
+    EXPERIMENTS,
+    LAST_EPOCH,
+    SETTINGS,
+    STRATEGIES,
+    Experiment,
+    Folder,
+    PlannedRun,
+    finished,
+    flags_of,
+    learned_share,
+    run_script,
+)
+from common.experiments.plots import draw_experiments, plot_experiments
+from common.experiments.report import CHART, LEGEND, SUMMARY, publish
 
 __all__ = [
+    "CHART",
     "EXPERIMENTS",
+    "LAST_EPOCH",
+    "LEGEND",
+    "SETTINGS",
     "STRATEGIES",
-    "Launcher",
+    "SUMMARY",
+    "Experiment",
+    "Folder",
     "PlannedRun",
-    "SeedRuns",
     "draw_experiments",
+    "finished",
     "flags_of",
     "learned_share",
     "main",
-    "run_seeds",
+    "plot_experiments",
+    "publish",
+    "run_script",
 ]

@@ -25,7 +25,6 @@ from typing import Any
 from common.data.datasets import load_split, resolve_dataset
 from common.data.vqa_metric import score
 from common.errors import AdaptiveError, ConfigError
-from common.experiments.launch import Launcher
 from common.experiments.plan import (
     EXPERIMENTS,
     LAST_EPOCH,
@@ -40,6 +39,7 @@ from common.experiments.report import CHART, LEGEND, SUMMARY, publish
 from common.files import exclusive, read_json, repository_root, write_json
 from common.results.files import FILE_NAME, Result, load_result
 from common.results.table import text_table
+from common.training.launch import Launcher
 
 
 class Runner:

@@ -2,8 +2,9 @@
 
 from common.features.archives import Archive, Files, open_files, read_path
 from common.features.command import main
-from common.features.lxmert_tsv import COLUMNS, TSV_DETECTOR, import_tsv
-from common.features.npz import import_npz
+from common.features.importing import HOPELESS_ROWS, BadRows, import_records, report_path
+from common.features.lxmert_tsv import COLUMNS, TSV_DETECTOR, check_boxes, import_tsv
+from common.features.npz import NPZ_DETECTOR, import_npz, npz_store
 from common.features.pictures import read_picture
 from common.features.sources import (
     FeatureSources,
@@ -14,21 +15,35 @@ from common.features.sources import (
     source_rows,
 )
 from common.features.store import (
+    BOX_TOLERANCE,
+    CLASSES,
+    FORMAT,
+    IMAGES,
     OPTIONAL,
+    VERSION,
     RegionBatch,
     RegionFeatures,
     Regions,
     normalise_boxes,
     whole_image,
 )
-from common.features.vlbert_json import JsonFeatures, import_json, json_store
+from common.features.vlbert_json import JSON_DETECTOR, JsonFeatures, import_json, json_store
 from common.features.writer import RegionFeatureWriter, replace_folder
 
 __all__ = [
+    "BOX_TOLERANCE",
+    "CLASSES",
     "COLUMNS",
+    "FORMAT",
+    "HOPELESS_ROWS",
+    "IMAGES",
+    "JSON_DETECTOR",
+    "NPZ_DETECTOR",
     "OPTIONAL",
     "TSV_DETECTOR",
+    "VERSION",
     "Archive",
+    "BadRows",
     "FeatureSources",
     "Files",
     "JsonFeatures",
@@ -36,20 +51,24 @@ __all__ = [
     "RegionFeatureWriter",
     "RegionFeatures",
     "Regions",
+    "check_boxes",
     "explain_missing",
     "features_there",
     "import_json",
     "import_npz",
+    "import_records",
     "import_tsv",
     "is_store",
     "json_store",
     "main",
     "normalise_boxes",
+    "npz_store",
     "open_files",
     "open_store",
     "read_path",
     "read_picture",
     "replace_folder",
+    "report_path",
     "source_rows",
     "whole_image",
 ]

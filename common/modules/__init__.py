@@ -2,6 +2,7 @@
 
 from common.modules.heads import HeadTransform, Pooler, WordPrediction
 from common.modules.layers import (
+    INITIAL_STD,
     LAYER_NORM_EPS,
     Attention,
     BertLayer,
@@ -16,6 +17,7 @@ from common.modules.masks import additive_mask
 
 __all__ = [
     "IGNORED",
+    "INITIAL_STD",
     "LAYER_NORM_EPS",
     "Attention",
     "BertLayer",

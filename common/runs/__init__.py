@@ -6,7 +6,9 @@ from common.runs.backbones import (
     BenchSettings,
     BenchSizes,
     Exporting,
+    MakeInputs,
     OpenedRun,
+    dataset_name,
     find_backbone,
 )
 from common.runs.opened_run import (
@@ -26,9 +28,11 @@ __all__ = [
     "BenchSettings",
     "BenchSizes",
     "Exporting",
+    "MakeInputs",
     "OpenedRun",
     "RunScript",
     "StrategyRecord",
+    "dataset_name",
     "find_backbone",
     "find_exporting",
     "finetuned_meta",

@@ -24,14 +24,18 @@ from common.tasks.questions import (
     trained_on,
     training_examples,
 )
+from common.tasks.seeds import SeedRuns, run_seeds
 from common.tasks.starting import LogOptions, RunOptions, Started, join, started
-from common.tasks.vqa import EVALUATION, VQATask, vqa_loss
+from common.tasks.vqa import EVALUATION, Evaluation, VQATask, vqa_loss
+from common.tasks.vqa_command import Built, Say, VQAOptions, VQAProgram
 
 __all__ = [
     "EVALUATION",
     "VALIDATION",
+    "Built",
     "Command",
     "Draws",
+    "Evaluation",
     "FinetuneOptions",
     "LogOptions",
     "Optimizers",
@@ -40,7 +44,11 @@ __all__ = [
     "Recipe",
     "Run",
     "RunOptions",
+    "Say",
+    "SeedRuns",
     "Started",
+    "VQAOptions",
+    "VQAProgram",
     "VQATask",
     "add_question_options",
     "add_recipe_options",
@@ -60,6 +68,7 @@ __all__ = [
     "pretrain",
     "recipe_changes",
     "run_options",
+    "run_seeds",
     "started",
     "trained_on",
     "training_examples",

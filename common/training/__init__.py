@@ -1,6 +1,6 @@
 """The training loop and what a run needs: optimisers, checkpoints, processes, logs."""
 
-from common.training.batch_order import BatchOrder, iterate
+from common.training.batch_order import BatchOrder, MicroBatches, iterate
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import (
     check_compatible,
@@ -11,7 +11,9 @@ from common.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from common.training.distributed import World, one_voice, split_evenly, start_world
+from common.training.checkpoint_codec import StateEncoder, checksum, decode, storable
+from common.training.distributed import World, one_voice, peers, split_evenly, start_world
+from common.training.launch import Launcher
 from common.training.loop import LoopOptions, Trainer
 from common.training.means import Means
 from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
@@ -27,6 +29,7 @@ from common.training.options import (
     loop_options,
 )
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
+from common.training.running_totals import RunningTotals
 from common.training.runtime import (
     PRECISIONS,
     Runtime,
@@ -37,29 +40,39 @@ from common.training.runtime import (
     versions,
 )
 from common.training.stop_signal import StopSignal
-from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
+from common.training.task import DecisionCounts, StepOutput, Task, TaskBatch, Validation
 from common.training.tracking import Tracker
 from common.training.weights import (
+    FORMAT_KEY,
+    FORMAT_VERSION,
     SUFFIXES,
     load_into,
     load_weights,
+    open_checkpoint,
     resolve_checkpoint,
     strip_prefix,
 )
 
 __all__ = [
+    "FORMAT_KEY",
+    "FORMAT_VERSION",
     "OPTIMIZERS",
     "PRECISIONS",
     "SUFFIXES",
     "BatchOrder",
     "DecisionCounts",
+    "Launcher",
     "LoopOptions",
     "Means",
+    "MicroBatches",
     "OptimizerWithSchedule",
+    "RunningTotals",
     "Runtime",
     "SnapshotNames",
+    "StateEncoder",
     "StepOutput",
     "StopSignal",
+    "Task",
     "TaskBatch",
     "Tracker",
     "Trainer",
@@ -74,8 +87,10 @@ __all__ = [
     "check_compatible",
     "check_options",
     "check_unused",
+    "checksum",
     "clip_grad_norm",
     "command_line",
+    "decode",
     "fill",
     "find_bert_weights",
     "iterate",
@@ -87,7 +102,9 @@ __all__ = [
     "make_optimizer",
     "make_runtime",
     "one_voice",
+    "open_checkpoint",
     "peak_memory",
+    "peers",
     "prune_checkpoints",
     "remove_run",
     "resolve_checkpoint",
@@ -98,6 +115,7 @@ __all__ = [
     "set_threads",
     "split_evenly",
     "start_world",
+    "storable",
     "strip_prefix",
     "versions",
 ]

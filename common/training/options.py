@@ -230,7 +230,7 @@ def fill(kind: type[Options], args: argparse.Namespace, **given: Any) -> Options
 
 
 def add_seeds_option(parser: argparse.ArgumentParser) -> None:
-    """Several runs that differ in their seed; see `common.experiments.seeds`."""
+    """Several runs that differ in their seed; see `common.tasks.seeds`."""
     _flag(
         parser,
         "--seeds",

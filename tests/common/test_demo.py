@@ -133,7 +133,7 @@ def test_times_of_runs_that_shared_the_machine_are_remarked():
 
 
 def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
-    from lxrt.options import vqa_parser
+    from lxrt.finetuning import PROGRAM
     from vlbert.options import train_parser
     from vlbert.testing import parser as prediction_parser
 
@@ -142,7 +142,7 @@ def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
         for word in script.train("cpu", "x", [])[1:2]:
             assert (script.home / word).is_file()
     flags = ["--strategy", "SpotTune", "--overwrite", *demo.FULL, *demo.THREADS]
-    assert vqa_parser().parse_args([*lxmert.train("cpu", "x", [*lxmert.easy, *flags])[4:]])
+    assert PROGRAM.parser().parse_args([*lxmert.train("cpu", "x", [*lxmert.easy, *flags])[4:]])
     bash, _, script, config, folder, *rest = vlbert.train("cpu", "x", [*vlbert.easy, *flags])
     assert bash == "bash" and (vlbert.home / script).is_file()
     given = train_parser(script, None).parse_args(["--cfg", config, "--model-dir", folder, *rest])

@@ -45,8 +45,8 @@ def test_every_strategy_trains_and_is_tested_with_its_own_accuracy(flags, strate
     assert main(run) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["backbone"] == "tiny" and result["strategy"] == strategy
-    assert main([*run, "--load", str(tmp_path / "run" / "BEST.safetensors")]) == 0
-    rows = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert main([*run, "--load", str(tmp_path / "run" / "BEST"), "--test", "minival"]) == 0
+    rows = json.loads((tmp_path / "run" / "minival_predict.json").read_text())
     found = {row["question_id"]: row["answer"] for row in rows}
     examples = load_split(resolve_dataset("easy_vqa"), "minival")
     assert score(found, examples)["overall"] == result["accuracy"]["val"]["overall"]
@@ -97,9 +97,9 @@ def test_it_is_measured(flags, tmp_path, capsys):
 
 
 def test_it_is_short():
-    """What a backbone must write, imports and blank lines left out: at most 150 lines."""
+    """What a backbone must write, imports and blank lines left out: at most 125 lines."""
     text = Path(tiny_backbone.__file__).read_text()
     imports = [n for n in ast.parse(text).body if isinstance(n, (ast.Import, ast.ImportFrom))]
     of_imports = {line for node in imports for line in range(node.lineno, node.end_lineno + 1)}
     lines = enumerate(text.splitlines(), 1)
-    assert 100 < sum(bool(line) and number not in of_imports for number, line in lines) <= 150
+    assert 100 < sum(bool(line) and number not in of_imports for number, line in lines) <= 125

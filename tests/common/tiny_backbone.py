@@ -7,7 +7,7 @@ by the pieces that the large backbones use.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.data import Tokenizer, VQABatch, VQADataset
+from common.data import Dataset, Tokenizer, VQABatch, VQADataset
+from common.features import FeatureSources
 from common.modules import additive_mask
 from common.projects import Project
 from common.runs import (
@@ -29,40 +30,9 @@ from common.runs import (
     finetuned_meta,
     options_of,
 )
-from common.tasks import (
-    Command,
-    FinetuneOptions,
-    LogOptions,
-    QuestionOptions,
-    Recipe,
-    Run,
-    RunOptions,
-    VQATask,
-    add_question_options,
-    find_dataset,
-    find_features,
-    find_questions,
-    finetune,
-    finetune_options,
-    identity,
-    predict,
-    run_options,
-    started,
-    trained_on,
-    vqa_loss,
-)
-from common.training import (
-    add_policy_optimizer_options,
-    add_run_options,
-    add_strategy_options,
-    check_options,
-    fill,
-    load_into,
-    load_weights,
-)
+from common.tasks import Built, Recipe, VQAOptions, VQAProgram, trained_on, vqa_loss
+from common.training import load_into, load_weights, resolve_checkpoint
 from tests.common.tiny_models import SingleStreamEncoder
-
-RECIPE = Recipe(8, 1, "adamw", 1e-2, 0.1, 0.01, 5.0, 1e-3, 32)
 
 
 @dataclass(frozen=True)
@@ -115,89 +85,65 @@ class TinyInputs:
 
 @dataclass(frozen=True)
 class TinyOptions:
-    """What the command is told."""
+    """What the command is told of the model."""
 
-    command: str
-    run: RunOptions
-    questions: QuestionOptions
-    finetune: FinetuneOptions
-    record: StrategyRecord
     words: Path
-    test: Path | None
-
-    @property
-    def gpus(self) -> str | None:
-        return self.run.gpus
+    strategy: str
+    policy: str
+    policy_eval: str
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python tiny.py")
-    for add in (add_question_options, add_strategy_options, add_policy_optimizer_options):
-        add(made)
-    add_run_options(made)
-    made.add_argument("--words", type=Path, required=True, help="folder of vocab.txt")
-    made.add_argument("--epochs", type=int, default=1)
-    made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--output", type=Path, required=True)
-    made.add_argument("--load", type=Path)
-    made.set_defaults(policy=None)
-    return made
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--words", type=Path, required=True, help="folder of vocab.txt")
+    parser.add_argument("--load", help="a finetuned model")
 
 
-def options(args: argparse.Namespace, command: str) -> TinyOptions:
-    check_options(args)
-    recipe = replace(RECIPE, epochs=args.epochs)
-    given = {"policy": args.policy or "small", "policy_eval": args.policy_eval or "argmax"}
-    record = fill(StrategyRecord, args, **given)
-    return TinyOptions(
-        command,
-        run_options(args, args.output),
-        fill(QuestionOptions, args),
-        finetune_options(args, recipe),
-        record,
-        args.words,
-        args.load,
-    )
+def tiny_options(args: argparse.Namespace) -> TinyOptions:
+    chosen = (args.strategy or "standard", args.policy or "small", args.policy_eval or "argmax")
+    return TinyOptions(args.words, *chosen)
 
 
-def work(options: TinyOptions) -> None:
-    """Finetune, or with --load predict the split that is reported."""
-    keep = options.run.resume or options.test is not None
-    with started(replace(options.run, resume=keep)) as run:
-        dataset, wanted = find_dataset(options.questions, run.world)
-        tracker = run.open_log(options.command, True, LogOptions(tensorboard=False))
-        features = find_features(wanted, dataset, run.world, quiet=True)
-        train, heldout, val = find_questions(wanted, dataset, features, options.run.seed)
-        tokenizer, answers = Tokenizer(options.words), dataset.vocabulary().answers
-        config = TinyConfig(len(tokenizer), features.width, len(answers))
-        sizes, seen = config.to_dict(), features.described()
-        meta = finetuned_meta("tiny", options.record, "tiny", sizes, seen, answers, tokenizer)
-        model = TinyModel(config).to(run.runtime.device)
-        options.record.adapt(model, options.finetune.initial_share, options.finetune.adaptive)
-        task = VQATask(train, heldout, TinyInputs(tokenizer), run.runtime, 32, 1, progress=False)
-        if options.test is not None:
-            load_into(model, load_weights(options.test))
-            out = run.folder / "predictions.json"
-            predict(model, task, val, str(wanted.valid), out, dataset.name, tracker.log)
-            return
-        run.seed_processes()
-        head = identity(meta, dataset.name, options.run.seed, run.folder.name)
-        row = options.record.row
-        where = run.folder, run.runtime, tracker
-        more = head, meta, options.command, tokenizer
-        finetune(Run(model, task, val, row, options.finetune, *where, *more))
-
-
-main = Command(Path(__file__).parent, "tiny.py", parser, options, work)
+def build(
+    options: VQAOptions[TinyOptions],
+    dataset: Dataset,
+    features: FeatureSources,
+    say: Callable[[str], None],
+) -> Built:
+    tokenizer, answers = Tokenizer(options.model.words), dataset.vocabulary().answers
+    chosen = options.model
+    record = StrategyRecord(chosen.strategy, chosen.policy, chosen.policy_eval)
+    config = TinyConfig(len(tokenizer), features.width, len(answers)).to_dict()
+    seen = features.described()
+    meta = finetuned_meta("tiny", record, "tiny", config, seen, answers, tokenizer)
+    model = make_model(meta)
+    record.adapt(model, options.base.initial_share, options.base.adaptive)
+    if options.load:
+        load_into(model, load_weights(resolve_checkpoint(options.load)))
+    return Built(model, tokenizer, record, meta)
 
 
 def make_model(meta: Mapping[str, Any]) -> nn.Module:
     return TinyModel(TinyConfig(**meta["config"]))
 
 
+PROGRAM = VQAProgram[TinyOptions](
+    home=Path(__file__).parent,
+    script="tiny.py",
+    description="Finetune and test a tiny model.",
+    add_options=add_options,
+    model_options=tiny_options,
+    size=lambda options, dataset: "tiny",
+    build=build,
+    make_inputs=TinyInputs,
+    recipes={"tiny": Recipe(8, 2, "adamw", 1e-2, 0.1, 0.01, 5.0, 1e-3, 32)},
+    tiny={},
+)
+main = PROGRAM.main()
+
+
 def training_questions(run: OpenedRun, root: Path | None) -> tuple[VQADataset, Path]:
-    found = options_of(run, lambda words: options(parser().parse_args(words), ""))
-    return trained_on(found.questions, run.dataset, found.run.seed, root or found.questions.data)
+    options = options_of(run, PROGRAM.parse)
+    return trained_on(options.data, run.dataset, options.run.seed, root)
 
 
 def bench_model(settings: BenchSettings) -> BenchModel:

@@ -27,8 +27,8 @@ from common.runs.backbones import OpenedRun
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from lxrt.building import build_vqa
+from lxrt.finetuning import PROGRAM
 from lxrt.finetuning import main as lxmert
-from lxrt.options import parse
 from tests.lxmert.runs import small_run, strict_json
 
 IMAGE = "EASY_test_000000004003"
@@ -65,7 +65,7 @@ def make_run(
 
     def make(*flags: str) -> Path:
         folder = tmp_path_factory.mktemp("built")
-        options = parse([*small_run(vqa_data, pretrained), *flags])
+        options = PROGRAM.parse([*small_run(vqa_data, pretrained), *flags])
         torch.manual_seed(1)
         built = build_vqa(
             options.model,

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from common.adapt.adapting import adaptive_part
 from common.errors import CheckpointError, ConfigError
-from lxrt.building import Built, build_vqa
+from common.tasks.vqa_command import Built
+from lxrt.building import build_vqa
+from lxrt.finetuning import PROGRAM
 from lxrt.loading import load_bert, load_lxmert, load_lxmert_qa
 from lxrt.modeling import PretrainingModel, VQAModel
-from lxrt.options import parse
 from lxrt.sizes import size_config
 from tests.lxmert.snapshots import (
     ANSWERS,
@@ -34,7 +35,7 @@ def build(
 ) -> Built:
     """`build_vqa` as a small model with a vocabulary of its own in `folder`."""
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\ncat\n?\n")
-    options = parse(["--size", "small", "--bert", str(folder), *flags])
+    options = PROGRAM.parse(["--size", "small", "--bert", str(folder), *flags])
     torch.manual_seed(7)
     return build_vqa(
         options.model,
@@ -169,7 +170,7 @@ def test_without_any_weights_the_ways_to_start_are_listed(tmp_path):
 
 
 def test_a_missing_vocabulary_names_the_file_and_the_flag(tmp_path):
-    options = parse(["--size", "small", "--bert", str(tmp_path), "--fromScratch"])
+    options = PROGRAM.parse(["--size", "small", "--bert", str(tmp_path), "--fromScratch"])
     with pytest.raises(
         ConfigError,
         match=r"vocab.txt is missing: the vocabulary of "

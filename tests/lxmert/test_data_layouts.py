@@ -17,8 +17,7 @@ from common.data.datasets import load_split, resolve_dataset
 from common.data.vqa_metric import score
 from common.features.store import RegionFeatures
 from common.files import repository_root
-from lxrt.finetuning import main
-from lxrt.options import parse
+from lxrt.finetuning import PROGRAM, main
 from tests.common.data_files import npz_of, tsv_of, write_json, write_official, write_tsv
 from tests.lxmert.runs import refused, small_run, strict_json
 
@@ -245,7 +244,8 @@ def test_empty_folder_names_what_to_fetch_and_what_to_use_instead(
 
 
 def test_tiny_and_fast_are_512_and_5000_images() -> None:
-    limits = {flag: parse(flag.split()).data.image_limit for flag in ("--tiny", "--fast", "")}
+    parsed = {flag: PROGRAM.parse(flag.split()) for flag in ("--tiny", "--fast", "")}
+    limits = {flag: options.data.image_limit for flag, options in parsed.items()}
     assert limits == {"--tiny": 512, "--fast": 5000, "": None}
 
 

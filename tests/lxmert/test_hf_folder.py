@@ -24,12 +24,12 @@ from common.adapt.adapting import adapt
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.files import text_digest
+from common.tasks.vqa_command import Built
 from common.training.checkpoint import load_meta
-from lxrt.building import Built, build_vqa
-from lxrt.finetuning import main
+from lxrt.building import build_vqa
+from lxrt.finetuning import PROGRAM, main
 from lxrt.hf_folder import is_hf_folder, read_hf_folder, save_hf_folder
 from lxrt.modeling import PretrainingModel, VQAModel
-from lxrt.options import parse
 from lxrt.sizes import LxmertConfig, nearest_size, size_config
 from tests.lxmert.runs import score_of_predictions, strict_json
 from tests.lxmert.snapshots import encoder_is
@@ -90,7 +90,7 @@ def build(
     data: Path = Path("no data"),
     said: list[str] | None = None,
 ) -> Built:
-    options = parse(flags)
+    options = PROGRAM.parse(flags)
     return build_vqa(
         options.model,
         options.base.adaptive,

@@ -22,7 +22,7 @@ def in_process() -> Iterator[None]:
     """Train every seed in this process, since a new one takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "common.experiments.seeds.Launcher.run", lambda self, command, folder: main(command[2:])
+            "common.tasks.seeds.Launcher.run", lambda self, command, folder: main(command[2:])
         )
         yield
 

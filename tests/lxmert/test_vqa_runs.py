@@ -20,11 +20,10 @@ from common.features.writer import RegionFeatureWriter
 from common.tasks.questions import training_examples
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_checkpoint, load_meta
-from lxrt.building import build_for
-from lxrt.finetuning import main
+from lxrt.building import build
+from lxrt.finetuning import PROGRAM, main
 from lxrt.inputs import LxmertInputs
 from lxrt.modeling import VQAModel
-from lxrt.options import parse
 from lxrt.sizes import size_config
 from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, score_of_predictions, strict_json
 
@@ -77,13 +76,13 @@ def test_every_strategy_trains_and_is_restored_with_its_policy(flags, tmp_path, 
 @torch.no_grad()
 def evaluate(checkpoint: Path, data: Path, part: str) -> tuple[Scores, VQAModel]:
     """Accuracy of a checkpoint on its training or validation questions, one by one."""
-    options = parse(
+    options = PROGRAM.parse(
         ["--dataset", "vqa", "--data", str(data), "--questions", "64", "--load", str(checkpoint)]
     )
     dataset = resolve_dataset("vqa", data_root=data)
     train, valid = dataset.choose_splits(None, None)
     features = open_features(dataset, "train,minival")
-    built = build_for(options, dataset, features, lambda line: None)
+    built = build(options, dataset, features, lambda line: None)
     wanted = replace(options.data, train=train, valid=valid)
     examples = (
         training_examples(wanted, dataset, options.run.seed)[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lxrt.building import with_default
-from lxrt.options import parse
+from lxrt.finetuning import PROGRAM
 from lxrt.sizes import SMALL_PRETRAINED
 
 
@@ -24,7 +24,7 @@ from lxrt.sizes import SMALL_PRETRAINED
     ],
 )
 def test_the_default_snapshot_yields_to_anything_named(flags, size, expected):
-    options = parse(["--loadLXMERTQA", "default", *flags])
+    options = PROGRAM.parse(["--loadLXMERTQA", "default", *flags])
     assert with_default(options.model.weights, size).load_lxmert_qa == expected
 
 

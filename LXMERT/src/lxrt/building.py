@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,22 @@ from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folde
 from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
 from common.runs.strategy_record import KEY, StrategyRecord, finetuned_meta
+from common.tasks.vqa_command import Built, Say, VQAOptions
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, strip_prefix
 from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
 from lxrt.inputs import LxmertInputs
 from lxrt.loading import finetuned_path, load_bert, load_lxmert, load_lxmert_qa, pretrained_path
 from lxrt.modeling import POLICY_LAYERS, VQAModel
-from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS, ModelOptions, VQAOptions, WeightOptions
+from lxrt.options import BASE_PRETRAINED, DEFAULT_WEIGHTS, ModelOptions, WeightOptions
 from lxrt.sizes import HOME, SIZES, SMALL_PRETRAINED, LxmertConfig, nearest_size, size_config
 
-Say = Callable[[str], None]
 
-
-@dataclass
-class Built:
-    """An adapted model with what is needed to feed and to identify it."""
-
-    model: VQAModel
-    tokenizer: Tokenizer
-    record: StrategyRecord
-    size: str
-    meta: dict[str, Any]
-
-
-def chosen_size(options: ModelOptions, dataset: str, found: Mapping[str, Any]) -> str:
+def chosen_size(options: ModelOptions, dataset: str, found: Mapping[str, Any] | None = None) -> str:
     """The size from the flags, else from the weights, else by the data set."""
     if options.size:
         return options.size
-    if "size" in found:
+    if found is not None and "size" in found:
         return found["size"]
     folder = weights_folder(options.weights)
     if folder is not None:
@@ -96,7 +84,9 @@ def find_vocabulary(weights: WeightOptions, dataset: str, size: str, say: Say) -
     return folder
 
 
-def build_for(options: VQAOptions, dataset: Dataset, features: FeatureSources, say: Say) -> Built:
+def build(
+    options: VQAOptions[ModelOptions], dataset: Dataset, features: FeatureSources, say: Say
+) -> Built:
     """The adapted model for a data set, see `build_vqa`."""
     built = build_vqa(
         options.model,
@@ -175,7 +165,7 @@ def build_vqa(
     record.adapt(model, initial_share, adaptive)
     if path is not None and adapted_file:
         load_finetuned(model, path)
-    return Built(model, tokenizer, record, size, meta)
+    return Built(model, tokenizer, record, meta)
 
 
 def make_model(meta: Mapping[str, Any]) -> VQAModel:

@@ -15,13 +15,14 @@ from common.training.weights import load_into
 from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
 from lxrt.loading import SNAPSHOT_SUFFIXES, read_pretrained
 from lxrt.modeling import PretrainingModel
-from lxrt.options import parse
 from lxrt.sizes import HOME, LxmertConfig
 
 
 def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, Path]:
     """The questions of a run's command, see `common.runs.opened_run.training_questions`."""
-    options = options_of(run, parse)
+    from lxrt.finetuning import PROGRAM  # which needs this package's table
+
+    options = options_of(run, PROGRAM.parse)
     root = data_root or _from_home(options.data.data)
     return trained_on(options.data, run.dataset, options.run.seed, root)
 

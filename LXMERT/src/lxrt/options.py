@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from common.experiments.seeds import SeedRuns
-from common.tasks.options import (
-    FinetuneOptions,
-    Recipe,
-    add_recipe_options,
-    finetune_options,
-    flag_texts,
-    log_options,
-    recipe_changes,
-    run_options,
-)
-from common.tasks.questions import QuestionOptions, add_question_options
-from common.tasks.starting import LogOptions, RunOptions
-from common.training.options import (
-    add_policy_optimizer_options,
-    add_run_options,
-    add_seeds_option,
-    add_strategy_options,
-    check_options,
-    fill,
-)
+from common.tasks.options import Recipe
+from common.training.options import fill
 from lxrt.sizes import SIZES
 
 BASE_PRETRAINED = Path("snap/pretrained/model")
 DEFAULT_WEIGHTS = "default"
-TINY_EPOCHS = 2
+TINY = {"epochs": 2}  # of small models on a few hundred images
 
 RECIPES: dict[str, Recipe] = {
     # Upstream's run/vqa_finetune.bash, with the clipping and schedule of its trainer.
@@ -99,46 +78,6 @@ class ModelOptions:
     frozen_layers: str | None = None
 
 
-@dataclass(frozen=True)
-class VQAOptions:
-    """What src/tasks/vqa.py is told.
-
-    Attributes:
-        command: as it was typed.
-        run, log: where it writes to and computes, and what it logs.
-        data, model: see there.
-        base: how to finetune, with the recipe of size base; see `finetuning`.
-        changes: of the recipe.
-        name: of the run.
-        test: a split to test; None: finetune.
-        seeds: several runs that differ in their seed.
-        quiet: show no progress bars.
-    """
-
-    command: str
-    run: RunOptions
-    log: LogOptions
-    data: QuestionOptions
-    model: ModelOptions
-    base: FinetuneOptions
-    changes: Mapping[str, Any]
-    name: str
-    test: str | None
-    seeds: SeedRuns | None
-    quiet: bool
-
-    @property
-    def gpus(self) -> str | None:
-        return self.run.gpus
-
-    def finetuning(self, size: str) -> FinetuneOptions:
-        """How to finetune a model of this size: its recipe with what the flags change."""
-        changes = dict(self.changes)
-        if self.data.tiny and size == "small":
-            changes = {"epochs": TINY_EPOCHS} | changes
-        return self.base.with_recipe(replace(RECIPES[size], **changes))
-
-
 def named(text: str) -> str | None:
     """The name of a file, or None for an empty text: no file."""
     return text or None
@@ -198,66 +137,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start from random weights instead of BERT's",
     )
-
-
-def vqa_parser() -> argparse.ArgumentParser:
-    """The parser of src/tasks/vqa.py."""
-    parser = argparse.ArgumentParser(
-        prog="python src/tasks/vqa.py",
-        description="Finetune and test LXMERT on visual question "
-        "answering, plainly or adaptively. Called by run/vqa_finetune.bash and run/vqa_test.bash.",
-    )
-    add_question_options(parser)
-    add_model_options(parser)
-    add_recipe_options(parser)
-    add_seeds_option(parser)
-    add_strategy_options(parser)
-    add_policy_optimizer_options(parser)
-    add_run_options(parser)
-    parser.add_argument("--output", type=Path, default=Path("snap/test"), help="folder of the run")
-    parser.add_argument("--version", help="name of the run (default: name of the output folder)")
     # Upstream's flags that need nothing here: the bar is always shown, GPUs are given by --gpus.
     for name in ("--tqdm", "--multiGPU", "--mceLoss"):
         parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(strategy=None, policy=None)
-    return parser
 
 
-def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
-    """What src/tasks/vqa.py is told.
-
-    Raises:
-        ConfigError: numbers outside their limits, or flags that do not go together.
-    """
-    check_options(args)
-    model = fill(
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """What the flags say of the model."""
+    return fill(
         ModelOptions,
         args,
         layers=(args.llayers, args.xlayers, args.rlayers),
         policy_layers=(args.policy_llayers, args.policy_xlayers, args.policy_rlayers),
         weights=fill(WeightOptions, args),
     )
-    seeds = None
-    if args.seeds > 1:
-        name = args.version or args.output.name
-        seeds = SeedRuns(
-            args.seed, args.seeds, args.output, name, args.resume, args.overwrite, flag_texts(args)
-        )
-    return VQAOptions(
-        command,
-        run_options(args, args.output),
-        log_options(args),
-        fill(QuestionOptions, args),
-        model,
-        finetune_options(args, RECIPES["base"]),
-        recipe_changes(args, Recipe),
-        args.version or args.output.name,
-        args.test,
-        seeds,
-        args.quiet,
-    )
-
-
-def parse(arguments: Sequence[str]) -> VQAOptions:
-    """The options that a command line means."""
-    return vqa_options(vqa_parser().parse_args(arguments), "")

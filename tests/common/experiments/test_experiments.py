@@ -18,12 +18,12 @@ from common.data.annotations import read_lxmert_json
 from common.data.vqa_metric import score
 from common.errors import ConfigError, DataError, StoppedError
 from common.experiments.command import main
-from common.experiments.launch import Launcher
 from common.experiments.plan import EXPERIMENTS, PlannedRun, flags_of, learned_share, plan
 from common.experiments.plots import draw_experiments
 from common.files import repository_root
 from common.results.table import format_markdown
 from common.runs.backbones import find_backbone
+from common.training.launch import Launcher
 from tests.common.fake_runs import fake_result
 from tests.common.result_examples import make_result, write_result
 

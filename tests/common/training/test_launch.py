@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.errors import ConfigError
-from common.experiments.launch import Launcher
+from common.training.launch import Launcher
 
 
 def test_a_silent_command_says_nothing_unless_it_fails(tmp_path, capfd):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.experiments.launch import Launcher
 from common.files import read_json, write_bytes, write_json
 from common.results.comparison import group_summary
 from common.results.files import FILE_NAME, Result, group_results, load_result
 from common.results.table import format_markdown, format_table
+from common.training.launch import Launcher
 from common.training.processes import STARTED
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
 

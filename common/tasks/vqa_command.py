@@ -1,0 +1,303 @@
+"""A whole command for visual question answering: finetune, with several seeds too, or test.
+
+A backbone gives a `VQAProgram`: how it reads its own flags and how it builds a model. Everything
+else that such a command does is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from common.data.datasets import Dataset, load_split, open_features, resolve_dataset
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_dataset import VQADataset
+from common.errors import ConfigError
+from common.features.sources import FeatureSources
+from common.runs.backbones import MakeInputs
+from common.runs.strategy_record import StrategyRecord
+from common.tasks.command import Command
+from common.tasks.finetuning import Run, finetune, identity
+from common.tasks.options import (
+    FinetuneOptions,
+    Recipe,
+    add_recipe_options,
+    finetune_options,
+    flag_texts,
+    log_options,
+    recipe_changes,
+    run_options,
+)
+from common.tasks.predicting import predict
+from common.tasks.questions import (
+    QuestionOptions,
+    add_question_options,
+    find_dataset,
+    find_features,
+    find_questions,
+)
+from common.tasks.seeds import SeedRuns, run_seeds
+from common.tasks.starting import LogOptions, RunOptions, join, started
+from common.tasks.vqa import VQATask
+from common.training.options import (
+    add_policy_optimizer_options,
+    add_run_options,
+    add_seeds_option,
+    add_strategy_options,
+    check_options,
+    fill,
+)
+from common.training.runtime import set_threads
+from common.training.tracking import Tracker
+
+Say = Callable[[str], None]
+Model = TypeVar("Model")
+
+
+@dataclass
+class Built:
+    """An adapted model with what is needed to feed and to identify it.
+
+    Attributes:
+        model: adapted, with its weights.
+        tokenizer: of the questions.
+        record: of its strategy.
+        meta: what its checkpoints remember, see `finetuned_meta`; `size` among it.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    record: StrategyRecord
+    meta: dict[str, Any]
+
+    @property
+    def size(self) -> str:
+        """Name of the model's size."""
+        return self.meta["size"]
+
+
+@dataclass(frozen=True)
+class VQAOptions(Generic[Model]):
+    """What the command is told.
+
+    Attributes:
+        command: as it was typed.
+        run, log: where it writes to and computes, and what it logs.
+        data: which questions.
+        model: what the backbone is told of its model.
+        base: how to finetune, with the recipe of the first size.
+        changes: of the recipe.
+        name: of the run.
+        test: a split to test; None: finetune.
+        load: a finetuned model to test.
+        seeds: several runs that differ in their seed.
+        quiet: show no progress bars.
+    """
+
+    command: str
+    run: RunOptions
+    log: LogOptions
+    data: QuestionOptions
+    model: Model
+    base: FinetuneOptions
+    changes: Mapping[str, Any]
+    name: str
+    test: str | None
+    load: str | None
+    seeds: SeedRuns | None
+    quiet: bool
+
+    @property
+    def gpus(self) -> str | None:
+        return self.run.gpus
+
+
+@dataclass(frozen=True)
+class VQAProgram(Generic[Model]):
+    """What a backbone adds to the command.
+
+    Attributes:
+        home, script: its folder, and the script in it.
+        description: for --help.
+        add_options: adds the flags of its model and, as it wants, changes defaults; `--load` is
+            among them.
+        model_options: what the flags say of the model.
+        size: name of the model's size, from the options and the name of the data set.
+        build: the adapted model for a data set and its features; with `load`, the finetuned one.
+        make_inputs: what turns a batch of questions into the model's inputs.
+        recipes: of every size; the flags change them.
+        tiny: what changes in the recipe of small models with --tiny.
+    """
+
+    home: Path
+    script: str
+    description: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    model_options: Callable[[argparse.Namespace], Model]
+    size: Callable[[Model, str], str]
+    build: Callable[[VQAOptions[Model], Dataset, FeatureSources, Say], Built]
+    make_inputs: Callable[[Tokenizer], MakeInputs]
+    recipes: Mapping[str, Recipe]
+    tiny: Mapping[str, Any]
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The parser of the command."""
+        made = argparse.ArgumentParser(prog=f"python {self.script}", description=self.description)
+        add_question_options(made)
+        add_recipe_options(made)
+        for add in (add_seeds_option, add_strategy_options, add_policy_optimizer_options):
+            add(made)
+        add_run_options(made)
+        made.add_argument(
+            "--output", type=Path, default=Path("snap/test"), help="folder of the run"
+        )
+        made.add_argument("--version", help="name of the run (default: name of the output folder)")
+        made.set_defaults(strategy=None, policy=None)
+        self.add_options(made)
+        return made
+
+    def options(self, args: argparse.Namespace, command: str) -> VQAOptions[Model]:
+        """What the flags mean.
+
+        Raises:
+            ConfigError: numbers outside their limits, or flags that do not go together.
+        """
+        check_options(args)
+        name, flags = args.version or args.output.name, flag_texts(args)
+        seeds = SeedRuns(
+            args.seed, args.seeds, args.output, name, args.resume, args.overwrite, flags
+        )
+        return VQAOptions(
+            command,
+            run_options(args, args.output),
+            log_options(args),
+            fill(QuestionOptions, args),
+            self.model_options(args),
+            finetune_options(args, next(iter(self.recipes.values()))),
+            recipe_changes(args, Recipe),
+            name,
+            args.test,
+            args.load,
+            seeds if args.seeds > 1 else None,
+            args.quiet,
+        )
+
+    def parse(self, words: Sequence[str]) -> VQAOptions[Model]:
+        """The options that a command line means."""
+        return self.options(self.parser().parse_args(words), "")
+
+    def finetuning(self, options: VQAOptions[Model], size: str) -> FinetuneOptions:
+        """How to finetune a model of this size: its recipe with what the flags change."""
+        tiny = self.tiny if options.data.tiny and size == "small" else {}
+        return options.base.with_recipe(replace(self.recipes[size], **{**tiny, **options.changes}))
+
+    def main(self) -> Command[VQAOptions[Model]]:
+        """The command itself."""
+        return Command(self.home, self.script, self.parser, self.options, self._work, self._several)
+
+    def _several(self, options: VQAOptions[Model], words: Sequence[str]) -> int | None:
+        """Train with several seeds, if they are wanted."""
+        if options.seeds is None:
+            return None
+        if options.test:
+            raise ConfigError(
+                "--seeds is for training; test one of them with --load …/seed_<seed>/BEST"
+            )
+        return run_seeds(options.seeds, words, self.home / self.script)
+
+    def _work(self, options: VQAOptions[Model]) -> None:
+        if options.test:
+            self.test(options, options.test)
+        else:
+            self.train(options)
+
+    def train(self, options: VQAOptions[Model]) -> None:
+        """Finetune and write result.json."""
+        with started(options.run) as begun:
+            dataset, data = find_dataset(options.data, begun.world)
+            options = replace(options, data=data)
+            small = self.size(options.model, dataset.name) == "small"
+            config = {**options.log.config, "train": data.train, "valid": data.valid}
+            tracker = begun.open_log(options.command, small, replace(options.log, config=config))
+            features = find_features(data, dataset, begun.world, options.quiet)
+            built = self.build(options, dataset, features, tracker.log)
+            begun.seed_processes()
+            how = self.finetuning(options, built.size)
+            how = replace(how, adaptive=replace(how.adaptive, policy_eval=built.record.policy_eval))
+            train, held, val = find_questions(data, dataset, features, options.run.seed)
+            tracker.log(
+                f"{dataset.name}: {len(train)} training, {len(held)} held-out and "
+                f"{len(val)} validation questions"
+            )
+            built.model.to(begun.runtime.device)
+            task = VQATask(
+                train,
+                held,
+                self.make_inputs(built.tokenizer),
+                begun.runtime,
+                how.recipe.eval_batch_size,
+                options.run.seed,
+                progress=not options.quiet,
+            )
+            head = identity(built.meta, dataset.name, options.run.seed, options.name)
+            finetune(
+                Run(
+                    built.model,
+                    task,
+                    val,
+                    built.record.row,
+                    how,
+                    begun.folder,
+                    begun.runtime,
+                    tracker,
+                    head,
+                    built.meta,
+                    options.command,
+                    built.tokenizer,
+                )
+            )
+
+    def test(self, options: VQAOptions[Model], name: str) -> None:
+        """Write the predictions of a split and, where its answers are public, say the accuracy.
+
+        Args:
+            options: of the command.
+            name: of the split, as --test gives it.
+        """
+        if not options.load:
+            raise ConfigError("--test needs the finetuned model: --load snap/vqa/NAME/BEST")
+        if "test" not in name and "val" not in name:
+            raise ConfigError(f"--test {name!r}: use a split with `test` or `val` in its name")
+        runtime = join(options.gpus, options.run.precision, options.run.seed)
+        world = runtime.world
+        with world.main_first():
+            dataset = resolve_dataset(options.data.dataset, data_root=options.data.data)
+        small = self.size(options.model, dataset.name) == "small"
+        set_threads(options.run.threads, small, world.local_size)
+        split = dataset.split_to_test(name)
+        with Tracker(options.run.folder, tensorboard=False, enabled=world.main) as tracker:
+            with world.main_first():
+                features = open_features(
+                    dataset, split, skip_bad=options.data.skip_bad, progress=not options.quiet
+                )
+            built = self.build(options, dataset, features, tracker.log)
+            data = VQADataset(load_split(dataset, split), features, dataset.vocabulary())
+            built.model.to(runtime.device)
+            how = self.finetuning(options, built.size)
+            task = VQATask(
+                data,
+                data,
+                self.make_inputs(built.tokenizer),
+                runtime,
+                how.recipe.eval_batch_size,
+                options.run.seed,
+                progress=not options.quiet,
+            )
+            out = options.run.folder / f"{split}_predict.json"
+            shown = f"{dataset.name}, {built.record.row.name}"
+            predict(built.model, task, data, split, out, shown, tracker.log)
