@@ -264,7 +264,14 @@ class Adaptive(nn.Module):
                     out |= step.run_routed((twin, module), inputs, routes, site.columns, flip)
                 return out
 
-        return RoutedSite(site.columns, site.outputs, site.inputs, branch, heads)
+        def parameters(value: int) -> list[nn.Parameter]:
+            if value == 1:
+                modules = [module.get_submodule(step.module) for step in site.steps]
+            else:
+                modules = [self.linears[_key(name)]] if self.linears else []
+            return list({id(p): p for m in modules for p in m.parameters()}.values())
+
+        return RoutedSite(site.columns, site.outputs, site.inputs, branch, heads, parameters)
 
 
 class RoutedEncoder(nn.Module):

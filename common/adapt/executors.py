@@ -76,17 +76,27 @@ class RoutedSite:
         inputs: Sequence[str],
         branch: Branch,
         heads: Callable[[State, Routes, bool], Written] | None = None,
+        parameters: Callable[[int], Sequence[Tensor]] = lambda value: (),
     ) -> None:
-        """`heads(inputs, routes, flip)` is given where every attention head decides for itself."""
+        """Note how the branches are run.
+
+        Args:
+            columns, outputs, inputs: decisions, and slots that are written and read.
+            branch: `branch(value, inputs)`.
+            heads: `heads(inputs, routes, flip)`, where every attention head decides for itself.
+            parameters: `parameters(value)`, those of a branch.
+        """
         self.columns = columns
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.branch = branch
-        self._heads = heads
+        self._heads, self._parameters = heads, parameters
 
     def select(self, inputs: State, routes: Routes, flip: bool, replay: DropoutReplay) -> Written:
         if self._heads is None:
-            return routes.select(inputs, self.outputs, self.columns[0], self.branch, flip, replay)
+            return routes.select(
+                inputs, self.outputs, self.columns[0], self.branch, flip, replay, self._parameters
+            )
         with replay.draw(0):
             out = self._heads(inputs, routes, flip)
         return {slot: out[slot] for slot in self.outputs}
@@ -108,7 +118,7 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Wri
     replay = DropoutReplay(device, routing.dropout)
     decisions = routing.decisions[:, site.columns.start : site.columns.stop]
     if routing.executor == "dense":
-        return _dense(site, inputs, decisions, replay)
+        return _dense(site, inputs, decisions, routing, replay)
     chosen = site.select(inputs, routing.routes, False, replay)
     if routing.executor == "gathered" or not (decisions.requires_grad and torch.is_grad_enabled()):
         return chosen
@@ -122,15 +132,42 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Wri
     return {slot: straight_through(y, decisions, difference[slot]) for slot, y in chosen.items()}
 
 
-def _dense(site: RoutedSite, inputs: State, decisions: Tensor, replay: DropoutReplay) -> Written:
+def _dense(
+    site: RoutedSite, inputs: State, decisions: Tensor, routing: Routing, replay: DropoutReplay
+) -> Written:
+    one, zero = _both(site, inputs, replay)
+    precise = (
+        routing.full_precision
+        and decisions.requires_grad
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled(replay.device.type)
+    )
+    weights = decisions.detach() if precise else decisions
+    blended = {
+        slot: site.weigh(weights, one[slot]) + site.weigh(1 - weights, zero[slot])
+        for slot in site.outputs
+    }
+    if not precise:
+        return blended
+    # The policy's gradient is a small difference, which drowns in rounding: see _difference.
+    with torch.no_grad(), torch.autocast(replay.device.type, enabled=False):
+        one, zero = _both(site, _in_float(inputs), replay)
+    return {
+        slot: straight_through(y, decisions, one[slot] - zero[slot]) for slot, y in blended.items()
+    }
+
+
+def _both(site: RoutedSite, inputs: State, replay: DropoutReplay) -> tuple[Written, Written]:
+    """Branch 1 and branch 0 on every sample, with the same dropout masks."""
     with replay.draw(0):
         one = site.branch(1, inputs)
     with replay.draw(0):
         zero = site.branch(0, inputs)
-    return {
-        slot: site.weigh(decisions, one[slot]) + site.weigh(1 - decisions, zero[slot])
-        for slot in site.outputs
-    }
+    return one, zero
+
+
+def _in_float(inputs: State) -> State:
+    return {slot: None if x is None else x.float() for slot, x in inputs.items()}
 
 
 def _difference(
@@ -144,7 +181,7 @@ def _difference(
     """one(x) - zero(x), (B, T, C) per slot, from the chosen values and the other branch's."""
     if routing.full_precision and torch.is_autocast_enabled(replay.device.type):
         with torch.autocast(replay.device.type, enabled=False):
-            inputs = {k: None if x is None else x.float() for k, x in inputs.items()}
+            inputs = _in_float(inputs)
             chosen = site.select(inputs, routing.routes, False, replay)
             other = site.select(inputs, routing.routes, True, replay)
     else:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from common.adapt.row_routing import Rows, merge_rows, split_rows
+from common.adapt.row_routing import Rows, merge_rows, split_rows, with_zero_gradients
 
 State = dict[str, Tensor | None]  # slots by name; streams are tensors, a mask may be None
 Written = dict[str, Tensor]  # what steps, a branch or a site hand on: streams only
@@ -26,7 +26,11 @@ class Routes:
     """
 
     def __init__(self, decisions: Tensor, training: bool) -> None:
-        """decisions (B, D) of exact 0 / 1; `training` keeps empty branches in the graph."""
+        """decisions (B, D) of exact 0 / 1; in `training` branches that nobody chose get gradients.
+
+        These are 0, and not None: the optimiser and DistributedDataParallel then see the same
+        parameters in every step. No branch is run on no rows, which fused kernels do not take.
+        """
         hard = decisions.detach()
         self.batch = hard.shape[0]
         self.training = training and torch.is_grad_enabled()
@@ -54,6 +58,7 @@ class Routes:
         run: Branch,
         flip: bool = False,
         replay: DropoutReplay | None = None,
+        parameters: Callable[[int], Sequence[Tensor]] = lambda value: (),
     ) -> Written:
         """Run each sample through the branch it chose (`flip`: through the other one).
 
@@ -63,6 +68,7 @@ class Routes:
             column: which decision.
             run: `run(value, inputs)`, the branch of that value on some rows.
             replay: makes the flipped run draw the dropout masks of the first one.
+            parameters: `parameters(value)`, those of the branch of that value.
         """
 
         def branch(value: int, state: State) -> Written:
@@ -71,9 +77,13 @@ class Routes:
 
         with_grad = self.training and torch.is_grad_enabled()
         for value in (0, 1):
-            if self.count(column, value) == self.batch and not with_grad:
+            if self.count(column, value) == self.batch:
                 found = branch(value, inputs)
-                return {slot: found[slot] for slot in outputs}
+                idle: list[Tensor] = []
+                if with_grad:  # also into what the idle branch alone reads, hence before it
+                    read = [x for x in inputs.values() if x is not None]
+                    idle = [*parameters((1 - value) ^ flip), *read]
+                return {slot: with_zero_gradients(found[slot], idle) for slot in outputs}
         rows = self.both(column)
         zero, one = (branch(value, part) for value, part in enumerate(split(inputs, rows)))
         return {slot: merge_rows(zero[slot], one[slot], rows) for slot in outputs}

@@ -32,6 +32,25 @@ def merge_rows(zero: Tensor, one: Tensor, rows: Rows) -> Tensor:
     return merged
 
 
+def with_zero_gradients(y: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """y (…) as it is; in the backward pass the other tensors get gradients of 0."""
+    wanted = [other for other in others if other.requires_grad]
+    return _ZeroGradients.apply(y, *wanted) if wanted else y  # type: ignore[no-untyped-call]
+
+
+class _ZeroGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *others: Tensor) -> Tensor:
+        ctx.others = [(x.shape, x.dtype, x.device) for x in others]
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        zeros = (torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in ctx.others)
+        return grad, *zeros
+
+
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_zero: Tensor, rows_one: Tensor, x: Tensor) -> Rows:

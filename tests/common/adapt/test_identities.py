@@ -297,11 +297,20 @@ def test_wrong_numbers_of_forced_decisions_are_refused():
         pass
 
 
-def test_low_precision_forms_the_difference_in_float32():
+@pytest.mark.parametrize("strategy", ["SpotTune_Block", "SpotTune_Res", "SpotTune"])
+@pytest.mark.parametrize("executor", ["exact", "sampled", "dense"])
+def test_low_precision_forms_the_difference_in_float32(executor, strategy):
     """Under bf16 autocast the policy gradient stays within a few per cent of float32's."""
     found = {}
     for mode in ("float32", "high", "low"):
-        model = adapted("lxmert", "SpotTune_Block", drift=0.003, full_precision=mode != "low")
+        model = adapted(
+            "lxmert",
+            strategy,
+            drift=0.003,
+            executor=executor,
+            sampled_share=1.0,
+            full_precision=mode != "low",
+        )
         model = model.float().train()
         part = adaptive_part(model)
         decisions = random_decisions(model).float().requires_grad_()
