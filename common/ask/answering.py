@@ -20,7 +20,7 @@ from common.data.vqa_dataset import VQABatch
 from common.errors import ConfigError
 from common.features.store import Regions
 from common.runs.backbones import OpenedRun
-from common.tasks.vqa import EVALUATION
+from common.tasks.vqa import EVALUATION, check_logits
 
 UNKNOWN = "[UNK]"
 
@@ -90,7 +90,7 @@ def ask(run: OpenedRun, regions: Regions, question: str, top: int = 5, seed: int
 
     Raises:
         ConfigError: an empty question, no answers wanted, or decisions that cannot be made.
-        DataError: boxes outside their image.
+        DataError: boxes outside their image, or a model that computes no finite numbers.
     """
     if not question.strip():
         raise ConfigError(f"empty question {question!r}: give some words")
@@ -102,6 +102,7 @@ def ask(run: OpenedRun, regions: Regions, question: str, top: int = 5, seed: int
         pair = f"{regions.image_id}\n{question}".encode()
         part.key_noise(seed, EVALUATION, [zlib.crc32(pair)])
     logits = run.model(**inputs)[0].float()
+    check_logits(logits[None], [f"image {regions.image_id!r}, question {question!r}"])
     order = logits.argsort(descending=True, stable=True)[:top].tolist()
     answers = [Answer(run.answers[i], float(logits[i].sigmoid()), float(logits[i])) for i in order]
     decisions = None if part is None else read_decisions(part)

@@ -33,6 +33,7 @@ from common.features.store import CLASSES, RegionBatch, RegionFeatures
 from common.features.writer import RegionFeatureWriter
 
 JSON_DETECTOR = "Faster R-CNN ResNet-101 bottom-up attention (VL-BERT JSON)"
+LARGEST = 65504.0  # of float16, which stores hold
 SUFFIX = ".json"
 
 
@@ -92,11 +93,6 @@ def read_record(files: Files, name: str, width: int | None = None) -> JsonRecord
         whole = _numbers(where, record, "image_box_feature", 1, features.shape[1])[0]
     if record.get("classes") is not None:
         probabilities = _numbers(where, record, "classes", count, None)
-    if not bool(torch.isfinite(boxes).all() & torch.isfinite(features).all()):
-        raise DataError(
-            f"{where}: boxes or features hold values that are not finite: the file is "
-            "damaged; fetch it again"
-        )
     return JsonRecord(
         name.removesuffix(SUFFIX), image_w, image_h, boxes, features, whole, probabilities
     )
@@ -131,7 +127,15 @@ def _numbers(
             f"{where}: field {key!r} holds {numbers:g} numbers, expected {expected} "
             f"({numbers / rows:g} per box)"
         )
-    return torch.frombuffer(bytearray(data), dtype=torch.float32).view(rows, -1)
+    found = torch.frombuffer(bytearray(data), dtype=torch.float32).view(rows, -1)
+    wrong = ~(found.abs() <= LARGEST)  # NaN compares as wrong
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        raise DataError(
+            f"{where}: field {key!r}, box {row}, number {column}: {found[row, column].item():g}: "
+            f"not finite, or beyond {LARGEST:g}: the file is damaged; fetch it again"
+        )
+    return found
 
 
 def cut_boxes(boxes: Tensor, width: int, height: int, where: str) -> tuple[Tensor, bool]:

@@ -5,6 +5,7 @@ Shape legend: B batch, A answers, D decisions.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from tqdm import tqdm
 from common.adapt.adapting import adaptive_part
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.data.vqa_metric import score
+from common.errors import DataError
 from common.modules.losses import precise
 from common.training.batch_order import iterate
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
 
+LARGEST = 1 << 63
 EVALUATION = -1  # the step that keys the noise of evaluation
 MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
 
@@ -64,6 +67,27 @@ def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy summed over answers, mean over the batch; logits, target (B, A)."""
     found = F.binary_cross_entropy_with_logits(precise(logits), precise(target))
     return found * logits.shape[1]
+
+
+def check_logits(logits: Tensor, names: Sequence[str]) -> None:
+    """Refuse numbers that are no answer.
+
+    Args:
+        logits: (B, A).
+        names: of the B samples.
+
+    Raises:
+        DataError: names the first sample whose logits are not all finite.
+    """
+    bad = (~torch.isfinite(logits)).any(1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        value = logits[row][~torch.isfinite(logits[row])][0].item()
+        raise DataError(
+            f"{names[row]}: the model computes {value:g} for an answer, which is no number to "
+            f"choose by ({int(bad.sum())} of {len(logits)} samples of this batch): weights or "
+            "features are damaged, or too large for the precision (--precision fp32)"
+        )
 
 
 class VQATask:
@@ -151,9 +175,9 @@ class VQATask:
             with self.runtime.autocast():
                 logits = model(**batch.inputs)
             counts.add_last(model, batch.types)
-            predictions |= zip(
-                read.question_ids, data.vocabulary.decode(logits.float().cpu()), strict=True
-            )
+            logits = logits.float().cpu()
+            check_logits(logits, [f"question {asked}" for asked in read.question_ids])
+            predictions |= zip(read.question_ids, data.vocabulary.decode(logits), strict=True)
         predictions, counts = _joined(world.gather((predictions, counts.state_dict())))
         seconds = (time.perf_counter() - start) / max(1, len(data))
         answered = all(example.answers is not None for example in data.examples)
@@ -174,7 +198,11 @@ def _joined(
 
 
 def sample_key(question_id: int | str) -> int:
-    """An integer for a question id, to key noise with."""
-    if isinstance(question_id, int):
+    """A signed 64-bit integer for a question id, to key noise with.
+
+    Texts, and numbers that need more bits, are told apart by all of their characters.
+    """
+    if isinstance(question_id, int) and -LARGEST <= question_id < LARGEST:
         return question_id
-    return int.from_bytes(str(question_id).encode()[-7:], "big")
+    digest = hashlib.blake2b(str(question_id).encode(errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big", signed=True)

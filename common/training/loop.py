@@ -326,6 +326,12 @@ class Trainer:
 
     def _finish_epoch(self) -> dict[str, Any]:
         validation = self.task.validate(self.model)
+        if not math.isfinite(validation.score):
+            raise AdaptiveError(
+                f"the validation score of epoch {self.epoch} is {validation.score}: it cannot say "
+                "which epoch is the best. Lower the learning rate or use --precision fp32, and "
+                "start again with --overwrite"
+            )
         totals = RunningTotals.joined(self.world.gather(self.running.state_dict()))
         record = (
             totals.record()

@@ -298,7 +298,10 @@ class OptimizerWithSchedule:
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
     """Total L2 norm of the gradients, 0-d; they are scaled down to `max_norm` unless it is 0."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+    if max_norm:
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    # Not clipped to infinity: an infinite norm times 0 would make NaN of finite gradients.
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def make_optimizer(

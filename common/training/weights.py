@@ -287,8 +287,8 @@ def load_into(
         what: name of the weights in messages, usually the file.
 
     Raises:
-        CheckpointError: names differ (`strict`), a shape differs, no name at all fits, or weights
-            that are tied in the model differ in the file.
+        CheckpointError: names differ (`strict`), a shape differs, no name at all fits, weights
+            that are tied in the model differ in the file, or numbers that are not finite.
     """
     own = model.state_dict(keep_vars=True)
     report = LoadReport(unexpected=[name for name in weights if name not in own])
@@ -306,8 +306,22 @@ def load_into(
     if own and not report.loaded:
         raise CheckpointError(f"no name in {what} fits the {type(model).__name__}: {report.text()}")
     _check_ties(own, weights, report.loaded, what)
+    _check_finite(weights, report.loaded, what)
     model.load_state_dict({name: weights[name] for name in report.loaded}, strict=False)
     return report
+
+
+def _check_finite(weights: Mapping[str, Tensor], names: list[str], what: str) -> None:
+    """A model with one NaN answers every question, with nonsense."""
+    for name in names:
+        values = weights[name]
+        if not values.is_floating_point() or bool(torch.isfinite(values).all()):
+            continue
+        place = (~torch.isfinite(values)).nonzero()[0].tolist()
+        raise CheckpointError(
+            f"{what}: tensor {name!r} holds {values[tuple(place)].item():g} at {place}: its "
+            "training had diverged, or the file is damaged; use another checkpoint"
+        )
 
 
 def _check_ties(

@@ -197,6 +197,15 @@ BAD_RECORDS = {
     "field 'features': not base64": lambda v: v.update(features="???"),
     "field 'features' is missing": lambda v: v.pop("features"),
     "not finite": lambda v: v.update(features=encode(np.full(18, np.nan))),
+    "field 'image_box_feature', box 0, number 5: nan: not finite": lambda v: v.update(
+        image_box_feature=encode(np.array([1, 2, 3, 4, 5, np.nan]))
+    ),
+    "field 'image_box_feature', box 0, number 0: 1e+30: not finite": lambda v: v.update(
+        image_box_feature=encode(np.full(6, 1e30))
+    ),
+    "field 'classes', box 0, number 0: inf: not finite": lambda v: v.update(
+        classes=encode(np.full(9, np.inf))
+    ),
     "'image_w' and 'image_h' are needed": lambda v: v.pop("image_w"),
     "lies outside the image of 64 x 48": lambda v: v.update(
         boxes=encode(np.array([[70, 1, 80, 2.0]] * 3))
