@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import AdaptiveError, DataError
+from common.errors import DataError
 from common.projects import projects
 from common.results.comparison import copy_decision_maps, write_comparison
 from common.results.files import FILE_NAME, read_results
 from common.results.table import format_table
+from common.voice import spoken
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
@@ -66,9 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         write_comparison(results, options.out, problems)
         maps = copy_decision_maps(results, options.visualizations) if options.visualizations else []
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         print(
             f"error: cannot write {error.filename or options.out}: {error.strerror}",

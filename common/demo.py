@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common.adapt.strategies import find_strategy
 from common.data.datasets import resolve_dataset
-from common.errors import AdaptiveError, ConfigError
+from common.errors import ConfigError
 from common.experiments.plan import STRATEGIES
 from common.files import repository_root
 from common.projects import projects, title_of
@@ -31,6 +31,7 @@ from common.results.table import format_table
 from common.runs.backbones import find_backbone
 from common.runs.run_script import RunScript
 from common.training.launch import Launcher
+from common.voice import spoken
 
 DATASET = "easy_vqa"
 FULL = ("--questions", "4000", "--epochs", "10")
@@ -215,7 +216,8 @@ def demo_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     options = demo_parser().parse_args(arguments)
     root = repository_root()
@@ -223,19 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     maps = options.visualizations or (
         out / "visualizations" if options.quick else root / "visualizations"
     )
-    try:
-        jobs = default_jobs(options.gpu) if options.jobs is None else options.jobs
-        if jobs < 1:
-            raise ConfigError(f"--jobs {jobs}: give a number of at least 1")
-        strategies = [find_strategy(name)[0].name for name in options.strategies.split(",")]
-        backbones = options.backbones.split(",")
-        if wrong := [name for name in backbones if name not in projects()]:
-            raise ConfigError(f"--backbones {wrong[0]}: valid are {', '.join(projects())}")
-        runs = [DemoRun(backbone, strategy) for strategy in strategies for backbone in backbones]
-        run_demo(Demo(runs, options.gpu, QUICK if options.quick else FULL, jobs), out, maps)
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    jobs = default_jobs(options.gpu) if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: give a number of at least 1")
+    strategies = [find_strategy(name)[0].name for name in options.strategies.split(",")]
+    backbones = options.backbones.split(",")
+    if wrong := [name for name in backbones if name not in projects()]:
+        raise ConfigError(f"--backbones {wrong[0]}: valid are {', '.join(projects())}")
+    runs = [DemoRun(backbone, strategy) for strategy in strategies for backbone in backbones]
+    run_demo(Demo(runs, options.gpu, QUICK if options.quick else FULL, jobs), out, maps)
     return 0
 
 

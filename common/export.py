@@ -27,7 +27,7 @@ from common.adapt.families import find_encoder
 from common.adapt.merging import Merged, merge
 from common.adapt.strategies import STRATEGIES
 from common.data.tokenizer import Tokenizer
-from common.errors import AdaptiveError, CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError
 from common.files import read_json, write_bytes, write_json
 from common.runs.backbones import Exporting, OpenedRun, backbones
 from common.runs.opened_run import find_exporting, open_run, save_answers, training_questions
@@ -37,6 +37,7 @@ from common.training.checkpoint import load_meta, save_checkpoint
 from common.training.options import command_line
 from common.training.runtime import make_runtime, set_threads, versions
 from common.training.weights import SUFFIXES, resolve_checkpoint
+from common.voice import spoken
 
 FORMATS = ("ours", "transformers", "both")
 MODEL, TRANSFORMERS, RECORD = "model.safetensors", "transformers", "export.json"
@@ -128,17 +129,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = make_parser().parse_args(arguments)
-    command = command_line(
-        "python -m common.export", sys.argv[1:] if arguments is None else arguments
-    )
-    try:
-        print(export(args, command))
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command = command_line("python -m common.export", arguments)
+    print(export(args, command))
     return 0
 
 

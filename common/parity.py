@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.errors import AdaptiveError, DataError
+from common.errors import DataError
 from common.files import read_json, repository_root
 from common.projects import projects
 from common.runs.backbones import Backbone, find_backbone
 from common.training.weights import load_weights
+from common.voice import spoken
 
 GOLDENS = repository_root() / "tests" / "goldens"
 RELATIVE = 1e-5
@@ -159,7 +160,8 @@ def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[
     ]
 
 
-def main(arguments: list[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m common.parity",
@@ -174,34 +176,30 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--write", type=Path, help="write our tensors to this file")
     options = parser.parse_args(arguments)
-    try:
-        backbone = find_backbone(options.backbone)
-        cases = [options.case] if options.case else find_cases(backbone)
-        if options.write and len(cases) > 1:
-            raise DataError(
-                f"--write {options.write} holds one case, there are {len(cases)}; "
-                "choose one with --case"
+    backbone = find_backbone(options.backbone)
+    cases = [options.case] if options.case else find_cases(backbone)
+    if options.write and len(cases) > 1:
+        raise DataError(
+            f"--write {options.write} holds one case, there are {len(cases)}; "
+            "choose one with --case"
+        )
+    if not cases:
+        raise DataError(f"no case of {backbone.name} under {GOLDENS}")
+    failed = compared = 0
+    for case in cases:
+        differences = run_case(backbone, case, options.write)
+        print(
+            f"{case.name}: "
+            + (
+                f"{len(differences)} tensors"
+                if differences
+                else "no outputs.safetensors, nothing to compare"
             )
-        if not cases:
-            raise DataError(f"no case of {backbone.name} under {GOLDENS}")
-        failed = compared = 0
-        for case in cases:
-            differences = run_case(backbone, case, options.write)
-            print(
-                f"{case.name}: "
-                + (
-                    f"{len(differences)} tensors"
-                    if differences
-                    else "no outputs.safetensors, nothing to compare"
-                )
-            )
-            compared += len(differences)
-            for difference in differences:
-                print(f"  {difference}")
-            failed += sum(not difference.passed for difference in differences)
-    except (AdaptiveError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        )
+        compared += len(differences)
+        for difference in differences:
+            print(f"  {difference}")
+        failed += sum(not difference.passed for difference in differences)
     if compared:
         print(f"{failed} tensors are off" if failed else "all tensors agree")
     return 1 if failed else 0

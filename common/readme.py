@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import AdaptiveError, DataError
+from common.errors import DataError
 from common.files import repository_root, write_bytes
 from common.projects import projects
+from common.voice import spoken
 
 _BLOCK = re.compile(r"(<!-- results: (?P<file>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
@@ -44,7 +45,8 @@ def fill(text: str, root: Path) -> str:
     return _BLOCK.sub(content, text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status (1 with --check if a file is out of date)."""
     parser = argparse.ArgumentParser(
         prog="python -m common.readme",
@@ -56,19 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     root = repository_root()
     stale = 0
-    try:
-        for path in options.files or [root / name for name in readmes()]:
-            text = path.read_text(encoding="utf-8")
-            filled = fill(text, root)
-            if filled == text:
-                continue
-            stale += 1
-            print(f"{path}: {'out of date' if options.check else 'updated'}")
-            if not options.check:
-                write_bytes(path, filled.encode())
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for path in options.files or [root / name for name in readmes()]:
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text, root)
+        if filled == text:
+            continue
+        stale += 1
+        print(f"{path}: {'out of date' if options.check else 'updated'}")
+        if not options.check:
+            write_bytes(path, filled.encode())
     return int(options.check and stale > 0)
 
 

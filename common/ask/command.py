@@ -20,7 +20,7 @@ from common.adapt.encoder import POLICY_EVALUATIONS
 from common.ask.answering import Answered, PairDecisions, as_json, ask
 from common.ask.image import AskedImage, find_image
 from common.ask.picture import plot_answer
-from common.errors import AdaptiveError, ConfigError
+from common.errors import ConfigError
 from common.features.store import OPTIONAL
 from common.files import write_json
 from common.projects import vqa_data
@@ -29,6 +29,7 @@ from common.results.plot_style import run_title
 from common.runs.backbones import OpenedRun
 from common.runs.opened_run import open_run
 from common.training.runtime import set_threads
+from common.voice import spoken
 
 PROGRAM = "python -m common.ask"
 
@@ -114,7 +115,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     made = parser()
     args = made.parse_args(arguments)
@@ -122,9 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error("nothing to ask: give --question TEXT (as often as you like) or --interactive")
     try:
         run_command(args)
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         where = error.filename or "the output"
         print(f"error: cannot write {where}: {error.strerror}", file=sys.stderr)

@@ -18,7 +18,6 @@ import argparse
 import gc
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -34,10 +33,11 @@ from common.bench.memory import measure_memory
 from common.bench.plot import plot_bench
 from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
-from common.errors import AdaptiveError, ConfigError
+from common.errors import ConfigError
 from common.files import repository_root, write_bytes
 from common.runs.backbones import BenchModel, BenchSettings, backbones, find_backbone
 from common.training.runtime import versions
+from common.voice import spoken
 
 MEMORY_COST = 40
 FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
@@ -316,21 +316,17 @@ def _lines(file: BenchFile) -> Iterator[str]:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     options = bench_parser().parse_args(arguments)
-    try:
-        names = options.backbone or measurable()
-        if options.out and len(names) > 1:
-            raise ConfigError(
-                f"--out names one file, but {', '.join(names)} are measured: name "
-                "one with --backbone"
-            )
-        for name in names:
-            _bench(options, name, results_path(options, name))
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    names = options.backbone or measurable()
+    if options.out and len(names) > 1:
+        raise ConfigError(
+            f"--out names one file, but {', '.join(names)} are measured: name one with --backbone"
+        )
+    for name in names:
+        _bench(options, name, results_path(options, name))
     return 0
 
 

@@ -8,8 +8,8 @@ python -m common.data list
 """
 
 import argparse
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.data.annotations import ANSWER_TO_LABEL
@@ -24,10 +24,11 @@ from common.data.datasets import (
     resolve_dataset,
 )
 from common.data.vqa_dataset import VQADataset
-from common.errors import AdaptiveError, ConfigError
+from common.errors import ConfigError
 from common.features.command import add_import_options, run_import
 from common.files import read_json, repository_root
 from common.projects import vqa_data
+from common.voice import spoken
 
 MADE_OF_ANNOTATIONS = [name for name, kind in DATASETS.items() if kind.answers_of]
 
@@ -179,12 +180,9 @@ def run(args: argparse.Namespace) -> None:
         make_dataset(args.command, out, args.force)
 
 
-def main(argv: list[str] | None = None) -> int:
+@spoken
+def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        run(args)
-    except (AdaptiveError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(args)
     return 0

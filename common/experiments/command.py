@@ -40,6 +40,7 @@ from common.files import exclusive, read_json, repository_root, write_json
 from common.results.files import FILE_NAME, Result, load_result
 from common.results.table import text_table
 from common.training.launch import Launcher
+from common.voice import spoken
 
 
 class Runner:
@@ -213,26 +214,23 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@spoken
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     options = parser().parse_args(arguments)
-    try:
-        if options.jobs < 1:
-            raise ConfigError(f"--jobs {options.jobs}: give a number of at least 1")
-        runs = plan(options.only.split(","), options.quick)
-        if options.list:
-            print("\n".join(f"{run}: {run.folder.relative_to(repository_root())}" for run in runs))
-            return 0
-        runner = Runner(runs, options.gpu, options.overwrite, options.keep_checkpoints)
-        runner.run_all(options.jobs)
-        out = options.out or repository_root() / (
-            "results/quick/experiments" if options.quick else "results/experiments"
-        )
-        with exclusive(run_script().run_folder(runs[0].root) / ".publish.lock"):
-            tables = publish(runs, out)
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: give a number of at least 1")
+    runs = plan(options.only.split(","), options.quick)
+    if options.list:
+        print("\n".join(f"{run}: {run.folder.relative_to(repository_root())}" for run in runs))
+        return 0
+    runner = Runner(runs, options.gpu, options.overwrite, options.keep_checkpoints)
+    runner.run_all(options.jobs)
+    out = options.out or repository_root() / (
+        "results/quick/experiments" if options.quick else "results/experiments"
+    )
+    with exclusive(run_script().run_folder(runs[0].root) / ".publish.lock"):
+        tables = publish(runs, out)
     if tables:
         print(
             "\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import AdaptiveError
 from common.features.lxmert_tsv import TSV_DETECTOR, import_tsv
 from common.features.npz import NPZ_DETECTOR, import_npz, npz_store
 from common.features.vlbert_json import JSON_DETECTOR, import_json, json_store
+from common.voice import spoken
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,8 @@ def run_import(args: argparse.Namespace) -> None:
     print(f"{store.path}: {len(store)} images, {store.meta['regions']} regions x {store.width}")
 
 
-def main(argv: list[str] | None = None) -> int:
+@spoken
+def main(argv: Sequence[str]) -> int:
     """The command line, the same as `python -m common.data import`; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m common.features",
@@ -93,9 +94,5 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_import_options(parser)
     args = parser.parse_args(argv)
-    try:
-        run_import(args)
-    except AdaptiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run_import(args)
     return 0

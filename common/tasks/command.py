@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from common.training.distributed import one_voice
 from common.training.options import command_line
 from common.training.processes import start_processes, wanted_processes
+from common.voice import plain_output, without_flag
 
 
 class HasDevices(Protocol):
@@ -49,7 +50,8 @@ class Command(Generic[Options]):
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """Run the command line; returns the exit status."""
-        words = list(sys.argv[1:] if arguments is None else arguments)
+        words, shown = without_flag(sys.argv[1:] if arguments is None else arguments)
+        plain_output()
         args = self.parser().parse_args(words)
 
         def work() -> int:
@@ -64,4 +66,4 @@ class Command(Generic[Options]):
             self.run(options)
             return 0
 
-        return one_voice(work)
+        return one_voice(work, shown)

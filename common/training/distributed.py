@@ -7,12 +7,12 @@ numbers (weights of losses, stop requests, predictions) go over the CPU, gradien
 
 from __future__ import annotations
 
-import errno
 import gc
 import itertools
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.errors import AdaptiveError, ConfigError, StoppedError
+from common.voice import said
 
 Item = TypeVar("Item")
 TIMEOUT = timedelta(minutes=60)  # the first process may be importing features meanwhile
 WAIT_FOR_PEERS = timedelta(seconds=10)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PeerError(AdaptiveError):
@@ -195,14 +195,19 @@ def split_evenly(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
     return [items[a:b] for a, b in itertools.pairwise(starts)]
 
 
-def one_voice(run: Callable[[], int]) -> int:
-    """Run a command and turn its AdaptiveError, or a full disk, into a message and an exit status.
+def one_voice(run: Callable[[], int], trace: bool = False) -> int:
+    """Run a command and turn its failures into a line and an exit status, see `common.voice`.
 
     An error that all processes share (a missing file, an unknown flag) is said by the first one
     only; the others wait to hear it.
 
+    Args:
+        run: the command.
+        trace: also print where an unexpected error comes from.
+
     Returns:
-        The command's exit status, or 2 after an error, 3 where another process ended.
+        The command's exit status, that of `common.voice` after an error, or 3 where another
+        process ended.
     """
     rank = int(os.environ.get("RANK", "0"))
     status = 2
@@ -216,13 +221,12 @@ def one_voice(run: Callable[[], int]) -> int:
         message = "" if known else f"error{f' (process {rank})' if rank else ''}: {error}"
         if rank == 0:
             _tell(str(error))
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        message = (
-            f"error: {error}: free some space; a run that has saved goes on with the same "
-            "command and --resume"
-        )
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = said(error)
+        if trace:
+            traceback.print_exc()
+        if isinstance(error, OSError):
+            message += "; a run that has saved goes on with --resume"
     finally:
         end_world()
     if message:

@@ -210,14 +210,29 @@ def test_the_processes_that_a_list_of_gpus_means(monkeypatch):
     assert wanted_processes("0,1") == 1
 
 
-def test_a_full_disk_is_a_message_and_other_faults_of_files_are_not_hidden(capsys):
+def test_faults_of_files_are_messages_and_a_full_disk_says_what_helps(capsys):
     def write(number: int) -> int:
         raise OSError(number, os.strerror(number))
 
     assert one_voice(lambda: write(errno.ENOSPC)) == 2
     assert "No space left on device: free some space" in capsys.readouterr().err
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        one_voice(lambda: write(errno.EIO))
+    assert one_voice(lambda: write(errno.EIO)) == 2
+    shown = capsys.readouterr().err
+    assert os.strerror(errno.EIO) in shown and "free some space" not in shown
+
+
+def test_a_fault_of_the_program_says_so_and_where_its_trace_is(capsys):
+    def fail() -> int:
+        raise KeyError("a name")
+
+    assert one_voice(fail) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("bug: KeyError: 'a name'") and shown.count("\n") == 1
+    trace = Path(shown.split("the trace in ")[1].split()[0])
+    assert "in fail" in trace.read_text()
+    trace.unlink()
+    assert one_voice(fail, trace=True) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_error_before_the_processes_met_is_said_once_on_every_machine(monkeypatch, capsys):
