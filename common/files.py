@@ -40,18 +40,48 @@ def read_json(
         DataError: The file is missing, or is no JSON (with line and column), for example because
             a download broke off.
     """
+    return parse_json(read_text(path, hint, "a JSON file"), str(path), replace)
+
+
+def read_text(path: Path | str, hint: str = "", kind: str = "a text file") -> str:
+    """The content of a file of UTF-8 text, without a byte order mark.
+
+    Args:
+        path: The file.
+        hint: Where the file comes from; added to the error when it is missing.
+        kind: What it should be.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is no such text.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_hook=replace)
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file{'; ' + hint if hint else ''}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8 text: not {kind}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): {kind} was expected") from None
+
+
+def parse_json(
+    text: str | bytes, where: str, replace: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """The value of a JSON text; `where` names it in errors, which are `DataError`s."""
+    try:
+        return json.loads(text, object_hook=replace)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); "
+            f"{where}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); "
             "the file is truncated or damaged: fetch or write it again"
         ) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8 text: not a JSON file") from None
+        raise DataError(f"{where}: byte {error.start} is not UTF-8 text: not a JSON file") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply for data: not a file of this kind") from None
+    except ValueError as error:  # e.g. a number of thousands of digits
+        raise DataError(f"{where}: not readable as JSON ({error})") from None
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

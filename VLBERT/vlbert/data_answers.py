@@ -9,6 +9,7 @@ from torch import Tensor
 from common.data.annotations import AnswerVocabulary
 from common.data.answer_scores import normalise_answer, strip_punctuation
 from common.errors import DataError
+from common.files import read_text
 
 UNKNOWN = "<unk>"
 
@@ -33,15 +34,8 @@ class AnswerFile(AnswerVocabulary):
             DataError: No such file, or it has another number of answers.
         """
         self.path = Path(path)
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise DataError(
-                f"{self.path}: cannot be read ({error.strerror}): the file with one "
-                "answer per line (answers_vqa.txt)"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.path}: byte {error.start} is not UTF-8 text") from None
+        kind = "the file with one answer per line (answers_vqa.txt)"
+        lines = read_text(self.path, hint=kind, kind=kind).splitlines()
         answers = [line.strip().lower() for line in lines if line.strip()]
         self.answers = [a if a == UNKNOWN else strip_punctuation(a) for a in answers]
         if not self.answers or (size is not None and len(self.answers) != size):

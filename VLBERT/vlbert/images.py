@@ -6,10 +6,11 @@ import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from common.errors import DataError
 from common.features.archives import open_files
+from common.features.pictures import decode_picture
 
 
 def part_of(image_id: str) -> str:
@@ -60,23 +61,4 @@ class ImageFiles:
                 f"open, only of {', '.join(self.files)}"
             )
         name = f"{image_id}{self.suffix}"
-        return decode_image(files.read(name), files.where(name))
-
-
-def decode_image(content: bytes, where: str) -> Image.Image:
-    """The content of an image file, in RGB.
-
-    Args:
-        content: Of the file.
-        where: Its name, for the error.
-
-    Raises:
-        DataError: It cannot be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{where}: cannot be decoded ({error}): the file is damaged or cut off; fetch it again"
-        ) from None
+        return decode_picture(io.BytesIO(files.read(name)), files.where(name))

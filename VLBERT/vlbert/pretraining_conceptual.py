@@ -10,6 +10,7 @@ The archives of the original come in parts (`train_frcnn.0.zip`), whose files ma
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -20,9 +21,9 @@ from tqdm import tqdm
 
 from common.errors import DataError
 from common.features.archives import Files, open_files
+from common.features.pictures import decode_picture
 from common.features.sources import FeatureSources
 from vlbert.data_features import InFolder, find_features, joined, open_records
-from vlbert.images import decode_image
 from vlbert.pretraining_captions import Caption
 from vlbert.pretraining_lines import LineFile
 
@@ -216,4 +217,4 @@ class ImagesByPath:
         """
         folder, name = split_path(path)
         files = self.files[folder]
-        return decode_image(files.read(name), files.where(name))
+        return decode_picture(io.BytesIO(files.read(name)), files.where(name))

@@ -103,11 +103,12 @@ def image_of_file(run: OpenedRun, file: Path) -> AskedImage:
             f"{file}: {run.checkpoint} was trained with features of {described(trained)}. From a "
             f"picture file this code can only compute those of {DETECTOR!r}. Extract the regions "
             "of the picture with the checkpoint's detector, import them (python -m common."
-            f"feature_import --tsv FILE or --npz FOLDER, --out STORE --detector "
+            f"features --tsv FILE or --npz FOLDER, --out STORE --detector "
             f'"{trained["detector"]}"), and ask with --features STORE --image-id ID --image '
             f"{file}; without --features, --image-id finds the images of the run's data set"
         )
-    picture = read_picture(file)
+    notes: list[str] = []
+    picture = read_picture(file, notes)
     if not SMALLEST <= min(picture.size) <= max(picture.size) <= LARGEST:
         raise DataError(
             f"{file}: {size_text(picture.size)} pixels: the pixel detector needs "
@@ -127,7 +128,8 @@ def image_of_file(run: OpenedRun, file: Path) -> AskedImage:
         attribute_ids=torch.from_numpy(found.attribute_ids),
         attribute_conf=confidence,
     )
-    return AskedImage(str(file), regions, file, picture, _background_notes(picture))
+    said = [f"{file}: {note}" for note in notes]
+    return AskedImage(str(file), regions, file, picture, said + _background_notes(picture))
 
 
 def _background_notes(picture: Image.Image) -> list[str]:
@@ -163,8 +165,9 @@ def image_of_record(
         raise DataError(_unknown_id(image_id, stores))
     regions = holder.get(image_id)
     file = file or _picture_of(image_id, stores)
-    picture = None if file is None else read_picture(file)
-    notes = []
+    changes: list[str] = []
+    picture = None if file is None else read_picture(file, changes)
+    notes = [f"{file}: {change}" for change in changes]
     if picture is None:
         notes.append(
             f"no picture of {image_id} beside its features "

@@ -200,7 +200,7 @@ def _compact_answers() -> Callable[[dict[str, Any]], Any]:
 
     def replace(entry: dict[str, Any]) -> Any:
         text = entry.get("answer")
-        if not isinstance(text, str) or "question_id" in entry:
+        if not isinstance(text, str) or "answers" in entry:  # which a question has
             return entry
         return known.setdefault(text, _Answer(text)) if text not in known else known[text]
 

@@ -46,6 +46,7 @@ OPTIONAL_COLUMNS = {
     "attrs_conf": ("attribute_conf", torch.float32),
 }
 # A row of 36 boxes has 0.4 MB. Without a limit a file without line ends would fill the memory.
+BOM = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 1 << 26
 
 
@@ -72,7 +73,9 @@ def read_rows(path: Path, limit: int | None, progress: bool) -> Iterator[tuple[i
             while len(rest) == MAX_ROW_BYTES and not rest.endswith(b"\n"):
                 rest = file.readline(MAX_ROW_BYTES)
                 bar.update(len(rest))
-            yield number, line.rstrip(b"\r\n")
+            line = line.rstrip(b"\r\n").removeprefix(BOM if number == 1 else b"")
+            if line or file.tell() < path.stat().st_size:  # an empty last line is no row
+                yield number, line
 
 
 def row_image(line: bytes) -> str:

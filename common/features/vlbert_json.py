@@ -15,7 +15,6 @@ as VL-BERT does it on reading.
 from __future__ import annotations
 
 import binascii
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from common.features.importing import HOPELESS_ROWS, BadRows, import_records
 from common.features.lxmert_tsv import b64decode
 from common.features.store import CLASSES, RegionBatch, RegionFeatures
 from common.features.writer import RegionFeatureWriter
+from common.files import parse_json
 
 JSON_DETECTOR = "Faster R-CNN ResNet-101 bottom-up attention (VL-BERT JSON)"
 LARGEST = 65504.0  # of float16, which stores hold
@@ -72,12 +72,7 @@ def read_record(files: Files, name: str, width: int | None = None) -> JsonRecord
             file, field and value.
     """
     where = files.where(name)
-    try:
-        record = json.loads(files.read(name))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{where}: not valid JSON ({error}): the file is cut off or damaged; fetch it again"
-        ) from None
+    record = parse_json(files.read(name), where)
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected an object with num_boxes, boxes and features")
     count = _whole(where, record, "num_boxes")

@@ -497,7 +497,7 @@ def test_a_run_of_another_detector_refuses_a_bare_picture_and_says_how(
     meta["features"]["detector"] = "Faster R-CNN"
     save_checkpoint(tmp_path / "run" / "BEST.safetensors", {"model": state["model"]}, meta)
     error = refused("--run", tmp_path / "run", "--image", picture, "--question", QUESTION)
-    for part in ("'Faster R-CNN', 2048", "feature_import", "--features STORE --image-id ID"):
+    for part in ("'Faster R-CNN', 2048", "common.features", "--features STORE --image-id ID"):
         assert part in error
 
 

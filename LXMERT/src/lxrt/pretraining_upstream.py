@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import DataError
+from common.files import read_text
 from lxrt.answers import convert_answer
 from lxrt.pretraining_sentences import Sentences, SentencesBuilder
 
@@ -120,12 +121,7 @@ def json_entries(path: Path, progress: bool = True) -> Iterator[Any]:
     Raises:
         DataError: the file is missing, damaged or no list.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8 text: not a JSON file") from None
+    text = read_text(path, kind="a JSON file")
     decoder = json.JSONDecoder()
     place = len(text) - len(text.lstrip())
     if text[place : place + 1] != "[":
