@@ -47,7 +47,7 @@ table := output/vl-bert/easy_vqa/table
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
-.PHONY: help setup demo experiments lint test test-slow parity bench compare diagrams data-easy-vqa \
+.PHONY: help setup demo experiments lint test test-slow test-gpu parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full \
         vlbert-train vlbert-test vlbert-table clean
 
@@ -91,6 +91,9 @@ test: setup  ## all tests but the slow ones, in WORKERS=2 processes (0: in one, 
 
 test-slow: setup  ## the tests that take minutes: the demo, training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu:  ## the tests that need a GPU (PYTHON: the one with CUDA; installs nothing)
+	PYTHONPATH=.:LXMERT/src:VLBERT $(PYTHON) -m pytest tests/gpu -s $(ARGS)
 
 parity: setup  ## compare LXMERT and VL-BERT with numbers of the original systems
 	$(BIN)/python -m common.parity --backbone lxmert

@@ -125,15 +125,18 @@ def verdicts(file: BenchFile) -> list[Verdict]:
             continue
         value = record[target.field]
         over = round(value - target.value, 2)
-        measured = _cell(record) if target.field == "ratio" else f"{value:.2f}"
-        found.append(Verdict(target.quantity, f"{target.value:.2f}", measured, _words(over)))
+        timed = target.field == "ratio"
+        measured = _cell(record) if timed else f"{value:.2f}"
+        words = _words(over, NOISE if timed else 0.0)
+        found.append(Verdict(target.quantity, f"{target.value:.2f}", measured, words))
     return found + _dropping_verdicts(file) + _feature_verdicts(file)
 
 
-def _words(over: float) -> str:
+def _words(over: float, noise: float = NOISE) -> str:
+    """How far a figure is over its target; counted things, such as bytes, have no noise."""
     if over <= 0:
         return "reached"
-    return f"reached within {NOISE}" if over <= NOISE else f"missed by {over:.2f}"
+    return f"reached within {noise}" if over <= noise else f"missed by {over:.2f}"
 
 
 def _dropping_verdicts(file: BenchFile) -> list[Verdict]:

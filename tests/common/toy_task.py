@@ -62,7 +62,8 @@ class ToyTask:
     def validate(self, model):
         model.eval()
         with torch.no_grad():
-            logits = model(**self.inputs)
+            device = next(model.parameters()).device
+            logits = model(**{name: x.to(device) for name, x in self.inputs.items()}).cpu()
         score = 100 * (logits.argmax(1) == self.labels).float().mean().item()
         return Validation(self.scores.pop(0) if self.scores else score, {"heldout": score})
 
@@ -76,6 +77,7 @@ def make_trainer(
     double: bool = False,
     dropout: float = 0.2,
     runtime: Runtime | None = None,
+    optimizer: str = "bert",
     **options,
 ) -> Trainer:
     """A trainer of 3 epochs of 5 steps; float32 unless `double`."""
@@ -94,10 +96,11 @@ def make_trainer(
     } | options
     task = task or ToyTask(family=family)
     steps = BatchOrder(SAMPLES, settings["batch_size"], 0).steps * settings["epochs"]
-    groups = parameter_groups(model)
-    main = make_optimizer("bert", groups["trainable"], 1e-2, steps)
-    policy = make_optimizer("adamw", groups["policy"], 1e-2, steps) if groups["policy"] else None
     runtime = runtime or make_runtime("cpu")
+    model.to(runtime.device)
+    groups = parameter_groups(model)
+    main = make_optimizer(optimizer, groups["trainable"], 1e-2, steps)
+    policy = make_optimizer("adamw", groups["policy"], 1e-2, steps) if groups["policy"] else None
     if runtime.world.size > 1:
         seed_everything(1 + runtime.world.rank)
     return Trainer(
