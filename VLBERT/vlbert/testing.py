@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from common.runs.strategy_record import KEY, StrategyRecord
 from common.tasks.command import Command
 from common.tasks.predicting import predict
 from common.tasks.starting import join
-from common.training.runtime import PRECISIONS, set_threads
+from common.training.folder_lock import alone
+from common.training.runtime import PRECISIONS, Runtime, set_threads
 from vlbert.building import build_vqa, checkpoint_path, saved_meta, size_name
 from vlbert.config import Config
 from vlbert.config_adaptive import adaptive_settings
@@ -215,7 +217,15 @@ def test(options: TestOptions) -> None:
         if world.main:
             print(line, flush=True)
 
-    with world.main_first():
+    with alone(options.out.parent, world):
+        _answer(options, source, runtime, say)
+
+
+def _answer(
+    options: TestOptions, source: VQASource, runtime: Runtime, say: Callable[[str], None]
+) -> None:
+    config = options.config
+    with runtime.world.main_first():
         data = source.data(source.examples(options.sets), "TEST")
     built = build_vqa(
         config,

@@ -174,6 +174,7 @@ def finetune(run: Run) -> dict[str, Any]:
         run.tracker,
         meta,
         run.names,
+        lambda: keep_files(run),
     )
     part = adaptive_part(run.model)
     if part is not None and part.options.policy_eval == "global":
@@ -181,10 +182,6 @@ def finetune(run: Run) -> dict[str, Any]:
     if options.global_k is not None:
         check_global_k(part, options.global_k)
     trainer.begin(options.resume, options.overwrite)
-    if run.runtime.world.main:
-        write_bytes(run.out_dir / "vocab.txt", run.tokenizer.text().encode())
-        save_answers(run.out_dir, list(run.val.vocabulary.answers))
-        run.keep()
     trainer.fit(lambda record: _after_epoch(run, record, trainer.step))
     if trainer.epoch < loop.epochs:
         run.tracker.log(
@@ -195,6 +192,13 @@ def finetune(run: Run) -> dict[str, Any]:
     result = report(run, trainer)
     run.tracker.log(summary_lines(result))
     return result
+
+
+def keep_files(run: Run) -> None:
+    """Write what `ask` needs beside a checkpoint."""
+    write_bytes(run.out_dir / "vocab.txt", run.tokenizer.text().encode())
+    save_answers(run.out_dir, list(run.val.vocabulary.answers))
+    run.keep()
 
 
 def epoch_lines(values: dict[str, Any]) -> str:

@@ -144,10 +144,13 @@ def pretrain(run: PretrainingRun) -> None:
     """Train to the end; then write result.json and the export."""
     trainer, tracker = run.trainer, run.trainer.tracker
     folder, main = trainer.out_dir, trainer.world.main
-    trainer.begin(run.resume, run.overwrite)
-    if main:
+
+    def keep() -> None:
         write_bytes(folder / "vocab.txt", run.tokenizer.text().encode())
         run.keep()
+
+    trainer.keep = keep
+    trainer.begin(run.resume, run.overwrite)
     trainer.fit(run.report_epoch)
     if trainer.epoch < trainer.options.epochs:
         what = "nothing is exported, " if run.export else ""

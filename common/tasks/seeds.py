@@ -15,6 +15,7 @@ from common.files import read_json, write_bytes, write_json
 from common.results.comparison import group_summary
 from common.results.files import FILE_NAME, Result, group_results, load_result
 from common.results.table import format_markdown, format_table
+from common.training.folder_lock import alone
 from common.training.launch import Launcher
 from common.training.processes import STARTED
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
@@ -94,6 +95,11 @@ def run_seeds(runs: SeedRuns, words: Sequence[str], script: Path) -> int:
             "--seeds does not work under torchrun: give the seeds one by one with "
             "--seed, or start with the run script, which takes several GPUs (0,1)"
         )
+    with alone(runs.folder):
+        return _run_seeds(runs, words, script)
+
+
+def _run_seeds(runs: SeedRuns, words: Sequence[str], script: Path) -> int:
     folders = runs.folders()
     prepare(runs)
     with Launcher() as launcher:

@@ -10,6 +10,7 @@ from typing import Any
 
 from common.training.checkpoint import load_meta
 from common.training.distributed import World, start_world
+from common.training.folder_lock import alone
 from common.training.run_folder import SnapshotNames, check_unused
 from common.training.runtime import Runtime, make_runtime, seed_everything, set_threads
 from common.training.tracking import Tracker
@@ -119,11 +120,12 @@ def started(options: RunOptions) -> Iterator[Started]:
     """Begin a run; what it opened is closed at the end.
 
     Raises:
-        ConfigError: the folder holds a run that this one would not go on with, or a device or
-            precision that is not there.
+        ConfigError: the folder holds a run that this one would not go on with, another one that is
+            running uses it, or a device or precision that is not there.
     """
     if not options.resume:
         check_unused(options.folder, options.overwrite, options.names)
     runtime = join(options.gpus, options.precision, options.seed)
     with ExitStack() as stack:
+        stack.enter_context(alone(options.folder, runtime.world))
         yield Started(options, runtime, stack)

@@ -44,6 +44,7 @@ from common.tasks.questions import (
 from common.tasks.seeds import SeedRuns, run_seeds
 from common.tasks.starting import LogOptions, RunOptions, join, started
 from common.tasks.vqa import VQATask
+from common.training.folder_lock import alone
 from common.training.options import (
     add_policy_optimizer_options,
     add_run_options,
@@ -280,7 +281,10 @@ class VQAProgram(Generic[Model]):
         small = self.size(options.model, dataset.name) == "small"
         set_threads(options.run.threads, small, world.local_size)
         split = dataset.split_to_test(name)
-        with Tracker(options.run.folder, tensorboard=False, enabled=world.main) as tracker:
+        with (
+            alone(options.run.folder, world),
+            Tracker(options.run.folder, tensorboard=False, enabled=world.main) as tracker,
+        ):
             with world.main_first():
                 features = open_features(
                     dataset, split, skip_bad=options.data.skip_bad, progress=not options.quiet

@@ -36,6 +36,7 @@ from common.training.checkpoint import (
     set_rng_state,
 )
 from common.training.distributed import peers
+from common.training.folder_lock import renew
 from common.training.optim import OptimizerWithSchedule
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
 from common.training.running_totals import RunningTotals
@@ -104,6 +105,7 @@ class Trainer:
         tracker: Tracker,
         meta: dict[str, Any],
         names: SnapshotNames | None = None,
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
         """Put everything together.
 
@@ -111,6 +113,8 @@ class Trainer:
             model: on the runtime's device, adapted.
             optimizer, policy_optimizer: of the model's and of the policy's parameters.
             meta: what a checkpoint must agree on to be resumed (backbone, strategy, sizes …).
+            keep: writes what checkpoints need beside them; called in the first process after the
+                check for an earlier run, and where the folder was deleted meanwhile.
         """
         self.model, self.task, self.runtime = model, task, runtime
         self.world = runtime.world
@@ -119,7 +123,7 @@ class Trainer:
             self.optimizers["policy"] = policy_optimizer
         self.options, self.out_dir, self.tracker = options, Path(out_dir), tracker
         self.meta = meta | {"checkpoint_version": CHECKPOINT_VERSION}
-        self.names = names or SnapshotNames()
+        self.names, self.keep = names or SnapshotNames(), keep
         self.part = adaptive_part(model)
         self.order = BatchOrder(len(task), options.batch_size, options.seed)
         self.order.check_divisible(self.world.size, options.accumulate)
@@ -389,6 +393,13 @@ class Trainer:
             "seconds": self.earlier_seconds + time.perf_counter() - self.start,
         }
         meta = {"step": self.step, "versions": versions()}
+        if renew(self.out_dir):
+            self.tracker.open_log()
+            self.tracker.log(
+                f"warning: {self.out_dir} was deleted during the run; it is made again, without "
+                "what log and curves had"
+            )
+            self.keep()
         save_checkpoint(self.out_dir / f"{name}.safetensors", state, self.meta | meta)
 
     def begin(self, resume: bool, overwrite: bool) -> None:
@@ -406,6 +417,8 @@ class Trainer:
             if self.world.main:
                 remove_run(self.out_dir, self.names)
                 self.tracker.forget_earlier()
+        if self.world.main:
+            self.keep()
 
     def resume(self) -> None:
         """Go on from the last checkpoint in the output folder."""

@@ -67,6 +67,7 @@ def remove_run(out_dir: Path, names: SnapshotNames) -> None:
         "result.json",
         "report.html",
         "visualizations/*.png",
+        "non_finite_batch*.safetensors",
     ]
     if names.epoch_files is not None:
         patterns.append(names.epoch_files)

@@ -68,8 +68,8 @@ class Tracker:
         if not enabled:
             return
         self._wandb = None if wandb == "off" else _import_wandb(wandb)
-        self.out_dir.mkdir(parents=True, exist_ok=True)
-        self._log = open(self.out_dir / log, "a", encoding="utf-8")  # noqa: SIM115
+        self._name = log
+        self.open_log()
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -84,6 +84,15 @@ class Tracker:
                 mode=wandb,
                 config=dict(config or {}),
             )
+
+    def open_log(self) -> None:
+        """Open the log file, anew where its folder was deleted."""
+        if not self.enabled:
+            return
+        if self._log is not None:
+            self._log.close()
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        self._log = open(self.out_dir / self._name, "a", encoding="utf-8")  # noqa: SIM115
 
     def scalars(self, values: Mapping[str, Any], step: int) -> None:
         """One point of each curve.

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lxrt.finetuning import main
+from lxrt.pretraining import main as pretrain
+from tests.common.held_folder import refused_while_in_use
 from tests.lxmert.runs import refused
 
 
@@ -333,3 +336,24 @@ def test_a_pickle_with_code_inside_is_refused_by_the_command(flags, tmp_path, ca
     )
     assert f"{tmp_path / 'BEST.pth'}: refused" in shown and "nothing was executed" in shown
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_another_run_uses_is_left_alone(
+    tmp_path, capsys, flags, stopped, pretraining_files
+):
+    """Training, resuming, several seeds, testing, pretraining."""
+    out, run = stopped
+    folder = tmp_path / "run"
+    shutil.copytree(out, folder)
+    here = ["--output", str(folder)]
+    refused_while_in_use(
+        capsys,
+        {
+            "train": (main, [*flags, *here, "--overwrite"]),
+            "resume": (main, [*run, *here, "--resume"]),
+            "seeds": (main, [*flags, *here, "--seeds", "2", "--overwrite"]),
+            "test": (main, [*run, *here, "--load", str(folder / "BEST"), "--test", "minival"]),
+            "pretrain": (pretrain, pretraining_files.flags(folder, "--overwrite")),
+        },
+        folder,
+    )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.common.held_folder import refused_while_in_use
 from tests.vlbert.runs import FOLDER, HOME, flags, refused, write_config
 from vlbert.finetuning import main
 from vlbert.testing import main as predict
@@ -260,3 +261,20 @@ def test_a_released_finetuned_model_is_tested_by_the_plain_config(coco, tmp_path
         )
         found.append((tmp_path / "tiny_vqa2_val2014.json").read_bytes())
     assert found[0] == found[1]
+
+
+def test_a_folder_that_another_run_uses_is_left_alone(coco, trained, tmp_path, capsys):
+    """Training, resuming, testing; pretraining is in test_pretrain_command."""
+    out = tmp_path / "out"
+    shutil.copytree(trained, out / FOLDER)
+    words = flags(write_config(coco), out, "--no-tensorboard")
+    tested = [w for w in words if w not in ("--no-plots", "--no-tensorboard")]
+    refused_while_in_use(
+        capsys,
+        {
+            "train": (main, [*words, "--overwrite"]),
+            "resume": (main, [*words, "--resume"]),
+            "test": (predict, tested),
+        },
+        out / FOLDER,
+    )

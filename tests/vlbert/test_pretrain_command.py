@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common.training.checkpoint import load_checkpoint, load_meta
+from tests.common.held_folder import refused_while_in_use
 from tests.lxmert.runs import strict_json
 from tests.vlbert.pretraining_files import PretrainingFiles, out, refused_pretraining, write_all
 from vlbert.finetuning import main as finetune
@@ -266,3 +267,10 @@ def test_the_script_without_its_files_names_them_and_the_embedded_data(tmp_path)
             == 1
         )
     assert "cfgs/pretrain/easy_vqa_small.yaml" in done.stderr
+
+
+def test_a_folder_that_another_run_uses_is_left_alone(files, tmp_path, capsys):
+    words = files.flags(tmp_path)
+    refused_while_in_use(
+        capsys, {"train": (main, words), "resume": (main, [*words, "--resume"])}, out(tmp_path)
+    )
