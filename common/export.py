@@ -28,7 +28,8 @@ from common.adapt.merging import Merged, merge
 from common.adapt.strategies import STRATEGIES
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
-from common.files import read_json, write_bytes, write_json
+from common.files import write_bytes, write_json
+from common.reading import read_json
 from common.runs.backbones import Exporting, OpenedRun, backbones
 from common.runs.opened_run import find_exporting, open_run, save_answers, training_questions
 from common.runs.strategy_record import KEY, StrategyRecord

@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.errors import DataError
-from common.files import read_json, repository_root
+from common.files import repository_root
 from common.projects import projects
+from common.reading import read_json
 from common.runs.backbones import Backbone, find_backbone
 from common.training.weights import load_weights
 from common.voice import spoken

@@ -9,7 +9,7 @@ from torch import Tensor
 from common.data.annotations import AnswerVocabulary
 from common.data.answer_scores import normalise_answer, strip_punctuation
 from common.errors import DataError
-from common.files import read_text
+from common.reading import read_text
 
 UNKNOWN = "<unk>"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from common.bench.cases import Case
 from common.errors import ConfigError, DataError
-from common.files import read_json, write_json
+from common.files import write_json
+from common.reading import read_json
 from common.runs.backbones import BenchModel, BenchSettings
 
 FORMAT = 1

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from common.data.answer_scores import ANSWER_TYPES, soft_scores
 from common.errors import DataError
-from common.files import read_json, text_digest, write_bytes
+from common.files import text_digest, write_bytes
+from common.reading import read_json
 
 QuestionId = int | str
 ANSWER_TO_LABEL = "trainval_ans2label.json"

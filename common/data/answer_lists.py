@@ -19,7 +19,8 @@ from common.data.annotations import AnswerVocabulary, no_garbage_collection, off
 from common.data.answer_scores import normalise_answer
 from common.errors import DataError
 from common.features.writer import replace_folder
-from common.files import exclusive, read_json, sha256, write_json
+from common.files import exclusive, sha256, write_json
+from common.reading import read_json
 
 MINIMUM = 9
 SETTINGS = "settings.json"

@@ -26,8 +26,9 @@ from common.data.datasets import (
 from common.data.vqa_dataset import VQADataset
 from common.errors import ConfigError
 from common.features.command import add_import_options, run_import
-from common.files import read_json, repository_root
+from common.files import repository_root
 from common.projects import vqa_data
+from common.reading import read_json
 from common.voice import spoken
 
 MADE_OF_ANNOTATIONS = [name for name, kind in DATASETS.items() if kind.answers_of]
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="read a whole data set: questions, answers, features of every image",
         description="Read every split that is there, importing features and making answer lists "
-        "where necessary, and count; errors name file, entry and value.",
+        "where necessary, compare features with their checksums, and count; errors name file, "
+        "entry and value.",
     )
     check.add_argument("name", choices=DATASETS)
     check.add_argument(
@@ -142,13 +144,14 @@ def make_answers(name: str, data: Path | None, minimum: int | None) -> None:
 
 
 def check_dataset(dataset: Dataset, skip_bad: bool, progress: bool) -> None:
-    """Read every split of a data set whose files are there, with its features.
+    """Read every split of a data set whose files are there, and verify its features.
 
     Raises:
         AdaptiveError: Something is missing, damaged or does not fit together.
     """
     vocabulary = dataset.vocabulary()
     print(f"{dataset.name} in {dataset.folder}: {len(vocabulary)} answers")
+    verified: set[Path] = set()
     for name, split in dataset.kind.splits.items():
         files = (split.questions, *split.features)
         there = all(is_there(dataset.kind, dataset.folder, path) for path in files)
@@ -156,6 +159,10 @@ def check_dataset(dataset: Dataset, skip_bad: bool, progress: bool) -> None:
             print(f"  {name:10} not there")
             continue
         features = open_features(dataset, name, skip_bad=skip_bad, progress=progress)
+        for store in features.stores:
+            if store.path not in verified:
+                store.verify(progress)
+                verified.add(store.path)
         examples = load_split(dataset, name)
         if examples:
             examples = VQADataset(examples, features, vocabulary).examples

@@ -17,7 +17,8 @@ from common.data.easy_vqa.build import build_easy_vqa, is_whole
 from common.data.easy_vqa.changing_priors import build_easy_vqa_cp
 from common.errors import ConfigError, DataError
 from common.features.sources import FeatureSources, features_there, open_store, source_rows
-from common.files import read_json, repository_root
+from common.files import repository_root
+from common.reading import read_json
 
 TINY_IMAGES, FAST_IMAGES = 512, 5000
 BUILDERS = {"easy_vqa": build_easy_vqa, "easy_vqa_cp": build_easy_vqa_cp}

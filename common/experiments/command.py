@@ -36,7 +36,8 @@ from common.experiments.plan import (
     run_script,
 )
 from common.experiments.report import CHART, LEGEND, SUMMARY, publish
-from common.files import exclusive, read_json, repository_root, write_json
+from common.files import exclusive, repository_root, write_json
+from common.reading import read_json
 from common.results.files import FILE_NAME, Result, load_result
 from common.results.table import text_table
 from common.training.launch import Launcher

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
-from common.files import read_json
+from common.reading import read_json
 from common.results.files import FILE_NAME, Result, load_result
 from common.runs.backbones import backbones
 from common.runs.run_script import RunScript

@@ -13,7 +13,8 @@ from typing import Any
 
 from common.experiments.plan import EXPERIMENTS, LAST_EPOCH, Experiment, PlannedRun, finished
 from common.experiments.plots import plot_experiments
-from common.files import read_json, write_bytes, write_json
+from common.files import write_bytes, write_json
+from common.reading import read_json
 from common.results.comparison import write_comparison
 from common.results.files import FILE_NAME, Result, find_results, group_results, load_result
 from common.results.table import NONE, Column, Table, markdown_table

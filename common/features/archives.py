@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.reading import short
 
 SEPARATOR = ".zip@/"
+ENCRYPTED = 0x1  # in the flags of a member
+MAX_MEMBER_BYTES = 1 << 30
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, of the extra field
 
 
@@ -48,12 +51,24 @@ class Archive:
         try:
             with zipfile.ZipFile(self.path) as file:
                 members = [info for info in file.infolist() if not info.is_dir()]
+                again = [m.filename for m in members if file.getinfo(m.filename) is not m]
         except FileNotFoundError:
             raise DataError(f"{self.path}: no such file") from None
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile fails in many ways on damaged bytes
+            reason = short(str(error) or type(error).__name__)
             raise DataError(
-                f"{self.path}: not a ZIP archive, or cut off ({error}); fetch it again"
+                f"{self.path}: not a ZIP archive, or cut off ({reason}); fetch it again"
             ) from None
+        if again:
+            raise DataError(
+                f"{self.path}: has {short(again[0])} twice: it is damaged, or was packed wrongly; "
+                "pack or fetch it again"
+            )
+        secret = [m.filename for m in members if m.flag_bits & ENCRYPTED]
+        if secret:
+            raise DataError(f"{self.path}: {short(secret[0])} is encrypted: pack it without")
         self._top = _common_top(info.filename for info in members)
         self._places = {
             info.filename.removeprefix(self._top): _Place(
@@ -84,6 +99,10 @@ class Archive:
         """A member, for errors."""
         return f"{self.path}@/{self._top}{self._known(name)}"
 
+    def stamp(self, name: str) -> int:
+        """A number that another content of the member would not have."""
+        return self._places[self._known(name)].checksum
+
     def read(self, name: str) -> bytes:
         """The content of a member; its path with or without the folder that all are in.
 
@@ -93,7 +112,12 @@ class Archive:
         place = self._places.get(self._known(name))
         if place is None:
             raise DataError(f"{self.path}@/{name}: no such file in the archive")
-        header = os.pread(self._file, LOCAL_HEADER.size, place.start)
+        if place.plain_size > MAX_MEMBER_BYTES:
+            raise DataError(
+                f"{self.where(name)}: {place.plain_size:,} bytes: more than {MAX_MEMBER_BYTES:,} "
+                "are not read"
+            )
+        header = os.pread(self._file, LOCAL_HEADER.size, max(0, place.start))
         if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
             raise DataError(f"{self.where(name)}: damaged archive; fetch it again")
         _, name_length, extra_length = LOCAL_HEADER.unpack(header)
@@ -101,7 +125,9 @@ class Archive:
         content = _read_fully(self._file, place.size, start)
         if place.method == zipfile.ZIP_DEFLATED:
             try:
-                content = zlib.decompress(content, -zlib.MAX_WBITS, place.plain_size)
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+                    content, place.plain_size + 1
+                )
             except zlib.error as error:
                 raise DataError(
                     f"{self.where(name)}: damaged ({error}); fetch the archive again"
@@ -157,6 +183,16 @@ class Folder:
     def where(self, name: str) -> str:
         """A file, for errors."""
         return str(self.path / name)
+
+    def stamp(self, name: str) -> int:
+        """A number that another content of the file would hardly have: checksum of its size and
+        its first 64 KiB."""
+        path = self.path / name
+        try:
+            with open(path, "rb") as file:
+                return zlib.crc32(file.read(1 << 16), path.stat().st_size & 0xFFFFFFFF)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
     def read(self, name: str) -> bytes:
         """The content of a file.

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.features.store import RegionFeatures
-from common.features.writer import RegionFeatureWriter
+from common.features.writer import Record, RegionFeatureWriter
 from common.files import exclusive, write_bytes
 
 SHOWN_BAD_ROWS = 5
@@ -95,6 +95,62 @@ class BadRows:
 def report_path(store: Path) -> Path:
     """Where the report of skipped records of a store is."""
     return store.with_name(f"{store.name}_skipped.txt")
+
+
+class Earlier:
+    """What an earlier import left of the same source, which must still be the same.
+
+    An import that goes on reads the records that it has again, in their order; one that was left
+    out before and can be read now, or that has changed, means that the source was changed.
+    """
+
+    def __init__(self, writer: RegionFeatureWriter, source: Path) -> None:
+        self._writer, self._source = writer, source
+        self._ids = writer.ids()
+        self._next = 0
+
+    def has(self, image_id: str, stamp: int) -> bool:
+        """Whether this record, the next one of the source, was imported earlier.
+
+        Args:
+            image_id: Of the record.
+            stamp: What it was then said to be, to `RegionFeatureWriter.add`.
+
+        Raises:
+            ConfigError: it is another one now.
+        """
+        if self._next == len(self._ids) or self._ids[self._next] != image_id:
+            return False
+        known = self._writer.stamp(image_id)
+        if known is not None and known != stamp:
+            raise self._changed(f"image {image_id!r} has another content now")
+        self._next += 1
+        return True
+
+    def append(self, record: Record) -> None:
+        """Append a record that was not imported earlier.
+
+        Raises:
+            ConfigError: others that come after it were.
+        """
+        if self._next < len(self._ids):
+            raise self._changed(
+                f"image {record.image_id!r} was not in this place, where "
+                f"{self._ids[self._next]!r} was"
+            )
+        self._writer.append(record)
+
+    def check_all_there(self) -> None:
+        """Raise ConfigError unless the source has everything that was imported from it."""
+        if self._next < len(self._ids):
+            raise self._changed(f"image {self._ids[self._next]!r} is not in it any more")
+
+    def _changed(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{self._source}: was changed or exchanged since its import into "
+            f"{self._writer.partial} began: {what}; bring the earlier file back, or delete that "
+            "folder to import this one from its beginning"
+        )
 
 
 Copy = Callable[[RegionFeatureWriter, BadRows], dict[str, Any]]

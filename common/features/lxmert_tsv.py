@@ -7,6 +7,7 @@ int64 (n,), confidences float32 (n,), boxes float32 (n, 4) x1 y1 x2 y2 in pixels
 """
 
 import binascii
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.features.importing import BadRows, import_records
+from common.features.importing import BadRows, Earlier, import_records
 from common.features.store import BOX_TOLERANCE, RegionFeatures
-from common.features.writer import RegionFeatureWriter
+from common.features.writer import Record, RegionFeatureWriter
+from common.reading import short
 
 try:
     from pybase64 import b64decode  # optional: makes an import twice as fast
@@ -83,8 +85,8 @@ def row_image(line: bytes) -> str:
     return line[:200].split(b"\t", 1)[0].decode(errors="replace")
 
 
-def add_row(writer: RegionFeatureWriter, line: bytes) -> None:
-    """Check a row and append its regions.
+def read_row(writer: RegionFeatureWriter, line: bytes) -> Record:
+    """Check a row, for the writer to append.
 
     Raises:
         DataError: With image id, column and value or shape.
@@ -92,6 +94,8 @@ def add_row(writer: RegionFeatureWriter, line: bytes) -> None:
     image_id = row_image(line)
     if len(line) >= MAX_ROW_BYTES:
         raise DataError(f"image {image_id!r}: the row is longer than {MAX_ROW_BYTES >> 20} MiB")
+    if "\ufffd" in image_id and b"\xef\xbf\xbd" not in line[:200]:
+        raise DataError(f"image {short(line[:60])}: column 'img_id': not UTF-8 text")
     cells = line.split(b"\t")
     if len(cells) != len(COLUMNS) or not image_id:
         raise DataError(
@@ -107,18 +111,26 @@ def add_row(writer: RegionFeatureWriter, line: bytes) -> None:
         for column, (name, dtype) in OPTIONAL_COLUMNS.items()
     }
     features = _decode(image_id, row, "features", torch.float32, count, writer.width)
-    writer.add(image_id, width, height, boxes, features, **optional)
+    return writer.prepare(
+        image_id, width, height, boxes, features, stamp=zlib.crc32(line), **optional
+    )
 
 
 def check_boxes(image_id: str, name: str, boxes: Tensor, width: int, height: int) -> None:
-    """Refuse boxes (R, 4), in pixels, that leave their image by more than rounding.
+    """Refuse boxes (R, 4), in pixels, that leave their image by more than rounding, that have no
+    area, and boxes that are given as shares of the image.
 
     Raises:
         DataError: With image id, the `name` of the array and the box. Other shapes are let
             through: the writer refuses them.
     """
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
         return
+    if min(width, height) > 2 and bool((boxes.abs() <= 1).all()):
+        raise DataError(
+            f"image {image_id!r}: {name}: all of them lie within one pixel ({boxes[0].tolist()}): "
+            "they are shares (0..1) of the image; multiply them by its width and height"
+        )
     limits = torch.tensor([width, height, width, height]) * (1 + BOX_TOLERANCE)
     outside = (boxes < -BOX_TOLERANCE * limits) | (boxes > limits)
     if bool(outside.any()):
@@ -126,11 +138,17 @@ def check_boxes(image_id: str, name: str, boxes: Tensor, width: int, height: int
         raise DataError(
             f"image {image_id!r}: {name}: {box} lies outside the image of {width} x {height} pixels"
         )
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if bool(flat.any()):
+        raise DataError(
+            f"image {image_id!r}: {name}: {boxes[flat][0].tolist()} has no area: expected x1, y1, "
+            "x2, y2 with x1 < x2 and y1 < y2 (not x, y, width, height)"
+        )
 
 
 def _integer(image_id: str, row: dict[str, bytes], column: str) -> int:
     text = row[column].decode(errors="replace")
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10) or int(text) < 1:
         raise DataError(f"image {image_id!r}: column {column!r}: {text[:40]!r} is not a count")
     return int(text)
 
@@ -206,15 +224,16 @@ def import_tsv(
 
 def _copy_rows(writer: RegionFeatureWriter, bad: BadRows, limit: int | None, progress: bool) -> int:
     """Append the rows of the TSV that are not in the store yet; returns how many rows it has."""
-    done, seen, number = set(writer.ids()), set(), 0
+    earlier, seen, number = Earlier(writer, bad.source), set(), 0
     for number, line in read_rows(bad.source, limit, progress):
         image_id = row_image(line)
         try:
             if image_id in seen:
                 raise DataError(f"image {image_id!r}: column 'img_id': an earlier row has it too")
             seen.add(image_id)
-            if image_id not in done:
-                add_row(writer, line)
+            if not earlier.has(image_id, zlib.crc32(line)):
+                earlier.append(read_row(writer, line))
         except DataError as error:
             bad.add(number, image_id, error, len(writer))
+    earlier.check_all_there()
     return number

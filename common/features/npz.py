@@ -5,7 +5,7 @@ Shape legend: R regions, C channels.
 
 from __future__ import annotations
 
-import zipfile
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.features.importing import BadRows, import_records
+from common.features.archives import Folder
+from common.features.importing import BadRows, Earlier, import_records
 from common.features.lxmert_tsv import check_boxes
 from common.features.store import RegionFeatures
-from common.features.writer import RegionFeatureWriter
+from common.features.writer import Record, RegionFeatureWriter
+from common.reading import read_npz, short
 
 # array -> its names in a file; width and height are of the image, in pixels
 NPZ_KEYS = {
@@ -61,35 +63,49 @@ def import_npz(
     }
 
     def copy(writer: RegionFeatureWriter, bad: BadRows) -> dict[str, Any]:
+        earlier, files = Earlier(writer, folder), Folder(folder)
         for number, path in enumerate(tqdm(paths, desc=folder.name, disable=not progress), 1):
             try:
-                if path.stem not in writer:
-                    _add_npz(writer, path)
+                stamp = files.stamp(path.name)
+                if not earlier.has(path.stem, stamp):
+                    earlier.append(_read_regions(writer, path, stamp))
             except DataError as error:
                 bad.add(number, path.stem, error, len(writer))
+        earlier.check_all_there()
         return {}
 
     return import_records(Path(out), settings, BadRows(folder, skip_bad, "file"), copy)
 
 
-def _add_npz(writer: RegionFeatureWriter, path: Path) -> None:
+def _read_regions(writer: RegionFeatureWriter, path: Path, stamp: int) -> Record:
+    names = [name for keys in NPZ_KEYS.values() for name in keys]
+    arrays = read_npz(path, str(path), names)
+    found = {}
+    for name, keys in NPZ_KEYS.items():
+        there = [key for key in keys if key in arrays]
+        if not there:
+            wanted = "; ".join(" or ".join(keys) for keys in NPZ_KEYS.values())
+            raise DataError(f"{path}: an array is missing; needed are {wanted}")
+        found[name] = arrays[there[0]]
+    width, height = (_side(path, name, found[name]) for name in ("width", "height"))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {
-                name: file[next(k for k in keys if k in file)] for name, keys in NPZ_KEYS.items()
-            }
-        size = (int(found["width"]), int(found["height"]))
-    except StopIteration:
-        wanted = "; ".join(" or ".join(keys) for keys in NPZ_KEYS.values())
-        raise DataError(f"{path}: an array is missing; needed are {wanted}") from None
-    except (zipfile.BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as NPZ without pickles ({error})") from None
-    try:
-        boxes = torch.as_tensor(found["boxes"])
-        check_boxes(path.stem, "array 'boxes'", boxes, *size)
-        writer.add(path.stem, *size, boxes, found["features"])
+        if found["boxes"].dtype.kind in "fiu":
+            boxes = torch.as_tensor(np.asarray(found["boxes"], dtype=np.float64))
+            check_boxes(path.stem, "array 'boxes'", boxes, width, height)
+        return writer.prepare(
+            path.stem, width, height, found["boxes"], found["features"], stamp=stamp
+        )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def _side(path: Path, name: str, value: np.ndarray) -> int:
+    """A side of the image, in pixels."""
+    if value.size == 1 and value.dtype.kind in "fiu":
+        number = value.reshape(-1)[0].item()
+        if math.isfinite(number) and number == int(number):
+            return int(number)
+    raise DataError(f"{path}: array {name!r} is {short(value)}: expected a whole number of pixels")
 
 
 def npz_store(folder: Path) -> Path:

@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from common.errors import DataError
 from common.features.archives import Files, open_files
-from common.features.importing import HOPELESS_ROWS, BadRows, import_records
+from common.features.importing import HOPELESS_ROWS, BadRows, Earlier, import_records
 from common.features.lxmert_tsv import b64decode
 from common.features.store import CLASSES, RegionBatch, RegionFeatures
-from common.features.writer import RegionFeatureWriter
-from common.files import parse_json
+from common.features.writer import Record, RegionFeatureWriter
+from common.reading import parse_json
 
 JSON_DETECTOR = "Faster R-CNN ResNet-101 bottom-up attention (VL-BERT JSON)"
 LARGEST = 65504.0  # of float16, which stores hold
@@ -204,15 +204,18 @@ def import_json(
     }
 
     def copy(writer: RegionFeatureWriter, bad: BadRows) -> dict[str, Any]:
-        cut = 0
+        cut, earlier = 0, Earlier(writer, files.path)
         for number, name in enumerate(tqdm(names, desc=files.path.name, disable=not progress), 1):
             image_id = name.removesuffix(SUFFIX)
-            if image_id in writer:
-                continue
             try:
-                cut += _add(writer, files, name, classes)
+                stamp = files.stamp(name)
+                if not earlier.has(image_id, stamp):
+                    record, was_cut = _read_regions(writer, files, name, classes, stamp)
+                    earlier.append(record)
+                    cut += was_cut
             except DataError as error:
                 bad.add(number, image_id, error, len(writer))
+        earlier.check_all_there()
         if cut:
             print(f"{files.path}: boxes of {cut} images went beyond the image, and were cut there")
         return {"files": len(names)}
@@ -230,8 +233,10 @@ def _first_record(files: Files, names: Sequence[str], width: int | None) -> Json
     return None
 
 
-def _add(writer: RegionFeatureWriter, files: Files, name: str, classes: int | None) -> bool:
-    """Append one image; returns whether its boxes had to be cut."""
+def _read_regions(
+    writer: RegionFeatureWriter, files: Files, name: str, classes: int | None, stamp: int
+) -> tuple[Record, bool]:
+    """One image for the writer to append, and whether its boxes had to be cut."""
     record = read_record(files, name, writer.width)
     where = files.where(name)
     if not record.width or not record.height:
@@ -244,16 +249,17 @@ def _add(writer: RegionFeatureWriter, files: Files, name: str, classes: int | No
             f"the first file has {classes or 'none'}: all files must be alike"
         )
     extra = {} if record.classes is None else {CLASSES: record.classes}
-    writer.add(
+    ready = writer.prepare(
         record.image_id,
         record.width,
         record.height,
         boxes,
         record.features,
         image_feature=record.whole_image(),
+        stamp=stamp,
         **extra,
     )
-    return cut
+    return ready, cut
 
 
 class JsonFeatures:

@@ -5,10 +5,13 @@ is written after the rows of an image, so a writer that was killed can be opened
 which images it has, and cuts off a record that was written by half.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -19,10 +22,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.features.store import CLASSES, FORMAT, IMAGES, OPTIONAL, VERSION, RegionFeatures
-from common.files import read_json, sha256, write_json
+from common.features.store import (
+    CLASSES,
+    FORMAT,
+    IMAGES,
+    OPTIONAL,
+    VERSION,
+    RegionFeatures,
+    record_checksum,
+)
+from common.files import sha256, write_json
+from common.reading import is_unicode, parse_json, read_json, short
 
 HEADER = 128
+LONGEST_SIDE = 10_000_000  # pixels of an image
+LARGEST_ID = 2**31 - 1
+SHARE_TOLERANCE = 1e-3  # of float16 and of softmax in it, above 1
+SHARES = ("object_conf", "attribute_conf", CLASSES)
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
 Rows = Tensor | np.ndarray
 
@@ -32,6 +48,27 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     text = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": shape}
     start = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
     return start + f"{text}".encode().ljust(HEADER - 11) + b"\n"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image in the journal: regions, size in pixels, checksum of its rows, and a stamp of what
+    it was read from. Journals of earlier versions lack the last two."""
+
+    count: int
+    width: int
+    height: int
+    checksum: int | None = None
+    stamp: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """The regions of one image, checked and in the types of the store; see `prepare`."""
+
+    image_id: str
+    entry: Entry
+    rows: dict[str, Tensor]
 
 
 class _RowFile:
@@ -120,7 +157,7 @@ class RegionFeatureWriter:
         }
         self._spec |= {} if classes is None else {"classes": classes}
         self._spec |= {IMAGES: True} if image_features else {}
-        self._ids: dict[str, tuple[int, int, int]] = {}
+        self._ids: dict[str, Entry] = {}
         self.partial.mkdir(parents=True, exist_ok=True)
         self._check_spec()
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -142,11 +179,12 @@ class RegionFeatureWriter:
         path = self.partial / "writer.json"
         if not path.exists():
             write_json(path, self._spec)
-        elif (found := read_json(path)) != self._spec:
-            key = next(k for k in self._spec if found.get(k) != self._spec[k])
+        elif (found := read_json(path, schema=dict[str, Any])) != self._spec:
+            keys = [*self._spec, *(k for k in found if k not in self._spec)]
+            key = next(k for k in keys if found.get(k) != self._spec.get(k))
             raise DataError(
-                f"{self.partial}: was started with {key} = {found.get(key)!r}, now "
-                f"{self._spec[key]!r} is asked for: use the same, or delete the folder"
+                f"{self.partial}: was started with {key} = {short(found.get(key))}, now "
+                f"{self._spec.get(key)!r} is asked for: use the same, or delete the folder"
             )
 
     def _recover(self) -> None:
@@ -158,11 +196,13 @@ class RegionFeatureWriter:
         for line in self._journal.read().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 break
-            image_id, count, width, height = json.loads(line)
-            if rows + count > complete or len(self._ids) == images:
+            image_id, entry = _read_entry(line, str(self.partial / "journal.jsonl"))
+            if not 0 < entry.width <= LONGEST_SIDE or not 0 < entry.height <= LONGEST_SIDE:
+                break  # an earlier version took it, but no store can have it
+            if rows + entry.count > complete or len(self._ids) == images:
                 break
-            self._ids[image_id] = (count, width, height)
-            rows += count
+            self._ids[image_id] = entry
+            rows += entry.count
             kept += len(line)
         self._journal.truncate(kept)
         for file in self._files.values():
@@ -181,7 +221,11 @@ class RegionFeatureWriter:
         """Ids of the images written so far, in order."""
         return list(self._ids)
 
-    def __enter__(self) -> "RegionFeatureWriter":
+    def stamp(self, image_id: str) -> int | None:
+        """What `add` was given for an image; None where an earlier version wrote it."""
+        return self._ids[image_id].stamp
+
+    def __enter__(self) -> RegionFeatureWriter:
         return self
 
     def __exit__(
@@ -210,9 +254,26 @@ class RegionFeatureWriter:
         boxes: Rows,
         features: Rows,
         image_feature: Rows | None = None,
+        stamp: int | None = None,
         **optional: Rows,
     ) -> None:
-        """Append the regions of one image, strongest first.
+        """Append the regions of one image; arguments and errors as `prepare`."""
+        self.append(
+            self.prepare(image_id, width, height, boxes, features, image_feature, stamp, **optional)
+        )
+
+    def prepare(
+        self,
+        image_id: str,
+        width: int,
+        height: int,
+        boxes: Rows,
+        features: Rows,
+        image_feature: Rows | None = None,
+        stamp: int | None = None,
+        **optional: Rows,
+    ) -> Record:
+        """Check the regions of one image, strongest first, for `append`.
 
         Args:
             image_id: Key of the image.
@@ -221,17 +282,24 @@ class RegionFeatureWriter:
             boxes: (R, 4) x1, y1, x2, y2 in pixels.
             features: (R, C).
             image_feature: (C,), of the image as a whole, where the constructor was told so.
+            stamp: of what they were read from, for `stamp`.
             **optional: (R,) each, class_probabilities (R, K); exactly those named in the
                 constructor.
 
         Raises:
-            DataError: The image is there already, or an array has another shape than stated
-                or holds values that are not finite (in the store's dtype).
+            DataError: The image is there already, its id cannot be stored, its size is none, or an
+                array has another shape than stated or holds values that are not finite (in the
+                store's dtype), or ids or shares outside their range.
         """
         if image_id in self._ids:
             raise DataError(f"image {image_id!r} is there already: image ids must be unique")
-        if width < 1 or height < 1:
-            raise DataError(f"image {image_id!r}: size {width} x {height}: must be positive")
+        if not image_id or not is_unicode(image_id) or not image_id.isprintable():
+            raise DataError(f"image {short(image_id)}: an id has to be a text of printable signs")
+        if not (0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE):
+            raise DataError(
+                f"image {image_id!r}: size {width} x {height}: expected 1 to {LONGEST_SIDE:,} "
+                "pixels a side"
+            )
         if sorted(optional) != self.optional:
             raise DataError(
                 f"image {image_id!r}: optional arrays {sorted(optional)}, the store has "
@@ -242,35 +310,61 @@ class RegionFeatureWriter:
                 f"image {image_id!r}: feature of the whole image: all images have one, or none"
             )
         given = {"features": features, "boxes": boxes} | optional
+        if tuple(boxes.shape[1:]) != (4,):
+            raise DataError(
+                f"image {image_id!r}: array 'boxes' has shape {tuple(boxes.shape)}, expected one "
+                "row of 4 numbers per region"
+            )
         count = len(boxes)
         ready = {name: self._cast(image_id, name, rows, count) for name, rows in given.items()}
         if image_feature is not None:
             row = torch.as_tensor(image_feature)[None]
             ready[IMAGES] = self._cast(image_id, IMAGES, row, 1)
+        ready = {name: ready[name].contiguous() for name in self._row_files()}
+        checksum = record_checksum(ready.values())
+        return Record(image_id, Entry(count, int(width), int(height), checksum, stamp), ready)
+
+    def append(self, record: Record) -> None:
+        """Append what `prepare` made."""
         files = self._row_files()
-        for name, rows in ready.items():
+        for name, rows in record.rows.items():
             files[name].append(rows)
-        self._journal.write(json.dumps([image_id, count, width, height]).encode() + b"\n")
+        entry = record.entry
+        line = [
+            record.image_id,
+            entry.count,
+            entry.width,
+            entry.height,
+            entry.checksum,
+            entry.stamp,
+        ]
+        self._journal.write(json.dumps(line).encode() + b"\n")
         self._journal.flush()
-        self._ids[image_id] = (count, width, height)
+        self._ids[record.image_id] = entry
 
     def _cast(self, image_id: str, name: str, rows: Rows, count: int) -> Tensor:
         """Rows in the dtype of their file, checked."""
         file = self._row_files()[name]
-        values = torch.as_tensor(rows)
+        given = values = _as_numbers(image_id, name, rows)
         expected = (count, *file.tail)
         if count < 1 or values.shape != expected:
             raise DataError(
                 f"image {image_id!r}: array {name!r} has shape {tuple(values.shape)}, expected "
                 f"{expected} with one region at least"
             )
+        if file.dtype.startswith("int"):
+            _check_range(image_id, name, values, 0, LARGEST_ID)
+            if bool((values.floor() if values.is_floating_point() else values).ne(values).any()):
+                raise DataError(f"image {image_id!r}: array {name!r}: ids have to be whole numbers")
         values = values.to(DTYPES[file.dtype])
         if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
-            bad = torch.as_tensor(rows)[~torch.isfinite(values)][0].item()
+            bad = given[~torch.isfinite(values)][0].item()
             raise DataError(
                 f"image {image_id!r}: array {name!r} holds {bad:g}, which is not a finite number "
                 f"in {file.dtype}"
             )
+        if name in SHARES:
+            _check_range(image_id, name, values, 0, 1 + SHARE_TOLERANCE)
         return values
 
     def finish(self, **extra: Any) -> RegionFeatures:
@@ -284,7 +378,12 @@ class RegionFeatureWriter:
         """
         if not self._ids:
             raise DataError(f"{self.partial}: no image was written: nothing to finish")
-        counts = np.array([r[0] for r in self._ids.values()], dtype=np.int64)
+        entries = list(self._ids.values())
+        counts = np.array([entry.count for entry in entries], dtype=np.int64)
+        checksums = [entry.checksum for entry in entries if entry.checksum is not None]
+        known: dict[str, Any] = (
+            {"crc": np.array(checksums, np.uint32)} if len(checksums) == len(entries) else {}
+        )
         for name, rows in self._row_files().items():
             rows.finish(len(self) if name == IMAGES else int(counts.sum()))
         self.close()
@@ -294,7 +393,8 @@ class RegionFeatureWriter:
                 ids=np.array([i.encode() for i in self._ids], dtype=np.bytes_),
                 first=np.cumsum(counts) - counts,
                 count=counts,
-                sizes=np.array([r[1:] for r in self._ids.values()], dtype=np.int32),
+                sizes=np.array([(e.width, e.height) for e in entries], dtype=np.int32),
+                **known,
             )
             os.fsync(file.fileno())
         meta = {
@@ -319,6 +419,47 @@ class RegionFeatureWriter:
         total = sum(path.stat().st_size for path in paths)
         with tqdm(total=total, unit="B", unit_scale=True, desc="checksums", delay=2) as bar:
             return {path.name: sha256(path, bar) for path in paths}
+
+
+def _read_entry(line: bytes, where: str) -> tuple[str, Entry]:
+    """A line of the journal, also of an earlier version."""
+    values = parse_json(line, where)
+    numbers = values[1:] if isinstance(values, list) else []
+    plain = all(isinstance(v, int) and not isinstance(v, bool) for v in numbers[:3])
+    rest = all(v is None or (isinstance(v, int) and v >= 0) for v in numbers[3:])
+    if len(numbers) not in (3, 5) or not (plain and rest and isinstance(values[0], str)):
+        raise DataError(
+            f"{where}: {short(values)} is no entry of it: it is damaged; delete its folder to "
+            "start again"
+        )
+    return values[0], Entry(*numbers)
+
+
+def _as_numbers(image_id: str, name: str, rows: Rows) -> Tensor:
+    """Rows as a tensor; text, complex numbers, objects and truth values are no rows."""
+    if isinstance(rows, np.ndarray):
+        if rows.dtype.kind not in "fiu":
+            raise DataError(f"image {image_id!r}: array {name!r} is of {rows.dtype}, not numbers")
+        if rows.dtype.kind == "f" and rows.dtype.itemsize > 8:
+            rows = rows.astype(np.float64)
+        if rows.dtype.kind == "u" and rows.dtype.itemsize > 1:
+            if rows.size and rows.max() > np.iinfo(np.int64).max:
+                raise DataError(f"image {image_id!r}: array {name!r}: {rows.max()} is too large")
+            rows = rows.astype(np.int64)
+        rows = np.asarray(rows, dtype=rows.dtype.newbyteorder("="), order="C")
+    values = torch.as_tensor(rows)
+    if values.is_complex() or values.dtype == torch.bool:
+        raise DataError(f"image {image_id!r}: array {name!r} is of {values.dtype}, not numbers")
+    return values
+
+
+def _check_range(image_id: str, name: str, values: Tensor, low: float, high: float) -> None:
+    wrong = (values < low) | (values > high)
+    if bool(wrong.any()):
+        raise DataError(
+            f"image {image_id!r}: array {name!r} holds {values[wrong][0].item():g}, expected "
+            f"{low:g} to {high:g}"
+        )
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
-from common.files import read_json
 from common.projects import title_of
+from common.reading import read_json
 
 Result = dict[str, Any]
 FILE_NAME = "result.json"

@@ -21,7 +21,8 @@ from common.data.datasets import resolve_dataset
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQADataset, question_digest
 from common.errors import CheckpointError, ConfigError, DataError
-from common.files import read_json, write_json
+from common.files import write_json
+from common.reading import read_json
 from common.runs.backbones import Exporting, OpenedRun, dataset_name, find_backbone
 from common.runs.strategy_record import StrategyRecord
 from common.training.checkpoint import check_compatible, load_meta

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.files import read_json, write_bytes, write_json
+from common.files import write_bytes, write_json
+from common.reading import read_json
 from common.results.comparison import group_summary
 from common.results.files import FILE_NAME, Result, group_results, load_result
 from common.results.table import format_markdown, format_table

@@ -163,8 +163,8 @@ class FolderLock:
                     return
                 except FileExistsError:
                     owner = _reads(self.path)
-                    lives = owner.get("host") != socket.gethostname() or _lives(owner.get("process"))
-                    if owner and lives:
+                    here = owner.get("host") == socket.gethostname()
+                    if owner and (not here or _lives(owner.get("process"))):
                         raise self._refusal() from None
                     self.path.unlink(missing_ok=True)  # left by a process that was killed
         finally:

@@ -10,7 +10,7 @@ import pytest
 from common.data.annotations import read_official
 from common.errors import DataError
 from common.features.lxmert_tsv import import_tsv
-from common.files import parse_json, read_json, read_text
+from common.reading import parse_json, read_json, read_text
 from tests.common.data_files import annotation, plain_row, question, write_tsv
 from vlbert.data_answers import AnswerFile
 

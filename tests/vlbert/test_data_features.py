@@ -128,7 +128,7 @@ def test_stopped_import_goes_on_and_gives_the_same_store(
     (folder / "42.json").write_text(good[:100])
     arguments = ["import", "--json", str(folder), "--width", str(WIDTH), "--quiet"]
     assert main(arguments) == 2
-    assert "42.json: not valid JSON" in capsys.readouterr().err
+    assert "42.json: line 1, column " in capsys.readouterr().err
     (folder / "42.json").write_text(good)
     assert main(arguments) == 0
     assert "going on with 2 images" in capsys.readouterr().out
@@ -183,7 +183,10 @@ def test_bad_files_are_skipped_and_reported(folder: Path) -> None:
     assert main([*arguments, "--skip-bad", "--out", str(out)]) == 0
     assert RegionFeatures.open(out).ids() == ["9", "42", "73"]
     report = out.with_name("s_skipped.txt").read_text().splitlines()
-    assert report[1].startswith("2\t25\t") and "f.zip@/f/25.json: not valid JSON" in report[1]
+    assert (
+        report[1].startswith("2\t25\t")
+        and "f.zip@/f/25.json: line 1, column 2: not valid" in report[1]
+    )
 
 
 BAD_RECORDS = {

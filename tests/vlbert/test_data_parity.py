@@ -12,7 +12,7 @@ from common.data.answer_scores import strip_punctuation
 from common.data.tokenizer import Tokenizer
 from common.errors import DataError
 from common.features.sources import FeatureSources
-from common.files import read_json
+from common.reading import read_json
 from common.training.weights import load_weights
 from tests.vlbert.coco_files import zip_folder
 from vlbert.data_answers import AnswerFile

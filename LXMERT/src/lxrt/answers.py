@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
-from common.files import read_json
+from common.reading import read_json
 
 _SAME = {
     "a man": "man",

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.files import read_text
+from common.reading import read_text
 from lxrt.answers import convert_answer
 from lxrt.pretraining_sentences import Sentences, SentencesBuilder
 

@@ -15,6 +15,8 @@ image key; `nominival` a tenth of the other half, `train` the rest of it; `miniv
 package's test part. Test images are numbered behind the train images, so ids are unique.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import shutil
@@ -22,17 +24,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from PIL import Image
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from common.data.annotations import AnswerVocabulary, Example
 from common.data.easy_vqa.regions import MAX_BOXES, WIDTH, extract_regions
 from common.errors import DataError
 from common.features.store import RegionFeatures
 from common.features.writer import RegionFeatureWriter, replace_folder
-from common.files import exclusive, read_json, sha256, write_json
+from common.files import exclusive, sha256, write_json
+from common.reading import read_json
 
 VERSION = 2  # of questions, splits and features: another one is built anew
 DETECTOR = (
@@ -45,6 +49,23 @@ SPLITS = ("pretrain", "train", "nominival", "minival")
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 Kind = tuple[str, str | None]
+
+
+class BuiltFile(TypedDict):
+    """A file of a data set as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+class BuiltMeta(TypedDict):
+    """meta.json of a data set, as far as it is read."""
+
+    version: int
+    limit: int | None
+    files: dict[str, BuiltFile]
+    images: NotRequired[int]
+    pictures: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -295,32 +316,52 @@ def finish_folder(
             for p in files
         },
     }
+    if (partial / "images").is_dir():
+        meta["pictures"] = pictures_digest(partial)
     write_json(partial / "meta.json", meta, indent=1)
     replace_folder(partial, out)
 
 
-def is_whole(out: Path, limit: int | None = None, content: bool = True) -> bool:
+def is_whole(
+    out: Path, limit: int | None = None, content: bool = True, progress: bool = True
+) -> bool:
     """Whether `out` has a data set of this version with every file as it was written.
 
     Args:
         out: Folder of the data set.
         limit: The one it was built with.
-        content: Compare the SHA-256 of the JSON files as well, not only all sizes; arrays are
-            compared by size (`RegionFeatures.verify` reads them).
+        content: Compare the SHA-256 of all files as well, not only their sizes.
+        progress: Show a bar while they are read.
     """
     try:
-        meta = read_json(out / "meta.json")
+        meta = read_json(out / "meta.json", schema=BuiltMeta)
         if (meta["version"], meta["limit"]) != (VERSION, limit):
             return False
-        for name, known in meta["files"].items():
-            path = out / name
-            if path.stat().st_size != known["bytes"]:
-                return False
-            if content and path.suffix == ".json" and sha256(path) != known["sha256"]:
-                return False
+        if any((out / n).stat().st_size != known["bytes"] for n, known in meta["files"].items()):
+            return False
         if "images" in meta:
             RegionFeatures.open(out / "features")
-            return len(list((out / "images").glob("*/*.png"))) == meta["images"]
-        return True
-    except (DataError, OSError, KeyError, TypeError):
+            if len(list((out / "images").glob("*/*.png"))) != meta["images"]:
+                return False
+        return not content or _as_written(out, meta, progress)
+    except (DataError, OSError):
         return False
+
+
+def _as_written(out: Path, meta: BuiltMeta, progress: bool) -> bool:
+    """Whether all files have the checksums of meta.json."""
+    total = sum(known["bytes"] for known in meta["files"].values())
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc=f"verify {out.name}", disable=not progress
+    ) as bar:
+        if any(sha256(out / name, bar) != known["sha256"] for name, known in meta["files"].items()):
+            return False
+    return "pictures" not in meta or pictures_digest(out) == meta["pictures"]
+
+
+def pictures_digest(folder: Path) -> str:
+    """SHA-256 of the image files of a data set, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted((folder / "images").glob("*/*.png")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -119,6 +119,12 @@ def test_damage_is_noticed_and_repaired(tmp_path: Path) -> None:
     assert is_whole(out, 12, content=False) and not is_whole(out, 12)
     assert build_easy_vqa(out, limit=12) and (out / "train.json").read_text() == text
     image = "images/train/EASY_train_000000000003.png"
+    for name in ("features/features.npy", "features/boxes.npy", image):
+        content = bytearray((out / name).read_bytes())
+        content[-20] ^= 1
+        (out / name).write_bytes(content)
+        assert not is_whole(out, 12), name
+        assert build_easy_vqa(out, limit=12)
     for name in ("features/features.npy", "minival.json", image):
         (out / name).unlink()
         assert not is_whole(out, 12, content=False), name

@@ -417,6 +417,12 @@ def test_check_reads_every_split_that_is_there(
     shown = capsys.readouterr().out
     assert "train            3 images        6 questions\n" in shown
     assert "test             2 images        4 questions\n" in shown
+    features = root / "mscoco_imgfeat" / "train2014_obj36" / "features.npy"
+    content = features.read_bytes()
+    features.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["check", "vqa_cp", "--data", str(root), "--quiet"]) == 2
+    assert f"{features}: SHA-256 is" in capsys.readouterr().err
+    features.write_bytes(content)
     change(root / "vqa" / "vqacp_v2_test_questions.json", 0, image_id=8)
     change(root / "vqa" / "vqacp_v2_test_annotations.json", -1, image_id=8)
     assert main(["check", "vqa_cp", "--data", str(root), "--quiet"]) == 2

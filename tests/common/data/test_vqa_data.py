@@ -124,7 +124,7 @@ def test_tsv_is_imported_once_where_the_store_is_missing(
         return base64.b64encode(array.tobytes()).decode()
 
     ids, ones = cell(np.zeros(1, "i8")), cell(np.ones(1, "f4"))
-    arrays = [cell(np.ones(4, "f4")), cell(np.ones(2048, "f4"))]
+    arrays = [cell(np.array([1, 2, 8, 10], "f4")), cell(np.ones(2048, "f4"))]
     rows = [[i, "20", "16", ids, ones, ids, ones, "1", *arrays] for i in STORES["val2014"]]
     store.with_suffix(".tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     dataset = resolve_dataset("vqa", data_root=root)

@@ -17,6 +17,7 @@ from common.features.lxmert_tsv import COLUMNS, import_tsv
 from common.features.npz import import_npz
 from common.features.store import RegionFeatures, normalise_boxes
 from common.features.writer import RegionFeatureWriter
+from common.files import sha256
 
 WIDTH = 6
 COUNTS = {"img_a": 3, "img_b": 1, "img_c": 5}
@@ -161,7 +162,7 @@ def test_damaged_meta_and_index_are_named(store: RegionFeatures) -> None:
         (good[:-20], r"meta.json: line \d+, column \d+: not valid JSON"),
         (good.replace('"version": 1', '"version": 7'), "format version 7, this code reads 1"),
         ("{}", "not a region-feature store"),
-        (good.replace('"images": 3', '"images": 4'), "3 images with 9 regions, meta.json says 4"),
+        (good.replace('"images": 3', '"images": 4'), "'ids' is ..,. of .*, meta.json says 4"),
     ):
         meta.write_text(text)
         with pytest.raises(DataError, match=message):
@@ -187,8 +188,41 @@ def test_record_that_became_nan_is_named_when_read(store: RegionFeatures) -> Non
     (store.path / "features.npy").write_bytes(data)
     damaged = RegionFeatures.open(store.path)
     damaged.read(["img_a", "img_b"])
-    with pytest.raises(DataError, match="record of image 'img_c' holds values that are not finite"):
+    with pytest.raises(DataError, match="record of image 'img_c' is not what was written"):
         damaged.read(["img_a", "img_c"])
+    without_checksums(store.path)
+    with pytest.raises(DataError, match="record of image 'img_c' holds values that are not finite"):
+        RegionFeatures.open(store.path).read(["img_a", "img_c"])
+
+
+def without_checksums(store: Path) -> None:
+    """Make it a store of an earlier version, which had none for every image."""
+    with np.load(store / "index.npz") as file:
+        arrays = {name: file[name] for name in file.files if name != "crc"}
+    np.savez(store / "index.npz", **arrays)
+    meta = json.loads((store / "meta.json").read_text())
+    meta["checksums"]["index.npz"] = sha256(store / "index.npz")
+    (store / "meta.json").write_text(json.dumps(meta))
+
+
+def test_a_store_of_an_earlier_version_without_checksums_is_read(store: RegionFeatures) -> None:
+    wanted = store.get("img_c").features
+    without_checksums(store.path)
+    assert torch.equal(RegionFeatures.open(store.path).get("img_c").features, wanted)
+
+
+@pytest.mark.parametrize("name", ["features", "boxes", "object_ids"])
+def test_damage_anywhere_in_a_record_is_noticed_when_it_is_read(store, name: str) -> None:
+    """Also in regions beyond those that are asked for, and once only in a process."""
+    path = store.path / f"{name}.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of img_c, the last one; still a number
+    path.write_bytes(data)
+    damaged = RegionFeatures.open(store.path)
+    damaged.read(["img_a", "img_b"])
+    for _ in range(2):
+        with pytest.raises(DataError, match="record of image 'img_c' is not what was written"):
+            damaged.read(["img_a", "img_c"], max_regions=1)
 
 
 def test_stopped_writer_goes_on_and_gives_the_same_store(tmp_path: Path, store) -> None:
@@ -349,7 +383,7 @@ def test_npz_with_a_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "npz").mkdir()
     arrays = {"x": np.array([{}], dtype=object), "bbox": 0, "image_w": 1, "image_h": 1}
     np.savez(tmp_path / "npz" / "1.npz", **arrays)
-    with pytest.raises(DataError, match=r"1\.npz: cannot be read as NPZ without pickles"):
+    with pytest.raises(DataError, match=r"1\.npz: array .x.npy.: .*pickled objects are not read"):
         import_npz(tmp_path / "npz", tmp_path / "s", WIDTH)
 
 

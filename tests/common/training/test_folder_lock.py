@@ -25,9 +25,11 @@ def without_system_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_in_use_is_refused_until_its_process_has_ended(tmp_path: Path):
     with held(tmp_path / "run") as process:
-        with pytest.raises(ConfigError, match=f"in use by process {process.pid} on") as error:
-            with alone(tmp_path / "run"):
-                raise AssertionError
+        with (
+            pytest.raises(ConfigError, match=f"in use by process {process.pid} on") as error,
+            alone(tmp_path / "run"),
+        ):
+            raise AssertionError
         assert socket.gethostname() in str(error.value) and str(tmp_path) in str(error.value)
         process.kill()
         process.wait()
@@ -46,18 +48,19 @@ def test_it_is_refused_within_one_process_too(tmp_path: Path):
 def test_where_the_file_system_has_no_locks_the_file_is_one(tmp_path: Path, monkeypatch):
     with held(tmp_path) as process:
         without_system_locks(monkeypatch)
-        with pytest.raises(ConfigError, match=f"in use by process {process.pid} on"):
-            with alone(tmp_path):
-                raise AssertionError
+        with (
+            pytest.raises(ConfigError, match=f"in use by process {process.pid} on"),
+            alone(tmp_path),
+        ):
+            raise AssertionError
         process.kill()
         process.wait()
         with alone(tmp_path):
             assert (tmp_path / NAME).exists()
     assert not (tmp_path / NAME).exists()
     (tmp_path / NAME).write_text('{"host": "another machine", "process": 1}')
-    with pytest.raises(ConfigError, match=r"on another machine.*delete .*\.lock"):
-        with alone(tmp_path):
-            raise AssertionError
+    with pytest.raises(ConfigError, match=r"on another machine.*delete .*\.lock"), alone(tmp_path):
+        raise AssertionError
 
 
 @pytest.mark.parametrize("locks", [True, False])
