@@ -28,7 +28,7 @@ from vlbert.loading import (
     read_model,
 )
 from vlbert.sizes import EncoderConfig, NetworkConfig, SpecialTokens
-from vlbert.vqa_dataset import Transform, VLBertInputs
+from vlbert.vqa_dataset import Transform, VLBertInputs, longest_question
 from vlbert.vqa_network import ResNetVLBERT, set_classifier_rows
 
 Say = Callable[[str], None]
@@ -136,10 +136,11 @@ def make_model(meta: Mapping[str, Any]) -> ResNetVLBERT:
 
 def make_inputs(tokenizer: Tokenizer, meta: Mapping[str, Any]) -> VLBertInputs:
     """What turns a batch of questions into the model's inputs."""
-    transform = meta["transform"]
+    transform, sizes = meta["transform"], meta["config"]["encoder"]
     return VLBertInputs(
         tokenizer,
         Transform(scales=tuple(transform["scales"]), whole_image=transform["whole_image"]),
+        longest_question(sizes["max_position_embeddings"], sizes["position_padding_idx"]),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from common.data import datasets as tables
 from common.data.annotations import AnswerVocabulary, Example
 from common.data.tokenizer import Tokenizer, has_vocabulary
+from common.data.vqa_dataset import PARTS, check_answers
 from common.errors import ConfigError, DataError
 from common.features.sources import FeatureSources
 from common.training.weights import SUFFIXES
@@ -34,7 +35,7 @@ from vlbert.data_coco import (
 )
 from vlbert.data_features import joined, open_features
 from vlbert.images import ImageFiles, part_of
-from vlbert.vqa_dataset import Size, Transform, VLBertData
+from vlbert.vqa_dataset import Size, Transform, VLBertData, longest_question
 
 __all__ = ["COCO", "Splits", "VQASource", "overlap", "read_examples"]
 
@@ -240,6 +241,14 @@ class VQASource:
             self.transform(part),
             self.images(examples),
             self.sizes(examples),
+            self._longest(),
+        )
+
+    def _longest(self) -> int:
+        """Word pieces of a question that model and published policy have positions for."""
+        return min(
+            longest_question(part.max_position_embeddings, part.position_padding_idx)
+            for part in (self.config.NETWORK.VLBERT, self.config.POLICY.VLBERT)
         )
 
     def check_files(self) -> None:
@@ -309,13 +318,10 @@ class VQASource:
                     f"questions in {settings.TRAIN_IMAGE_SET} of {self.name}"
                 )
             kept = random.Random(self.config.seed).sample(kept, questions)
-        return Splits(
-            self.data(kept, "TRAIN"),
-            self.data(heldout, "VAL"),
-            self.data(valid, "VAL"),
-            remarks,
-            planned,
-        )
+        parts = self.data(kept, "TRAIN"), self.data(heldout, "VAL"), self.data(valid, "VAL")
+        remarks += check_answers(dict(zip(PARTS, parts, strict=True)))
+        remarks += [said for part in parts if (said := part.cut_questions()) is not None]
+        return Splits(*parts, remarks, planned)
 
     def _check_training_set(self) -> None:
         sets = self.settings.TRAIN_IMAGE_SET

@@ -15,6 +15,7 @@ from typing import Any
 from common.data.annotations import Example, QuestionId, read_official
 from common.data.answer_scores import soft_scores
 from common.errors import ConfigError, DataError
+from common.reading import short
 from vlbert.images import ImageFiles, number_of, part_of
 
 VQA_V2 = "https://visualqa.org/download.html"
@@ -257,6 +258,7 @@ class COCO:
         return found
 
 
+ENTRY = ("id", "width", "height")
 IMAGES_KEY = re.compile(r'"images"\s*:\s*(?=\[)')
 FIRST_CHARACTERS = 1 << 20
 
@@ -272,14 +274,15 @@ def read_sizes(path: Path) -> dict[str, tuple[int, int]]:
     entries = _images_list(path)
     sizes = {}
     for place, entry in enumerate(entries, 1):
-        try:
-            width, height = int(entry["width"]), int(entry["height"])
-            sizes[str(int(entry["id"]))] = (width, height)
-        except (KeyError, TypeError, ValueError) as error:
+        values = [entry.get(k) if isinstance(entry, dict) else None for k in ENTRY]
+        whole = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+        if len(whole) < len(ENTRY):
             raise DataError(
-                f"{path}: entry {place} of 'images': {error!r}: expected whole numbers "
+                f"{path}: entry {place} of 'images': {short(entry)}: expected whole numbers "
                 "id, width and height"
-            ) from None
+            )
+        number, width, height = whole
+        sizes[str(number)] = (width, height)
         if min(width, height) < 1:
             raise DataError(
                 f"{path}: entry {place} of 'images': {width} x {height} pixels: must be positive"
@@ -291,7 +294,7 @@ def _images_list(path: Path) -> list[dict[str, Any]]:
     """The value of the key `images`, of so much of the file as it takes."""
     text, more = "", FIRST_CHARACTERS
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             while part := file.read(more):
                 text += part
                 more = len(text)
@@ -301,6 +304,6 @@ def _images_list(path: Path) -> list[dict[str, Any]]:
                     return json.JSONDecoder().raw_decode(text, key.end())[0]
                 except json.JSONDecodeError:
                     continue
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({short(str(error))})") from None
     raise DataError(f"{path}: no list 'images' in it, or it is cut off: fetch the file again")

@@ -28,7 +28,7 @@ class VLBertTask(VQATask):
         super().__init__(
             train,
             heldout,
-            VLBertInputs(train.tokenizer, train.transform),
+            VLBertInputs(train.tokenizer, train.transform, train.longest),
             runtime,
             eval_batch_size,
             seed,

@@ -219,7 +219,9 @@ class VisualLinguisticBert(nn.Module):
         text = self.words(text_input_ids) + self.visual("text", text_visual_embeddings)
         objects = linguistic + self.visual("object", visual)
         positions = packing.positions(self.config.position_padding_idx)
-        check_positions(positions, self.position_embeddings.num_embeddings)
+        rows = self.position_embeddings.num_embeddings
+        check_positions(positions, packing.mask, rows)
+        positions = positions.clamp(max=rows - 1)  # of padding, which nothing reads
         x = (
             packing.take(text, objects, self.end_embedding.weight[0])
             + self.position_embeddings(positions)

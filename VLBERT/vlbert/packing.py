@@ -108,13 +108,13 @@ def pack(text_mask: Tensor, object_mask: Tensor) -> Packing:
     )
 
 
-def check_positions(positions: Tensor, rows: int) -> None:
-    """Refuse sequences that are longer than the position table.
+def check_positions(positions: Tensor, mask: Tensor, rows: int) -> None:
+    """Refuse sequences (B, M) that are longer, without their padding, than the position table.
 
     Raises:
         DataError: names the length and the setting.
     """
-    longest = int(positions.max()) + 1
+    longest = int(torch.where(mask, positions, 0).max()) + 1
     if longest > rows:
         raise DataError(
             f"a sequence of {positions.shape[1]} tokens and objects needs {longest} "

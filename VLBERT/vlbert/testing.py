@@ -227,6 +227,8 @@ def _answer(
     config = options.config
     with runtime.world.main_first():
         data = source.data(source.examples(options.sets), "TEST")
+    if (said := data.cut_questions()) is not None:
+        say(f"note: {said}")
     built = build_vqa(
         config,
         adaptive_settings(config),

@@ -18,6 +18,7 @@ from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import DataError
 from common.features.sources import FeatureSources
 from common.features.store import RegionBatch, whole_image
+from common.features.vlbert_json import cut_boxes
 from vlbert.images import ImageFiles
 from vlbert.transforms import (
     PADDING,
@@ -99,6 +100,7 @@ class VLBertData(VQADataset):
         transform: Transform,
         images: ImageFiles | None = None,
         sizes: Mapping[str, Size] | None = None,
+        longest: int | None = None,
     ) -> None:
         """Put everything together.
 
@@ -112,6 +114,7 @@ class VLBertData(VQADataset):
                 takes the features.
             sizes: Width and height in pixels by image, where they are known from elsewhere; the
                 others are those of `features`.
+            longest: Word pieces that a question is cut to, see `longest_question`; None cuts none.
 
         Raises:
             DataError: No examples, or images without regions, file or size.
@@ -121,7 +124,7 @@ class VLBertData(VQADataset):
             if not example.question.strip():
                 raise DataError(f"question {example.question_id} is empty: remove it")
         self.tokenizer, self.transform = tokenizer, transform
-        self.images, self.sizes = images, sizes
+        self.images, self.sizes, self.longest = images, sizes, longest
         if images is not None and (missing := images.missing({e.image_id for e in self.examples})):
             raise DataError(
                 f"no image file of {missing[0]}{images.suffix} ({len(missing)} images "
@@ -138,13 +141,14 @@ class VLBertData(VQADataset):
             epoch: Of training, in which samples may be mirrored; None mirrors none.
 
         Raises:
-            DataError: A damaged record or image, a size that is not known, or a question without
-                word pieces.
+            DataError: A damaged record or image, a size that is not known or contradicts the
+                features, boxes beside their image, or a question without word pieces.
         """
         chosen = [self.examples[i] for i in indices]
         flips = [self._is_flipped(example, epoch) for example in chosen]
         regions = self.features.read([e.image_id for e in chosen])
         sizes = self._sizes(regions)
+        cut_to_images(regions, sizes)
         info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
         image = None if self.images is None else self._images(chosen, info, flips)
         return VLBertBatch(
@@ -173,7 +177,15 @@ class VLBertData(VQADataset):
                 regions.image_ids, regions.sizes.tolist(), strict=False
             )
         ]
-        for image_id, size in zip(regions.image_ids, found, strict=False):
+        for image_id, size, own in zip(
+            regions.image_ids, found, regions.sizes.tolist(), strict=True
+        ):
+            if min(own) >= 1 and size != (int(own[0]), int(own[1])):
+                raise DataError(
+                    f"image {image_id!r}: COCO's file (annotations/) says {size[0]} x {size[1]} "
+                    f"pixels, its features were made of {own[0]:g} x {own[1]:g}: they are of "
+                    "another image or size; take both from the same place"
+                )
             if min(size) < 1:
                 raise DataError(
                     f"image {image_id!r}: its size is not known: neither the COCO JSON "
@@ -209,7 +221,24 @@ class VLBertData(VQADataset):
 
     def _questions(self, examples: Sequence[Example], flips: Sequence[bool]) -> Tensor:
         named = [(f"question {e.question_id} ({e.question!r})", e.question) for e in examples]
-        return question_pieces(self.tokenizer, named, flips)
+        return question_pieces(self.tokenizer, named, flips, self.longest)
+
+    def cut_questions(self) -> str | None:
+        """In words, which questions are longer than the model reads; None if none is."""
+        if self.longest is None:
+            return None
+        long = []
+        for example in self.examples:
+            if len(example.question) > self.longest:  # a piece has one sign at least
+                pieces = len(self.tokenizer.pieces(example.question))
+                long += [(example.question_id, pieces)] if pieces > self.longest else []
+        if not long:
+            return None
+        number, pieces = long[0]
+        return (
+            f"of {len(long)} questions only the first {self.longest} word pieces are read, as many "
+            f"as the model has positions for: question {number} has {pieces}"
+        )
 
     def _flipped_targets(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor | None:
         """(B, A) soft scores; None if no example of the batch has answers."""
@@ -262,8 +291,32 @@ def object_boxes(
     return boxes.masked_fill_(~mask[..., None], PADDING)
 
 
+def cut_to_images(regions: RegionBatch, sizes: Sequence[Size]) -> None:
+    """Cut boxes at the edges of their images, in place.
+
+    Raises:
+        DataError: A box lies wholly outside, or its corners are the wrong way round.
+    """
+    for row, (image_id, (width, height)) in enumerate(zip(regions.image_ids, sizes, strict=True)):
+        boxes = regions.boxes[row][regions.mask[row]]
+        regions.boxes[row][regions.mask[row]] = cut_boxes(
+            boxes, width, height, f"image {image_id!r}"
+        )[0]
+
+
+def longest_question(positions: int, padding_index: int = -1) -> int:
+    """Word pieces of a question for which a table of so many positions has room.
+
+    They stand between [CLS] and [SEP] [MASK] [SEP]; the objects and the end have a position each.
+    """
+    return positions - len(("[CLS]", "[SEP]", "[MASK]", "[SEP]")) - 3 - padding_index
+
+
 def question_pieces(
-    tokenizer: Tokenizer, questions: Sequence[tuple[str, str]], flips: Sequence[bool]
+    tokenizer: Tokenizer,
+    questions: Sequence[tuple[str, str]],
+    flips: Sequence[bool],
+    longest: int | None = None,
 ) -> Tensor:
     """Word pieces (B, T) of questions without special tokens; padding is 0.
 
@@ -271,13 +324,14 @@ def question_pieces(
         tokenizer: of the vocabulary.
         questions: B pairs of what to call a question in an error, and its text.
         flips: those in which left and right change places.
+        longest: pieces that are read; None: all.
 
     Raises:
         DataError: a question without word pieces.
     """
     rows = []
     for (name, text), flip in zip(questions, flips, strict=True):
-        pieces = tokenizer.pieces(text)
+        pieces = tokenizer.pieces(text)[:longest]
         if not pieces:
             raise DataError(f"{name} has no word pieces: remove it")
         rows.append(torch.tensor(tokenizer.numbers(mirror_words(pieces) if flip else pieces)))
@@ -293,10 +347,12 @@ class VLBertInputs:
     Attributes:
         tokenizer: of the questions.
         transform: of the boxes.
+        longest: word pieces of a question that are read; None: all.
     """
 
     tokenizer: Tokenizer
     transform: Transform
+    longest: int | None = None
 
     def __call__(self, batch: VLBertBatch | VQABatch) -> dict[str, Tensor | None]:
         """Image, boxes, im_info and question of a batch."""
@@ -320,5 +376,5 @@ class VLBertInputs:
             "image": None,
             "boxes": boxes,
             "im_info": info,
-            "question": question_pieces(self.tokenizer, named, flips),
+            "question": question_pieces(self.tokenizer, named, flips, self.longest),
         }

@@ -106,7 +106,9 @@ def ask(run: OpenedRun, regions: Regions, question: str, top: int = 5, seed: int
     order = logits.argsort(descending=True, stable=True)[:top].tolist()
     answers = [Answer(run.answers[i], float(logits[i].sigmoid()), float(logits[i])) for i in order]
     decisions = None if part is None else read_decisions(part)
-    return Answered(question, answers, decisions, question_notes(run.tokenizer, question))
+    room = getattr(run.make_inputs, "longest", MAX_TOKENS - 2)
+    notes = question_notes(run.tokenizer, question, room)
+    return Answered(question, answers, decisions, notes)
 
 
 def make_batch(regions: Regions, question: str) -> VQABatch:
@@ -154,8 +156,14 @@ def read_decisions(part: Adaptive) -> PairDecisions:
     )
 
 
-def question_notes(tokenizer: Tokenizer, question: str) -> list[str]:
-    """Words that the vocabulary does not have, and words that were cut off."""
+def question_notes(
+    tokenizer: Tokenizer, question: str, room: int | None = MAX_TOKENS - 2
+) -> list[str]:
+    """Words that the vocabulary does not have, and words that were cut off.
+
+    Args:
+        room: word pieces that the model reads, without special tokens; None: all.
+    """
     words = [word.strip(string.punctuation) or word for word in question.split()]
     pieces = {word: tokenizer.pieces(word) for word in words}
     notes = []
@@ -169,8 +177,7 @@ def question_notes(tokenizer: Tokenizer, question: str) -> list[str]:
             f"hardly understood: {spelled}"
         )
     read = tokenizer.pieces(question)
-    room = MAX_TOKENS - 2  # [CLS] and [SEP]
-    if len(read) > room:
+    if room is not None and len(read) > room:
         last = " ".join(read[:room][-4:]).replace(" ##", "")
         notes.append(f"{len(read)} word pieces, the model reads {room}: cut off after {last!r}")
     return notes

@@ -23,7 +23,7 @@ from common.data.datasets import (
     open_features,
     resolve_dataset,
 )
-from common.data.vqa_dataset import VQADataset
+from common.data.vqa_dataset import VQADataset, check_answers
 from common.errors import ConfigError
 from common.features.command import add_import_options, run_import
 from common.files import repository_root
@@ -152,6 +152,7 @@ def check_dataset(dataset: Dataset, skip_bad: bool, progress: bool) -> None:
     vocabulary = dataset.vocabulary()
     print(f"{dataset.name} in {dataset.folder}: {len(vocabulary)} answers")
     verified: set[Path] = set()
+    warnings: list[str] = []
     for name, split in dataset.kind.splits.items():
         files = (split.questions, *split.features)
         there = all(is_there(dataset.kind, dataset.folder, path) for path in files)
@@ -165,10 +166,14 @@ def check_dataset(dataset: Dataset, skip_bad: bool, progress: bool) -> None:
                 verified.add(store.path)
         examples = load_split(dataset, name)
         if examples:
-            examples = VQADataset(examples, features, vocabulary).examples
+            data = VQADataset(examples, features, vocabulary)
+            examples = data.examples
+            warnings += check_answers({name: data})
         images = len({example.image_id for example in examples})
         hidden = ", without answers" if any(e.answers is None for e in examples) else ""
         print(f"  {name:10} {images:7,} images {len(examples):8,} questions{hidden}")
+    for said in warnings:
+        print(f"  warning: {said}")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,8 +7,10 @@ data = VQADataset(examples, features, dataset.vocabulary())
 batch = data.read([0, 1, 2])
 """
 
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,10 @@ class VQABatch:
 
     def __len__(self) -> int:
         return len(self.question_ids)
+
+
+LOW_SCORE = 50.0  # percent
+PARTS = ("training questions", "held-out questions", "validation questions")
 
 
 class VQADataset:
@@ -166,6 +172,16 @@ class VQADataset:
             image_features=regions.image_features,
         )
 
+    def best_scores(self) -> Tensor | None:
+        """(N,) score of the best known answer of every question, 0..1; None without answers."""
+        if all(example.answers is None for example in self.examples):
+            return None
+        best = torch.zeros(len(self))
+        owner = torch.repeat_interleave(
+            torch.arange(len(self)), torch.from_numpy(np.diff(self._start))
+        )
+        return best.scatter_reduce(0, owner, self._scores, "amax")
+
     def _targets(self, indices: Sequence[int]) -> Tensor | None:
         """(B, A) soft scores; None if no example of the batch has answers."""
         if all(self.examples[i].answers is None for i in indices):
@@ -175,6 +191,47 @@ class VQADataset:
             start, stop = self._start[i], self._start[i + 1]
             row[self._labels[start:stop]] = self._scores[start:stop]
         return target
+
+
+def check_answers(parts: Mapping[str, VQADataset]) -> list[str]:
+    """Make sure, before any training, that something can be learned and measured.
+
+    Args:
+        parts: what a part is called, and its questions.
+
+    Returns:
+        What the user should know: the highest accuracy that a part allows, where it is low.
+
+    Raises:
+        DataError: no question of a part has an answer with a score, or no answer that is trained
+            on is in the vocabulary.
+    """
+    said = []
+    for name, data in parts.items():
+        best = data.best_scores()
+        if best is None:
+            continue
+        possible = 100 * float(best.mean())
+        if not any(example.answers for example in data.examples):
+            raise DataError(
+                f"{name}: none of the {len(data)} questions has an answer with a score: the "
+                "official metric gives an answer that a single person gave 0 points; give every "
+                "question its ten answers (one answer ten times), or use LXMERT's JSON with "
+                "'label'"
+            )
+        if possible == 0 and name == PARTS[0]:
+            raise DataError(
+                f"{name}: no answer of the {len(data)} questions is among the "
+                f"{len(data.vocabulary)} answers that a model can give: take the answer list of "
+                "this data"
+            )
+        if possible < LOW_SCORE:
+            said.append(
+                f"{name}: an accuracy of at most {possible:.1f} % is possible: so much do the best "
+                "known answers score on average; the official metric expects ten answers per "
+                "question"
+            )
+    return said
 
 
 def question_digest(data: VQADataset) -> dict[str, Any]:

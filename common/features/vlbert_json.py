@@ -310,10 +310,11 @@ class JsonFeatures:
     ) -> RegionBatch:
         """Regions of B images, as `RegionFeatures.read`; an image asked for twice is read once.
 
-        Boxes are as in the files, and sizes are 0 where a file does not say them.
+        Boxes are cut at the edges of their images; where a file does not say the size of its image,
+        they are as in the file, and the size is 0.
 
         Raises:
-            DataError: An image has no file, or it is damaged.
+            DataError: An image has no file, it is damaged, or a box lies beside the image.
         """
         if absent := self.missing(image_ids):
             raise DataError(
@@ -329,7 +330,7 @@ class JsonFeatures:
         batch = RegionBatch(
             image_ids=list(image_ids),
             features=_pad([r.features[:max_regions] for r in rows]),
-            boxes=_pad([r.boxes[:max_regions] for r in rows]),
+            boxes=_pad([self._boxes(r)[:max_regions] for r in rows]),
             mask=torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1),
             sizes=torch.tensor([[r.width, r.height] for r in rows], dtype=torch.float32),
             image_features=torch.stack([r.whole_image() for r in rows]),
@@ -339,6 +340,12 @@ class JsonFeatures:
             if len(known) == len(rows):
                 batch.class_probabilities = _pad(known)
         return batch
+
+    def _boxes(self, record: JsonRecord) -> Tensor:
+        if not record.width or not record.height:
+            return record.boxes
+        where = self._files.where(self._names[record.image_id])
+        return cut_boxes(record.boxes, record.width, record.height, where)[0]
 
 
 def _pad(parts: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from common.data.datasets import (
     resolve_dataset,
     split_holdout,
 )
-from common.data.vqa_dataset import VQADataset
+from common.data.vqa_dataset import PARTS, VQADataset, check_answers
 from common.errors import ConfigError
 from common.features.sources import FeatureSources
 from common.projects import vqa_data
@@ -131,13 +132,17 @@ def find_features(
 
 
 def find_questions(
-    options: QuestionOptions, dataset: Dataset, features: FeatureSources, seed: int
+    options: QuestionOptions,
+    dataset: Dataset,
+    features: FeatureSources,
+    seed: int,
+    say: Callable[[str], None] = print,
 ) -> tuple[VQADataset, VQADataset, VQADataset]:
     """Questions to train on, held-out ones, and those that are reported.
 
     Raises:
         ConfigError: questions without answers, or fewer than are wanted.
-        DataError: images that are trained on and reported.
+        DataError: images that are trained on and reported, or no answer that scores.
     """
     trained, reported = dataset.choose_splits(options.train, options.valid)
     train, heldout = training_examples(options, dataset, seed)
@@ -150,11 +155,14 @@ def find_questions(
             )
     check_disjoint(train + heldout, val)
     vocabulary = dataset.vocabulary()
-    return (
+    parts = (
         VQADataset(train, features, vocabulary),
         VQADataset(heldout, features, vocabulary),
         VQADataset(val, features, vocabulary),
     )
+    for said in check_answers(dict(zip(PARTS, parts, strict=True))):
+        say(f"warning: {said}")
+    return parts
 
 
 def training_examples(

@@ -230,7 +230,9 @@ class VQAProgram(Generic[Model]):
             begun.seed_processes()
             how = self.finetuning(options, built.size)
             how = replace(how, adaptive=replace(how.adaptive, policy_eval=built.record.policy_eval))
-            train, held, val = find_questions(data, dataset, features, options.run.seed)
+            train, held, val = find_questions(
+                data, dataset, features, options.run.seed, tracker.log
+            )
             tracker.log(
                 f"{dataset.name}: {len(train)} training, {len(held)} held-out and "
                 f"{len(val)} validation questions"

@@ -294,12 +294,12 @@ BAD: dict[str, tuple[Any, str]] = {
         lose("vqa/v2_mscoco_val2014_annotations.json"),
         r"val2014_annotations.json  from .*\nfetch them, or use the embedded",
     ),
-    "answers missing": (lose("vqa/answers_vqa.txt"), "answers_vqa.txt: cannot be read"),
+    "answers missing": (lose("vqa/answers_vqa.txt"), "answers_vqa.txt: no such file"),
     "empty question": (empty_questions, "question 1: field 'question': empty question"),
     "no word pieces": (control_characters, "question 900 .* has no word pieces"),
     "wrong pairs": (other_pairs, "question 1 has no annotation in .*train2014_annotations.json"),
     "no features": (no_features_of_one, "no region features of image 'COCO_val2014_000000000042'"),
-    "damaged features": (features_cut_off, "42.json: not valid JSON"),
+    "damaged features": (features_cut_off, "42.json: line 1, column 73: not valid JSON"),
     "features of another width": (other_width, "73.json: field 'features' holds 21 numbers"),
 }
 

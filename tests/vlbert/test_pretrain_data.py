@@ -248,7 +248,7 @@ def test_bad_captions_are_one_error_with_file_and_row(own, tmp_path, damage, mes
 def test_a_damaged_image_is_an_error_and_not_a_black_image(own, tmp_path):
     broken_image(own.data)
     data = load(own, tmp_path, **RAW)
-    with pytest.raises(DataError, match="00000001.jpg: cannot be decoded"):
+    with pytest.raises(DataError, match="00000001.jpg: not a picture"):
         sample(data, [0])
 
 
