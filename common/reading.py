@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 
 Schema = TypeVar("Schema")
 Array = NDArray[Any]
@@ -88,9 +88,18 @@ def read_json(
 
 
 def parse_json(
-    text: str | bytes, where: str, replace: Callable[[dict[str, Any]], Any] | None = None
+    text: str | bytes,
+    where: str,
+    replace: Callable[[dict[str, Any]], Any] | None = None,
+    any_text: bool = False,
 ) -> Any:
     """The value of a JSON text; `where` names it in errors.
+
+    Args:
+        text: UTF-8, perhaps with a byte order mark.
+        where: Names the file.
+        replace: See `read_json`.
+        any_text: Let texts through that are no Unicode.
 
     Raises:
         DataError: no JSON, nested too deeply, or with a text that is no Unicode.
@@ -113,7 +122,7 @@ def parse_json(
         raise DataError(f"{where}: nested too deeply for data: not a file of this kind") from None
     except ValueError as error:  # e.g. a number of thousands of digits
         raise DataError(f"{where}: not readable as JSON ({error})") from None
-    if _MAY_BE_HALF.search(text) is not None:
+    if not any_text and _MAY_BE_HALF.search(text) is not None:
         _check_texts(value, where)
     return value
 
@@ -149,7 +158,10 @@ def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=64)
 def _adapter(schema: Any) -> Any:
-    from pydantic import TypeAdapter  # late: a machine that only measures may lack it
+    try:
+        from pydantic import TypeAdapter  # late: a machine that only measures may lack it
+    except ImportError:
+        raise ConfigError("package pydantic is missing: pip install pydantic") from None
 
     return TypeAdapter(schema)
 
@@ -167,10 +179,11 @@ def checked(value: Any, schema: type[Schema], where: str, way_out: str = "") -> 
     Raises:
         DataError: another type, with place, value and what was expected.
     """
+    adapter = _adapter(cast(Hashable, schema))
     from pydantic import ValidationError
 
     try:
-        _adapter(cast(Hashable, schema)).validate_python(value, strict=True)
+        adapter.validate_python(value, strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = "".join(

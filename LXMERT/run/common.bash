@@ -1,13 +1,24 @@
 # What the run scripts share: arguments, the interpreter, the output folder with a copy of the code.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
+# from_here PATH: the absolute form of a path that is relative to this folder; a bare name stays.
+from_here() {
+    case "$1" in
+        /* | "") echo "$1" ;;
+        */*) echo "$PWD/$1" ;;
+        *) echo "$1" ;;
+    esac
+}
+
 # start TASK SCRIPT GPU NAME …: go to LXMERT/, choose the device, name the folder snap/TASK/NAME.
 start() {
-    if [ $# -lt 4 ] || [ -z "$3" ]; then
+    if [ $# -lt 4 ] || [ -z "$3" ] || [[ "$4" == -* ]]; then
+        if [[ "${4:-}" == --* && "$4" != --help ]]; then echo "error: NAME is missing before $4" >&2; fi
         sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$2" >&2
         exit 2
     fi
     local task="$1" script name="$4" gpu="$3"
+    PYTHON="$(from_here "${PYTHON:-}")"
     script="$(cd "$(dirname "$2")" && pwd)/$(basename "$2")"
     cd "$(dirname "$script")/.."
     if [ "$gpu" != cpu ]; then export CUDA_VISIBLE_DEVICES="$gpu"; fi

@@ -1,6 +1,15 @@
 # What the launch scripts share: the arguments of the script, the interpreter.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
+# from_here PATH: the absolute form of a path that is relative to this folder; a bare name stays.
+from_here() {
+    case "$1" in
+        /* | "") echo "$1" ;;
+        */*) echo "$PWD/$1" ;;
+        *) echo "$1" ;;
+    esac
+}
+
 # usage SCRIPT: print the comment at the top of a script and stop.
 usage() {
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$1" >&2
@@ -15,11 +24,12 @@ prepare() {
     shift 2
     if [ $# -ge 2 ] && { [ "$2" = --help ] || [ "$2" = -h ]; }; then
         COMMAND=("$1" --help)
-    elif [ $# -lt "$count" ]; then
+    elif [ $# -lt "$count" ] || [[ "$2" == -* || "$3" == -* ]]; then
         usage "$launcher"
     else
         COMMAND=("$1" --cfg "$2" --model-dir "$3" "${@:4}")
     fi
+    PYTHON="$(from_here "${PYTHON:-}")"
     cd "$(dirname "$launcher")/.."
     PYTHON="${PYTHON:-$([ -x ../.venv/bin/python ] && echo ../.venv/bin/python || echo python3)}"
 }

@@ -11,15 +11,14 @@ a network of the sections NETWORK and POLICY.)
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
+from common.reading import parse_yaml, read_text, short
 from vlbert.config_defaults import CHOICES, LIMITS, LISTS, Defaults, defaults
 from vlbert.sizes import HOME
 
@@ -152,31 +151,13 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     return config
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} occurs twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{path}{where}: not valid YAML ({problem})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+        tree = parse_yaml(read_text(path, kind="a config"), str(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {tree!r}")
+        raise ConfigError(f"{path}: expected keys and values, found {short(tree)}")
     return tree
 
 

@@ -113,7 +113,7 @@ def check_files(folder: Path, wanted: Iterable[str], more: Iterable[tuple[Path, 
     missing = [(folder / path, _source(path)) for path in wanted if not (folder / path).is_file()]
     missing += [(path, origin) for path, origin in more if not path.is_file()]
     if missing:
-        lines = "\n".join(f"  {path}  from {origin}" for path, origin in missing)
+        lines = "\n".join(f"  {path.absolute()}  from {origin}" for path, origin in missing)
         raise DataError(
             f"{len(missing)} files are missing:\n{lines}\nfetch them, or use the "
             "embedded data: a config in cfgs/easy_vqa/, for instance "

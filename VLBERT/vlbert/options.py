@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from common.adapt.strategies import find_strategy
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
+from common.reading import parse_yaml, short
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.loop import LoopOptions
 from common.training.options import add_run_options, add_strategy_options
@@ -237,9 +237,9 @@ def read_changes(changes: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"--set {change}: give KEY=VALUE, e.g. TRAIN.END_EPOCH=2")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {change}: the value is not valid YAML") from None
+            value = parse_yaml(text, f"--set {short(change)[1:-1]}")
+        except DataError as error:
+            raise ConfigError(f"{error}: the value is not valid YAML") from None
         found[key] = "" if value is None else value
     return found
 

@@ -14,8 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from common.adapt.encoder import POLICY_EVALUATIONS, Adaptive, AdaptiveOptions, RoutedEncoder
+from common.adapt.encoder import HALF, POLICY_EVALUATIONS, Adaptive, AdaptiveOptions, RoutedEncoder
 from common.adapt.families import find_encoder
+from common.adapt.guards import protect
 from common.adapt.policy import RandomPolicy, SmallPolicy
 from common.adapt.steps import Layer, live_steps
 from common.adapt.strategies import Strategy, find_strategy, plan_sites
@@ -77,7 +78,10 @@ def adapt(
         )
         reference = next(model.parameters())
         encoder.adaptive.to(device=reference.device, dtype=reference.dtype)
+        if reference.dtype in HALF:
+            network.float()  # it decides by small differences, and costs little
         encoder.adaptive.train(encoder.training)
+        protect(model, encoder)
     freeze_dead(layers, encoder.reads)
     return model
 

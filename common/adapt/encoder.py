@@ -24,6 +24,7 @@ from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 
 PolicyFactory = Callable[[int, float], nn.Module]
+HALF = (torch.bfloat16, torch.float16)
 POLICY_EVALUATIONS = ("argmax", "sample", "global")
 
 
@@ -179,14 +180,19 @@ class Adaptive(nn.Module):
         if self.policy is None:
             raise ConfigError(f"strategy {self.strategy.name} needs a policy network")
         first = next(iter(state))
-        with torch.autocast(read_stream(state, first).device.type, enabled=False):
-            full = {
-                k: x if x is None or x.dtype == torch.float64 else x.float()
-                for k, x in state.items()
+        raw, self.raw_inputs = self.raw_inputs, {}
+        own = next(self.policy.parameters(), read_stream(state, first)).dtype
+        own = own if own == torch.float64 or own in HALF else torch.float32
+
+        def as_own(values: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+            return {
+                k: x if x is None or not x.is_floating_point() else x.to(own)
+                for k, x in values.items()
             }
-            raw, self.raw_inputs = self.raw_inputs, {}
-            logits: Tensor = self.policy(PolicyInputs(full, raw))
-            return logits
+
+        with torch.autocast(read_stream(state, first).device.type, enabled=False):
+            logits: Tensor = self.policy(PolicyInputs(as_own(state), as_own(raw)))
+            return logits if own == torch.float64 else logits.float()
 
     def run(self, state: State, encoder: RoutedEncoder, passed: list[State] | None = None) -> State:
         """Run all layers of the encoder with the policy's decisions.

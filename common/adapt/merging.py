@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive, RoutedEncoder
 from common.adapt.families import find_encoder
+from common.adapt.guards import release
 from common.adapt.strategies import Site
 from common.errors import ConfigError
 
@@ -75,6 +76,7 @@ def merge(model: nn.Module, decisions: Tensor | None = None) -> Merged:
                 "no plain model. Only if all layers keep their blocks is there one (--global-k "
                 f"{len(merged.ones) + len(merged.zeros)})"
             )
+    release(model)
     encoder.adaptive = None
     remove_layers(encoder, merged.dropped)
     return merged

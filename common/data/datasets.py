@@ -98,7 +98,8 @@ def missing_files(kind: DatasetKind, folder: Path) -> list[str]:
 def _listing(kind: DatasetKind, folder: Path, paths: Iterable[str]) -> str:
     """Lines that name files and where they come from."""
     return "\n".join(
-        f"  {folder / path}{'.tsv' if path.endswith('_obj36') else ''}  from {kind.source(path)}"
+        f"  {(folder / path).absolute()}{'.tsv' if path.endswith('_obj36') else ''}  "
+        f"from {kind.source(path)}"
         for path in paths
     )
 

@@ -216,8 +216,8 @@ def check_answers(parts: Mapping[str, VQADataset]) -> list[str]:
             raise DataError(
                 f"{name}: none of the {len(data)} questions has an answer with a score: the "
                 "official metric gives an answer that a single person gave 0 points; give every "
-                "question its ten answers (one answer ten times), or use LXMERT's JSON with "
-                "'label'"
+                "question its ten answers (one answer ten times), or use files with scores "
+                "('label')"
             )
         if possible == 0 and name == PARTS[0]:
             raise DataError(

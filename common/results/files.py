@@ -17,21 +17,13 @@ from typing import Any
 from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
 from common.projects import title_of
-from common.reading import read_json
+from common.reading import checked, read_json, short
+from common.results.schema import ResultFile
 
 Result = dict[str, Any]
 FILE_NAME = "result.json"
 ANSWER_TYPES = ("overall", "yes/no", "number", "other")
 BASELINES = {"majority": "majority answer", "question_only": "question only"}
-_REQUIRED: dict[str, type] = {
-    "backbone": str,
-    "dataset": str,
-    "strategy": str,
-    "accuracy": dict,
-    "accuracy.val": dict,
-    "parameters": dict,
-}
-_OBJECTS = ("baselines", "time", "memory", "versions", "decisions")
 _WAY_OUT = "run that training again, or delete the file to leave the run out"
 
 
@@ -131,30 +123,12 @@ def load_result(path: Path | str) -> Result:
         raise DataError(f"{error}; {_WAY_OUT}" if path.exists() else str(error)) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not isinstance(result, dict):
-        raise DataError(f"{path}: holds a {type(result).__name__}, not an object; {_WAY_OUT}")
-    _check_keys(result, path)
+    checked(result, ResultFile, str(path), _WAY_OUT)
     _check_accuracy(result, path)
     if result.get("decisions"):
         _check_decisions(result["decisions"], path)
+        _check_epochs(result, path)
     return result | {"path": str(path)}
-
-
-def _check_keys(result: Result, path: Path) -> None:
-    for key, kind in _REQUIRED.items():
-        if not isinstance(lookup(result, key), kind):
-            raise DataError(
-                f"{path}: {key!r} is {lookup(result, key)!r}, expected {kind.__name__}; {_WAY_OUT}"
-            )
-    for key in _OBJECTS:
-        if not isinstance(result.get(key), dict | None):
-            raise DataError(f"{path}: {key!r} is {result[key]!r}, expected dict; {_WAY_OUT}")
-    for key in ("epochs", "warnings"):
-        if not isinstance(result.get(key), list | None):
-            raise DataError(f"{path}: {key!r} is {result[key]!r}, expected list; {_WAY_OUT}")
-    for epoch in result.get("epochs") or ():
-        if not isinstance(lookup(epoch, "epoch"), int):
-            raise DataError(f"{path}: an entry of 'epochs' has no 'epoch' number; {_WAY_OUT}")
 
 
 def _check_accuracy(result: Result, path: Path) -> None:
@@ -162,7 +136,7 @@ def _check_accuracy(result: Result, path: Path) -> None:
         for name, value in (result["accuracy"].get(part) or {}).items():
             if value is not None and not _is_number(value):
                 raise DataError(
-                    f"{path}: 'accuracy.{part}.{name}' is {value!r}, "
+                    f"{path}: 'accuracy.{part}.{name}' is {short(value)}, "
                     f"expected a number or null; {_WAY_OUT}"
                 )
 
@@ -185,6 +159,21 @@ def _check_decisions(decisions: dict[str, Any], path: Path) -> None:
                 raise DataError(
                     f"{path}: 'decisions.{key}' holds {bad[0]!r}, "
                     f"expected numbers from 0 to 1; {_WAY_OUT}"
+                )
+
+
+def _check_epochs(result: Result, path: Path) -> None:
+    """The decisions of every epoch are about the same sites as those of the result."""
+    count = len(result["decisions"]["names"])
+    for epoch in result.get("epochs") or ():
+        for key in ("decisions", "train_decisions"):
+            shares = (epoch.get(key) or {}).get("share")
+            if shares is not None and (
+                len(shares) != count or not all(_is_number(v) and 0 <= v <= 1 for v in shares)
+            ):
+                raise DataError(
+                    f"{path}: epoch {epoch['epoch']}: {key!r} has {len(shares)} shares, expected "
+                    f"{count} numbers from 0 to 1; {_WAY_OUT}"
                 )
 
 

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from common.errors import CheckpointError, ConfigError
-from common.training.checkpoint_codec import StateEncoder, checksum, decode, storable
+from common.training.checkpoint_codec import StateEncoder, checksum, storable
 from common.training.weights import FORMAT_KEY, FORMAT_VERSION, open_checkpoint
 
 STALE_SECONDS = 3600.0  # a save that is older than this was killed, whatever machine wrote it
@@ -184,10 +184,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
                 f"{path}: holds weights only, no training state to continue "
                 "from; use it with --load instead of --resume"
             )
-        return (
-            decode(file.structure("state"), file.tensor),
-            decode(file.structure("meta"), file.tensor),
-        )
+        state, meta = (file.decoded(key) for key in ("state", "meta"))
+        if not isinstance(state, dict) or not isinstance(meta, dict):
+            raise CheckpointError(f"{path}: its state and meta are no tables: it is damaged")
+        return state, meta
 
 
 def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -197,7 +197,9 @@ def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: missing, truncated or damaged.
     """
     with open_checkpoint(Path(path)) as file:
-        meta: dict[str, Any] = decode(file.structure("meta"), file.tensor)
+        meta = file.decoded("meta")
+        if not isinstance(meta, dict):
+            raise CheckpointError(f"{path}: its meta is no table: it is damaged")
         return meta
 
 

@@ -30,6 +30,15 @@ from common.errors import CheckpointError
 
 Json = Any
 EXACT_INTEGER = 2**53  # beyond it other JSON readers round
+MALFORMED = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
+)
 BYTES_ONLY = (torch.complex128,)  # dtypes that safetensors has no name for
 
 
@@ -177,16 +186,32 @@ def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ready
 
 
-def decode(value: Json, tensor: Callable[[str], Tensor]) -> Any:
+def decode(value: Json, tensor: Callable[[str], Tensor], where: str = "the structure") -> Any:
     """The structure that `StateEncoder.encode` was given.
 
     Args:
         value: its JSON.
         tensor: name → tensor. It must give the same object for the same name, so that tied
             tensors stay tied.
+        where: names it in errors.
+
+    Raises:
+        CheckpointError: no such JSON.
     """
+    try:
+        return _decode(value, tensor)
+    except CheckpointError:
+        raise
+    except (*MALFORMED, RecursionError) as error:
+        raise CheckpointError(
+            f"{where} is not what this code writes ({type(error).__name__}): it is damaged, or "
+            "another program made it; use another checkpoint"
+        ) from None
+
+
+def _decode(value: Json, tensor: Callable[[str], Tensor]) -> Any:
     if isinstance(value, list):
-        return [decode(item, tensor) for item in value]
+        return [_decode(item, tensor) for item in value]
     if not isinstance(value, dict):
         return value
     if "$tensor" in value:
@@ -194,25 +219,29 @@ def decode(value: Json, tensor: Callable[[str], Tensor]) -> Any:
     if "$array" in value or "$scalar" in value:
         return _decode_array(value, tensor)
     if "$tuple" in value:
-        return tuple(decode(item, tensor) for item in value["$tuple"])
+        return tuple(_decode(item, tensor) for item in value["$tuple"])
     if "$items" in value:
-        return {decode(key, tensor): decode(item, tensor) for key, item in value["$items"]}
+        return {_decode(key, tensor): _decode(item, tensor) for key, item in value["$items"]}
     if "$int" in value:
         return int(value["$int"], 16)
     if "$float" in value:
         return float(value["$float"])
-    return {key: decode(item, tensor) for key, item in value.items()}
+    return {key: _decode(item, tensor) for key, item in value.items()}
 
 
 def _decode_tensor(value: Json, stored: Tensor) -> Tensor:
     if "dtype" not in value:
         return stored
-    return stored.view(getattr(torch, value["dtype"])).reshape(value["shape"])
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in BYTES_ONLY}
+    return stored.view(dtypes[value["dtype"]]).reshape(value["shape"])
 
 
 def _decode_array(value: Json, tensor: Callable[[str], Tensor]) -> np.ndarray | np.generic:
     is_array = "$array" in value
     raw = as_bytes(tensor(value["$array" if is_array else "$scalar"])).tobytes()
-    array = np.frombuffer(bytearray(raw), dtype=np.dtype(value["dtype"]))
+    dtype = np.dtype(value["dtype"])
+    if dtype.hasobject or dtype.names or not dtype.itemsize:
+        raise ValueError(f"no numbers: {dtype}")
+    array = np.frombuffer(bytearray(raw), dtype=dtype)
     array = array.reshape(value["shape"])
     return array if is_array else array[()]

@@ -26,6 +26,7 @@ from common.adapt.adapting import adaptive_part
 from common.adapt.budget import BudgetOptions, budget_losses
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
 from common.modules.losses import precise
+from common.reading import short
 from common.training.batch_order import BatchOrder, MicroBatches
 from common.training.checkpoint import (
     check_compatible,
@@ -35,6 +36,7 @@ from common.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
+from common.training.checkpoint_codec import MALFORMED
 from common.training.distributed import peers
 from common.training.folder_lock import renew
 from common.training.optim import OptimizerWithSchedule
@@ -88,6 +90,18 @@ class LoopOptions:
     save_every: int = 0
     max_steps: int = 0
     progress: bool = True
+
+
+# What a checkpoint says of where its run was.
+PROGRESS: dict[str, type | tuple[type, ...]] = {
+    "epoch": int,
+    "step_in_epoch": int,
+    "step": int,
+    "best_score": (int, float),
+    "best_epoch": (int, type(None)),
+    "history": list,
+    "seconds": (int, float),
+}
 
 
 class Trainer:
@@ -434,6 +448,23 @@ class Trainer:
                 "start again with --overwrite"
             )
         check_compatible(meta, self.meta, path)
+        try:
+            self._restore(state, path)
+        except AdaptiveError:
+            raise
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"{path}: its training state is not what this code writes "
+                f"({type(error).__name__}: {short(str(error))}): the file is damaged; use another "
+                "checkpoint, or start again with --overwrite"
+            ) from error
+
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
+        """Put back what `_save` saved."""
+        for key, kinds in PROGRESS.items():
+            value = state["progress"][key]
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise TypeError(f"progress.{key} is {short(value)}")
         load_into(self.model, state["model"], what=str(path))
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -18,12 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, DataError
+from common.reading import parse_json, short
 from common.training.checkpoint_codec import checksum, decode
 
 FORMAT_KEY, FORMAT_VERSION = "adaptive_finetuning", 1
 SUFFIXES = (".safetensors", ".pth", ".model", ".bin")
 Shape = tuple[int, ...]
+BEGINNING = 512  # bytes of a file that say what it is
+COMPILED = "._orig_mod."
 SHOWN = 3  # names per group in messages about keys
 
 
@@ -35,9 +37,14 @@ class CheckpointFile:
         self.metadata: dict[str, str] = handle.metadata() or {}
         self.names: list[str] = list(handle.keys())
         self._handle = handle
-        self._checksums: dict[str, int] = json.loads(self.metadata.get("crc32", "{}"))
+        self._checksums = _parsed(self.metadata.get("crc32", "{}"), f"{path}: header entry crc32")
         self._read: dict[str, Tensor] = {}
-        if int(self.metadata.get(FORMAT_KEY, 0)) > FORMAT_VERSION:
+        if not isinstance(self._checksums, dict):
+            raise self._damaged("the entry 'crc32' of its header")
+        version = self.metadata.get(FORMAT_KEY, "0")
+        if not version.isdecimal():
+            raise self._damaged(f"the entry {FORMAT_KEY!r} of its header")
+        if int(version[:9]) > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: written by a newer version of this package (format "
                 f"{self.metadata[FORMAT_KEY]}, known is {FORMAT_VERSION}); "
@@ -56,9 +63,18 @@ class CheckpointFile:
             CheckpointError: it is not the text that was written.
         """
         text = self.metadata.get(key, "{}")
-        if self.has_state and zlib.crc32(text.encode()) != int(self.metadata[f"{key}_crc32"]):
+        expected = self.metadata.get(f"{key}_crc32")
+        if self.has_state and str(zlib.crc32(text.encode())) != expected:
             raise self._damaged(f"the entry {key!r} of its header")
-        return json.loads(text)
+        return _parsed(text, f"{self.path}: header entry {key!r}")
+
+    def decoded(self, key: str) -> Any:
+        """The structure `state` or `meta` with its tensors, as it was given to `save_checkpoint`.
+
+        Raises:
+            CheckpointError: it is not what this code writes.
+        """
+        return decode(self.structure(key), self.tensor, f"{self.path}: entry {key!r}")
 
     def tensor(self, name: str) -> Tensor:
         """One tensor on the CPU; the same object when asked again.
@@ -70,6 +86,8 @@ class CheckpointFile:
             CheckpointError: its bytes are not those that were written.
         """
         if name not in self._read:
+            if name not in self.names:
+                raise CheckpointError(f"{self.path}: tensor {short(name)} is not in it: damaged")
             tensor = self._handle.get_tensor(name).clone()
             expected = self._checksums.get(name)
             if expected is not None and checksum(tensor) != expected:
@@ -95,10 +113,15 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             yield CheckpointFile(path, handle)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(_damaged(path, "a safetensors checkpoint", error)) from error
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return parse_json(text, where, any_text=True)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def require_file(path: Path) -> None:
@@ -136,20 +159,42 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     require_file(path)
     with open(path, "rb") as file:
-        start = file.read(9)
-    if path.suffix == ".safetensors" or start[8:] == b"{":
-        return _load_safetensors(path)
-    return _flat_weights(_load_pickle(path), path)
+        start = file.read(BEGINNING)
+    _check_beginning(start, path)
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        weights = _load_safetensors(path)
+    else:
+        weights = _flat_weights(_load_pickle(path), path)
+    if any(COMPILED in f".{name}" for name in weights):
+        print(f"{path}: {COMPILED[1:]!r} of torch.compile is left out of the names")
+        weights = strip_prefix(weights, COMPILED[1:], anywhere=True)
+    return weights
+
+
+def _check_beginning(start: bytes, path: Path) -> None:
+    """Say what a file is that is fetched instead of weights often enough."""
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: a Git LFS pointer ({path.stat().st_size} bytes), not the weights it stands "
+            "for: fetch them with `git lfs pull`, or download the file itself"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise CheckpointError(
+            f"{path}: a web page, not weights: the download gave an error page or asked to log in; "
+            "open it to see why, and fetch the file again"
+        )
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     with open_checkpoint(path) as file:
         if not file.has_state:
             return {name: file.tensor(name) for name in file.names}
-        model = file.structure("state").get("model")
+        state = file.structure("state")
+        model = state.get("model") if isinstance(state, dict) else None
         if model is None:
             raise CheckpointError(f"{path}: a checkpoint without model weights")
-        return _flat_weights(decode(model, file.tensor), path)
+        return _flat_weights(decode(model, file.tensor, f"{path}: entry 'model'"), path)
 
 
 def _load_pickle(path: Path) -> Any:
@@ -181,20 +226,30 @@ def _refused_content(error: Exception) -> str | None:
 
 
 def _flat_weights(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model", "state_dict"):
+    for key in ("state_dict", "model_state_dict", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
+        empty = isinstance(content, Mapping | list | tuple | set) and not content
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}"
-            f"{'' if content else ' without entries'}, not named weights"
+            f"{' without entries' if empty else ''}, not named weights: save "
+            "model.state_dict(), not one tensor or object"
         )
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(
             f"{path}: not a table of weights; these entries are no tensors: {_some(others)}"
         )
-    return {str(name): value for name, value in content.items()}
+    odd = [str(n) for n, x in content.items() if x.layout != torch.strided or x.is_quantized]
+    if odd:
+        raise CheckpointError(
+            f"{path}: {_some(odd)}: sparse or quantised tensors; save dense ones "
+            "(x.to_dense(), x.dequantize())"
+        )
+    if not all(isinstance(name, str) for name in content):
+        raise CheckpointError(f"{path}: not a table of weights: some names are no texts")
+    return dict(content)
 
 
 def resolve_checkpoint(name: str | os.PathLike[str], suffixes: Iterable[str] = SUFFIXES) -> Path:
@@ -212,7 +267,8 @@ def resolve_checkpoint(name: str | os.PathLike[str], suffixes: Iterable[str] = S
     for path in map(Path, tried):
         if path.is_file():
             return path
-    raise CheckpointError(f"no checkpoint {text!r}; tried: {', '.join(tried)}")
+    here = "" if os.path.isabs(text) else f" in {Path.cwd()}"
+    raise CheckpointError(f"no checkpoint {text!r}; tried{here}: {', '.join(tried)}")
 
 
 def strip_prefix(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LxmertConfig as HFConfig
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering, LxmertModel
 
 from common.adapt.adapting import adapt, adaptive_part, parameter_groups
+from common.adapt.merging import merge
 from common.errors import ConfigError
 from common.tasks.vqa import vqa_loss
 from lxrt.modeling import PretrainingModel, VQAModel
@@ -491,3 +494,58 @@ def test_a_base_transformers_model_has_19_53_and_425_decisions_all_of_them_live(
         with torch.device("meta"):
             model = adapt(LxmertModel(HFConfig()), strategy)
         assert len(adaptive_part(model).decision_names) == decisions
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=2, target_modules=["query", "value"])
+
+
+def test_peft_is_refused_on_an_adapted_model_and_leaves_it_as_it_was():
+    model = adapt(hf_model(), strategy="SpotTune_Block")
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="Put the adapters in first, then call adapt"):
+        get_peft_model(model, lora())
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], x) for name, x in before.items())
+
+
+def test_peft_first_and_then_adapt_trains_adapters_and_policy_alone():
+    model = get_peft_model(hf_model(), lora()).base_model.model
+    adapt(model, strategy="SpotTune_Block")
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert any(".policy." in name for name in trained)
+    assert all("lora_" in name or ".policy." in name for name in trained)
+    assert not any("twins" in name for name in trained)
+    outputs(model)[2].sum().backward()
+    part = adaptive_part(model)
+    assert all(p.grad is not None for p in part.policy.parameters())
+
+
+@pytest.mark.parametrize("strategy", ADAPTIVE)
+def test_save_pretrained_of_an_adapted_model_is_refused_until_it_is_merged(tmp_path, strategy):
+    model = adapt(hf_model(), strategy=strategy)
+    for copy in (model, deepcopy(model)):
+        with pytest.raises(ConfigError, match="save model.state_dict\\(\\) instead"):
+            copy.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    merge(model, torch.ones(len(adaptive_part(model).live)))
+    model.save_pretrained(tmp_path / "folder")
+    assert (tmp_path / "folder" / "config.json").is_file()
+    model.encoder.layer[0].attention = nn.Identity()  # a plain model is the user's again
+
+
+def test_an_adapted_model_in_half_precision_answers_and_learns_in_it():
+    """Also where it is converted afterwards; the policy stays in float32 where `adapt` made it."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for strategy in ADAPTIVE:
+            for late in (False, True):
+                model = hf_model() if late else hf_model().to(dtype)
+                model = adapt(model, strategy=strategy).to(*([dtype] if late else []))
+                model.train()
+                found = outputs(model)
+                assert {x.dtype for x in found} == {dtype}, (strategy, late)
+                sum(x.float().square().mean() for x in found).backward()
+                policy = adaptive_part(model).policy
+                assert {p.dtype for p in policy.parameters()} == {dtype if late else torch.float32}
+                assert all(p.grad is not None for p in policy.parameters())

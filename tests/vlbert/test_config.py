@@ -247,8 +247,11 @@ def test_wrong_config_is_one_clear_error(tmp_path: Path, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("TRAIN: {LR: 1, LR: 2}", "my.yaml, line 1: not valid YAML (key 'LR' occurs twice)"),
-        ("TRAIN:\n\tLR: 1", "my.yaml, line 2: not valid YAML"),
+        (
+            "TRAIN: {LR: 1, LR: 2}",
+            "my.yaml: line 1, column 16: not valid YAML: key 'LR' occurs twice",
+        ),
+        ("TRAIN:\n\tLR: 1", "my.yaml: line 2, column 1: not valid YAML"),
         ("- 1", "my.yaml: expected keys and values"),
         ("MODULE: !!python/object:os.system {}", "not valid YAML"),
         ("BASE: other.yaml", "other.yaml: no such config"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import find_strategy
@@ -269,7 +272,40 @@ def load_finetuned(model: VQAModel, path: Path) -> None:
             f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "
             "snapshot is loaded with --loadLXMERTQA"
         )
-    load_into(model, weights, what=str(path))
+    try:
+        load_into(model, weights, what=str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{sizes_hint(weights, model)}") from None
+
+
+def sizes_hint(weights: Mapping[str, Tensor], model: VQAModel) -> str:
+    """Which flags would make a model as large as one whose weights do not fit; or nothing."""
+    theirs, ours = (_sizes(table) for table in (weights, model.state_dict()))
+    if theirs == ours or "hidden size" not in theirs:
+        return ""
+    layers = " ".join(f"--{key} {theirs[key]}" for key in LAYER_STACKS if theirs[key] != ours[key])
+    said = [f"; the file's model has {', '.join(f'{k} {v}' for k, v in theirs.items())}"]
+    if layers:
+        said.append(f"; for it give {layers}")
+    if theirs["hidden size"] == SIZES["base"].hidden_size != ours["hidden size"]:
+        said.append(" --size base" if layers else "; for it give --size base")
+    return "".join(said)
+
+
+LAYER_STACKS = {"llayers": "layer", "xlayers": "x_layers", "rlayers": "r_layers"}
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes of an encoder, as far as its weights say them."""
+    found = {}
+    for key, stack in LAYER_STACKS.items():
+        pattern = re.compile(rf"\.encoder\.{stack}\.(\d+)\.")
+        numbers = {int(m[1]) for name in weights if (m := pattern.search(f".{name}"))}
+        found[key] = len(numbers)
+    for name, x in weights.items():
+        if name.endswith("word_embeddings.weight") and x.ndim == 2:
+            found |= {"vocabulary": x.shape[0], "hidden size": x.shape[1]}
+    return found
 
 
 def _load_pretrained(
