@@ -18,6 +18,7 @@ SIZE ?=
 QUICK ?=
 ARGS ?=
 WORKERS ?= 2
+FUZZ ?= 20000
 CFG ?=
 NPROC ?= 1
 dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
@@ -47,7 +48,7 @@ table := output/vl-bert/easy_vqa/table
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
-.PHONY: help setup demo experiments lint test test-slow test-gpu parity bench compare diagrams data-easy-vqa \
+.PHONY: help setup demo experiments lint test test-slow test-gpu fuzz mutants parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full \
         vlbert-train vlbert-test vlbert-table clean
 
@@ -91,6 +92,9 @@ test: setup  ## all tests but the slow ones, in WORKERS=2 processes (0: in one, 
 
 test-slow: setup  ## the tests that take minutes: the demo, training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: setup  ## damage real files and read them (FUZZ=20000 times): right values, or one clear error
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -p no:xdist $(ARGS)
 
 test-gpu:  ## the tests that need a GPU (PYTHON: the one with CUDA; installs nothing)
 	PYTHONPATH=.:LXMERT/src:VLBERT $(PYTHON) -m pytest tests/gpu -s $(ARGS)

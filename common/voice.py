@@ -58,8 +58,9 @@ def without_flag(words: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def plain_output() -> None:
-    """Let a terminal that lacks a sign show a question mark instead of ending the command."""
-    for stream in (sys.stdout, sys.stderr):
+    """Let a terminal that lacks a sign show a question mark, also for what is typed in another
+    encoding, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")

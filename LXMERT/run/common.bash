@@ -1,13 +1,19 @@
 # What the run scripts share: arguments, the interpreter, the output folder with a copy of the code.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
-# from_here PATH: the absolute form of a path that is relative to this folder; a bare name stays.
-from_here() {
-    case "$1" in
-        /* | "") echo "$1" ;;
-        */*) echo "$PWD/$1" ;;
-        *) echo "$1" ;;
+# interpreter PATH: the absolute form of a path that is relative to this folder; a bare name stays.
+# A link to the interpreter of a virtual environment is followed, since Python would not find it.
+interpreter() {
+    local path="$1" target
+    case "$path" in
+        /* | "") ;;
+        */*) path="$PWD/$path" ;;
     esac
+    if [ -L "$path" ] && [ ! -e "$(dirname "$path")/../pyvenv.cfg" ]; then
+        target="$(readlink "$path")"
+        if [ -e "$(dirname "$target")/../pyvenv.cfg" ]; then path="$target"; fi
+    fi
+    echo "$path"
 }
 
 # start TASK SCRIPT GPU NAME …: go to LXMERT/, choose the device, name the folder snap/TASK/NAME.
@@ -18,7 +24,7 @@ start() {
         exit 2
     fi
     local task="$1" script name="$4" gpu="$3"
-    PYTHON="$(from_here "${PYTHON:-}")"
+    PYTHON="$(interpreter "${PYTHON:-}")"
     script="$(cd "$(dirname "$2")" && pwd)/$(basename "$2")"
     cd "$(dirname "$script")/.."
     if [ "$gpu" != cpu ]; then export CUDA_VISIBLE_DEVICES="$gpu"; fi

@@ -1,13 +1,19 @@
 # What the launch scripts share: the arguments of the script, the interpreter.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
-# from_here PATH: the absolute form of a path that is relative to this folder; a bare name stays.
-from_here() {
-    case "$1" in
-        /* | "") echo "$1" ;;
-        */*) echo "$PWD/$1" ;;
-        *) echo "$1" ;;
+# interpreter PATH: the absolute form of a path that is relative to this folder; a bare name stays.
+# A link to the interpreter of a virtual environment is followed, since Python would not find it.
+interpreter() {
+    local path="$1" target
+    case "$path" in
+        /* | "") ;;
+        */*) path="$PWD/$path" ;;
     esac
+    if [ -L "$path" ] && [ ! -e "$(dirname "$path")/../pyvenv.cfg" ]; then
+        target="$(readlink "$path")"
+        if [ -e "$(dirname "$target")/../pyvenv.cfg" ]; then path="$target"; fi
+    fi
+    echo "$path"
 }
 
 # usage SCRIPT: print the comment at the top of a script and stop.
@@ -29,7 +35,7 @@ prepare() {
     else
         COMMAND=("$1" --cfg "$2" --model-dir "$3" "${@:4}")
     fi
-    PYTHON="$(from_here "${PYTHON:-}")"
+    PYTHON="$(interpreter "${PYTHON:-}")"
     cd "$(dirname "$launcher")/.."
     PYTHON="${PYTHON:-$([ -x ../.venv/bin/python ] && echo ../.venv/bin/python || echo python3)}"
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
-from common.runs.strategy_record import KEY, StrategyRecord, finetuned_meta
+from common.runs.strategy_record import KEY, StrategyRecord, checked_meta, finetuned_meta
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
@@ -310,6 +310,8 @@ def saved_meta(path: Path | None) -> dict[str, Any]:
             f"{found.get('backbone')}, task {found.get('task')!r}); a "
             "pretraining model is given with --partial-pretrain"
         )
+    if found and path is not None:
+        checked_meta(found, path)
     return found
 
 

@@ -164,15 +164,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _read_with_base(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Trees of a config and of its bases, the innermost base first."""
     layers: list[tuple[Path, dict[str, Any]]] = []
-    current: Path | None = path
-    while current is not None:
+    current = path
+    while True:
         if any(current.resolve() == other.resolve() for other, _ in layers):
             raise ConfigError(f"{path}: key BASE: {current} is its own base in the end")
         tree = _read_yaml(current)
         layers.insert(0, (current, tree))
         base = tree.get("BASE")
-        current = None if base in (None, "") else find_config(current.parent / str(base))
-    return layers
+        if base in (None, ""):
+            return layers
+        try:
+            current = find_config(current.parent / str(base))
+        except (ConfigError, OSError, ValueError) as error:
+            raise ConfigError(f"{current}: key BASE: {short(base)}: {error}") from None
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +255,7 @@ def _typed(key: str, value: Any, default: Any, where: str) -> Any:
     """
     if key in CHOICES:
         if str(value) not in CHOICES[key]:
-            raise ConfigError(f"{where}: {value!r}; valid: {', '.join(CHOICES[key])}")
+            raise ConfigError(f"{where}: {short(value)}; valid: {', '.join(CHOICES[key])}")
         return str(value)
     if key == "LOSS_LOGGERS":
         return tuple(_pair(entry, where) for entry in _listed(value, where))
@@ -278,20 +282,20 @@ def _typed(key: str, value: Any, default: Any, where: str) -> Any:
 
 def _listed(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where}: {value!r}: expected a list")
+        raise ConfigError(f"{where}: {short(value)}: expected a list")
     return list(value)
 
 
 def _pair(value: Any, where: str) -> tuple[str, str]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or len(parts) != 2:
-        raise ConfigError(f'{where}: {value!r}: expected "output,name to show"')
+        raise ConfigError(f'{where}: {short(value)}: expected "output,name to show"')
     return str(parts[0]), str(parts[1])
 
 
 def _multiplier(value: Any, where: str) -> tuple[str, float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ConfigError(f"{where}: {value!r}: expected [part of a parameter's name, factor]")
+        raise ConfigError(f"{where}: {short(value)}: expected [part of a parameter's name, factor]")
     return _scalar(value[0], str, where), _scalar(value[1], float, where)
 
 
@@ -309,7 +313,9 @@ def _scalar(value: Any, kind: type, where: str) -> Any:
         or (isinstance(found, bool) and kind is not bool)
         or (isinstance(found, float) and not math.isfinite(found))
     ):
-        raise ConfigError(f"{where}: {value!r} ({type(value).__name__}): expected {KINDS[kind]}")
+        raise ConfigError(
+            f"{where}: {short(value)} ({type(value).__name__}): expected {KINDS[kind]}"
+        )
     return found
 
 

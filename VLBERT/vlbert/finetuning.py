@@ -29,18 +29,6 @@ from vlbert.testing import TestOptions, test
 
 SCRIPT = "vqa/train_end2end.py"
 # Flags without a meaning where nothing is decided.
-OF_DECISIONS = (
-    "policy",
-    "policy_eval",
-    "policy_init",
-    "temperature",
-    "temperature_end",
-    "executor",
-    "constrain_k",
-    "deterministic_scale",
-    "global_k",
-    "target_rate",
-)
 SHOWN = {
     "answer": "AnsLoss",
     "constrain_k": "ConstrainKLoss",
@@ -135,29 +123,30 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
         ConfigError: something does not go together.
     """
     settings = adaptive_settings(config)
+    check_options(args, **_of_config(settings))
     options = replace(
         settings.options,
         sampled_share=args.sampled_share,
         full_precision=args.policy_precision == "high",
     )
-    adaptive = settings.strategy.adaptive
-    useless = [flag for flag in OF_DECISIONS if getattr(args, flag) is not None]
-    if useless and not adaptive:
-        flag = useless[0]
-        raise ConfigError(
-            f"--{flag.replace('_', '-')} {getattr(args, flag)}: strategy "
-            f"{settings.strategy.name} decides nothing"
-        )
     if args.frozen_layers is not None and settings.frozen_layers is None:
         raise ConfigError(
             f"--frozen-layers {args.frozen_layers}: strategy "
             f"{settings.strategy.name} does not read it; it is for specific_k"
         )
-    check_options(args, options.policy_eval if adaptive else None)
     budget = replace(
         settings.budget, target_rate=args.target_rate, target_rate_scale=args.target_rate_scale
     )
     return replace(settings, options=options, budget=budget)
+
+
+def _of_config(settings: AdaptiveSettings) -> dict[str, Any]:
+    """What the config says where a flag does not."""
+    found = {"strategy": settings.strategy.name, "executor": settings.options.executor}
+    if settings.strategy.adaptive:
+        found["policy_eval"] = settings.options.policy_eval
+    budget = {"constrain_k": settings.budget.constrain_k}
+    return found | {key: value for key, value in budget.items() if value is not None}
 
 
 def train(flags: VQAOptions) -> None:

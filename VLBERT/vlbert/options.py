@@ -234,10 +234,11 @@ def read_changes(changes: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
+        shown = short(change)[1:-1]
         if not equals or not key:
-            raise ConfigError(f"--set {change}: give KEY=VALUE, e.g. TRAIN.END_EPOCH=2")
+            raise ConfigError(f"--set {shown}: give KEY=VALUE, e.g. TRAIN.END_EPOCH=2")
         try:
-            value = parse_yaml(text, f"--set {short(change)[1:-1]}")
+            value = parse_yaml(text, f"--set {shown}")
         except DataError as error:
             raise ConfigError(f"{error}: the value is not valid YAML") from None
         found[key] = "" if value is None else value

@@ -24,6 +24,7 @@ from common.errors import ConfigError
 from common.features.store import OPTIONAL
 from common.files import write_json
 from common.projects import vqa_data
+from common.reading import is_unicode, short
 from common.results.decision_grid import component_kind, head_number
 from common.results.plot_style import run_title
 from common.runs.backbones import OpenedRun
@@ -173,12 +174,23 @@ def check(args: argparse.Namespace) -> None:
     for question in args.question:
         if not question.strip():
             raise ConfigError(f"--question {question!r} is empty: give some words")
+        _check_unicode("--question", question)
+    if args.image_id is not None:
+        _check_unicode("--image-id", args.image_id)
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: give a number of at least 1")
     if args.out is not None and not args.out.is_dir() and args.out.suffix.lower() != ".png":
         raise ConfigError(
             f"--out {args.out}: the picture is a PNG: give a name that ends in .png, "
             "or a folder that exists"
+        )
+
+
+def _check_unicode(flag: str, text: str) -> None:
+    if not is_unicode(text):
+        raise ConfigError(
+            f"{flag} {short(text)}: no Unicode text: it was typed, or is stored, in another "
+            "encoding than this terminal's (UTF-8)"
         )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from common.data.answer_scores import ANSWER_TYPES, soft_scores
 from common.errors import DataError
 from common.files import text_digest, write_bytes
-from common.reading import read_json
+from common.reading import read_json, short
 
 QuestionId = int | str
 ANSWER_TO_LABEL = "trainval_ans2label.json"
@@ -57,12 +57,13 @@ class Row:
         self.path, self.number, self.value = path, number, value
         if not isinstance(value, dict):
             self.value = {}
-            raise DataError(f"{self.where}: {_short(value)} is not an object")
+            raise DataError(f"{self.where}: {short(value)} is not an object")
 
     @property
     def where(self) -> str:
         """File, entry and question, for errors."""
-        named = f", question {self.value['question_id']}" if "question_id" in self.value else ""
+        known = "question_id" in self.value
+        named = f", question {short(self.value['question_id'])}" if known else ""
         return f"{self.path}: entry {self.number}{named}"
 
     def get(self, key: str, *kinds: type, optional: bool = False) -> Any:
@@ -76,32 +77,28 @@ class Row:
             )
         if not isinstance(value, kinds) or isinstance(value, bool):
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise DataError(f"{self.where}: field {key!r} is {_short(value)}, expected {names}")
+            raise DataError(f"{self.where}: field {key!r} is {short(value)}, expected {names}")
         return value
 
     def question(self, key: str) -> str:
         text = self.get(key, str)
         if not text.strip():
-            raise DataError(f"{self.where}: field {key!r}: empty question {text!r}")
+            raise DataError(f"{self.where}: field {key!r}: empty question {short(text)}")
         return text
 
     def answer_type(self) -> str | None:
         kind = self.get("answer_type", str, optional=True)
         if kind is not None and kind not in ANSWER_TYPES:
             raise DataError(
-                f"{self.where}: field 'answer_type' is {kind!r}, expected one of {ANSWER_TYPES}"
+                f"{self.where}: field 'answer_type' is {short(kind)}, expected one of "
+                f"{ANSWER_TYPES}"
             )
         return kind
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _rows(path: Path, value: Any) -> list[Row]:
     if not isinstance(value, list):
-        raise DataError(f"{path}: {_short(value)}: expected a list of objects")
+        raise DataError(f"{path}: {short(value)}: expected a list of objects")
     return [Row(path, number, entry) for number, entry in enumerate(value, 1)]
 
 
@@ -142,7 +139,7 @@ def _label(row: Row) -> dict[str, float] | None:
     for answer, value in (label or {}).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise DataError(
-                f"{row.where}: field 'label': answer {answer!r} has score {value!r}, "
+                f"{row.where}: field 'label': answer {short(answer)} has score {short(value)}, "
                 "expected a number in (0, 1]"
             )
     return label
@@ -239,6 +236,8 @@ def official_rows(path: Path, key: str) -> tuple[dict[QuestionId, Row], str | No
                 f"file of {key}"
             )
         value, part = value[key], value.get("data_subtype")
+        if part is not None and not isinstance(part, str):
+            raise DataError(f"{path}: key 'data_subtype' is {short(part)}, expected a text")
     return _by_question(_rows(path, value)), part
 
 
@@ -279,8 +278,8 @@ def _official_example(
         return Example(key, image, row.question("question"))
     if annotation.value.get("image_id", row.value["image_id"]) != row.value["image_id"]:
         raise DataError(
-            f"{annotation.where}: field 'image_id' is {annotation.value['image_id']!r}, the "
-            f"question is about image {row.value['image_id']!r}"
+            f"{annotation.where}: field 'image_id' is {short(annotation.value['image_id'])}, the "
+            f"question is about image {short(row.value['image_id'])}"
         )
     return Example(
         key,
@@ -297,7 +296,7 @@ def _answers(annotation: Row) -> list[str]:
     for entry in answers:
         if not isinstance(entry, _Answer):
             raise DataError(
-                f"{annotation.where}: field 'answers': {_short(entry)} has no text 'answer'"
+                f"{annotation.where}: field 'answers': {short(entry)} has no text 'answer'"
             )
     if not answers:
         raise DataError(f"{annotation.where}: field 'answers' is empty")
@@ -317,7 +316,9 @@ class AnswerVocabulary:
         self.labels = {answer: label for label, answer in enumerate(self.answers)}
         if len(self.labels) < max(1, len(self.answers)):
             twice = [answer for answer, n in Counter(self.answers).items() if n > 1]
-            raise DataError(f"{len(self.answers)} answers in the vocabulary; repeated: {twice[:5]}")
+            raise DataError(
+                f"{len(self.answers)} answers in the vocabulary; repeated: {short(twice)}"
+            )
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -349,17 +350,20 @@ class AnswerVocabulary:
         list_path, dict_path = Path(folder) / LABEL_TO_ANSWER, Path(folder) / ANSWER_TO_LABEL
         answers, labels = read_json(list_path), read_json(dict_path)
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-            raise DataError(f"{list_path}: {_short(answers)}: expected a list of texts")
+            raise DataError(f"{list_path}: {short(answers)}: expected a list of texts")
         if not isinstance(labels, dict):
-            raise DataError(f"{dict_path}: {_short(labels)}: expected an object answer -> label")
-        vocabulary = cls(answers)
+            raise DataError(f"{dict_path}: {short(labels)}: expected an object answer -> label")
+        try:
+            vocabulary = cls(answers)
+        except DataError as error:
+            raise DataError(f"{list_path}: {error}") from None
         for answer in [*answers, *labels]:
             label, expected = labels.get(answer), vocabulary.labels.get(answer)
             if label != expected:
                 raise DataError(
-                    f"{dict_path}: answer {answer!r} has label {label!r}, {list_path.name} has it "
-                    f"at {expected!r}: the two files must be exact inverses; take both from the "
-                    "same place"
+                    f"{dict_path}: answer {short(answer)} has label {short(label)}, "
+                    f"{list_path.name} has it at {expected!r}: the two files must be exact "
+                    "inverses; take both from the same place"
                 )
         return vocabulary
 
@@ -384,9 +388,9 @@ class AnswerVocabulary:
                 found[self.labels[answer]] = value
             elif unknown == "error":
                 raise DataError(
-                    f"question {example.question_id} ({example.question!r}): answer {answer!r} is "
-                    f"not one of the {len(self)} known answers: add it to {LABEL_TO_ANSWER}, or "
-                    "let such answers be skipped"
+                    f"question {example.question_id} ({example.question!r}): answer "
+                    f"{short(answer)} is not one of the {len(self)} known answers: add it to "
+                    f"{LABEL_TO_ANSWER}, or let such answers be skipped"
                 )
         return found
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.files import text_digest
+from common.reading import short
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_TOKENS = 20
@@ -50,9 +51,18 @@ class Tokenizer:
             )
         if not self.vocabulary_file.exists():
             self.vocabulary_file = self.folder / VOCABULARY_FILES[1]
+        if self.vocabulary_file.suffix == ".txt":
+            _check_vocabulary(self.vocabulary_file)
         from transformers import BertTokenizer
 
-        self._tokenizer = BertTokenizer.from_pretrained(str(self.folder))
+        try:
+            self._tokenizer = BertTokenizer.from_pretrained(str(self.folder))
+            self._tokenizer.tokenize("a")
+        except Exception as error:  # the library raises bare exceptions where a file is damaged
+            raise ConfigError(
+                f"{self.vocabulary_file}: no vocabulary of BERT ({short(str(error))}); take "
+                "vocab.txt of bert-base-uncased"
+            ) from error
         self.cls_id, self.sep_id = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
         self.mask_id = self._tokenizer.mask_token_id
         if any(self.pieces(c) != self.pieces(c.upper()) for c in string.ascii_lowercase):
@@ -98,6 +108,29 @@ class Tokenizer:
             return self.vocabulary_file.read_text(encoding="utf-8")
         numbers = self._tokenizer.get_vocab()
         return "".join(f"{piece}\n" for piece in sorted(numbers, key=numbers.__getitem__))
+
+
+def _check_vocabulary(path: Path) -> None:
+    """Every line of `vocab.txt` is one word piece, none twice, and the special ones are there.
+
+    Raises:
+        ConfigError: it is not so, with file and line.
+    """
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    lines = content.removesuffix("\n").split("\n")
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        piece = line.removesuffix("\r")
+        if not piece or piece != piece.strip() or first.setdefault(piece, number) != number:
+            what = f"is in line {first[piece]} too" if piece in first else "is no word piece"
+            raise ConfigError(f"{path}: line {number}: {short(line)} {what}: it is damaged")
+    if missing := [piece for piece in SPECIAL if piece not in first]:
+        raise ConfigError(
+            f"{path}: {missing[0]} is missing: it is damaged; take vocab.txt of bert-base-uncased"
+        )
 
 
 def small_vocabulary(sentences: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from common.data.answer_scores import ANSWER_TYPES, answer_score
 from common.errors import DataError
 from common.files import write_json
+from common.reading import short
 
 if TYPE_CHECKING:
     from common.data.annotations import Example, QuestionId
@@ -41,7 +42,9 @@ def score(predictions: Mapping["QuestionId", str], examples: Sequence["Example"]
     for example in examples:
         answer = predictions[example.question_id]
         if not isinstance(answer, str):
-            raise DataError(f"question {example.question_id}: prediction {answer!r} is not a text")
+            raise DataError(
+                f"question {example.question_id}: prediction {short(answer)} is not a text"
+            )
         if example.answers is None:
             raise DataError(
                 f"question {example.question_id} has no answers to compare with: it is of a test "

@@ -117,7 +117,10 @@ class Archive:
                 f"{self.where(name)}: {place.plain_size:,} bytes: more than {MAX_MEMBER_BYTES:,} "
                 "are not read"
             )
-        header = os.pread(self._file, LOCAL_HEADER.size, max(0, place.start))
+        total = os.fstat(self._file).st_size
+        if not 0 <= place.start <= place.start + place.size <= total:
+            raise DataError(f"{self.where(name)}: damaged archive (it lies outside the file)")
+        header = os.pread(self._file, LOCAL_HEADER.size, place.start)
         if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
             raise DataError(f"{self.where(name)}: damaged archive; fetch it again")
         _, name_length, extra_length = LOCAL_HEADER.unpack(header)

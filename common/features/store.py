@@ -32,7 +32,7 @@ from typing_extensions import TypedDict
 
 from common.errors import DataError
 from common.files import sha256
-from common.reading import checked, npy_header, read_json, read_npz
+from common.reading import checked, npy_header, read_json, read_npz, short
 
 FORMAT = "region-features"
 VERSION = 1
@@ -402,12 +402,14 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise DataError(f'{path}: not a region-feature store: no "format": "{FORMAT}" in it')
     if meta.get("version") != VERSION:
         raise DataError(
-            f"{path}: format version {meta.get('version')!r}, this code reads {VERSION}: "
+            f"{path}: format version {short(meta.get('version'))}, this code reads {VERSION}: "
             "import the features again"
         )
     checked(meta, StoreMeta, str(path), "import the features again")
     if unknown := sorted(set(meta["optional"]) - set(OPTIONAL)):
-        raise DataError(f"{path}: unknown optional arrays {unknown}; known: {sorted(OPTIONAL)}")
+        raise DataError(
+            f"{path}: unknown optional arrays {short(unknown)}; known: {sorted(OPTIONAL)}"
+        )
     if (CLASSES in meta["optional"]) != ("classes" in meta):
         raise DataError(f"{path}: 'classes' belongs to the array {CLASSES}: import again")
     for key in ("width", "images", "regions", "classes"):

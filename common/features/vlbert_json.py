@@ -29,8 +29,8 @@ from common.features.archives import Files, open_files
 from common.features.importing import HOPELESS_ROWS, BadRows, Earlier, import_records
 from common.features.lxmert_tsv import b64decode
 from common.features.store import CLASSES, RegionBatch, RegionFeatures
-from common.features.writer import Record, RegionFeatureWriter
-from common.reading import parse_json
+from common.features.writer import LONGEST_SIDE, SHARE_TOLERANCE, Record, RegionFeatureWriter
+from common.reading import parse_json, short
 
 JSON_DETECTOR = "Faster R-CNN ResNet-101 bottom-up attention (VL-BERT JSON)"
 LARGEST = 65504.0  # of float16, which stores hold
@@ -88,6 +88,11 @@ def read_record(files: Files, name: str, width: int | None = None) -> JsonRecord
         whole = _numbers(where, record, "image_box_feature", 1, features.shape[1])[0]
     if record.get("classes") is not None:
         probabilities = _numbers(where, record, "classes", count, None)
+        low, high = float(probabilities.min()), float(probabilities.max())
+        if low < 0 or high > 1 + SHARE_TOLERANCE:
+            raise DataError(
+                f"{where}: field 'classes': probabilities from {low:g} to {high:g}: expected 0 to 1"
+            )
     return JsonRecord(
         name.removesuffix(SUFFIX), image_w, image_h, boxes, features, whole, probabilities
     )
@@ -98,7 +103,9 @@ def _whole(where: str, record: dict[str, Any], key: str) -> int:
     if key not in record:
         raise DataError(f"{where}: field {key!r} is missing (it has {', '.join(record)})")
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
-        raise DataError(f"{where}: field {key!r}: {value!r}: expected a whole number")
+        raise DataError(f"{where}: field {key!r}: {short(value)}: expected a whole number")
+    if not 0 <= value <= LONGEST_SIDE:
+        raise DataError(f"{where}: field {key!r}: {short(value)}: expected 0 to {LONGEST_SIDE:,}")
     return int(value)
 
 
@@ -108,7 +115,7 @@ def _numbers(
     """A base64 field as (rows, columns) float32; None means as many columns as there are."""
     text = record.get(key)
     if not isinstance(text, str):
-        problem = "is missing" if key not in record else f"is {text!r:.40}, expected base64"
+        problem = "is missing" if key not in record else f"is {short(text)}, expected base64"
         raise DataError(f"{where}: field {key!r} {problem}")
     try:
         data = b64decode(text.replace("\n", "").replace("\r", "").encode("ascii"), validate=True)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -35,6 +36,7 @@ from common.files import sha256, write_json
 from common.reading import is_unicode, parse_json, read_json, short
 
 HEADER = 128
+LINE_OF_EARLIER = 4  # values in a line of the journal of earlier versions, which has no checksum
 LONGEST_SIDE = 10_000_000  # pixels of an image
 LARGEST_ID = 2**31 - 1
 SHARE_TOLERANCE = 1e-3  # of float16 and of softmax in it, above 1
@@ -330,15 +332,8 @@ class RegionFeatureWriter:
         for name, rows in record.rows.items():
             files[name].append(rows)
         entry = record.entry
-        line = [
-            record.image_id,
-            entry.count,
-            entry.width,
-            entry.height,
-            entry.checksum,
-            entry.stamp,
-        ]
-        self._journal.write(json.dumps(line).encode() + b"\n")
+        values = [record.image_id, *astuple(entry)]
+        self._journal.write(json.dumps([*values, _line_checksum(values)]).encode() + b"\n")
         self._journal.flush()
         self._ids[record.image_id] = entry
 
@@ -424,6 +419,10 @@ class RegionFeatureWriter:
 def _read_entry(line: bytes, where: str) -> tuple[str, Entry]:
     """A line of the journal, also of an earlier version."""
     values = parse_json(line, where)
+    if isinstance(values, list) and len(values) > LINE_OF_EARLIER:
+        *values, checksum = values
+        if checksum != _line_checksum(values):
+            values = None
     numbers = values[1:] if isinstance(values, list) else []
     plain = all(isinstance(v, int) and not isinstance(v, bool) for v in numbers[:3])
     rest = all(v is None or (isinstance(v, int) and v >= 0) for v in numbers[3:])
@@ -433,6 +432,11 @@ def _read_entry(line: bytes, where: str) -> tuple[str, Entry]:
             "start again"
         )
     return values[0], Entry(*numbers)
+
+
+def _line_checksum(values: list[Any]) -> int:
+    """Of a line of the journal."""
+    return zlib.crc32(json.dumps(values).encode())
 
 
 def _as_numbers(image_id: str, name: str, rows: Rows) -> Tensor:

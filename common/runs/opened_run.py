@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
+from torch import nn
 
 from common.data.annotations import answer_digest
 from common.data.datasets import resolve_dataset
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQADataset, question_digest
-from common.errors import CheckpointError, ConfigError, DataError
+from common.errors import AdaptiveError, CheckpointError, ConfigError, DataError
 from common.files import write_json
-from common.reading import read_json
-from common.runs.backbones import Exporting, OpenedRun, dataset_name, find_backbone
-from common.runs.strategy_record import StrategyRecord
+from common.reading import read_json, short
+from common.results.files import load_result
+from common.runs.backbones import Backbone, Exporting, OpenedRun, dataset_name, find_backbone
+from common.runs.strategy_record import StrategyRecord, checked_meta
 from common.training.checkpoint import check_compatible, load_meta
+from common.training.checkpoint_codec import MALFORMED
 from common.training.run_folder import SnapshotNames
-from common.training.weights import load_into, load_weights
+from common.training.weights import load_into, load_weights, open_checkpoint
 
 Options = TypeVar("Options")
 ANSWERS = "answers.json"
@@ -54,15 +59,15 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
             f"{checkpoint} is not the checkpoint of a visual-question-answering "
             f"run of this code (its task is {meta.get('task')!r})"
         )
-    backbone = find_backbone(meta["backbone"])
+    checked_meta(meta, checkpoint)
+    with named(checkpoint):
+        backbone = find_backbone(meta["backbone"])
     answers = find_answers(folder, meta, data_root)
     tokenizer = Tokenizer(folder)
     check_compatible(meta, {"vocabulary": tokenizer.digest()}, checkpoint)
-    try:
-        model = backbone.make_model(meta)
-    except ConfigError as error:
-        raise ConfigError(f"{checkpoint}: {error}") from None
-    StrategyRecord.from_meta(meta).adapt(model)
+    model = make_model(backbone, meta, checkpoint)
+    with named(checkpoint):
+        StrategyRecord.from_meta(meta).adapt(model)
     load_into(model, load_weights(checkpoint), what=str(checkpoint))
     model.eval()
     result = folder / "result.json"
@@ -70,12 +75,52 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
         folder,
         checkpoint,
         meta,
-        read_json(result) if result.exists() else None,
+        load_result(result) if result.exists() else None,
         model,
         backbone.make_inputs(tokenizer, meta),
         tokenizer,
         answers,
     )
+
+
+@contextmanager
+def named(checkpoint: Path) -> Iterator[None]:
+    """Errors about what a checkpoint's meta says name the file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint}: {error}") from None
+
+
+def make_model(backbone: Backbone, meta: dict[str, Any], checkpoint: Path) -> nn.Module:
+    """The model that the meta of a checkpoint describes, with random weights and not adapted.
+
+    It is made without memory first, so that damaged sizes cannot take it.
+
+    Raises:
+        ConfigError: a model that cannot be opened.
+        CheckpointError: sizes that make no model, or one with more numbers than the file has.
+    """
+    try:
+        with torch.device("meta"):
+            needed = sum(p.numel() for p in backbone.make_model(meta).parameters())
+        with open_checkpoint(checkpoint) as file:
+            found = file.count()
+        if needed > found:
+            raise CheckpointError(
+                f"{checkpoint}: its meta describes a model of {needed:,} numbers, the file has "
+                f"{found:,}"
+            )
+        return backbone.make_model(meta)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint}: {error}") from None
+    except MALFORMED as error:
+        if isinstance(error, AdaptiveError):
+            raise
+        raise CheckpointError(
+            f"{checkpoint}: its meta describes no model ({type(error).__name__}: "
+            f"{short(str(error))}): use another checkpoint"
+        ) from error
 
 
 def find_best(folder: Path) -> Path:
@@ -117,14 +162,16 @@ def options_of(run: OpenedRun, parse: Callable[[Sequence[str]], Options]) -> Opt
     Raises:
         DataError: the run has no result yet, or this version does not understand its command.
     """
-    if run.result is None:
+    if run.result is None or not run.result.get("command"):
         raise DataError(
-            f"{run.folder} has no result.json, so its training questions are not "
+            f"{run.folder} has no result.json with its command, so its training questions are not "
             "known: finish the run (the same command with --resume)"
         )
     try:
         return parse(shlex.split(run.result["command"])[2:])
-    except SystemExit:
+    except (SystemExit, ValueError) as error:
+        if isinstance(error, AdaptiveError):
+            raise
         raise DataError(
             f"{run.folder / 'result.json'}: its command is not understood by this "
             f"version: {run.result['command']}"

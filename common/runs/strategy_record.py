@@ -4,18 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+from typing_extensions import TypedDict
 
 from common.adapt.adapting import adapt
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import Strategy, find_strategy
 from common.data.annotations import answer_digest
 from common.data.tokenizer import Tokenizer
+from common.errors import CheckpointError, DataError
+from common.reading import checked
 
 KEY = "strategy_flags"  # in the meta of a checkpoint
 _OWN = ("strategy", "policy", "policy_eval", "trainable_layers", "frozen_layers")
+
+
+class FeatureMeta(TypedDict):
+    """The region features that a model reads."""
+
+    width: int
+    detector: str
+
+
+class Digest(TypedDict):
+    """Number and checksum of a list."""
+
+    count: int
+    sha256: str
+
+
+class StrategyMeta(TypedDict):
+    """The entry `KEY`; a backbone adds sizes of its policy network."""
+
+    strategy: str
+    policy: str
+    policy_eval: str
+    trainable_layers: str | None
+    frozen_layers: str | list[int | str] | None
+
+
+class FinetunedMeta(TypedDict):
+    """The meta of a finetuned checkpoint; see `finetuned_meta`."""
+
+    backbone: str
+    task: str
+    strategy: str
+    policy: str | None
+    size: str
+    config: dict[str, Any]
+    features: FeatureMeta
+    answers: Digest
+    vocabulary: Digest
+    strategy_flags: StrategyMeta
+
+
+def checked_meta(meta: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """The meta of a finetuned checkpoint, as it is.
+
+    Raises:
+        CheckpointError: a key is missing or of another type.
+    """
+    try:
+        checked(meta, FinetunedMeta, f"{path}: meta", "use another checkpoint")
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    return meta
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def finetune(run: Run) -> dict[str, Any]:
         part.options.policy_eval = "argmax"  # until the best epoch is known, see fix_global_policy
     if options.global_k is not None:
         check_global_k(part, options.global_k)
+    check_constrain_k(part, loop.budget.constrain_k)
     trainer.begin(options.resume, options.overwrite)
     trainer.fit(lambda record: _after_epoch(run, record, trainer.step))
     if trainer.epoch < loop.epochs:
@@ -280,6 +281,13 @@ def check_global_k(part: Adaptive | None, k: int) -> None:
     live = int(part.live.sum()) if part is not None else 0
     if not 0 <= k <= live:
         raise ConfigError(f"--global-k {k}: the model has {live} live decisions")
+
+
+def check_constrain_k(part: Adaptive | None, k: float | None) -> None:
+    """Refuse a budget that no decisions can meet, before any training."""
+    live = int(part.live.sum()) if part is not None else 0
+    if k is not None and k > live:
+        raise ConfigError(f"a budget of K = {k:g} decisions: the model has {live} live ones")
 
 
 def fix_global_policy(run: Run) -> None:

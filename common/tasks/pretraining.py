@@ -15,12 +15,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.adapt.adapting import parameter_counts
 from common.data.tokenizer import Tokenizer
 from common.files import write_bytes, write_json
+from common.training.batch_loader import BatchLoader
 from common.training.batch_order import iterate
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.loop import Trainer
@@ -53,7 +53,7 @@ class DrawingTask(Protocol[_Part]):
         """Mask the samples at some places of a part of the data."""
 
 
-class _Drawn(Dataset[TaskBatch], Generic[Part]):
+class _Drawn(Generic[Part]):
     """A data set whose items are whole batches for validation."""
 
     def __init__(self, task: DrawingTask[Part], part: Part) -> None:
@@ -81,15 +81,11 @@ def heldout_means(
             the losses of the batch, each a mean over `batch.weights` things (else over samples).
     """
     world, means = task.runtime.world, Means(names)
-    loader: DataLoader[TaskBatch] = DataLoader(
-        _Drawn(task, part),
-        sampler=world.share(list(iterate(len(samples), task.eval_batch_size))),
-        batch_size=None,
-        num_workers=task.workers,
-        generator=torch.Generator(),
-    )
+    batches = list(world.share(list(iterate(len(samples), task.eval_batch_size))))
+    loader = BatchLoader(_Drawn(task, part), batches, task.workers)
     for drawn in tqdm(
         loader,
+        total=len(batches),
         desc="held out",
         leave=False,
         dynamic_ncols=True,

@@ -168,7 +168,8 @@ class VQAProgram(Generic[Model]):
         Raises:
             ConfigError: numbers outside their limits, or flags that do not go together.
         """
-        check_options(args)
+        # With --load and without --strategy it is that of the checkpoint.
+        check_options(args, **({} if args.load else {"strategy": "standard"}))
         name, flags = args.version or args.output.name, flag_texts(args)
         seeds = SeedRuns(
             args.seed, args.seeds, args.output, name, args.resume, args.overwrite, flags

@@ -83,6 +83,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder.resolve() / NAME
         self._file: int | None = None
+        self._made: list[Path] = []
 
     def take(self) -> None:
         """Take the lock.
@@ -91,6 +92,7 @@ class FolderLock:
             ConfigError: somebody else has it.
             OSError: the folder cannot be written to.
         """
+        self._made = [p for p in (self.path.parent, *self.path.parents[1:]) if not p.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path in _held:
             raise ConfigError(f"{self.path.parent}: in use by this very process")
@@ -99,13 +101,18 @@ class FolderLock:
         _held[self.path] = self
 
     def free(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, and folders that were made for it alone."""
         _held.pop(self.path, None)
         if self._file is None and _reads(self.path).get("process") != os.getpid():
             return  # the folder is another one's now
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
         self._close()
+        for folder in self._made:  # of a run that was refused before it wrote anything
+            try:
+                folder.rmdir()
+            except OSError:
+                break
 
     def renew(self) -> bool:
         """See `renew`."""

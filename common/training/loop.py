@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
@@ -27,6 +26,7 @@ from common.adapt.budget import BudgetOptions, budget_losses
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
 from common.modules.losses import precise
 from common.reading import short
+from common.training.batch_loader import BatchLoader
 from common.training.batch_order import BatchOrder, MicroBatches
 from common.training.checkpoint import (
     check_compatible,
@@ -200,15 +200,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         batches = self.order.epoch(self.epoch, self.step_in_epoch)
         reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
-        loader = DataLoader(
-            reader,
-            sampler=batches,
-            batch_size=None,
-            num_workers=self.options.workers,
-            generator=torch.Generator(),
-        )
         with tqdm(
-            loader,
+            BatchLoader(reader, batches, self.options.workers),
             total=self.order.steps,
             initial=self.step_in_epoch,
             unit="step",

@@ -39,7 +39,6 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     _flag(
         group,
         "--policy",
-        default="small",
         help="small (reads the backbone's embeddings), published (a small model of the "
         "backbone's family), random:SHARE (a control) (default small)",
     )
@@ -61,17 +60,10 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--policy-init",
         type=float,
-        default=0.5,
         metavar="SHARE",
         help="probability of decision 1 before training (default 0.5)",
     )
-    _flag(
-        group,
-        "--temperature",
-        type=float,
-        default=5.0,
-        help="of the Gumbel-softmax at the start (default 5)",
-    )
+    _flag(group, "--temperature", type=float, help="of the Gumbel-softmax at the start (default 5)")
     _flag(
         group,
         "--temperature-end",
@@ -82,7 +74,6 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     _flag(
         group,
         "--executor",
-        default="exact",
         choices=("exact", "dense", "sampled"),
         help="how both branches are computed in training (default exact; dense is the readable "
         "reference, sampled a cheaper and noisier policy gradient)",
@@ -91,13 +82,11 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--sampled-share",
         type=float,
-        default=0.25,
         help="share of samples whose other branch is computed by --executor sampled",
     )
     _flag(
         group,
         "--policy-precision",
-        default="high",
         choices=("high", "low"),
         help="with bf16/fp16: form the policy's gradient from float32 branches, or not",
     )
@@ -108,12 +97,11 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="budget loss: (mean number of decisions that are 1 - K)^2",
     )
-    _flag(group, "--constrain-k-scale", type=float, default=1.0, help="its weight (default 1)")
+    _flag(group, "--constrain-k-scale", type=float, help="its weight (default 1)")
     _flag(
         group,
         "--deterministic-scale",
         type=float,
-        default=0.0,
         help="budget loss: weight of the entropy of the batch-mean decisions (default 0)",
     )
     _flag(
@@ -123,25 +111,23 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="budget loss: (mean share of decisions that are 1 - SHARE)^2",
     )
-    _flag(group, "--target-rate-scale", type=float, default=1.0, help="its weight (default 1)")
+    _flag(group, "--target-rate-scale", type=float, help="its weight (default 1)")
 
 
 def add_policy_optimizer_options(parser: argparse.ArgumentParser) -> None:
     """Optimiser of the policy network."""
     group = parser.add_argument_group("optimiser of the policy network")
-    _flag(group, "--policy-optim", default="adamw", help="optimiser of the policy (default adamw)")
+    _flag(group, "--policy-optim", help="optimiser of the policy (default adamw)")
     _flag(group, "--policy-lr", type=float, help="its learning rate (default: by size)")
     _flag(
         group,
         "--policy-clip",
         type=float,
-        default=1.0,
         help="largest norm of its gradient, 0 = none (default 1)",
     )
     _flag(
         group,
         "--policy-schedule",
-        default="linear",
         choices=("linear", "constant"),
         help="its learning-rate schedule: warm-up and decay as the model's, or constant",
     )
@@ -217,6 +203,27 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 Options = TypeVar("Options")
+# What holds where a flag of decisions is not given. They are set by `check_options`, since a flag
+# that is given where nothing is decided is a mistake.
+DECISION_DEFAULTS: dict[str, Any] = {
+    "policy_init": 0.5,
+    "temperature": 5.0,
+    "executor": "exact",
+    "sampled_share": 0.25,
+    "policy_precision": "high",
+    "constrain_k_scale": 1.0,
+    "deterministic_scale": 0.0,
+    "target_rate_scale": 1.0,
+    "policy_optim": "adamw",
+    "policy_clip": 1.0,
+    "policy_schedule": "linear",
+}
+OF_DECISIONS = (
+    *("policy", "policy_eval", "global_k", "temperature_end", "constrain_k", "target_rate"),
+    *("policy_lr", *DECISION_DEFAULTS),
+)
+# Flag → the flag that it belongs to.
+PARTS = {"constrain_k_scale": "constrain_k", "target_rate_scale": "target_rate"}
 
 
 def fill(kind: type[Options], args: argparse.Namespace, **given: Any) -> Options:
@@ -250,6 +257,9 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "policy_lr": (0, math.inf, True),
     "policy_clip": (0, math.inf, True),
     "constrain_k": (0, math.inf, True),
+    "constrain_k_scale": (0, math.inf, True),
+    "deterministic_scale": (0, math.inf, True),
+    "target_rate_scale": (0, math.inf, True),
     "target_rate": (0, 1, True),
     "dropout": (0, 1, True),
     "workers": (0, math.inf, True),
@@ -270,39 +280,55 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
 }
 
 
-def check_options(args: argparse.Namespace, policy_eval: str | None = None) -> None:
-    """Call it first.
+def check_options(args: argparse.Namespace, **resolved: Any) -> None:
+    """Call it first; it also sets the defaults of the flags about decisions.
 
     Args:
         args: the flags.
-        policy_eval: how decisions are made in evaluation, where it is not the flag that says so.
+        resolved: what holds for some flags where they are not given, e.g. `strategy`, `executor`,
+            `policy_eval` of a config.
 
     Raises:
-        ConfigError: a number outside its limits, or a flag that another one makes meaningless.
+        ConfigError: a number outside its limits, or a flag that has no effect.
     """
     for name, (low, high, allowed) in LIMITS.items():
         value = getattr(args, name, None)
-        if value is None or (low <= value <= high if allowed else low < value < high):
+        if value is None or (
+            math.isfinite(value) and (low <= value <= high if allowed else low < value < high)
+        ):
             continue
         if high == math.inf:
             wanted = f"of at least {low}" if allowed else f"above {low}"
         else:
             wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
-        raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number {wanted}")
-    share = getattr(args, "sampled_share", 1.0)
+        raise ConfigError(f"{_typed(name, value)}: give a number {wanted}")
+    _check_effects({**resolved, **{k: v for k, v in vars(args).items() if v is not None}}, args)
+    for name, default in DECISION_DEFAULTS.items():
+        if getattr(args, name, default) is None:
+            setattr(args, name, default)
+
+
+def _check_effects(values: dict[str, Any], args: argparse.Namespace) -> None:
+    """Refuse flags that would change nothing; `values` also hold what was not given as a flag."""
+    share, strategy = values.get("sampled_share", 1.0), values.get("strategy")
     if not 0 < share <= 1:
         raise ConfigError(f"--sampled-share {share}: give a number above 0 and at most 1")
-    for flag in ("policy", "policy_eval", "constrain_k", "target_rate", "global_k"):
-        given, strategy = getattr(args, flag, None), getattr(args, "strategy", None)
-        if given is not None and strategy is not None and not find_strategy(strategy)[0].adaptive:
-            raise ConfigError(
-                f"--{flag.replace('_', '-')} {given}: strategy {strategy} decides nothing"
-            )
-    if (
-        getattr(args, "global_k", None) is not None
-        and (policy_eval or args.policy_eval) != "global"
-    ):
-        raise ConfigError(f"--global-k {args.global_k} needs --policy-eval global")
+    if strategy is not None and not find_strategy(strategy)[0].adaptive:
+        for flag in OF_DECISIONS:
+            if (given := getattr(args, flag, None)) is not None:
+                raise ConfigError(f"{_typed(flag, given)}: strategy {strategy} decides nothing")
+    if "sampled_share" in values and values.get("executor") != "sampled":
+        raise ConfigError(f"--sampled-share {share} needs --executor sampled")
+    for flag, whole in PARTS.items():
+        if getattr(args, flag, None) is not None and whole not in values:
+            raise ConfigError(f"{_typed(flag, values[flag])} needs {_typed(whole, '…')}")
+    if "global_k" in values and values.get("policy_eval") != "global":
+        raise ConfigError(f"--global-k {values['global_k']} needs --policy-eval global")
+
+
+def _typed(flag: str, value: Any) -> str:
+    """A flag as one types it."""
+    return f"--{flag.replace('_', '-')} {value}"
 
 
 def budget_options(args: argparse.Namespace) -> BudgetOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -55,6 +56,11 @@ class CheckpointFile:
     def has_state(self) -> bool:
         """Whether `save_checkpoint` wrote it; otherwise it holds bare weights."""
         return FORMAT_KEY in self.metadata
+
+    def count(self) -> int:
+        """Numbers in all tensors together."""
+        shapes = (self._handle.get_slice(name).get_shape() for name in self.names)
+        return sum(math.prod(shape) for shape in shapes)
 
     def structure(self, key: str) -> Any:
         """The encoded JSON in the metadata entry `state` or `meta`; {} for bare weights.
@@ -140,7 +146,7 @@ def _damaged(path: Path, kind: str, error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     return (
         f"{path}: not {kind}, or truncated or damaged ({path.stat().st_size:,} bytes; "
-        f"{lines[0]}); fetch it again or use an older checkpoint"
+        f"{lines[0][:200]}); fetch it again or use an older checkpoint"
     )
 
 

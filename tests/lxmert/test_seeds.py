@@ -48,7 +48,9 @@ def two(in_process, vqa_data, pretrained, tmp_path_factory) -> tuple[Path, list[
 
 def test_a_seed_that_fails_is_named_and_nothing_follows_it(flags, tmp_path, capsys):
     out = tmp_path / "run"
-    shown = refused(capsys, *flags, "--output", str(out), "--seeds", "2", "--strategy", "Moon")
+    shown = refused(
+        capsys, *flags, "--output", str(out), "--seeds", "2", "--loadLXMERTQA", "nowhere"
+    )
     assert "training with seed 9595 failed with exit status 2" in shown and "--resume" in shown
     assert not (out / "seed_9596").exists()
 
@@ -140,7 +142,7 @@ def test_overwriting_leaves_nothing_of_the_earlier_seeds(in_process, flags, tmp_
     stale.mkdir(parents=True)
     for name in ("result.json", "LAST.safetensors"):
         (stale / name).touch()
-    command = [*flags, "--output", str(out), "--seeds", "2", "--strategy", "Moon"]
+    command = [*flags, "--output", str(out), "--seeds", "2", "--loadLXMERTQA", "nowhere"]
     assert f"{stale}/LAST.safetensors exists" in refused(capsys, *command)
     assert main([*command, "--overwrite"]) == 2
     assert not any(path.is_file() for path in stale.iterdir())

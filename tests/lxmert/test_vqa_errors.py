@@ -357,3 +357,33 @@ def test_a_folder_that_another_run_uses_is_left_alone(
         },
         folder,
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["--deterministic-scale", "3"], "--deterministic-scale 3.0: strategy standard decides"),
+        (["--temperature", "2"], "--temperature 2.0: strategy standard decides nothing"),
+        (["--executor", "dense"], "--executor dense: strategy standard decides nothing"),
+        (["--policy-precision", "low"], "--policy-precision low: strategy standard decides"),
+        (["--policy-lr", "1e-3"], "--policy-lr 0.001: strategy standard decides nothing"),
+        (["--target-rate-scale", "2"], "--target-rate-scale 2.0: strategy standard decides"),
+        (
+            ["--strategy", "SpotTune", "--sampled-share", "0.5"],
+            "--sampled-share 0.5 needs --executor sampled",
+        ),
+        (
+            ["--strategy", "SpotTune", "--constrain-k-scale", "2"],
+            "--constrain-k-scale 2.0 needs --constrain-k …",
+        ),
+        (
+            ["--strategy", "BlockDrop", "--constrain-k", "1000"],
+            "a budget of K = 1000 decisions: the model has 6 live ones",
+        ),
+        (["--lr", "inf"], "--lr inf: give a number of at least 0"),
+    ],
+)
+def test_an_option_without_effect_is_refused(flags, tmp_path, capsys, given, reason):
+    shown = refused(capsys, *flags, *given, "--output", str(tmp_path / "run"))
+    assert reason in shown
+    assert not (tmp_path / "run" / "LAST.safetensors").exists()

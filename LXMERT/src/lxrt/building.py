@@ -16,7 +16,7 @@ from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
-from common.runs.strategy_record import KEY, StrategyRecord, finetuned_meta
+from common.runs.strategy_record import KEY, StrategyRecord, checked_meta, finetuned_meta
 from common.tasks.vqa_command import Built, Say, VQAOptions
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, strip_prefix
@@ -131,6 +131,8 @@ def build_vqa(
     """
     path = finetuned_path(options.weights.load) if options.weights.load else None
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
+    if found.get("task") == "vqa" and path is not None:
+        checked_meta(found, path)
     size = chosen_size(options, dataset, found)
     weights = with_default(options.weights, size)
     options = replace(options, weights=weights)

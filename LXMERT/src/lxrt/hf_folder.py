@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import MAX_TOKENS, has_vocabulary
 from common.errors import CheckpointError, ConfigError
+from common.reading import short
 from common.training.checkpoint import check_compatible
 from common.training.weights import load_weights
 from lxrt.modeling import PretrainingModel, VQAModel
@@ -144,8 +145,8 @@ class HFFolder:
             if names is not None and names[number] != answer:
                 raise CheckpointError(
                     f"{self.path / CONFIG}: answer {number} is {names[number]!r} (id2label), in "
-                    f"the data set it is {answer!r}; use the data set that the model was finetuned "
-                    "on, or --loadLXMERTQA, which finds answers by their names"
+                    f"the data set it is {short(answer)}; use the data set that the model was "
+                    "finetuned on, or --loadLXMERTQA, which finds answers by their names"
                 )
 
     def described(self) -> dict[str, dict[str, Any]]:
@@ -186,7 +187,7 @@ def read_hf_folder(path: Path | str) -> HFFolder:
         theirs = THEIR_NAMES.get(field.name, field.name)
         value = values.get(theirs, THEIR_DEFAULTS.get(field.name, field.default))
         if not isinstance(value, (int, float) if field.name in RATES else int):
-            raise CheckpointError(f"{file}: {theirs} is {value!r}, not a number")
+            raise CheckpointError(f"{file}: {theirs} is {short(value)}, not a number")
         sizes[field.name] = value
     return HFFolder(
         path,

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.reading import read_text
+from common.reading import read_text, short
 from lxrt.answers import convert_answer
 from lxrt.pretraining_sentences import Sentences, SentencesBuilder
 
@@ -103,7 +103,8 @@ class _UpstreamReader:
                 or not (0 < score <= 1 and math.isfinite(score))
             ):
                 raise DataError(
-                    f"{where}: answer {answer!r} has score {score!r}, expected a number in (0, 1]"
+                    f"{where}: answer {short(answer)} has score {short(score)}, expected a "
+                    "number in (0, 1]"
                 )
             if answer not in self._known:
                 self._known[answer] = self._labels.get(convert_answer(answer))
