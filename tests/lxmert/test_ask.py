@@ -557,6 +557,8 @@ def test_another_picture_than_that_of_the_record_is_refused(finetuned, store, re
     ("flags", "message"),
     [
         (["--question", " "], "is empty"),
+        (["--question", "What \udc80 color?"], "no Unicode text"),
+        (["--image-id", "EASY_\ud83d", "--question", QUESTION], "no Unicode text"),
         (["--question", "a", "--top", "0"], "--top 0"),
         (["--question", "a", "--out", "a.jpg"], "ends in .png"),
         (
