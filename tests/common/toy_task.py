@@ -32,7 +32,8 @@ class ToyTask:
         self, scores: list[float] | None = None, poison: int | None = None, family: str = "single"
     ) -> None:
         self.inputs = FAMILIES[family].inputs(SAMPLES)
-        self.labels = self.inputs["input_ids"][:, 0] % 5
+        words = self.inputs["question" if family == "vlbert" else "input_ids"]
+        self.labels = words[:, 0] % 5
         self.scores, self.poison, self.steps = scores, poison, 0
 
     def __len__(self) -> int:

@@ -7,8 +7,10 @@ from math import floor
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from common.adapt.adapting import adapt, adaptive_part
 from common.errors import CheckpointError, DataError
 from tests.common.tiny_models import vlbert_config, vlbert_inputs
 from tests.vlbert.models import IMAGES, randomise
@@ -17,6 +19,7 @@ from vlbert.fast_rcnn import FastRCNN
 from vlbert.loading import load_resnet
 from vlbert.roi_align import roi_align
 from vlbert.sizes import ImageConfig
+from vlbert.transforms import transform_image
 from vlbert.vqa_network import ResNetVLBERT
 
 ROIS = [[0, 10, 20, 90, 100], [1, -40, -8, 30, 25], [0, 150, 60, 300, 260], [1, 48, 48, 48, 48]]
@@ -184,3 +187,26 @@ def test_overlap_counts_both_corner_pixels():
 def test_the_published_resnets_are_as_wide_as_precomputed_features():
     assert {ImageConfig(precomputed=False, depth=d).region_size for d in (50, 101, 152)} == {2048}
     assert ImageConfig(precomputed=False, depth=18).region_size == 512
+
+
+def test_channels_are_blue_green_red():
+    """A plain red picture has all of it in the last channel."""
+    red = Image.new("RGB", (8, 6), (250, 20, 3))
+    found = transform_image(red, (8, 6), False, (1.0, 2.0, 3.0), (1.0, 2.0, 10.0))
+    assert found.shape == (3, 6, 8)
+    assert found[:, 0, 0].tolist() == pytest.approx([(3 - 1) / 1, (20 - 2) / 2, (250 - 3) / 10])
+
+
+def test_the_policy_s_loss_alone_does_not_train_the_image_extractor():
+    """The published policy reads the regions' features, but sends no gradient into the CNN."""
+    sizes = replace(vlbert_config(), image=IMAGES)
+    network = randomise(ResNetVLBERT(sizes), 0.1).train()
+    adapt(network, "SpotTune_Block", "published")
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in vlbert_inputs(2).items()}
+    inputs["boxes"] = inputs["boxes"][..., :4]
+    network.run(**inputs, image=torch.randn(2, 3, 80, 96))
+    part = adaptive_part(network)
+    part.last.logits.square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in part.policy.parameters())
+    extractor = network.image_feature_extractor
+    assert all(p.grad is None or not p.grad.any() for p in extractor.parameters())

@@ -252,3 +252,18 @@ def test_unknown_answer_is_skipped_or_named() -> None:
     assert vocabulary.encode(example) == {1: 1.0}
     with pytest.raises(DataError, match=r"question 5 \('What colour\?'\): answer 'mauve' is not"):
         vocabulary.encode(example, unknown="error")
+
+
+@pytest.mark.parametrize("part", ["minival2014", "valminusminival2014"])
+def test_parts_of_val_are_about_val_s_images(tmp_path: Path, part: str) -> None:
+    (tmp_path / "q.json").write_text(json.dumps({"data_subtype": part, "questions": [question(1)]}))
+    (example,) = read_official(tmp_path / "q.json")
+    assert example.image_id == "COCO_val2014_000000000042"
+
+
+def test_the_part_of_a_question_comes_before_that_of_its_file(tmp_path: Path) -> None:
+    rows = [question(1, coco_split="train2014"), question(2)]
+    (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "val2014", "questions": rows}))
+    first, second = read_official(tmp_path / "q.json")
+    assert first.image_id == "COCO_train2014_000000000042"
+    assert second.image_id == "COCO_val2014_000000000042"

@@ -153,3 +153,24 @@ def test_question_only_baseline_knows_the_question_and_backs_off_to_its_first_wo
         assert question_only_baseline(train, val)["overall"] == 100, text
     with pytest.raises(DataError, match="none of the 1 training questions has an answer"):
         question_only_baseline([Example(1, "a", "q")], examples())
+
+
+def test_baselines_are_those_of_the_training_questions() -> None:
+    train = [Example(i, "a", "q?", {"cat": 1.0}) for i in range(3)]
+    val = [Example(i, "a", "q?", {"dog": 1.0}) for i in range(4, 9)]
+    assert majority_answer_baseline(train, val)["overall"] == 0
+    assert question_only_baseline(train, val)["overall"] == 0
+
+
+def test_the_longest_known_beginning_of_a_question_decides() -> None:
+    """Beginnings that disagree: one, two and three words."""
+    asked = 4 * [("is here", "one")] + 3 * [("is it", "two")] + 2 * [("is it a cow", "three")]
+    train = [Example(i, "a", q, {a: 1.0}) for i, (q, a) in enumerate(asked)]
+    for text, answer in (
+        ("is it a dog?", "three"),
+        ("is it warm?", "two"),
+        ("is that so?", "one"),
+        ("why?", "one"),
+    ):
+        val = [Example(99, "a", text, {answer: 1.0})]
+        assert question_only_baseline(train, val)["overall"] == 100, text

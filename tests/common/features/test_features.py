@@ -398,3 +398,25 @@ def test_command_line_imports_and_prints_errors_in_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "g.tsv: no such file" in error
     assert error.count("\n") == 1 and issubclass(DataError, AdaptiveError)
+
+
+def test_ids_in_any_order_have_their_own_records(tmp_path: Path) -> None:
+    """The order of the rows is that of writing, not of the alphabet."""
+    names = ["c", "10", "a", "9", "B", "ab"]
+    with RegionFeatureWriter(tmp_path / "s", WIDTH) as writer:
+        for number, name in enumerate(names):
+            writer.add(name, 9, 9, torch.zeros(1, 4), torch.full((1, WIDTH), float(number)))
+        store = writer.finish()
+    assert store.ids() == names
+    found = store.read(names[::-1]).features[:, 0, 0].tolist()
+    assert found == [5, 4, 3, 2, 1, 0]
+    assert store.missing(["a", "b", "9", "99"]) == ["b", "99"]
+
+
+@pytest.mark.parametrize("name", ["features", "boxes"])
+def test_numbers_that_are_none_are_not_written(tmp_path: Path, name: str) -> None:
+    for bad in (float("nan"), float("inf"), 1e6 if name == "features" else float("-inf")):
+        given = {"features": torch.ones(2, WIDTH), "boxes": torch.tensor([[0.0, 0, 5, 5]] * 2)}
+        given[name][1, 2] = bad
+        with new_writer(tmp_path / "s") as writer, pytest.raises(DataError, match="not a finite"):
+            writer.add("a", 9, 9, **given, object_ids=torch.tensor([0, 1]))

@@ -431,3 +431,12 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert prune_checkpoints(tmp_path, "none*", keep=1) == []
     with pytest.raises(ConfigError, match="keep 0"):
         prune_checkpoints(tmp_path, "*", keep=0)
+
+
+def test_a_square_tensor_and_its_transpose_are_two(file: Path) -> None:
+    """They are the same memory, read in two ways."""
+    x = torch.arange(9.0).view(3, 3)
+    save_checkpoint(file, {"a": x, "b": x.T, "c": x}, {})
+    found, _ = load_checkpoint(file)
+    assert torch.equal(found["a"], x) and torch.equal(found["b"], x.T)
+    assert found["c"] is found["a"]

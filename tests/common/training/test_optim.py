@@ -231,3 +231,31 @@ def test_a_state_of_another_run_is_refused() -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             other.load_state_dict(state)
+
+
+def test_vlbert_adamw_is_its_formula_in_float64() -> None:
+    """eps before the correction of the second moment, decay of the updated parameter."""
+    torch.manual_seed(0)
+    x = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+    expected, mean, square = x.detach().clone(), torch.zeros(5).double(), torch.zeros(5).double()
+    optimizer = make_optimizer(
+        "vlbert_adamw", [x], 0.1, 50, warmup=0.0, schedule="constant", weight_decay=0.3
+    )
+    for step in range(1, 7):
+        gradient = torch.randn(5, dtype=torch.float64)
+        x.grad = gradient.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        size = 0.1 * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+        expected = (expected - size * mean / (square.sqrt() + 1e-6)) * (1 - 0.1 * 0.3)
+        torch.testing.assert_close(x.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_measuring_a_norm_changes_nothing() -> None:
+    x = torch.nn.Parameter(torch.ones(4))
+    for limit in (0, 0.0, None):
+        x.grad = torch.full((4,), 3.0)
+        assert float(clip_grad_norm([x], limit)) == 6.0 and x.grad.tolist() == 4 * [3.0]
+    assert float(clip_grad_norm([x], 2.0)) == 6.0
+    assert float(x.grad.norm()) == pytest.approx(2.0)

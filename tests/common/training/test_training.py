@@ -270,3 +270,39 @@ def test_the_checkpoint_of_another_version_of_the_code_is_refused_by_that_name(t
     save_checkpoint(tmp_path / "LAST.safetensors", state, meta | {"checkpoint_version": 1})
     with pytest.raises(CheckpointError, match="another version of this code.*--overwrite"):
         make_trainer(tmp_path).resume()
+
+
+def test_learning_rates_in_the_history_go_on_where_they_were(tmp_path):
+    """`lr` of an epoch is that of the update after it, also in a resumed run."""
+    make_trainer(tmp_path / "whole").fit()
+    make_trainer(tmp_path / "parts", 7).fit()
+    resumed = make_trainer(tmp_path / "parts")
+    resumed.begin(resume=True, overwrite=False)
+    resumed.fit()
+    rates = [
+        [epoch["lr"] for epoch in final_state(tmp_path / name)["progress"]["history"]]
+        for name in ("whole", "parts")
+    ]
+    assert rates[0] == rates[1] and len(set(rates[0])) == 3
+    plan = make_trainer(tmp_path / "other").optimizers["main"].schedule
+    assert rates[0] == pytest.approx([1e-2 * plan.factor(5 * n) for n in (1, 2, 3)])
+
+
+def test_model_and_policy_are_clipped_with_their_own_limits(tmp_path):
+    trainer = make_trainer(tmp_path, 1, clip=3.0, policy_clip=0.25)
+    limits = {}
+    for name, optimizer in trainer.optimizers.items():
+
+        def watched(limit, scaler=None, name=name, clip=optimizer.clip):
+            limits[name] = limit
+            return clip(limit, scaler)
+
+        optimizer.clip = watched
+    trainer.fit()
+    assert limits == {"main": 3.0, "policy": 0.25}
+    limits.clear()
+    trainer = make_trainer(tmp_path / "off", 3, clip=0.0, policy_clip=0.0)
+    before = [p.clone() for p in trainer.optimizers["main"].parameters]
+    trainer.fit()
+    after = trainer.optimizers["main"].parameters
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
