@@ -96,6 +96,9 @@ test-slow: setup  ## the tests that take minutes: the demo, training runs
 fuzz: setup  ## damage real files and read them (FUZZ=20000 times): right values, or one clear error
 	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -p no:xdist $(ARGS)
 
+mutants: setup  ## put mistakes into the code one by one: do the tests notice? (10 minutes)
+	$(BIN)/python -m tests.mutants $(ARGS)
+
 test-gpu:  ## the tests that need a GPU (PYTHON: the one with CUDA; installs nothing)
 	PYTHONPATH=.:LXMERT/src:VLBERT $(PYTHON) -m pytest tests/gpu -s $(ARGS)
 

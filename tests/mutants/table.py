@@ -1,0 +1,315 @@
+"""Which mistakes: file, text, what takes its place, and the tests that must fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ADAPT, TRAINING, FEATURES, DATA = (
+    "common/adapt",
+    "common/training",
+    "common/features",
+    "common/data",
+)
+T = "tests/common"
+UNNOTICED, POLICY = f"{T}/adapt/test_unnoticed.py", f"{T}/adapt/test_policy.py"
+IDENTITIES, ROWS = f"{T}/adapt/test_identities.py", f"{T}/adapt/test_row_routing.py"
+EMPTY, NARROW = f"{T}/adapt/test_empty_branches.py", f"{T}/adapt/test_narrowing.py"
+STRATEGY, MERGE = f"{T}/adapt/test_strategies.py", f"{T}/adapt/test_merge.py"
+LOOP, OPTIM = f"{T}/training/test_training.py", f"{T}/training/test_optim.py"
+CHECKPOINT, LOADER = f"{T}/training/test_checkpoint.py", f"{T}/training/test_batch_loader.py"
+LOCK, OTHERS = f"{T}/training/test_folder_lock.py", f"{T}/training/test_weights_of_others.py"
+STORE, IMPORTS = f"{T}/features/test_features.py", f"{T}/features/test_sources_of_imports.py"
+METRIC, ANNOTATIONS = f"{T}/data/test_vqa_metric.py", f"{T}/data/test_annotations.py"
+CURVES, TEXTS = f"{T}/test_pinned_curves.py", f"{T}/test_reading.py"
+PICTURES, FUZZ = f"{T}/features/test_pictures.py", "tests/fuzz/test_readers.py"
+ODD = "tests/vlbert/test_odd_questions.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake; `tests` are words for pytest."""
+
+    path: str
+    before: str
+    after: str
+    tests: str
+
+    @property
+    def name(self) -> str:
+        """For the report: file and the first line that changes."""
+        return f"{self.path}: {self.before.strip().splitlines()[0]} -> {self.after.strip()[:60]}"
+
+
+def _all(path: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
+    return [Mutant(path, before, after, tests) for before, after in changes]
+
+
+MUTANTS = [
+    # Routes, rows, executors
+    *_all(
+        f"{ADAPT}/routes.py",
+        f"{IDENTITIES} {EMPTY}",
+        ("return run(value ^ flip, state)", "return run(value, state)"),
+        ("if self.count(column, value) == self.batch:", "if False:"),
+        ("idle = [*parameters((1 - value) ^ flip), *read]", "idle = [*read]"),
+        ("order = torch.argsort(hard, dim=0, stable=True)", "order = torch.argsort(-hard, dim=0)"),
+        ("set_generator_state(self.device, self._states[key])", "pass"),
+    ),
+    *_all(
+        f"{ADAPT}/row_routing.py",
+        ROWS,
+        ("return y.index_copy_(0, rows[0], zero)", "return y.index_copy_(0, rows[0], zero * 0)"),
+        ("return gradient, product.sum", "return gradient * 0, product.sum"),
+        ("grad_x.index_add_(0, chosen, part @ weights[value][head])", "pass"),
+        ("torch.sum(flat, 0, out=grad[1][head])", "grad[1][head].zero_()"),
+        ("dtype = torch.promote_types(zero.dtype, one.dtype)", "dtype = zero.dtype"),
+    ),
+    *_all(
+        f"{ADAPT}/executors.py",
+        IDENTITIES,
+        ("site.weigh(1 - weights, zero[slot])", "site.weigh(weights, zero[slot])"),
+        ("sign = 2 * decisions.detach() - 1", "sign = 1 - 2 * decisions.detach()"),
+        ("sign = 2 * decisions.detach() - 1", "sign = decisions.detach()"),
+        ("(found[slot] / routing.sampled_share)", "(found[slot])"),
+        ("< routing.sampled_share", "< 1.0"),
+        ("routing.sampling_noise[:, index]", "routing.sampling_noise[:, 0]"),
+        ("if routing.full_precision and torch.is_autocast_enabled", "if False and bool"),
+    ),
+    Mutant(
+        f"{ADAPT}/encoder.py",
+        "noise = uniform_noise(key, len(decisions), len(self.sites), decisions.device)",
+        "noise = uniform_noise(key, len(decisions), 1, decisions.device).expand("
+        "-1, len(self.sites))",
+        UNNOTICED,
+    ),
+    # Steps, sites, strategies
+    *_all(
+        f"{ADAPT}/steps.py",
+        f"{IDENTITIES} {NARROW}",
+        ("if not whole & written:", "if True:"),
+        ("if not whole & written:", "if False:"),
+        ("needed |= after", "pass"),
+        ("branches[1], q, k, v, self.mask(state)", "branches[1], q, v, k, self.mask(state)"),
+    ),
+    *_all(
+        f"{ADAPT}/strategies.py",
+        f"{STRATEGY} {UNNOTICED}",
+        ("_check_order(layer.name, layer_live, sites)", "pass"),
+        ("start += width", "start += width if kept else 0"),
+        ("bool(kept),", "True,"),
+    ),
+    *_all(
+        f"{ADAPT}/adapting.py",
+        f"{STRATEGY} {POLICY} tests/lxmert/test_transformers.py",
+        ("chosen = layers[: len(layers) - _last", "chosen = layers[len(layers) - _last"),
+        ("decisions = (share > 0.5)", "decisions = (share >= 0.0)"),
+        ("ranked = torch.where(live, share, -1.0)", "ranked = share"),
+        ("protect(model, encoder)", "pass"),
+        ("network.float()  #", "pass  #"),
+    ),
+    Mutant(f"{ADAPT}/encoder.py", "requires_grad_(False)", "requires_grad_(True)", STRATEGY),
+    *_all(
+        f"{ADAPT}/merging.py",
+        MERGE,
+        (
+            "frozen = decisions[site.columns.start : site.columns.stop] == 0",
+            "frozen = decisions[site.columns.start : site.columns.stop] == 1",
+        ),
+        ("ours[rows] = theirs[rows]", "ours[:] = theirs"),
+        ("release(model)", "pass"),
+    ),
+    # Policy, noise, budgets
+    *_all(
+        f"{ADAPT}/gumbel.py",
+        f"{POLICY} {UNNOTICED}",
+        ("soft = torch.softmax(noisy / temperature", "soft = torch.softmax(noisy"),
+        ("hard = (noisy[..., 1] > noisy[..., 0])", "hard = (logits[..., 1] > logits[..., 0])"),
+        ("return hard + (soft - soft.detach())", "return hard + 0 * soft"),
+        ("+ 0.5) / 2**23", "+ 0.0) / 2**23"),
+        ("^ _mix_int(step + 2 * _GOLDEN)", "^ _mix_int(2 * _GOLDEN)"),
+    ),
+    *_all(
+        f"{ADAPT}/policy.py",
+        f"{POLICY} {UNNOTICED}",
+        ("x = read_stream(inputs.state, stream).detach()", "x = read_stream(inputs.state, stream)"),
+        ("parts = [self.read_out.expand(", "parts = [0 * self.read_out.expand("),
+        ("present = (mask[:, 0, 0, :, None] == 0)", "present = (mask[:, 0, 0, :, None] <= 0)"),
+        ("bias[:, 1] = torch.tensor(share).logit()", "bias[:, 1] = 0.0"),
+    ),
+    *_all(
+        f"{ADAPT}/encoder.py",
+        f"{POLICY} {UNNOTICED}",
+        ("noise.view_as(logits), self.options.temperature)", "noise.view_as(logits), 1.0)"),
+        (
+            "decisions = (logits[..., 1] > logits[..., 0])",
+            "decisions = (logits[..., 1] < logits[..., 0])",
+        ),
+        ("self.global_decisions.expand(batch, -1)", "self.global_decisions.expand(batch, -1) * 0"),
+    ),
+    *_all(
+        f"{ADAPT}/budget.py",
+        f"{POLICY} {UNNOTICED}",
+        ("options.target_rate_scale * target_rate", "target_rate"),
+        ("options.constrain_k_scale * constrain_k", "constrain_k"),
+        ("if options.target_rate is not None:", "if options.target_rate:"),
+        ("if options.constrain_k is not None:", "if options.constrain_k:"),
+        ("or bool(self.deterministic_scale)", ""),
+        ("(1 - p) * (1 - p).log()).sum()", "0 * p).sum()"),
+        ("(share[live].sum() - k)", "(share.sum() - k)"),
+        ("(share[live].mean() - rate)", "(share.mean() - rate)"),
+    ),
+    # Loop, optimisers, checkpoints
+    *_all(
+        f"{TRAINING}/optim.py",
+        OPTIM,
+        ('torch._foreach_add_(root, group["eps"])', "pass"),
+        ('-lr * (1 - beta2 ** s["step"]) ** 0.5', "-lr"),
+        ("return progress / self.warmup", "return 1.0"),
+        ("max((progress - 1.0) / (self.warmup - 1.0), 0.0)", "1.0"),
+        ("if max_norm:\n", "if max_norm is not None:\n"),
+        ("update >= milestone", "update > milestone"),
+        ('self.updates, self._base_lrs = state["updates"]', "self.updates, self._base_lrs = 0"),
+    ),
+    *_all(
+        f"{TRAINING}/loop.py",
+        LOOP,
+        ('"policy": self.options.policy_clip}', '"policy": self.options.clip}'),
+        ('"lr": self.optimizers["main"].lr,', '"lr": 0.0,'),
+        ("better = validation.score > self.best_score", "better = True"),
+        ("ratio: float = (end / start) ** done", "ratio: float = 1.0"),
+        (
+            "self.part.key_noise(self.options.seed, self.step,",
+            "self.part.key_noise(self.options.seed, 0,",
+        ),
+        ('self.step, self.history = progress["step"]', "self.step, self.history = 0"),
+        ("self._check_finite(losses, batch)", "pass"),
+    ),
+    Mutant(
+        f"{TRAINING}/batch_order.py",
+        "(self.seed * 1_000_003 + epoch)",
+        "(self.seed * 1_000_003)",
+        LOOP,
+    ),
+    Mutant(f"{TRAINING}/batch_loader.py", "raise read.error", "continue", LOADER),
+    *_all(
+        f"{TRAINING}/checkpoint_codec.py",
+        CHECKPOINT,
+        ("        tensor.stride(),\n", ""),
+        ("value = value.clone()", "pass"),
+        ('{"$tuple": items}', "items"),
+        ("abs(value) <= EXACT_INTEGER", "True"),
+        ("zlib.crc32(as_bytes(tensor).data, zlib.crc32(kind))", "zlib.crc32(kind)"),
+    ),
+    *_all(
+        f"{TRAINING}/weights.py",
+        f"{CHECKPOINT} {OTHERS}",
+        ("if expected is not None and checksum(tensor) != expected:", "if False:"),
+        ("_check_finite(weights, report.loaded, what)\n    model", "model"),
+        ("_check_beginning(start, path)\n    if", "if"),
+    ),
+    Mutant(f"{TRAINING}/folder_lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_UN", LOCK),
+    Mutant(
+        f"{TRAINING}/folder_lock.py",
+        "if self._still_there():\n            return False",
+        "if True:\n            return False",
+        LOCK,
+    ),
+    # Features, questions, answers
+    *_all(
+        f"{FEATURES}/store.py",
+        STORE,
+        ("return self._order[places], self._sorted", "return places, self._sorted"),
+        ("row[stop - start :].zero_()", "pass"),
+        ("self._check_records(rows)", "pass"),
+        ("if hashlib.sha256(content).hexdigest() != expected:", "if False:"),
+        ("inside = (scaled >= -BOX_TOLERANCE)", "inside = (scaled >= -1)"),
+    ),
+    *_all(
+        f"{FEATURES}/writer.py",
+        f"{STORE} {IMPORTS}",
+        ("_check_range(image_id, name, values, 0, LARGEST_ID)", "pass"),
+        ("_check_range(image_id, name, values, 0, 1 + SHARE_TOLERANCE)", "pass"),
+        ("if not bool(torch.isfinite(values.sum(dtype=torch.float64))):", "if False:"),
+        ("if rows + entry.count > complete", "if False"),
+        ("not is_unicode(image_id)", "False"),
+    ),
+    *_all(
+        f"{FEATURES}/importing.py",
+        IMPORTS,
+        ("if known is not None and known != stamp:", "if False:"),
+        (
+            'if self._next < len(self._ids):\n            raise self._changed(\n                f"image {record',
+            'if False:\n            raise self._changed(\n                f"image {record',
+        ),
+    ),
+    *_all(
+        f"{FEATURES}/lxmert_tsv.py",
+        f"{IMPORTS} {TEXTS}",
+        ("flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)", "flat = (boxes[:, 2:] < -1).any(1)"),
+        ('.removeprefix(BOM if number == 1 else b"")', ""),
+        ("if line or file.tell()", "if True or file.tell()"),
+    ),
+    Mutant(f"{FEATURES}/pictures.py", "image = ImageOps.exif_transpose(image)", "pass", PICTURES),
+    Mutant(
+        f"{FEATURES}/pictures.py",
+        '"RGBA", coloured.size, "white"',
+        '"RGBA", coloured.size',
+        PICTURES,
+    ),
+    *_all(
+        f"{DATA}/annotations.py",
+        ANNOTATIONS,
+        ('"minival2014": "val2014"', '"minival2014": "train2014"'),
+        (
+            'part = row.get("coco_split", str, optional=True) or part',
+            'part = part or row.get("coco_split", str, optional=True)',
+        ),
+        ("or not 0 < value <= 1:", "or not 0 <= value:"),
+    ),
+    *_all(
+        f"{DATA}/vqa_metric.py",
+        METRIC,
+        ("answer = _best(_votes(train))\n", "answer = _best(_votes(val))\n"),
+        ("for n in (3, 2, 1))", "for n in (1, 2, 3))"),
+        (
+            'answers.setdefault("", _best(_votes(train)))',
+            'answers.setdefault("", _best(_votes(val)))',
+        ),
+    ),
+    *_all(
+        f"{DATA}/answer_scores.py",
+        METRIC,
+        (
+            "selves = matches * min(1.0, (matches - 1) / 3)",
+            "selves = matches * min(1.0, matches / 3)",
+        ),
+        ("min(1.0, matches / 3)\n", "min(1.0, matches / 2)\n"),
+        ("if word not in ARTICLES", ""),
+    ),
+    Mutant(
+        "common/reading.py", "json.loads(text, object_hook=replace)", "json.loads(text[1:])", TEXTS
+    ),
+    Mutant("common/reading.py", "if _written_out(node, {}) > MAX_YAML_NODES:", "if False:", TEXTS),
+    # VL-BERT
+    Mutant(
+        "VLBERT/vlbert/transforms.py",
+        ".permute(2, 0, 1).flip(0)",
+        ".permute(2, 0, 1)",
+        "tests/vlbert/test_images.py",
+    ),
+    Mutant(
+        "VLBERT/vlbert/vqa_network.py",
+        "regions.features.detach()",
+        "regions.features",
+        "tests/vlbert/test_images.py",
+    ),
+    Mutant(
+        "VLBERT/vlbert/vqa_dataset.py", "cut_to_images(regions, sizes)\n        info", "info", ODD
+    ),
+    Mutant(
+        "LXMERT/src/lxrt/modeling.py",
+        "config.vocab_size, size, padding_idx=0",
+        "config.vocab_size, size",
+        UNNOTICED,
+    ),
+]
