@@ -22,17 +22,16 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from typing_extensions import TypedDict
 
 from common.errors import DataError
 from common.files import sha256
-from common.reading import checked, npy_header, read_json, read_npz, short
+from common.reading import npy_header, read_json, read_npz, short
 
 FORMAT = "region-features"
 VERSION = 1
@@ -48,31 +47,26 @@ IMAGES = "image_features"
 BOX_TOLERANCE = 1e-5
 
 
-class SkippedRow(TypedDict):
-    """A record that an import left out."""
-
-    row: int
-    image_id: str
-    reason: str
-
-
-class StoreMeta(TypedDict):
-    """meta.json of a store; sources may say more."""
-
-    format: str
-    version: int
-    detector: str
-    width: int
-    images: int
-    regions: int
-    optional: list[str]
-    checksums: dict[str, str]
-    source: NotRequired[str]
-    classes: NotRequired[int]
-    image_features: NotRequired[bool]
-    rows: NotRequired[int]
-    limit: NotRequired[int | None]
-    skipped: NotRequired[list[SkippedRow]]
+# Types of meta.json; the first ones have to be there. Not by `reading.checked`: a machine that only
+# measures has no pydantic.
+META: dict[str, type | tuple[type, ...]] = {
+    "detector": str,
+    "width": int,
+    "images": int,
+    "regions": int,
+    "optional": list,
+    "checksums": dict,
+}
+MORE_META: dict[str, type | tuple[type, ...]] = {
+    "source": str,
+    "classes": int,
+    "image_features": bool,
+    "rows": int,
+    "limit": (int, type(None)),
+    "skipped_rows": int,
+    "skipped": list,
+}
+SKIPPED = {"row": int, "image_id": str, "reason": str}
 
 
 def whole_image(features: Tensor, mask: Tensor, image_features: Tensor | None) -> Tensor:
@@ -225,6 +219,11 @@ class RegionFeatures:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RegionFeatures, (self.path,)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether every record has one, compared when it is read; not so in older stores."""
+        return self._crc is not None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -405,7 +404,19 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             f"{path}: format version {short(meta.get('version'))}, this code reads {VERSION}: "
             "import the features again"
         )
-    checked(meta, StoreMeta, str(path), "import the features again")
+    for key, kind in (META | MORE_META).items():
+        if (key in META or key in meta) and not _is(meta.get(key), kind):
+            raise DataError(
+                f"{path}: {key!r} is {short(meta.get(key, 'missing'))}: it is damaged; import the "
+                "features again"
+            )
+    texts = [*meta["optional"], *meta["checksums"].values()]
+    skipped = all(
+        isinstance(row, dict) and all(_is(row.get(k), kind) for k, kind in SKIPPED.items())
+        for row in meta.get("skipped", ())
+    )
+    if not skipped or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{path}: it is damaged; import the features again")
     if unknown := sorted(set(meta["optional"]) - set(OPTIONAL)):
         raise DataError(
             f"{path}: unknown optional arrays {short(unknown)}; known: {sorted(OPTIONAL)}"
@@ -416,6 +427,10 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         if meta.get(key, 1) < 1:
             raise DataError(f"{path}: {key} is {meta[key]}: expected one at least; import again")
     return meta
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 Index = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]

@@ -13,6 +13,7 @@ from common.training.checkpoint import (
 )
 from common.training.checkpoint_codec import StateEncoder, checksum, decode, storable
 from common.training.distributed import World, one_voice, peers, split_evenly, start_world
+from common.training.folder_lock import alone
 from common.training.launch import Launcher
 from common.training.loop import LoopOptions, Trainer
 from common.training.means import Means
@@ -83,6 +84,7 @@ __all__ = [
     "add_run_options",
     "add_seeds_option",
     "add_strategy_options",
+    "alone",
     "bert_names",
     "check_compatible",
     "check_options",

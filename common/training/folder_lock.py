@@ -81,7 +81,7 @@ class FolderLock:
     """The lock of a folder; see `alone`."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder.resolve() / NAME
+        self.folder, self.path = folder, folder.resolve() / NAME
         self._file: int | None = None
         self._made: list[Path] = []
 
@@ -89,9 +89,15 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            ConfigError: somebody else has it.
+            ConfigError: somebody else has it, or the folder is a link to nowhere.
             OSError: the folder cannot be written to.
         """
+        for place in (self.folder, *self.folder.parents):
+            if place.is_symlink() and not place.exists():
+                raise ConfigError(
+                    f"{place}: a link to {os.readlink(place)}, which is not there: is its disk "
+                    "missing? Mend the link, or choose another folder"
+                )
         self._made = [p for p in (self.path.parent, *self.path.parents[1:]) if not p.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path in _held:

@@ -14,6 +14,7 @@ import torch
 from lxrt.finetuning import main
 from lxrt.pretraining import main as pretrain
 from tests.common.held_folder import refused_while_in_use
+from tests.common.odd_folders import refused_in_odd_folders
 from tests.lxmert.runs import refused
 
 
@@ -387,3 +388,11 @@ def test_an_option_without_effect_is_refused(flags, tmp_path, capsys, given, rea
     shown = refused(capsys, *flags, *given, "--output", str(tmp_path / "run"))
     assert reason in shown
     assert not (tmp_path / "run" / "LAST.safetensors").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(flags, tmp_path, capsys):
+    def run(place: Path):
+        folder = place / "snap" / "run"
+        return main, [*flags, "--epochs", "1", "--output", str(folder)], folder
+
+    refused_in_odd_folders(capsys, run, tmp_path)

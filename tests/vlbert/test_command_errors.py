@@ -10,6 +10,7 @@ import torch
 
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.common.held_folder import refused_while_in_use
+from tests.common.odd_folders import refused_in_odd_folders
 from tests.vlbert.runs import FOLDER, HOME, flags, refused, write_config
 from vlbert.finetuning import main
 from vlbert.testing import main as predict
@@ -278,3 +279,10 @@ def test_a_folder_that_another_run_uses_is_left_alone(coco, trained, tmp_path, c
         },
         out / FOLDER,
     )
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(coco, tmp_path, capsys):
+    def run(place: Path):
+        return main, flags(write_config(coco), place, "--no-tensorboard"), place / FOLDER
+
+    refused_in_odd_folders(capsys, run, tmp_path, log="vocab.txt")

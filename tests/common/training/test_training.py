@@ -164,6 +164,14 @@ def test_a_folder_with_a_run_is_overwritten_only_when_asked_and_then_wholly(tmp_
     assert {p.name for p in tmp_path.iterdir()} == {"LAST.safetensors", "log.log"}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict:
+    """What a run that nothing interrupted leaves in LAST."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_trainer(folder).fit()
+    return final_state(folder)
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -181,7 +189,7 @@ except Exception as error:
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path, kill):
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, kill, whole):
     """In this process, whose random numbers are others than those of the process that ended."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "killed")]
@@ -203,8 +211,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, kill):
     resumed.resume()
     assert resumed.step == stopped
     resumed.fit()
-    make_trainer(tmp_path / "whole", save_every=1).fit()
-    same(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
+    same(whole, final_state(tmp_path / "killed"))
 
 
 def test_history_is_json(tmp_path):
@@ -239,15 +246,14 @@ class Signalled(ToyTask):
     ("method", "call", "steps"),
     [("read", 1, 0), ("read", 6, 5), ("read", 8, 7), ("validate", 1, 5), ("validate", 3, 15)],
 )
-def test_a_signal_saves_and_stops_wherever_the_run_is(tmp_path, method, call, steps):
-    make_trainer(tmp_path / "whole").fit()
+def test_a_signal_saves_and_stops_wherever_the_run_is(tmp_path, method, call, steps, whole):
     with pytest.raises(StoppedError, match=f"at step {steps}; .* --resume"):
         make_trainer(tmp_path / "parts", task=Signalled(method, call)).fit()
     assert final_state(tmp_path / "parts")["progress"]["step"] == steps
     resumed = make_trainer(tmp_path / "parts")
     resumed.resume()
     resumed.fit()
-    same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+    same(whole, final_state(tmp_path / "parts"))
 
 
 def test_a_later_second_signal_acts_as_usual(monkeypatch):
