@@ -33,7 +33,7 @@ from common.features.store import (
     record_checksum,
 )
 from common.files import sha256, write_json
-from common.reading import is_unicode, parse_json, read_json, short
+from common.reading import parse_json, read_json, short
 
 HEADER = 128
 LINE_OF_EARLIER = 4  # values in a line of the journal of earlier versions, which has no checksum
@@ -295,7 +295,7 @@ class RegionFeatureWriter:
         """
         if image_id in self._ids:
             raise DataError(f"image {image_id!r} is there already: image ids must be unique")
-        if not image_id or not is_unicode(image_id) or not image_id.isprintable():
+        if not image_id or not image_id.isprintable():
             raise DataError(f"image {short(image_id)}: an id has to be a text of printable signs")
         if not (0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE):
             raise DataError(

@@ -231,7 +231,7 @@ MUTANTS = [
         ("_check_range(image_id, name, values, 0, 1 + SHARE_TOLERANCE)", "pass"),
         ("if not bool(torch.isfinite(values.sum(dtype=torch.float64))):", "if False:"),
         ("if rows + entry.count > complete", "if False"),
-        ("not is_unicode(image_id)", "False"),
+        ("not image_id.isprintable()", "False"),
     ),
     *_all(
         f"{FEATURES}/importing.py",

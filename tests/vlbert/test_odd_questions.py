@@ -97,6 +97,17 @@ def test_boxes_beside_their_image_are_refused_also_where_features_are_read_in_pl
     assert reason in shown and f"{TRAIN[0]}.json" in shown
 
 
+def test_boxes_without_a_size_beside_them_are_compared_with_coco_s(data, tmp_path, capsys):
+    value = record(TRAIN[0])
+    del value["image_w"], value["image_h"]
+    boxes = np.array([[30, 20, 10, 40], [1, 1, 9, 9], [2, 2, 8, 8]])
+    (data / TRAINVAL / f"{TRAIN[0]}.json").write_text(json.dumps(value | {"boxes": encode(boxes)}))
+    config = write_config(data, DATASET__IMPORT_FEATURES=False)
+    shown = refused(capsys, flags(config, tmp_path / "out", "--no-tensorboard"))
+    assert "corners are the wrong way round" in shown
+    assert f"COCO_train2014_{TRAIN[0]:012d}" in shown
+
+
 def test_coco_sizes_that_contradict_the_features_are_refused(data, tmp_path, capsys):
     def halve(file: Any) -> None:
         file["images"][0]["width"] = 32

@@ -11,8 +11,9 @@ from torch import nn
 from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.budget import BudgetOptions, budget_losses
 from common.adapt.encoder import AdaptiveOptions
+from common.adapt.gumbel import keyed_uniform
 from common.adapt.policy import SmallPolicy
-from common.adapt.steps import Layer, bert_steps
+from common.adapt.steps import DenseStep, Layer, bert_steps, live_steps
 from common.adapt.strategies import find_strategy, plan_sites
 from common.errors import ConfigError
 from common.modules.layers import BertLayer
@@ -158,3 +159,54 @@ def test_adapting_keeps_options_of_the_caller():
     options = AdaptiveOptions(executor="dense", temperature=2.0, full_precision=False)
     model = FAMILIES["single"].build(0.0).double()
     assert adaptive_part(adapt(model, "SpotTune", options=options)).options == options
+
+
+def test_a_site_samples_by_its_own_column(monkeypatch):
+    """At site 0 no row is sampled, at site 1 all: only there does the policy learn something."""
+    import common.adapt.encoder as encoder
+
+    original = encoder.uniform_noise
+
+    def noise(key, batch, count, device):
+        if count != 3:
+            return original(key, batch, count, device)
+        return torch.tensor([[0.99, 0.01, 0.99]]).expand(batch, -1)
+
+    monkeypatch.setattr(encoder, "uniform_noise", noise)
+    model = adapted("single", "SpotTune_Block", executor="sampled", sampled_share=0.5).train()
+    asked = torch.ones(BATCH, 3, dtype=torch.float64, requires_grad=True)
+    with adaptive_part(model).force(asked):
+        run(model, "single").square().sum().backward()
+    learned = asked.grad.abs().sum(0)
+    assert learned[0] == learned[2] == 0 and learned[1] > 0
+
+
+def test_where_a_layer_may_be_skipped_what_came_before_it_is_needed():
+    """Both layers write `a` from `b`: without skipping, what the first one writes is lost."""
+
+    def layer(number: int) -> Layer:
+        step = DenseStep("d", "d", "d", ("b", "b"), ("a",))
+        return Layer(
+            f"layer.{number}", f"layer.{number}", nn.Module(), (step,), {"a": 4, "b": 4}, 1
+        )
+
+    layers = [layer(1), layer(2)]
+    for skippable, alive in ((False, [0, 1]), (True, [1, 1])):
+        steps, streams = live_steps(layers, ("a",), skippable)
+        assert [len(s) for s in steps] == alive
+        assert ("a" in streams[0]) == skippable
+
+
+def test_keyed_noise_lies_between_its_ends():
+    """On the grid (k + 1/2) / 2^23: neither 0 nor 1, whose logarithms are infinite."""
+    values = keyed_uniform(1, 2, list(range(50)), 200).double() * 2**23
+    assert bool((values % 1 == 0.5).all())
+
+
+def test_global_decisions_are_those_that_were_set():
+    model = adapted("single", "SpotTune_Block").eval()
+    part = adaptive_part(model)
+    part.options.policy_eval = "global"
+    part.global_decisions.copy_(torch.tensor([1.0, 0.0, 1.0]))
+    run(model, "single")
+    assert part.last.decisions.tolist() == [[1, 0, 1]] * BATCH

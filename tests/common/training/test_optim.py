@@ -259,3 +259,19 @@ def test_measuring_a_norm_changes_nothing() -> None:
         assert float(clip_grad_norm([x], limit)) == 6.0 and x.grad.tolist() == 4 * [3.0]
     assert float(clip_grad_norm([x], 2.0)) == 6.0
     assert float(x.grad.norm()) == pytest.approx(2.0)
+
+
+def test_steps_fall_at_the_update_that_a_milestone_names() -> None:
+    optimizer = make_optimizer(
+        "sgd",
+        [torch.nn.Parameter(torch.ones(1))],
+        1.0,
+        10,
+        warmup=0.0,
+        schedule="steps",
+        milestones=(3, 6),
+        gamma=0.5,
+        first_step=0,
+    )
+    factors = [optimizer.schedule.factor(updates) for updates in range(8)]
+    assert factors == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import CheckpointError
-from common.training.weights import load_weights
+from common.training.weights import load_into, load_weights
 
 WEIGHTS = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.ones(2)}
 
@@ -70,3 +70,14 @@ def test_weights_are_found_where_others_put_them(
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], x) for name, x in WEIGHTS.items())
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_with_their_place(bad):
+    weights = {name: x.clone() for name, x in WEIGHTS.items()}
+    weights["head.weight"][1, 2] = bad
+    model = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 2)})
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(CheckpointError, match=r"tensor 'head.weight' holds .* at \[1, 2\]"):
+        load_into(model, weights, what="w.pth")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
