@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     *_all(
         f"{ADAPT}/executors.py",
-        IDENTITIES,
+        f"{UNNOTICED} {IDENTITIES}",
         ("site.weigh(1 - weights, zero[slot])", "site.weigh(weights, zero[slot])"),
         ("sign = 2 * decisions.detach() - 1", "sign = 1 - 2 * decisions.detach()"),
         ("sign = 2 * decisions.detach() - 1", "sign = decisions.detach()"),
@@ -85,7 +85,7 @@ MUTANTS = [
     # Steps, sites, strategies
     *_all(
         f"{ADAPT}/steps.py",
-        f"{IDENTITIES} {NARROW}",
+        f"{UNNOTICED} {IDENTITIES} {NARROW}",
         ("if not whole & written:", "if True:"),
         ("if not whole & written:", "if False:"),
         ("needed |= after", "pass"),
