@@ -14,10 +14,7 @@ from common.files import repository_root
 ROOT = repository_root()
 HELP = {
     "lxmert": ["LXMERT/run/vqa_finetune.bash", "cpu", "name", "--help"],
-    "lxmert test": ["LXMERT/run/vqa_test.bash", "cpu", "name", "--help"],
-    "lxmert pretraining": ["LXMERT/run/lxmert_pretrain.bash", "cpu", "name", "--help"],
     "vlbert": ["VLBERT/scripts/nondist_run.sh", "vqa/train_end2end.py", "--help"],
-    "vlbert pretraining": ["VLBERT/scripts/nondist_run.sh", "pretrain/train_end2end.py", "--help"],
 }
 
 

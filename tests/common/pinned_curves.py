@@ -9,6 +9,7 @@ start. A curve says that something changed, not what is right: the tests beside 
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -18,11 +19,11 @@ from tests.common.toy_task import make_trainer
 
 FILE = Path(__file__).with_name("pinned_curves.json")
 OPTIMIZERS = {"lxmert": "bert", "vlbert": "vlbert_adamw"}  # those of the recipes
-EPOCHS = 2  # of 5 steps
+EPOCHS = 1  # of 5 steps
 
 
 def curve(backbone: str, strategy: str) -> dict[str, list[float]]:
-    """Mean training losses per epoch of a run in a folder of its own."""
+    """Mean training losses of every epoch of a run in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             Path(folder),
@@ -48,4 +49,8 @@ def curves() -> dict[str, dict[str, list[float]]]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m tests.common.pinned_curves",
+        description=f"Write {FILE.name} anew, after a change that is meant to change the losses.",
+    ).parse_args()
     FILE.write_text(json.dumps(curves(), indent=1) + "\n", encoding="utf-8")
