@@ -143,7 +143,8 @@ def test_the_first_commands_of_vlbert_run(tmp_path):
     block = next(b for b in blocks("VLBERT/README.md", "bash") if "nondist_run" in b)
     block = block.replace(" output ", f" {tmp_path} ")
     block = block.replace("output/output", f"{tmp_path}/output")
-    block = block.replace("--epochs 2", "--epochs 1 --questions 128 --quiet")
+    block = block.replace("--epochs 2", "--epochs 1 --set DATASET.TOY=true --quiet")
+    block = block.replace("--split minival", "--split minival --set DATASET.TOY=true")
     found = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=ROOT / "VLBERT",
@@ -173,7 +174,7 @@ def test_the_first_commands_of_lxmert_run(tmp_path):
     folder = ROOT / "LXMERT" / "snap" / "vqa" / "readme_test"
     block = next(b for b in blocks("LXMERT/README.md", "bash") if "vqa_finetune" in b)
     block = block.replace(" first ", " readme_test ").replace("vqa/first/", "vqa/readme_test/")
-    block = block.replace("--questions 1000", "--questions 128 --overwrite --quiet")
+    block = block.replace("--questions 1000", "--questions 128 --tiny --overwrite --quiet")
     try:
         found = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
