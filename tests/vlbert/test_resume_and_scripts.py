@@ -128,6 +128,7 @@ def test_two_processes_train_as_one(coco, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes two processes on the CPU")
 def test_every_process_of_a_distributed_run_resumes_bit_for_bit(coco, tmp_path):
     config = write_config(coco, **DROPOUT, TRAIN__AUTO_RESUME=True)
