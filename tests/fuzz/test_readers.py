@@ -36,7 +36,9 @@ SUPPRESSED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filt
 
 def count(kind: Kind) -> int:
     """How many damages of a kind are tried."""
-    return max(FEW, -(-TOTAL * kind.weight // WEIGHTS)) if TOTAL else max(2, FEW * kind.weight // 10)
+    if not TOTAL:
+        return max(2, FEW * kind.weight // 10)
+    return max(FEW, -(-TOTAL * kind.weight // WEIGHTS))
 
 
 @cache
