@@ -157,6 +157,7 @@ def test_every_process_of_a_distributed_run_resumes_bit_for_bit(coco, tmp_path):
     assert same_state(tmp_path / "whole" / LAST, tmp_path / "parts" / LAST) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes two processes on the CPU")
 def test_a_run_goes_on_with_another_number_of_processes_and_is_tested_by_them(coco, tmp_path):
     """From one process to two that share the same update, and to the end with --do-test."""
