@@ -1,4 +1,4 @@
-"""Small file helpers: writing whole or not at all, checksums, locks."""
+"""Small file helpers: writing whole or not at all, checksums, locks, living processes."""
 
 import hashlib
 import json
@@ -77,3 +77,14 @@ def exclusive(path: Path | str) -> Iterator[None]:
     with open(path, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has the number `pid` (1 or more), whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

@@ -1,20 +1,5 @@
-# What the run scripts share: arguments, the interpreter, the output folder with a copy of the code.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
-
-# interpreter PATH: the absolute form of a path that is relative to this folder; a bare name stays.
-# A link to the interpreter of a virtual environment is followed, since Python would not find it.
-interpreter() {
-    local path="$1" target
-    case "$path" in
-        /* | "") ;;
-        */*) path="$PWD/$path" ;;
-    esac
-    if [ -L "$path" ] && [ ! -e "$(dirname "$path")/../pyvenv.cfg" ]; then
-        target="$(readlink "$path")"
-        if [ -e "$(dirname "$target")/../pyvenv.cfg" ]; then path="$target"; fi
-    fi
-    echo "$path"
-}
+# What the run scripts share: arguments, the output folder with a copy of the code.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common/launch.bash"
 
 # start TASK SCRIPT GPU NAME …: go to LXMERT/, choose the device, name the folder snap/TASK/NAME.
 start() {

@@ -28,7 +28,6 @@ from vlbert.sizes import ENCODER_SIZES, HOME
 from vlbert.testing import TestOptions, test
 
 SCRIPT = "vqa/train_end2end.py"
-# Flags without a meaning where nothing is decided.
 SHOWN = {
     "answer": "AnsLoss",
     "constrain_k": "ConstrainKLoss",

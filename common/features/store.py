@@ -366,8 +366,8 @@ class RegionFeatures:
             DataError: A file differs.
         """
         checksums: dict[str, str] = self.meta["checksums"]
-        sizes = [(self.path / name) for name in checksums]
-        total = sum(path.stat().st_size for path in sizes if path.is_file())
+        paths = [self.path / name for name in checksums]
+        total = sum(path.stat().st_size for path in paths if path.is_file())
         with tqdm(
             total=total,
             unit="B",

@@ -121,8 +121,6 @@ def load_result(path: Path | str) -> Result:
         result = read_json(path, "a run writes it when its training ends")
     except DataError as error:
         raise DataError(f"{error}; {_WAY_OUT}" if path.exists() else str(error)) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     checked(result, ResultFile, str(path), _WAY_OUT)
     _check_accuracy(result, path)
     if result.get("decisions"):

@@ -65,8 +65,8 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
     answers = find_answers(folder, meta, data_root)
     tokenizer = Tokenizer(folder)
     check_compatible(meta, {"vocabulary": tokenizer.digest()}, checkpoint)
-    model = make_model(backbone, meta, checkpoint)
     with named(checkpoint):
+        model = make_model(backbone, meta, checkpoint)
         StrategyRecord.from_meta(meta).adapt(model)
     load_into(model, load_weights(checkpoint), what=str(checkpoint))
     model.eval()
@@ -112,8 +112,6 @@ def make_model(backbone: Backbone, meta: dict[str, Any], checkpoint: Path) -> nn
                 f"{found:,}"
             )
         return backbone.make_model(meta)
-    except ConfigError as error:
-        raise ConfigError(f"{checkpoint}: {error}") from None
     except MALFORMED as error:
         if isinstance(error, AdaptiveError):
             raise

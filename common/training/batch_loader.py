@@ -44,7 +44,7 @@ class _Told(Dataset[object]):
 
 
 class BatchLoader(Generic[Read]):
-    """Iterates over batches in their order; `len` is their number."""
+    """Iterates over batches in their order."""
 
     def __init__(self, reader: Reader[Read], batches: Iterable[list[int]], workers: int) -> None:
         """Prepare to read.

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from common.errors import CheckpointError, ConfigError
+from common.files import is_running
 from common.training.checkpoint_codec import StateEncoder, checksum, storable
 from common.training.weights import FORMAT_KEY, FORMAT_VERSION, open_checkpoint
 
@@ -100,7 +101,7 @@ def _remove_stale(path: Path) -> None:
         host, _, pid = writer.rpartition("-")
         if host == socket.gethostname() and pid.isdigit():
             own = int(pid) == os.getpid()
-            stale = target == path.name if own else not _is_running(int(pid))
+            stale = target == path.name if own else not is_running(int(pid))
         else:
             stale = False
         try:
@@ -109,16 +110,6 @@ def _remove_stale(path: Path) -> None:
             continue
         if stale:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _sync_folder(path: Path) -> None:

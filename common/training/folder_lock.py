@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from common.files import is_running
 from common.training.distributed import World
 
 try:
@@ -219,12 +220,4 @@ def _reads(path: Path) -> dict[str, Any]:
 
 
 def _lives(process: Any) -> bool:
-    if not isinstance(process, int) or process < 1:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    return isinstance(process, int) and process > 0 and is_running(process)
