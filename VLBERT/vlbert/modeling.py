@@ -7,7 +7,7 @@ width of the visual embeddings, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -91,7 +91,7 @@ class VLBertEncoder(RoutedEncoder):
             for n, module in enumerate(self.layer, 1)
         ]
 
-    def layers_removed(self) -> None:
+    def layers_removed(self, names: Sequence[str]) -> None:
         self.config = replace(self.config, num_hidden_layers=len(self.layer))
 
 

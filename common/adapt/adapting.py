@@ -151,7 +151,7 @@ def freeze_layers(
 def freeze_dead(layers: Sequence[Layer], reads: Sequence[str]) -> None:
     """Freeze the parameters of steps that can reach nothing that is read."""
     for layer, live in zip(layers, live_steps(layers, reads)[0], strict=True):
-        modules = [layer.module.get_submodule(step.module) for step in live]
+        modules = [module for step in live for module in step.modules(layer.module)]
         used = {id(p) for module in modules for p in module.parameters()}
         for parameter in layer.module.parameters():
             if id(parameter) not in used:

@@ -272,7 +272,7 @@ class Adaptive(nn.Module):
 
         def parameters(value: int) -> list[nn.Parameter]:
             if value == 1:
-                modules = [module.get_submodule(step.module) for step in site.steps]
+                modules = [m for step in site.steps for m in step.modules(module)]
             else:
                 modules = [self.linears[_key(name)]] if self.linears else []
             return list({id(p): p for m in modules for p in m.parameters()}.values())
@@ -305,8 +305,8 @@ class RoutedEncoder(nn.Module):
         """All layers in execution order."""
         raise NotImplementedError
 
-    def layers_removed(self) -> None:
-        """Called after layers were taken out (`common.adapt.merging`): note how many are left."""
+    def layers_removed(self, names: Sequence[str]) -> None:
+        """Called after the layers of these names were taken out (`common.adapt.merging`)."""
 
     def set_reads(self, reads: Sequence[str], first: Sequence[str] = ()) -> None:
         """Say which slots are read after the last layer (before `adapt`).
@@ -330,6 +330,7 @@ class RoutedEncoder(nn.Module):
         state: State,
         raw_inputs: Mapping[str, Tensor | None] | None = None,
         passed: list[State] | None = None,
+        part: slice = slice(None),
     ) -> State:
         """Run all layers on the slots (B, …) of `state`; returns the slots after them.
 
@@ -337,15 +338,18 @@ class RoutedEncoder(nn.Module):
             state: streams and masks before the first layer.
             raw_inputs: the backbone's own inputs, for a published policy.
             passed: if given, receives the slots after every layer.
+            part: of the layers, in execution order; of a plain encoder only.
         """
         if self.adaptive is not None:
+            if part != slice(None):
+                raise ConfigError("an adapted encoder runs all its layers at once")
             self.adaptive.raw_inputs = raw_inputs or {}
             return self.adaptive.run(state, self, passed)
         if self._plain is None:
             layers = self.layers()
             live, _ = live_steps(layers, self.reads, first=self.reads_first)
             self._plain = tuple((layer.path, s) for layer, s in zip(layers, live, strict=True))
-        for path, steps in self._plain:
+        for path, steps in self._plain[part]:
             written = run_steps(steps, self.get_submodule(path), state)
             state = between_layers({**state, **written})
             if passed is not None:

@@ -7,7 +7,7 @@ are taken out. Linear maps have no place in a plain model. Shape legend: D decis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -18,10 +18,10 @@ from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive, RoutedEncoder
 from common.adapt.families import find_encoder
 from common.adapt.guards import release
+from common.adapt.steps import HeadsStep
 from common.adapt.strategies import Site
 from common.errors import ConfigError
 
-PROJECTIONS = ("query", "key", "value")
 SHOWN = 6  # names in messages
 
 
@@ -106,11 +106,16 @@ def _keep_branches(part: Adaptive, encoder: RoutedEncoder, decisions: Tensor) ->
             continue
         own, twin = encoder.get_submodule(paths[site.layer]), part.twin(site.layer)
         assert twin is not None
-        for name in dict.fromkeys(step.module for step in site.steps):
-            module = own.get_submodule(name)
+        for step in site.steps:
             if site.per_head:
-                _check_heads(module, site)
-            copies.append((module, twin.get_submodule(name), frozen if site.per_head else None))
+                assert isinstance(step, HeadsStep)
+                _check_heads(step, own, site)
+                pairs: Iterable[tuple[nn.Module, nn.Module]] = zip(
+                    step.projections(own), step.projections(twin), strict=True
+                )
+            else:
+                pairs = zip(step.modules(own), step.modules(twin), strict=True)
+            copies += [(*pair, frozen if site.per_head else None) for pair in pairs]
     for module, source, heads in copies:
         if heads is None:
             module.load_state_dict(source.state_dict())
@@ -118,9 +123,11 @@ def _keep_branches(part: Adaptive, encoder: RoutedEncoder, decisions: Tensor) ->
             _copy_heads(module, source, heads)
 
 
-def _check_heads(attention: nn.Module, site: Site) -> None:
-    known = {f"{name}.{kind}" for name in PROJECTIONS for kind in ("weight", "bias")}
-    others = sorted(set(attention.state_dict()) - known)
+def _check_heads(step: HeadsStep, layer: nn.Module, site: Site) -> None:
+    known = {id(p) for linear in step.projections(layer) for p in linear.parameters()}
+    others = sorted(
+        name for m in step.modules(layer) for name, p in m.named_parameters() if id(p) not in known
+    )
     if others:
         raise ConfigError(
             f"the heads of {site.layer} ({site.component}) have parameters that are "
@@ -128,15 +135,11 @@ def _check_heads(attention: nn.Module, site: Site) -> None:
         )
 
 
-def _copy_heads(attention: nn.Module, source: nn.Module, heads: Tensor) -> None:
-    """Copy the rows of some heads, `heads` (H,) bool, in each projection (H * c, C)."""
-    for name in PROJECTIONS:
-        pairs = zip(
-            getattr(attention, name).parameters(), getattr(source, name).parameters(), strict=True
-        )
-        for ours, theirs in pairs:
-            rows = heads.to(ours.device).repeat_interleave(len(ours) // len(heads))
-            ours[rows] = theirs[rows]
+def _copy_heads(projection: nn.Module, source: nn.Module, heads: Tensor) -> None:
+    """Copy the rows of some heads, `heads` (H,) bool, of a projection (H * c, C)."""
+    for ours, theirs in zip(projection.parameters(), source.parameters(), strict=True):
+        rows = heads.to(ours.device).repeat_interleave(len(ours) // len(heads))
+        ours[rows] = theirs[rows]
 
 
 def _dropped(part: Adaptive, decisions: Tensor) -> list[str]:
@@ -163,7 +166,7 @@ def remove_layers(encoder: RoutedEncoder, names: Sequence[str]) -> None:
         kept = [module for place, module in enumerate(stack) if f"{path}.{place}" not in gone]
         parent, _, name = path.rpartition(".")
         setattr(encoder.get_submodule(parent), name, nn.ModuleList(kept))
-    encoder.layers_removed()
+    encoder.layers_removed(names)
     encoder.set_reads(encoder.reads, encoder.reads_first)
 
 

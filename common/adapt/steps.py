@@ -65,6 +65,10 @@ class Step:
         """Compute the written slots from the read ones with the weights of `layer`."""
         raise NotImplementedError
 
+    def modules(self, layer: nn.Module) -> list[nn.Module]:
+        """The modules of the layer whose parameters the step uses, all of them."""
+        return [layer.get_submodule(self.module)]
+
     def inputs(self, state: State) -> list[Tensor]:
         """The streams that are read, (B, T, C) or, narrowed, (B, 1, C)."""
         values = [read_stream(state, slot) for slot in self.reads[self.streams]]
@@ -129,6 +133,11 @@ class HeadsStep(Step):
     def attention(self, layer: nn.Module) -> AttentionModule:
         """The layer's module that holds the heads' projections."""
         return cast(AttentionModule, layer.get_submodule(self.module))
+
+    def projections(self, layer: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """Query, key and value of the layer: what is split by head."""
+        attention = self.attention(layer)
+        return attention.query, attention.key, attention.value
 
     def mask(self, state: State) -> Tensor | None:
         """The additive mask of the keys, (B, 1, 1, S), or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -58,7 +59,7 @@ class RoutedHFEncoder(RoutedEncoder):
     def layers(self) -> list[Layer]:
         return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
 
-    def layers_removed(self) -> None:
+    def layers_removed(self, names: Sequence[str]) -> None:
         counts = {
             "l_layers": len(self.layer),
             "x_layers": len(self.x_layers),

@@ -7,6 +7,7 @@ A answers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -221,7 +222,7 @@ class LXRTEncoder(RoutedEncoder):
     def layers(self) -> list[Layer]:
         return encoder_layers(self, self.config.hidden_size, self.config.num_attention_heads)
 
-    def layers_removed(self) -> None:
+    def layers_removed(self, names: Sequence[str]) -> None:
         self.config = replace(
             self.config,
             l_layers=len(self.layer),
