@@ -101,6 +101,35 @@ class StrategyRecord:
         sizes = {key: value for key, value in saved.items() if key not in _OWN}
         return cls(**{key: saved[key] for key in _OWN}, policy_sizes=sizes)
 
+    @classmethod
+    def chosen(
+        cls, given: Mapping[str, Any], saved: StrategyRecord | None, sizes: Mapping[str, Any]
+    ) -> StrategyRecord:
+        """What shapes an adapted model: the flags, else a checkpoint's record, else the defaults.
+
+        Args:
+            given: the flags by the names of the attributes; None where one is not given.
+            saved: of the checkpoint that is loaded; a record of another strategy says nothing.
+            sizes: of the published policy network.
+        """
+        row, k = find_strategy(given["strategy"] or (saved.strategy if saved else "standard"))
+        if saved is not None and saved.row is not row:
+            saved = None
+        if k is None and saved is not None:
+            k = find_strategy(saved.strategy)[1]
+
+        def value(name: str) -> Any:
+            return given[name] if given[name] is not None or saved is None else getattr(saved, name)
+
+        return cls(
+            row.name if k is None else f"last_{k}",
+            value("policy") or "small",
+            value("policy_eval") or "argmax",
+            value("trainable_layers"),
+            value("frozen_layers"),
+            sizes,
+        )
+
     def to_meta(self) -> dict[str, Any]:
         """The entry `KEY` of a checkpoint's meta; JSON."""
         frozen = self.frozen_layers

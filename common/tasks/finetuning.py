@@ -89,10 +89,13 @@ class Run:
     tokenizer: Tokenizer
     keep: Callable[[], None] = field(default=lambda: None)
     names: SnapshotNames = field(default_factory=SnapshotNames)
-    optimizers: Callable[[Run, int], Optimizers] | None = None
+    optimizers: MakeOptimizers | None = None
     epoch_lines: Callable[[dict[str, Any]], str] | None = None
     warnings: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
+
+
+MakeOptimizers = Callable[[Run, int], Optimizers]
 
 
 def identity(

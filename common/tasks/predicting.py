@@ -9,7 +9,10 @@ from torch import nn
 
 from common.data.vqa_dataset import VQADataset
 from common.data.vqa_metric import write_predictions
+from common.files import write_json
 from common.tasks.vqa import Evaluation, VQATask
+
+BEST_ANSWERS = 8
 
 
 def predict(
@@ -21,6 +24,7 @@ def predict(
     model_name: str,
     say: Callable[[str], None],
     origin: str = "",
+    others: Path | None = None,
 ) -> Evaluation:
     """Write the predictions in the EvalAI form and, where the answers are public, say the accuracy.
 
@@ -33,10 +37,14 @@ def predict(
         model_name: for the line about the accuracy, e.g. data set and strategy.
         say: where to report to.
         origin: the model's file, where that is not plain to the user.
+        others: file of the `BEST_ANSWERS` likeliest answers to every question; None: none.
     """
-    found = task.evaluate(model, data, split)
+    found = task.evaluate(model, data, split, BEST_ANSWERS if others else 0)
     if task.runtime.world.main:
         write_predictions(path, found.predictions)
+        if others is not None:
+            rows = [{"question_id": asked, "answer": best} for asked, best in found.best.items()]
+            write_json(others, rows)
     of = f" of {origin}" if origin else ""
     say(f"{len(found.predictions)} predictions{of} in {path}")
     if found.scores is not None:

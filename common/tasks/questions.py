@@ -17,7 +17,6 @@ from common.data.datasets import (
     check_disjoint,
     load_split,
     open_features,
-    resolve_dataset,
     split_holdout,
 )
 from common.data.vqa_dataset import PARTS, VQADataset, check_answers
@@ -109,12 +108,10 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find_dataset(options: QuestionOptions, world: World) -> tuple[Dataset, QuestionOptions]:
-    """The data set and its splits, which are filled in; the first process builds embedded data."""
-    with world.main_first():
-        dataset = resolve_dataset(options.dataset, data_root=options.data)
+def with_splits(options: QuestionOptions, dataset: Dataset) -> QuestionOptions:
+    """The options with the splits filled in: those that are given, else the data set's."""
     train, valid = dataset.choose_splits(options.train, options.valid)
-    return dataset, replace(options, train=train, valid=valid)
+    return replace(options, train=train, valid=valid)
 
 
 def find_features(
@@ -183,17 +180,15 @@ def training_examples(
 
 
 def trained_on(
-    options: QuestionOptions, name: str, seed: int, data_root: Path | None
+    options: QuestionOptions, dataset: Dataset, seed: int
 ) -> tuple[VQADataset, Path]:
     """The questions that a run was finetuned on, with the folder of their data set.
 
     Args:
         options: of the run.
-        name: of its data set.
+        dataset: its data set.
         seed: of the run.
-        data_root: folder of the data's files; None: the default one.
     """
-    dataset = resolve_dataset(name, data_root=data_root)
     trained = dataset.choose_splits(options.train, options.valid)[0]
     features = open_features(dataset, trained, skip_bad=options.skip_bad)
     examples = training_examples(options, dataset, seed)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,12 +40,14 @@ class Evaluation:
             where the questions have no answers.
         decisions: counts over the samples.
         seconds_per_sample: of the model and the reading of features.
+        best: {question id: its likeliest answers}, where they were asked for.
     """
 
     predictions: dict[Any, str]
     scores: dict[str, float | None] | None
     decisions: DecisionCounts
     seconds_per_sample: float
+    best: dict[Any, list[str]] = field(default_factory=dict)
 
     @property
     def known_scores(self) -> dict[str, float | None]:
@@ -148,12 +150,16 @@ class VQATask:
         return Validation(found.overall, details)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, data: VQADataset, name: str) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, data: VQADataset, name: str, best: int = 0
+    ) -> Evaluation:
         """Answer every question of a data set, in evaluation mode, each counted once.
 
-        Every process answers a part of the batches and gets the result of all.
+        Every process answers a part of the batches and gets the result of all. So many of the
+        `best` answers to each question are kept.
         """
         model.eval()
+        likeliest: dict[Any, list[str]] = {}
         world = self.runtime.world
         part = adaptive_part(model)
         predictions: dict[Any, str] = {}
@@ -178,11 +184,18 @@ class VQATask:
             logits = logits.float().cpu()
             check_logits(logits, [f"question {asked}" for asked in read.question_ids])
             predictions |= zip(read.question_ids, data.vocabulary.decode(logits), strict=True)
+            if best:
+                top = logits.topk(min(best, logits.shape[1])).indices.tolist()
+                answers = data.vocabulary.answers
+                found = [[answers[label] for label in row] for row in top]
+                likeliest |= zip(read.question_ids, found, strict=True)
         predictions, counts = _joined(world.gather((predictions, counts.state_dict())))
+        if best:
+            likeliest = {k: v for part in world.gather(likeliest) for k, v in part.items()}
         seconds = (time.perf_counter() - start) / max(1, len(data))
         answered = all(example.answers is not None for example in data.examples)
         scores = score(predictions, data.examples) if answered else None
-        return Evaluation(predictions, scores, counts, seconds)
+        return Evaluation(predictions, scores, counts, seconds, likeliest)
 
 
 def _joined(

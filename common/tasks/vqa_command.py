@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ from common.features.sources import FeatureSources
 from common.runs.backbones import MakeInputs
 from common.runs.strategy_record import StrategyRecord
 from common.tasks.command import Command
-from common.tasks.finetuning import Run, finetune, identity
+from common.tasks.finetuning import MakeOptimizers, Run, finetune, identity
 from common.tasks.options import (
     FinetuneOptions,
     Recipe,
@@ -37,9 +37,9 @@ from common.tasks.predicting import predict
 from common.tasks.questions import (
     QuestionOptions,
     add_question_options,
-    find_dataset,
     find_features,
     find_questions,
+    with_splits,
 )
 from common.tasks.seeds import SeedRuns, run_seeds
 from common.tasks.starting import LogOptions, RunOptions, join, started
@@ -53,6 +53,7 @@ from common.training.options import (
     check_options,
     fill,
 )
+from common.training.run_folder import SnapshotNames
 from common.training.runtime import set_threads
 from common.training.tracking import Tracker
 
@@ -130,9 +131,16 @@ class VQAProgram(Generic[Model]):
         model_options: what the flags say of the model.
         size: name of the model's size, from the options and the name of the data set.
         build: the adapted model for a data set and its features; with `load`, the finetuned one.
-        make_inputs: what turns a batch of questions into the model's inputs.
+        make_inputs: what turns a batch of questions into the model's inputs, from the tokenizer
+            and the meta of the model's checkpoints.
         recipes: of every size; the flags change them.
         tiny: what changes in the recipe of small models with --tiny.
+        settle: fills in flags that follow from others, before anything reads them.
+        dataset: the data set that the flags mean.
+        optimizers: see `Run`; None: the shared ones.
+        names: of the checkpoints.
+        predictions: file name of what --test answers, with a place for the split.
+        others: file name of each question's best answers, likewise; None: they are not written.
     """
 
     home: Path
@@ -142,9 +150,17 @@ class VQAProgram(Generic[Model]):
     model_options: Callable[[argparse.Namespace], Model]
     size: Callable[[Model, str], str]
     build: Callable[[VQAOptions[Model], Dataset, FeatureSources, Say], Built]
-    make_inputs: Callable[[Tokenizer], MakeInputs]
+    make_inputs: Callable[[Tokenizer, dict[str, Any]], MakeInputs]
     recipes: Mapping[str, Recipe]
     tiny: Mapping[str, Any]
+    settle: Callable[[argparse.Namespace], None] = lambda args: None
+    dataset: Callable[[Model, QuestionOptions], Dataset] = lambda model, data: resolve_dataset(
+        data.dataset, data_root=data.data
+    )
+    optimizers: Callable[[VQAOptions[Model], str], MakeOptimizers] | None = None
+    names: SnapshotNames = field(default_factory=SnapshotNames)
+    predictions: str = "{}_predict.json"
+    others: str | None = None
 
     def parser(self) -> argparse.ArgumentParser:
         """The parser of the command."""
@@ -168,6 +184,7 @@ class VQAProgram(Generic[Model]):
         Raises:
             ConfigError: numbers outside their limits, or flags that do not go together.
         """
+        self.settle(args)
         # With --load and without --strategy it is that of the checkpoint.
         check_options(args, **({} if args.load else {"strategy": "standard"}))
         name, flags = args.version or args.output.name, flag_texts(args)
@@ -176,7 +193,7 @@ class VQAProgram(Generic[Model]):
         )
         return VQAOptions(
             command,
-            run_options(args, args.output),
+            run_options(args, args.output, self.names),
             log_options(args),
             fill(QuestionOptions, args),
             self.model_options(args),
@@ -221,7 +238,9 @@ class VQAProgram(Generic[Model]):
     def train(self, options: VQAOptions[Model]) -> None:
         """Finetune and write result.json."""
         with started(options.run) as begun:
-            dataset, data = find_dataset(options.data, begun.world)
+            with begun.world.main_first():  # which builds embedded data
+                dataset = self.dataset(options.model, options.data)
+            data = with_splits(options.data, dataset)
             options = replace(options, data=data)
             small = self.size(options.model, dataset.name) == "small"
             config = {**options.log.config, "train": data.train, "valid": data.valid}
@@ -242,7 +261,7 @@ class VQAProgram(Generic[Model]):
             task = VQATask(
                 train,
                 held,
-                self.make_inputs(built.tokenizer),
+                self.make_inputs(built.tokenizer, built.meta),
                 begun.runtime,
                 how.recipe.eval_batch_size,
                 options.run.seed,
@@ -263,6 +282,8 @@ class VQAProgram(Generic[Model]):
                     built.meta,
                     options.command,
                     built.tokenizer,
+                    names=self.names,
+                    optimizers=self.optimizers and self.optimizers(options, built.size),
                 )
             )
 
@@ -280,7 +301,7 @@ class VQAProgram(Generic[Model]):
         runtime = join(options.gpus, options.run.precision, options.run.seed)
         world = runtime.world
         with world.main_first():
-            dataset = resolve_dataset(options.data.dataset, data_root=options.data.data)
+            dataset = self.dataset(options.model, options.data)
         small = self.size(options.model, dataset.name) == "small"
         set_threads(options.run.threads, small, world.local_size)
         split = dataset.split_to_test(name)
@@ -299,12 +320,20 @@ class VQAProgram(Generic[Model]):
             task = VQATask(
                 data,
                 data,
-                self.make_inputs(built.tokenizer),
+                self.make_inputs(built.tokenizer, built.meta),
                 runtime,
                 how.recipe.eval_batch_size,
                 options.run.seed,
                 progress=not options.quiet,
             )
-            out = options.run.folder / f"{split}_predict.json"
-            shown = f"{dataset.name}, {built.record.row.name}"
-            predict(built.model, task, data, split, out, shown, tracker.log)
+            folder, shown = options.run.folder, f"{dataset.name}, {built.record.row.name}"
+            predict(
+                built.model,
+                task,
+                data,
+                split,
+                folder / self.predictions.format(split),
+                shown,
+                tracker.log,
+                others=self.others and folder / self.others.format(split),
+            )

@@ -179,7 +179,8 @@ class OptimizerWithSchedule:
 
     Attributes:
         optimizer: the torch optimiser, for GradScaler and inspection.
-        schedule: its schedule; the optimiser `bert` follows an equal one of its own, per tensor.
+        schedule: its schedule; the optimiser `bert` follows an equal one of its own, per tensor,
+            but for `steps`, which it does not have.
         updates: number of updates done.
     """
 
@@ -221,7 +222,7 @@ class OptimizerWithSchedule:
             does not advance.
         """
         before = self.updates
-        if self.name != "bert":
+        if self.name != "bert" or self.schedule.kind == "steps":
             factor = self.schedule.factor(self.updates)
             for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=False):
                 group["lr"] = base * factor
@@ -354,7 +355,11 @@ def make_optimizer(
     decay = kind.weight_decay if weight_decay is None else weight_decay
     arguments = {**kind.defaults, "lr": lr, "weight_decay": decay, **options}
     if key == "bert":
-        arguments |= {"schedule": f"warmup_{schedule}", "warmup": warmup, "t_total": total_steps}
+        arguments |= (
+            {"schedule": "none", "warmup": -1, "t_total": -1}  # ours sets the rate
+            if schedule == "steps"
+            else {"schedule": f"warmup_{schedule}", "warmup": warmup, "t_total": total_steps}
+        )
     try:
         optimizer = kind.build(groups, arguments)
     except (TypeError, ValueError) as error:
@@ -372,8 +377,6 @@ def _check_schedule(plan: Schedule, name: str, lr: float) -> None:
         )
     if not 0.0 <= plan.warmup < 1.0:
         raise ConfigError(f"warmup {plan.warmup}: give a share of the steps, 0 ≤ warmup < 1")
-    if name == "bert" and plan.kind == "steps":
-        raise ConfigError("the optimiser bert has no schedule 'steps'; use linear or constant")
     if name == "bert" and plan.first_step != 0:
         raise ConfigError("the optimiser bert counts its updates from 0; first_step is for others")
     if not 0.0 <= lr < float("inf"):

@@ -134,7 +134,7 @@ PROGRAM = VQAProgram[TinyOptions](
     model_options=tiny_options,
     size=lambda options, dataset: "tiny",
     build=build,
-    make_inputs=TinyInputs,
+    make_inputs=lambda tokenizer, meta: TinyInputs(tokenizer),
     recipes={"tiny": Recipe(8, 2, "adamw", 1e-2, 0.1, 0.01, 5.0, 1e-3, 32)},
     tiny={},
 )
@@ -143,7 +143,8 @@ main = PROGRAM.main()
 
 def training_questions(run: OpenedRun, root: Path | None) -> tuple[VQADataset, Path]:
     options = options_of(run, PROGRAM.parse)
-    return trained_on(options.data, run.dataset, options.run.seed, root)
+    dataset = resolve_dataset(run.dataset, data_root=root)
+    return trained_on(options.data, dataset, options.run.seed)
 
 
 def bench_model(settings: BenchSettings) -> BenchModel:

@@ -212,27 +212,15 @@ def _config(
 
 def strategy_record(options: ModelOptions, saved: StrategyRecord | None) -> StrategyRecord:
     """What shapes the adapted model: the flags, else the checkpoint's record, else the defaults."""
-    row, k = find_strategy(options.strategy or (saved.strategy if saved else "standard"))
-    if saved is not None and saved.row is not row:
-        saved = None
-    if k is None and saved is not None:
-        k = find_strategy(saved.strategy)[1]
-
-    def chosen(name: str) -> Any:
-        given = getattr(options, name)
-        return given if given is not None or saved is None else getattr(saved, name)
-
-    sizes = {} if saved is None else saved.policy_sizes
-    before = sizes.get("policy_layers", POLICY_LAYERS)
+    same = saved if saved is not None and _same_strategy(options.strategy, saved) else None
+    before = (same.policy_sizes if same else {}).get("policy_layers", POLICY_LAYERS)
     given = zip(options.policy_layers, before, strict=True)
-    return StrategyRecord(
-        row.name if k is None else f"last_{k}",
-        chosen("policy") or "small",
-        chosen("policy_eval") or "argmax",
-        chosen("trainable_layers"),
-        chosen("frozen_layers"),
-        {"policy_layers": [default if number is None else number for number, default in given]},
-    )
+    sizes = {"policy_layers": [default if number is None else number for number, default in given]}
+    return StrategyRecord.chosen(vars(options), saved, sizes)
+
+
+def _same_strategy(named: str | None, saved: StrategyRecord) -> bool:
+    return named is None or find_strategy(named)[0] is saved.row
 
 
 def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> None:

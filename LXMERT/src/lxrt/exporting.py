@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from common.data.datasets import resolve_dataset
 from common.data.vqa_dataset import VQADataset
 from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
@@ -24,7 +25,8 @@ def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VQADatas
 
     options = options_of(run, PROGRAM.parse)
     root = data_root or _from_home(options.data.data)
-    return trained_on(options.data, run.dataset, options.run.seed, root)
+    dataset = resolve_dataset(run.dataset, data_root=root)
+    return trained_on(options.data, dataset, options.run.seed)
 
 
 def _from_home(path: Path | None) -> Path | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from common.tasks.vqa_command import VQAProgram
-from lxrt.building import build, chosen_size
-from lxrt.inputs import LxmertInputs
+from lxrt.building import build, chosen_size, make_inputs
 from lxrt.options import RECIPES, TINY, ModelOptions, add_model_options, model_options
 from lxrt.sizes import HOME
 
@@ -17,7 +16,7 @@ PROGRAM = VQAProgram[ModelOptions](
     model_options=model_options,
     size=chosen_size,
     build=build,
-    make_inputs=LxmertInputs,
+    make_inputs=make_inputs,
     recipes=RECIPES,
     tiny=TINY,
 )

@@ -1,0 +1,78 @@
+"""From a batch of questions to the inputs of ViLBERT.
+
+Shape legend: B batch, T tokens, R regions (the first is the image as a whole), F feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.data.tokenizer import Tokenizer
+from common.data.vqa_dataset import VQABatch
+from common.features.store import whole_image
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that is read of a pair.
+
+    Attributes:
+        tokens: word pieces of a text with [CLS] and [SEP]; `max_seq_length`.
+        regions: with the image as a whole; `max_region_num`.
+    """
+
+    tokens: int = 20
+    regions: int = 101
+
+
+def region_inputs(
+    features: Tensor, boxes: Tensor, mask: Tensor, limits: Limits, image: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Regions with the image as a whole before them.
+
+    Args:
+        features: (B, R, F), 0 in the padding.
+        boxes: (B, R, 4) corners as shares of the image.
+        mask: (B, R) bool.
+        limits: regions behind the last one are left out; they count in the image's features.
+        image: (B, F) features of the image as a whole; None: the mean of its regions.
+
+    Returns:
+        features (B, R + 1, F), places (B, R + 1, 5): x1, y1, x2, y2 and area, which is (0, 0, 1,
+        1, 1) for the image; image_attention_mask (B, R + 1), 1 = region.
+    """
+    whole = whole_image(features, mask, image)[:, None]
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1, keepdim=True)
+    places = torch.cat([boxes, area], -1)
+    everything = places.new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(len(places), 1, -1)
+    present = torch.cat([mask.new_ones(len(mask), 1), mask], 1).long()
+    most = limits.regions
+    return {
+        "features": torch.cat([whole, features], 1)[:, :most],
+        "places": torch.cat([everything, places], 1)[:, :most],
+        "image_attention_mask": present[:, :most],
+    }
+
+
+@dataclass(frozen=True)
+class ViLBertInputs:
+    """Callable that tokenises questions and arranges regions."""
+
+    tokenizer: Tokenizer
+    limits: Limits
+
+    @property
+    def longest(self) -> int:
+        """Word pieces of the longest question that is read whole."""
+        return self.limits.tokens - 2
+
+    def __call__(self, batch: VQABatch) -> dict[str, Tensor | None]:
+        """Inputs of `BertModel.forward`: ids and mask (B, T), regions as of `region_inputs`."""
+        ids, mask = self.tokenizer.encode(batch.questions, self.limits.tokens)
+        regions = region_inputs(
+            batch.features, batch.boxes, batch.region_mask, self.limits, batch.image_features
+        )
+        return {"input_ids": ids, "attention_mask": mask, **regions}

@@ -1,0 +1,315 @@
+"""Options of ViLBERT's finetuning and evaluation: the original's flags and what they become."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.data.dataset_table import DATASETS
+from common.errors import ConfigError
+from common.tasks.options import Recipe
+from common.training.options import fill
+from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG
+from vilbert.tasks import DEFAULT, TASKS_FILE, TaskEntry, chosen_tasks, names
+
+BERT = "bert-base-uncased"
+SMALL_PRETRAINED = HOME / "pretrained" / "easy_vqa_small" / "model.safetensors"
+TINY = {"epochs": 2}  # of small models on a few hundred images
+OPTIMIZERS = {"BertAdam": "bert", "Adam": "adam", "Adamax": "adamax"}
+CLASSIFIER_LR = 1e-4
+
+RECIPES: dict[str, Recipe] = {
+    # The original's for VQA; BertAdam clips every tensor for itself.
+    "base": Recipe(
+        batch_size=256,
+        epochs=20,
+        optim="bert",
+        lr=4e-5,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=0.0,
+        policy_lr=1e-4,
+        eval_batch_size=256,
+    ),
+    # Chosen on held-out questions of easy-VQA, see ViLBERT/README.md.
+    "small": Recipe(
+        batch_size=32,
+        epochs=6,
+        optim="adamw",
+        lr=5e-4,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=5.0,
+        policy_lr=1e-3,
+        eval_batch_size=256,
+    ),
+}
+RECIPES["large"] = RECIPES["base"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Task, sizes, weights and strategy of a model; None: as in the checkpoint, else the default.
+
+    Attributes:
+        task: entry of the task file.
+        bert_model: folder or name of a BERT, for its vocabulary and, where nothing else is named,
+            its weights.
+        from_pretrained: weights to start from: a file, or the folder or name of a BERT.
+        config_file: sizes.
+        load: a finetuned model.
+        baseline: the single-stream model.
+        freeze: embeddings and text layers up to this one, from 0, are not trained; -1: all are.
+        vision_scratch: everything that is not BERT's has the learning rate 1e-4.
+        dropout: all rates of the encoder.
+        policy_layers: text, connection and image layers of the published policy.
+        strategy, policy, policy_eval, trainable_layers, frozen_layers: see `adapt`.
+    """
+
+    task: TaskEntry
+    bert_model: str = BERT
+    from_pretrained: str | None = None
+    config_file: Path | None = None
+    load: str | None = None
+    baseline: bool = False
+    freeze: int = -1
+    vision_scratch: bool = False
+    dropout: float | None = None
+    policy_layers: tuple[int, int, int] | None = None
+    strategy: str | None = None
+    policy: str | None = None
+    policy_eval: str | None = None
+    trainable_layers: str | None = None
+    frozen_layers: str | None = None
+
+    def sizes_file(self, dataset: str) -> Path:
+        """Config file: the one that is given, else that of the size that suits the data."""
+        if self.config_file is not None:
+            return self.config_file
+        return SMALL_CONFIG if dataset in EMBEDDED else BASE_CONFIG
+
+
+EMBEDDED = tuple(name for name, kind in DATASETS.items() if kind.embedded)
+
+
+def three_numbers(text: str) -> tuple[int, int, int]:
+    """`2,1,1` as numbers."""
+    parts = tuple(int(part) for part in text.split(","))
+    if len(parts) != 3 or min(parts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give three numbers of layers, such as 2,1,1")
+    return parts
+
+
+def whole_epochs(text: str) -> int:
+    """Epochs, which the original writes with a point (`20.0`)."""
+    if (number := float(text)) != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of epochs")
+    return int(number)
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """What training and evaluation have in common."""
+    group = parser.add_argument_group("ViLBERT: task, model and weights")
+    group.add_argument(
+        "--tasks",
+        "--task",
+        dest="tasks",
+        default=DEFAULT,
+        metavar="TASK",
+        help="number or name of a task in the task file (default 1: VQA)",
+    )
+    group.add_argument(
+        "--tasks_file",
+        "--tasks-file",
+        type=Path,
+        default=TASKS_FILE,
+        metavar="FILE",
+        help="default ViLBERT/vlbert_tasks.yml",
+    )
+    group.add_argument(
+        "--bert_model",
+        "--bert-model",
+        default=BERT,
+        metavar="FOLDER",
+        help="BERT whose vocabulary is used where none is beside the weights (default "
+        f"{BERT}, looked for in ViLBERT/data)",
+    )
+    group.add_argument(
+        "--config_file",
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help=f"sizes (default: config/{SMALL_CONFIG.name} for embedded data, else "
+        f"config/{BASE_CONFIG.name})",
+    )
+    group.add_argument("--output_dir", "--output-dir", type=Path, metavar="FOLDER")
+    group.add_argument("--save_name", "--save-name", default="", help="last part of the folder")
+    group.add_argument("--baseline", action="store_true", help="the single-stream model")
+    group.add_argument(
+        "--policy_layers",
+        "--policy-layers",
+        type=three_numbers,
+        metavar="T,C,V",
+        help="text, connection and image layers of the published policy (default 2,1,1)",
+    )
+    alias = _hidden(parser)
+    alias("--num_workers", dest="workers", type=int)
+    alias("--no_cuda", dest="gpus", action="store_const", const="cpu")
+    alias("--fp16", dest="precision", action="store_const", const="fp16")
+    # Set by `torch.distributed.launch`, which says the same in the environment.
+    alias("--local_rank", "--local-rank", type=int)
+    for name in ("--do_lower_case", "--in_memory"):
+        alias(name, nargs="?")
+    alias("--loss_scale", type=float, default=0)
+    parser.set_defaults(gpus=None)
+
+
+def _hidden(parser: argparse.ArgumentParser) -> Any:
+    """Adds a spelling of the original that --help does not show."""
+
+    def add(*names: str, **settings: Any) -> None:
+        settings.setdefault("default", argparse.SUPPRESS)
+        parser.add_argument(*names, help=argparse.SUPPRESS, **settings)
+
+    return add
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of train_tasks.py."""
+    add_shared_options(parser)
+    group = parser.add_argument_group("ViLBERT: training")
+    group.add_argument(
+        "--from_pretrained",
+        "--from-pretrained",
+        metavar="FILE",
+        help="pretrained ViLBERT (.bin, .safetensors), or a BERT that starts the text half "
+        "(default: the committed small model for its config, else --bert_model)",
+    )
+    group.add_argument(
+        "--load", metavar="FILE", help="a finetuned model to go on from, ours or a .bin"
+    )
+    group.add_argument(
+        "--freeze",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="do not train the embeddings and the text layers 0 … N (default -1: train all)",
+    )
+    group.add_argument(
+        "--vision_scratch",
+        "--vision-scratch",
+        action="store_true",
+        help=f"learning rate {CLASSIFIER_LR:g} for everything that is not BERT's",
+    )
+    group.add_argument(
+        "--lr_scheduler",
+        "--lr-scheduler",
+        default="mannul",
+        help="mannul (the original's spelling): a tenth from epoch 12 on, and from 16 on",
+    )
+    group.add_argument(
+        "--learning_rate", "--learning-rate", dest="lr", type=float, default=argparse.SUPPRESS
+    )
+    group.add_argument(
+        "--num_train_epochs",
+        "--num-train-epochs",
+        dest="epochs",
+        type=whole_epochs,
+        default=argparse.SUPPRESS,
+    )
+    alias = _hidden(parser)
+    alias("--warmup_proportion", dest="warmup", type=float)
+    alias("--gradient_accumulation_steps", dest="accumulate", type=int)
+    alias("--optimizer", dest="optim", type=lambda name: OPTIMIZERS.get(name, name))
+    for name in ("--use_chunk", "--evaluation_interval"):
+        alias(name, type=int)
+    alias("--compact", action="store_true")
+
+
+def add_eval_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of eval_tasks.py."""
+    add_shared_options(parser)
+    group = parser.add_argument_group("ViLBERT: evaluation")
+    group.add_argument(
+        "--from_pretrained",
+        "--from-pretrained",
+        dest="load",
+        metavar="FILE",
+        help="the finetuned model: BEST of a run, or a .bin of the original",
+    )
+    group.add_argument("--split", dest="test", default=argparse.SUPPRESS, help="what is answered")
+    group.add_argument(
+        "--batch_size",
+        "--batch-size",
+        dest="eval_batch_size",
+        type=int,
+        default=argparse.SUPPRESS,
+    )
+
+
+def settle_train(args: argparse.Namespace) -> None:
+    """The folder of a run, and the recipe of its task where the data are the task's own.
+
+    Raises:
+        ConfigError: a flag that does not go with others.
+    """
+    task = _checked(args)
+    if args.lr_scheduler != "mannul":
+        raise ConfigError(
+            f"--lr_scheduler {args.lr_scheduler}: only mannul is supported: a rate that follows "
+            "the score on questions would choose by the questions that are reported"
+        )
+    if args.dataset not in EMBEDDED and not _no_data(task):
+        for flag, value in (
+            ("batch_size", task.batch_size),
+            ("lr", task.lr),
+            ("epochs", task.num_epoch),
+        ):
+            if getattr(args, flag) is None:
+                setattr(args, flag, value)
+    if args.output == Path("snap/test"):
+        args.output = (args.output_dir or Path("save")) / run_name(args, task)
+    args.version = args.version or args.save_name or args.output.name
+
+
+def run_name(args: argparse.Namespace, task: TaskEntry) -> str:
+    """`VQA_bert_base_6layer_6conect-pretrained`."""
+    options = model_options(args)
+    absent = "easy_vqa" if args.data is None and _no_data(task) else ""
+    config = options.sizes_file(args.dataset or absent)
+    return f"{names([task])}_{config.stem}{'-' if args.save_name else ''}{args.save_name}"
+
+
+def _no_data(task: TaskEntry) -> bool:
+    """Whether nothing of a task's own data is there, so that embedded data are used."""
+    return not any((HOME / task.dataroot).glob("*_questions.json"))
+
+
+def settle_eval(args: argparse.Namespace) -> None:
+    """What is tested, and the folder of the answers.
+
+    Raises:
+        ConfigError: no finetuned model is named.
+    """
+    task = _checked(args)
+    if not args.load:
+        raise ConfigError("--from_pretrained is missing: give the finetuned model")
+    args.test = args.test or task.val_split
+    if args.output == Path("snap/test"):
+        made_in = Path(args.load).resolve().parent.name
+        name = f"{made_in}{'-' if args.save_name else ''}{args.save_name}"
+        args.output = (args.output_dir or Path("results")) / name
+
+
+def _checked(args: argparse.Namespace) -> TaskEntry:
+    if args.loss_scale:
+        raise ConfigError(f"--loss_scale {args.loss_scale:g}: only 0, dynamic scaling, is there")
+    (task,) = chosen_tasks(args.tasks, args.tasks_file)
+    return task
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """What the flags say of the model."""
+    return fill(ModelOptions, args, task=chosen_tasks(args.tasks, args.tasks_file)[0])
