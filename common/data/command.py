@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add_import_options(
         commands.add_parser(
             "import",
-            help="turn region features (LXMERT TSV, NPZ files) into a memory-mapped store",
+            help="turn region features (LXMERT TSV, NPZ, JSON, LMDB) into a memory-mapped store",
             description="Import region features, one image at a time: memory does not depend on "
             "their size, and a stopped import goes on where it was. Training does the same on "
             "first use.",

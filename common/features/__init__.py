@@ -3,6 +3,7 @@
 from common.features.archives import Archive, Files, open_files, read_path
 from common.features.command import main
 from common.features.importing import HOPELESS_ROWS, BadRows, import_records, report_path
+from common.features.lmdb_records import LMDB_DETECTOR, import_lmdb, lmdb_store
 from common.features.lxmert_tsv import COLUMNS, TSV_DETECTOR, check_boxes, import_tsv
 from common.features.npz import NPZ_DETECTOR, import_npz, npz_store
 from common.features.pictures import read_picture
@@ -38,6 +39,7 @@ __all__ = [
     "HOPELESS_ROWS",
     "IMAGES",
     "JSON_DETECTOR",
+    "LMDB_DETECTOR",
     "NPZ_DETECTOR",
     "OPTIONAL",
     "TSV_DETECTOR",
@@ -55,11 +57,13 @@ __all__ = [
     "explain_missing",
     "features_there",
     "import_json",
+    "import_lmdb",
     "import_npz",
     "import_records",
     "import_tsv",
     "is_store",
     "json_store",
+    "lmdb_store",
     "main",
     "normalise_boxes",
     "npz_store",

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.features.lmdb_records import LMDB_DETECTOR, import_lmdb, lmdb_store
 from common.features.lxmert_tsv import TSV_DETECTOR, import_tsv
 from common.features.npz import NPZ_DETECTOR, import_npz, npz_store
 from common.features.vlbert_json import JSON_DETECTOR, import_json, json_store
@@ -20,6 +21,12 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--json", type=Path, metavar="DIR|ZIP", help="VL-BERT's <image id>.json, in a folder or ZIP"
     )
+    source.add_argument(
+        "--lmdb",
+        type=Path,
+        metavar="DIR|FILE",
+        help="ViLBERT's LMDB of pickled records (nothing in them is executed)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -32,15 +39,15 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
         "--detector",
         metavar="NAME",
         help="what made the features (default: "
-        f'"{TSV_DETECTOR}", "{NPZ_DETECTOR}", or VL-BERT\'s); a checkpoint takes features of '
-        "the detector that it was trained with, by this name",
+        f'"{TSV_DETECTOR}", "{NPZ_DETECTOR}", VL-BERT\'s or ViLBERT\'s); a checkpoint takes '
+        "features of the detector that it was trained with, by this name",
     )
     parser.add_argument(
         "--skip-bad",
         action="store_true",
         help="leave out what cannot be read; a report is written to <store>_skipped.txt",
     )
-    parser.add_argument("--limit", type=int, help="only the first so many images (TSV, JSON)")
+    parser.add_argument("--limit", type=int, help="only the first so many images (not NPZ)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -66,6 +73,18 @@ def run_import(args: argparse.Namespace) -> None:
             args.width,
             args.dtype,
             args.detector or JSON_DETECTOR,
+            args.skip_bad,
+            args.limit,
+            not args.quiet,
+        )
+    elif args.lmdb:
+        out = args.out or lmdb_store(args.lmdb)
+        store = import_lmdb(
+            args.lmdb,
+            out,
+            args.width,
+            args.dtype,
+            args.detector or LMDB_DETECTOR,
             args.skip_bad,
             args.limit,
             not args.quiet,

@@ -3,10 +3,11 @@
     python -m common.data import --tsv data/mscoco_imgfeat/train2014_obj36.tsv
     python -m common.data import --npz FOLDER
     python -m common.data import --json data/coco/vgbua_res101_precomputed/NAME.zip
+    python -m common.data import --lmdb NAME.lmdb
 
-What all importers share; `lxmert_tsv`, `vlbert_json` and `npz` beside it read one format each. All
-are read one image at a time, so memory does not depend on their size, and an import that was
-stopped goes on where it was.
+What all importers share; `lxmert_tsv`, `vlbert_json`, `npz` and `lmdb_records` beside it read one
+format each. All are read one image at a time, so memory does not depend on their size, and an
+import that was stopped goes on where it was.
 With `skip_bad` a record that cannot be read is left out and named in `<store>_skipped.txt`.
 """
 

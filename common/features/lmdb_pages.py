@@ -54,18 +54,22 @@ def check_pages(path: Path) -> None:
     Raises:
         DataError: no LMDB file, cut off, damaged, or one with several values of a key.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        tree = _newest(file.fileno(), path)
-        if (tree.last_page + 1) * tree.page_size > size:
-            raise DataError(
-                f"{path}: {size:,} bytes, its pages end at "
-                f"{(tree.last_page + 1) * tree.page_size:,}: it is cut off; fetch it again"
-            )
-        try:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            tree = _newest(file.fileno(), path)
+            if (tree.last_page + 1) * tree.page_size > size:
+                raise DataError(
+                    f"{path}: {size:,} bytes, its pages end at "
+                    f"{(tree.last_page + 1) * tree.page_size:,}: it is cut off; fetch it again"
+                )
             _Walk(file.fileno(), tree).run()
-        except (ValueError, struct.error) as error:
-            raise DataError(f"{path}: damaged ({error}); fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except DataError:
+        raise
+    except (ValueError, struct.error) as error:
+        raise DataError(f"{path}: damaged ({error}); fetch it again") from None
 
 
 def _newest(file: int, path: Path) -> Tree:

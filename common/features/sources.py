@@ -2,8 +2,8 @@
 
 A table of data sets names each store by its path without ending, e.g. `…/train2014_obj36`. Any of
 these is taken, in this order: the store itself, a folder; `train2014_obj36.tsv`, which is imported
-into it once; a folder `train2014_obj36/` of NPZ files, which is imported once into
-`train2014_obj36_features/`.
+into it once; a folder `train2014_obj36/` of NPZ files or an LMDB `train2014_obj36.lmdb`, which is
+imported once into `train2014_obj36_features/`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import ConfigError, DataError
 from common.features.importing import report_path
+from common.features.lmdb_records import import_lmdb, is_lmdb
 from common.features.lxmert_tsv import import_tsv
 from common.features.npz import import_npz, npz_store
 from common.features.store import IMAGES, RegionBatch, RegionFeatures
@@ -139,6 +140,7 @@ def features_there(path: Path) -> bool:
         is_store(path)
         or path.with_suffix(".tsv").is_file()
         or is_npz_folder(path)
+        or is_lmdb(path.with_suffix(".lmdb"))
         or is_store(npz_store(path))
     )
 
@@ -146,7 +148,7 @@ def features_there(path: Path) -> bool:
 def open_store(
     path: Path, width: int | None = None, skip_bad: bool = False, progress: bool = True
 ) -> RegionFeatures:
-    """Open a store; import it first where only its TSV or NPZ files are there.
+    """Open a store; import it first where only its TSV, NPZ files or LMDB are there.
 
     Args:
         path: Its name in the table of data sets.
@@ -157,13 +159,18 @@ def open_store(
     Raises:
         DataError: It is missing, damaged or of another width, or cannot be imported.
     """
-    tsv, converted = path.with_suffix(".tsv"), npz_store(path)
+    tsv, records, converted = path.with_suffix(".tsv"), path.with_suffix(".lmdb"), npz_store(path)
     if is_store(path):
         return RegionFeatures.open(path, width)
-    if is_npz_folder(path) and tsv.is_file():
+    there = {
+        f"{tsv}": tsv.is_file(),
+        f"a folder of NPZ files {path}": is_npz_folder(path),
+        f"{records}": is_lmdb(records),
+    }
+    if sum(there.values()) > 1:
         raise DataError(
-            f"{tsv} and a folder of NPZ files {path} are both there: move one of them away, so "
-            "that it is clear which features are meant"
+            f"{' and '.join(name for name, found in there.items() if found)} are both there: move "
+            "one of them away, so that it is clear which features are meant"
         )
     if tsv.is_file() and not path.exists():
         _announce(path, tsv.name)
@@ -172,6 +179,11 @@ def open_store(
     if is_npz_folder(path) and not is_store(converted):
         _announce(converted, f"the NPZ files of {path.name}/")
         import_npz(path, converted, width or DEFAULT_WIDTH, skip_bad=skip_bad, progress=progress)
+    if is_lmdb(records) and not is_store(converted):
+        _announce(converted, records.name)
+        import_lmdb(
+            records, converted, width or DEFAULT_WIDTH, skip_bad=skip_bad, progress=progress
+        )
     return RegionFeatures.open(converted if is_store(converted) else path, width)
 
 

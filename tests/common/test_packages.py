@@ -50,7 +50,9 @@ FORMATS_IN = {
     # The detector, stored with the features.
     "features/lxmert_tsv.py": r"Faster R-CNN .* \(LXMERT TSV\)",
     "features/vlbert_json.py": r"Faster R-CNN .* \(VL-BERT JSON\)",
-    "features/command.py": r"an LXMERT \*_obj36\.tsv|VL-BERT's <image id>\.json|VL-BERT's\)",
+    "features/lmdb_records.py": r"Faster R-CNN .* \(ViLBERT LMDB\)",
+    "features/command.py": r"an LXMERT \*_obj36\.tsv|(VL-BERT's <image id>|ViLBERT's LMDB)"
+    r"|VL-BERT's or ViLBERT's\)",
     "data/command.py": r"the JSON of LXMERT|LXMERT TSV",
     # Where files come from and whose layout they have.
     "data/dataset_table.py": r"nlp\.cs\.unc\.edu/data/lxmert_data|(layout|features) of LXMERT",
