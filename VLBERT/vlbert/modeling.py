@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +195,7 @@ class VisualLinguisticBert(nn.Module):
             hidden, mask = reordered(hidden, order), mask.gather(1, order)
         state: State = {"hidden": hidden, "hidden.mask": additive_mask(mask, hidden.dtype)}
         passed: list[State] = []
-        more = {"passed": passed} if all_layers or attention else {}
+        more: dict[str, Any] = {"passed": passed} if all_layers or attention else {}
         last = read_stream(self.encoder.run_layers(state, raw_inputs, **more), "hidden")
         read = None if order is None else last[:, 0]
         probabilities = self.attention(state, passed, order) if attention else []

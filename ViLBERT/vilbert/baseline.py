@@ -59,7 +59,9 @@ class SingleStreamEncoder(RoutedEncoder):
         steps = bert_steps("hidden", activation=find_activation(config.hidden_act))
         streams = {"hidden": config.hidden_size}
         return [
-            Layer(f"layer.{n}", f"layer.{n - 1}", module, steps, streams, config.num_attention_heads)
+            Layer(
+                f"layer.{n}", f"layer.{n - 1}", module, steps, streams, config.num_attention_heads
+            )
             for n, module in enumerate(self.layer, 1)
         ]
 
@@ -113,7 +115,7 @@ class BaselineModel(nn.Module):
 
 
 def baseline_sizes(config: ViLBertConfig) -> ViLBertConfig:
-    """The same sizes where heads that read the image or the pooled vector are as wide as the text."""
+    """The same sizes, with one stream: all heads read vectors as wide as the text's."""
     return replace(
         config,
         v_hidden_size=config.hidden_size,

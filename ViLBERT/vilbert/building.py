@@ -146,9 +146,7 @@ def _check_kind(found: dict[str, Any], path: Path) -> None:
     checked_meta(found, path)
 
 
-def _check_settings(
-    found: dict[str, Any], meta: dict[str, Any], path: Path, adapted: bool
-) -> None:
+def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path, adapted: bool) -> None:
     """Refuse a checkpoint of another model before that model is built."""
     keys = ["backbone", "task", "size", "answers", "vocabulary", "features"]
     keys += ["strategy", "policy"] if adapted else []

@@ -49,8 +49,8 @@ TRAIN = VQAProgram[ModelOptions](
 EVALUATE = replace(
     TRAIN,
     script="eval_tasks.py",
-    description="Answer a split with a finetuned ViLBERT; writes SPLIT_result.json, as EvalAI takes "
-    "it, and SPLIT_others.json with the eight likeliest answers to every question.",
+    description="Answer a split with a finetuned ViLBERT; writes SPLIT_result.json, as EvalAI "
+    "takes it, and SPLIT_others.json with the eight likeliest answers to every question.",
     add_options=add_eval_options,
     settle=settle_eval,
     predictions="{}_result.json",

@@ -233,7 +233,7 @@ class VILBertForVQA(VILBertForVLTasks):
 
     def forward(self, **inputs: Tensor | None) -> Tensor:  # type: ignore[override]
         """Inputs of `BertModel.forward` (B, …) -> answer logits (B, A)."""
-        logits = super().forward(**inputs).vil_prediction
+        logits = super().forward(**inputs).vil_prediction  # type: ignore[arg-type]
         assert logits is not None
         return logits
 

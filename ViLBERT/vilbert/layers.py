@@ -73,7 +73,7 @@ class ConnectionLayer(nn.Module):
         self.t_output = DenseResidual(wide, text, config.hidden_dropout_prob)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _OneDirection:
     """One direction of a `BiAttention`: queries of one stream, keys and values of the other."""
 

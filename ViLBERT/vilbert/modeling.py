@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,7 @@ from common.adapt.steps import HeadsStep, Layer, split_heads
 from common.errors import ConfigError
 from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
 from common.modules.masks import additive_mask
-from vilbert.layers import (
-    ConnectionLayer,
-    connection_steps,
-    image_layer,
-    stream_steps,
-    text_layer,
-)
+from vilbert.layers import ConnectionLayer, connection_steps, image_layer, stream_steps, text_layer
 from vilbert.sizes import ViLBertConfig
 
 POLICY_LAYERS = (2, 1, 1)  # text, connection and image layers of the published policy
@@ -254,9 +249,7 @@ class BertModel(nn.Module):
             "vision.mask": None if masks[1] is None else additive_mask(masks[1], vision.dtype),
         }
 
-    def _run(
-        self, state: State, raw: Inputs, passed: list[State] | None
-    ) -> tuple[State, State]:
+    def _run(self, state: State, raw: Inputs, passed: list[State] | None) -> tuple[State, State]:
         """Run the layers; returns the streams before the first and after the last of them.
 
         Pairs are made just before the first connection, since layers before it read one stream
@@ -264,7 +257,8 @@ class BertModel(nn.Module):
         """
         encoder = self.encoder
         if not (self.config.fast_mode or self.config.in_batch_pairs):
-            return state, encoder.run_layers(state, raw, passed)
+            more: dict[str, Any] = {} if passed is None else {"passed": passed}
+            return state, encoder.run_layers(state, raw, **more)
         if encoder.adaptive is not None:
             state, pairs = self._paired(state), self._paired(dict(raw))
             return state, encoder.run_layers(state, pairs, passed)

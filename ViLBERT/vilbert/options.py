@@ -241,11 +241,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--split", dest="test", default=argparse.SUPPRESS, help="what is answered")
     group.add_argument(
-        "--batch_size",
-        "--batch-size",
-        dest="eval_batch_size",
-        type=int,
-        default=argparse.SUPPRESS,
+        "--batch_size", "--batch-size", dest="eval_batch_size", type=int, default=argparse.SUPPRESS
     )
 
 

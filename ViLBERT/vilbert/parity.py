@@ -147,7 +147,9 @@ def head_outputs(case: Case) -> dict[str, Tensor]:
         "fast_mode": output_of(case.tasks(fast_mode=True)(**one)),
         "other_fusion": output_of(case.tasks(fusion_method=other)(**inputs)),
     }
-    return {f"{variant}/{name}": x for variant, found in variants.items() for name, x in found.items()}
+    return {
+        f"{variant}/{name}": x for variant, found in variants.items() for name, x in found.items()
+    }
 
 
 def task_losses(case: Case) -> dict[str, Tensor]:

@@ -12,8 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.data.datasets import TINY_IMAGES, load_split, open_features, resolve_dataset
-from common.data.datasets import split_holdout
+from common.data.datasets import (
+    TINY_IMAGES,
+    load_split,
+    open_features,
+    resolve_dataset,
+    split_holdout,
+)
 from common.data.easy_vqa.captions import caption_examples
 from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.errors import ConfigError
@@ -207,9 +212,7 @@ class SmallPretrainingTask:
             kind.removeprefix("asked "): share for kind, share in shares.items()
         }
         losses = {name: means.mean(name) or 0.0 for name in LOSSES}
-        return Validation(
-            100 * overall, {"heldout_losses": losses, "heldout_accuracies": accuracy}
-        )
+        return Validation(100 * overall, {"heldout_losses": losses, "heldout_accuracies": accuracy})
 
 
 def load_samples(options: PretrainOptions, folder: Path, classes: int) -> tuple[Samples, Samples]:

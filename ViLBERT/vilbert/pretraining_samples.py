@@ -116,9 +116,7 @@ class Samples:
         )
         return found, mask, labels
 
-    def _masked(
-        self, regions: RegionBatch, stated: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
+    def _masked(self, regions: RegionBatch, stated: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Regions whose class is asked for, and those of them that are hidden: (B, R) bool."""
         width = regions.mask.shape[1]
         numbers = draws.uniform(REGIONS, 2 * width).unflatten(1, (width, 2))

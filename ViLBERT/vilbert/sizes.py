@@ -19,9 +19,11 @@ BASE_CONFIG = CONFIGS / "bert_base_6layer_6conect.json"
 SMALL_CONFIG = CONFIGS / "easy_vqa_small.json"
 # Keys of published config files that nothing reads, there or here.
 DEAD_KEYS = frozenset(
-    ("bi_intermediate_size", "bi_attention_type", "pooling_method", "intra_gate")
-    + ("v_initializer_range",)
-    + ("visual_target", "num_negative", "objective", "model")  # of the 12-in-1 system
+    (
+        *("bi_intermediate_size", "bi_attention_type", "pooling_method", "intra_gate"),
+        "v_initializer_range",
+        *("visual_target", "num_negative", "objective", "model"),  # of the 12-in-1 system
+    )
 )
 # Keys of the 12-in-1 system that would make another network.
 OTHER_NETWORK = ("dynamic_attention", "task_specific_tokens")

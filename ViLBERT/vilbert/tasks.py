@@ -109,9 +109,7 @@ def _entry(where: str, name: str, section: Any) -> TaskEntry:
     for key in section:
         if key not in known:
             raise ConfigError(f"{where}: key {short(key)} is unknown{nearest(str(key), known)}")
-    missing = [
-        f.name for f in fields(TaskEntry) if f.default is MISSING and f.name not in section
-    ]
+    missing = [f.name for f in fields(TaskEntry) if f.default is MISSING and f.name not in section]
     if missing:
         raise ConfigError(f"{where}: key {missing[0]} is missing")
     try:
@@ -139,9 +137,7 @@ def chosen_tasks(words: str, path: Path | str = TASKS_FILE) -> list[TaskEntry]:
             )
         found.append(task)
     if len(found) > 1:
-        raise ConfigError(
-            f"--tasks {words}: one task at a time; there are {listed(tasks)}"
-        )
+        raise ConfigError(f"--tasks {words}: one task at a time; there are {listed(tasks)}")
     return found
 
 

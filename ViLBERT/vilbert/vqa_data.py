@@ -55,12 +55,15 @@ def coco_number(image_id: str) -> str:
 def vqa_kind(task: TaskEntry, features: tuple[str, ...]) -> DatasetKind:
     """VQA v2 as a row of the table of data sets, with the features of a task."""
 
-    def part(name: str, answered: bool = True, **places: int) -> PartOfSplit:
+    def part(
+        name: str, answered: bool = True, first: int | None = None, last: int | None = None
+    ) -> PartOfSplit:
         return PartOfSplit(
             f"v2_OpenEnded_mscoco_{name}_questions.json",
             features,
             f"v2_mscoco_{name}_annotations.json" if answered else None,
-            **places,
+            first=first,
+            last=last,
         )
 
     return DatasetKind(

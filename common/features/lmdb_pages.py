@@ -29,7 +29,7 @@ ON_PAGES = 1  # flag of an entry whose value has pages of its own
 FIXED_MAP = 1
 NO_ROOT = 2**64 - 1
 PAGE_SIZES = [1 << bits for bits in range(9, 17)]
-MAX_LEVELS = 32
+MAX_LEVELS, MAX_KEY = 32, 511
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class _Walk:
     def _leaf(self, data: bytes, place: int) -> None:
         low, high, flags, key = ENTRY.unpack_from(data, place)
         length, start = low | high << 16, place + ENTRY.size + key
-        if flags not in (0, ON_PAGES):
-            raise ValueError(f"an entry with flags {flags:#x}")
+        if flags not in (0, ON_PAGES) or not 0 < key <= MAX_KEY:
+            raise ValueError(f"an entry with flags {flags:#x} and a key of {key} bytes")
         if start + (8 if flags else length) > len(data):
             raise ValueError("an entry goes beyond its page")
         if flags:

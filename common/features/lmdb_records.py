@@ -166,8 +166,8 @@ def open_records(path: Path) -> Iterator[Records]:
             environment.begin(buffers=True) as transaction,
         ):
             yield Records(path, transaction)
-    except lmdb.Error as error:
-        raise DataError(f"{path}: cannot be read as an LMDB ({short(str(error))})") from None
+    except (lmdb.Error, OSError) as error:
+        raise DataError(f"{path}: cannot be read as an LMDB ({error})") from None
 
 
 def read_record(data: bytes, key: bytes, where: str, width: int) -> LmdbRecord:

@@ -179,9 +179,7 @@ def training_examples(
     return train_part, heldout
 
 
-def trained_on(
-    options: QuestionOptions, dataset: Dataset, seed: int
-) -> tuple[VQADataset, Path]:
+def trained_on(options: QuestionOptions, dataset: Dataset, seed: int) -> tuple[VQADataset, Path]:
     """The questions that a run was finetuned on, with the folder of their data set.
 
     Args:

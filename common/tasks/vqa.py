@@ -150,9 +150,7 @@ class VQATask:
         return Validation(found.overall, details)
 
     @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, data: VQADataset, name: str, best: int = 0
-    ) -> Evaluation:
+    def evaluate(self, model: nn.Module, data: VQADataset, name: str, best: int = 0) -> Evaluation:
         """Answer every question of a data set, in evaluation mode, each counted once.
 
         Every process answers a part of the batches and gets the result of all. So many of the

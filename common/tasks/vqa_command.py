@@ -335,5 +335,5 @@ class VQAProgram(Generic[Model]):
                 folder / self.predictions.format(split),
                 shown,
                 tracker.log,
-                others=self.others and folder / self.others.format(split),
+                others=folder / self.others.format(split) if self.others else None,
             )

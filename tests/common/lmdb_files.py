@@ -47,10 +47,13 @@ def texts(image: str, count: int = 3, classes: int = 0, **changes: Any) -> Order
 
 def write_values(path: Path, values: Mapping[bytes, bytes], subdir: bool = True) -> Path:
     """An LMDB of these entries, as they are."""
-    with lmdb.open(str(path), subdir=subdir, map_size=1 << 24, lock=False) as environment:
-        with environment.begin(write=True) as transaction:
-            for key, value in values.items():
-                transaction.put(key, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        lmdb.open(str(path), subdir=subdir, map_size=1 << 24, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for key, value in values.items():
+            transaction.put(key, value)
     return path
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.data import Dataset, Tokenizer, VQABatch, VQADataset
+from common.data import Dataset, Tokenizer, VQABatch, VQADataset, resolve_dataset
 from common.features import FeatureSources
 from common.modules import additive_mask
 from common.projects import Project

@@ -15,6 +15,8 @@ from common.adapt.steps import Layer, bert_steps
 from common.modules.layers import BertLayer, init_bert_weights
 from lxrt.modeling import VQAModel
 from lxrt.sizes import LxmertConfig
+from vilbert.heads import VILBertForVQA
+from vilbert.sizes import RATES, ViLBertConfig
 from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig, SpecialTokens
 from vlbert.vqa_network import ResNetVLBERT
 
@@ -141,9 +143,57 @@ def vlbert_inputs(batch: int) -> dict[str, Tensor]:
     }
 
 
+def vilbert_config(dropout: float = 0.0, **changes: object) -> ViLBertConfig:
+    rates = dict.fromkeys(RATES, dropout)
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 12,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 20,
+        "max_position_embeddings": 16,
+        "v_feature_size": 7,
+        "v_target_size": 6,
+        "v_hidden_size": 8,
+        "v_num_hidden_layers": 2,
+        "v_num_attention_heads": 2,
+        "v_intermediate_size": 10,
+        "bi_hidden_size": 16,
+        "bi_num_attention_heads": 4,
+        "v_biattention_id": (0, 1),
+        "t_biattention_id": (1, 2),
+        "num_labels": 5,
+    }
+    return ViLBertConfig(**{**sizes, **rates, **changes})
+
+
+def tiny_vilbert(dropout: float = 0.0) -> VILBertForVQA:
+    """The dropout of its heads has no place in the configuration."""
+    model = VILBertForVQA(vilbert_config(dropout))
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    return model
+
+
+def vilbert_inputs(batch: int) -> dict[str, Tensor]:
+    inputs = lxmert_inputs(batch)
+    boxes = inputs["boxes"]
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1, keepdim=True)
+    return {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["input_mask"],
+        "features": inputs["features"],
+        "places": torch.cat([boxes, area], -1),
+        "image_attention_mask": inputs["region_mask"],
+    }
+
+
 FAMILIES = {
     "single": Family("single", lambda dropout: SingleStream(dropout=dropout), single_inputs),
     "lxmert": Family("lxmert", lambda dropout: VQAModel(lxmert_config(dropout)), lxmert_inputs),
+    "vilbert": Family("vilbert", tiny_vilbert, vilbert_inputs),
     "vlbert": Family("vlbert", lambda dropout: ResNetVLBERT(vlbert_config(dropout)), vlbert_inputs),
 }
 
@@ -152,8 +202,11 @@ def pretrained(family: str, dropout: float = 0.0) -> nn.Module:
     """The 'pretrained' model of a family: the same weights every time, float64."""
     torch.manual_seed(3)
     model = FAMILIES[family].build(dropout).double()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight_g"):  # the norm of a whole matrix
+            nn.init.constant_(parameter, 8.0)
+        else:
+            nn.init.normal_(parameter, std=0.3)
     return model
 
 
@@ -245,5 +298,6 @@ __all__ = [
     "random_decisions",
     "run",
     "spread_policy",
+    "vilbert_config",
     "vlbert_config",
 ]

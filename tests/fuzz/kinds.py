@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import math
+import pickle
 import shutil
 import zipfile
 from collections import Counter
@@ -29,11 +30,13 @@ from common.ask.answering import ask
 from common.data.annotations import AnswerVocabulary, Example, read_lxmert_json, read_official
 from common.data.answer_scores import soft_scores
 from common.data.tokenizer import Tokenizer
+from common.features.lmdb_records import import_lmdb
 from common.features.lxmert_tsv import COLUMNS, import_tsv
 from common.features.npz import import_npz
 from common.features.pictures import read_picture
 from common.features.store import RegionFeatures
 from common.features.vlbert_json import JsonFeatures, import_json
+from common.pickles import parse_pickle
 from common.results.files import comparison_notes, load_result
 from common.results.table import format_markdown, format_table
 from common.runs.opened_run import open_run
@@ -42,6 +45,7 @@ from common.training.weights import load_weights
 from lxrt.answers import read_answers
 from lxrt.pretraining_upstream import json_entries
 from tests.common.data_files import annotation, plain_row, question, write_official, write_tsv
+from tests.common.lmdb_files import arrays, texts, write_lmdb
 from tests.common.result_examples import lxmert_layout, make_result
 from tests.conftest import EARLIER
 from tests.fuzz import mutations
@@ -315,6 +319,69 @@ def records_right(value: Any, real: Any, content: bytes) -> None:
             good_record(values)
 
 
+def text_record(folder: Path) -> None:
+    (folder / "b.pkl").write_bytes(pickle.dumps(texts("b", classes=4), 3))
+
+
+def array_record(folder: Path) -> None:
+    (folder / "b.pkl").write_bytes(pickle.dumps(arrays("b", classes=4), 3))
+
+
+def read_lmdb_record(folder: Path) -> Any:
+    value = (folder / "b.pkl").read_bytes()
+    path = write_lmdb(folder / "f.lmdb", {"a": arrays("a", classes=4), "b": value})
+    return store_values(import_lmdb(path, folder / "s", WIDTH, progress=False))
+
+
+def lmdb_records_right(value: Any, real: Any, content: bytes) -> None:
+    records_right(value, real, content)
+    record = PlainUnpickler(io.BytesIO(content), encoding="latin-1").load()
+    features, boxes = (
+        np.frombuffer(base64.b64decode(found), "<f4") if isinstance(found, str) else found
+        for found in (record["features"], record["boxes"])
+    )
+    count = len(value["b"]["boxes"][0])
+    expected = torch.from_numpy(np.asarray(features, np.float32).reshape(count, -1))
+    assert torch.equal(value["b"]["features"][0], expected.half().float())
+    assert np.array_equal(value["b"]["boxes"][0].numpy(), np.asarray(boxes, "f4").reshape(-1, 4))
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """The standard library's, for what was accepted, with the names that may be in it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        assert module.split(".")[0] in ("numpy", "collections", "_codecs", "builtins"), module
+        assert name in ("OrderedDict", "ndarray", "dtype", "encode", "bytes", "_reconstruct") or (
+            name in ("scalar", "_frombuffer")
+        ), name
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def pickled(folder: Path) -> None:
+    draw = {"list": [1, -2.5, None, True, (2**40, "é", b"\x80")], "more": {"a": {1: [[]] * 2}}}
+    draw |= {"array": np.arange(6.0).reshape(2, 3), "scalar": np.float32(2), "record": texts("a")}
+    (folder / "p.pkl").write_bytes(pickle.dumps(draw, 4))
+
+
+def pickle_right(value: Any, real: Any, content: bytes) -> None:
+    """What is accepted has the value that the standard library gives it, if it reads it."""
+    try:
+        expected = PlainUnpickler(io.BytesIO(content), encoding="latin-1").load()
+    except AssertionError:
+        raise
+    except Exception:
+        return
+    assert same(value, expected) or repr(value) == repr(expected)  # NaN is not itself
+
+
+def lmdb_file(folder: Path) -> None:
+    write_lmdb(folder / "f.lmdb", {name: arrays(name, 60) for name in "abc"})
+
+
+def read_lmdb_file(folder: Path) -> Any:
+    return store_values(import_lmdb(folder / "f.lmdb", folder / "s", WIDTH, progress=False))
+
+
 # Texts and configs
 
 
@@ -516,6 +583,38 @@ KINDS = [
     ),
     Kind("TSV", tsv, "f.tsv", mutations.damaged_tsv, read_tsv, tsv_right),
     Kind("NPZ", npz, "npz/a.npz", mutations.damaged_npz, read_npz, npz_right),
+    Kind(
+        "LMDB record of texts",
+        text_record,
+        "b.pkl",
+        mutations.damaged_pickle,
+        read_lmdb_record,
+        lmdb_records_right,
+    ),
+    Kind(
+        "LMDB record of arrays",
+        array_record,
+        "b.pkl",
+        mutations.damaged_pickle,
+        read_lmdb_record,
+        lmdb_records_right,
+    ),
+    Kind(
+        "LMDB file",
+        lmdb_file,
+        "f.lmdb/data.mdb",
+        mutations.damaged_bytes,
+        read_lmdb_file,
+        records_right,
+    ),
+    Kind(
+        "pickle",
+        pickled,
+        "p.pkl",
+        mutations.damaged_pickle,
+        lambda f: parse_pickle((f / "p.pkl").read_bytes(), f"{f / 'p.pkl'}"),
+        pickle_right,
+    ),
     *(
         Kind(
             f"store {name}",

@@ -10,6 +10,7 @@ import base64
 import copy
 import io
 import json
+import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -155,6 +156,18 @@ def damaged_npz(draw: Callable[[Any], Any], content: bytes) -> bytes:
     out = io.BytesIO()
     (np.savez_compressed if draw(st.booleans()) else np.savez)(out, **arrays)
     return out.getvalue()
+
+
+@st.composite
+def damaged_pickle(draw: Callable[[Any], Any], content: bytes) -> bytes:
+    """Another value in any protocol, or other bytes. `content` is one of our own pickles."""
+    if draw(st.booleans()):
+        return draw(damaged_bytes(content))
+    changed = draw(changed_value(pickle.loads(content)))
+    if isinstance(changed, dict) and changed and draw(st.booleans()):
+        key = draw(st.sampled_from(list(changed)))
+        changed[key] = draw(st.sampled_from(ODD_ARRAYS))
+    return pickle.dumps(changed, draw(st.integers(0, 5)))
 
 
 @st.composite
