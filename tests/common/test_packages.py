@@ -21,8 +21,13 @@ import pytest
 from common.files import repository_root
 
 ROOT = repository_root()
-OURS = ("common", "lxrt", "vlbert")
-SOURCES = {"common": ROOT, "lxrt": ROOT / "LXMERT" / "src", "vlbert": ROOT / "VLBERT"}
+OURS = ("common", "lxrt", "vlbert", "vilbert")
+SOURCES = {
+    "common": ROOT,
+    "lxrt": ROOT / "LXMERT" / "src",
+    "vlbert": ROOT / "VLBERT",
+    "vilbert": ROOT / "ViLBERT",
+}
 COMMANDS = (
     "parity",
     "export",
