@@ -14,6 +14,7 @@ import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,21 @@ def parse_pickle(data: bytes, where: str, limit: int = MAX_INSTRUCTIONS) -> Any:
     except Exception as error:  # the readers of instructions fail in many ways on damaged bytes
         reason = short(str(error) or type(error).__name__).strip("'\"")
         raise DataError(f"{where}: cannot be read as a pickle of plain data ({reason})") from None
+
+
+def read_pickle(path: Path, limit: int = MAX_INSTRUCTIONS) -> Any:
+    """The value of a file that is one pickle of plain data; see `parse_pickle`.
+
+    Raises:
+        DataError: it is not there, cannot be read, or is none.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}): a pickle is expected"
+        ) from None
+    return parse_pickle(data, str(path), limit)
 
 
 def _shown(name: str) -> str:

@@ -20,6 +20,7 @@ from common.training.weights import load_into, load_weights, resolve_checkpoint,
 from vilbert.sizes import HOME
 
 Say = Callable[[str], None]
+DECODER = "cls.predictions.decoder.weight"  # the word table once more
 CLASSIFIER = "vil_prediction."
 ANSWERS = "vil_prediction.main.3."  # rows of the answers: bias, weight_v; weight_g belongs to all
 OF_BERT = ("bert.embeddings.", "bert.encoder.layer.", "cls.predictions.")
@@ -122,15 +123,13 @@ def load_start(
     weights = read_file(path)
     own = model.state_dict()
     common = {n: x for n, x in weights.items() if n in own and not n.startswith(CLASSIFIER)}
-    missing = [n for n in own if n not in weights and not n.startswith(tuple(from_scratch))]
-    if missing or not any(n.startswith("bert.encoder.") for n in common):
-        raise CheckpointError(
-            f"{path}: {len(missing)} tensors of the model are not in the file, e.g. "
-            f"{(missing or ['bert.encoder…'])[0]}: not a ViLBERT of these sizes; give the config "
-            "that it was trained with (--config_file)"
-        )
     rows = _answer_rows(path, weights, own, answers)
-    load_into(model, common | rows, strict=False, what=str(path))
+    report = load_into(model, common | rows, strict=False, what=str(path))
+    if missing := [n for n in report.missing if not n.startswith(tuple(from_scratch))]:
+        raise CheckpointError(
+            f"{path}: {len(missing)} tensors of the model are not in the file, e.g. {missing[0]}: "
+            "not a ViLBERT of these sizes; give the config that it was trained with (--config_file)"
+        )
     left = sorted({n.split(".")[0] for n in weights if n not in own})
     say(
         f"{path}: {len(common)} tensors loaded"
@@ -174,7 +173,7 @@ def load_bert(model: nn.Module, folder: Path, say: Say) -> None:
         for name, x in bert_names(load_weights(path)).items()
     }
     own = model.state_dict()
-    wanted = [n for n in own if n.startswith(OF_BERT) and n != "cls.predictions.decoder.weight"]
+    wanted = [n for n in own if n.startswith(OF_BERT) and n != DECODER]
     encoder = [n for n in wanted if not n.startswith("cls.")]
     positions = "bert.embeddings.position_embeddings.weight"
     if positions in weights:

@@ -41,6 +41,7 @@ from common.training.task import StepOutput, TaskBatch, Validation
 from common.training.tracking import Tracker
 from vilbert.heads import VILBertForVLTasks, VLOutput
 from vilbert.inputs import Limits
+from vilbert.loading import DECODER
 from vilbert.losses import pretraining_losses
 from vilbert.pretraining_samples import Samples
 from vilbert.recipe import parameter_groups
@@ -51,7 +52,6 @@ DATASET, SPLIT = "easy_vqa", "pretrain"
 HEADS = ("vil_prediction", "vil_binary_prediction", "vision_prediction", "linguisic_prediction")
 LOSSES = ("masked_lm_loss", "masked_img_loss", "next_sentence_loss", "answer")
 HELD_OUT = 0.05  # of the images
-DECODER = "cls.predictions.decoder.weight"  # the word table once more
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def pretrain_parser() -> argparse.ArgumentParser:
     add("--config_file", type=Path, default=SMALL_CONFIG, metavar="FILE", help="sizes")
     add("--output", type=Path, default=Path("save/pretrain_easy_vqa"), help="folder of the run")
     add("--export", type=Path, metavar="FOLDER", help="write the best epoch in half precision")
-    add("--epochs", type=int, default=12, help="default 12")
+    add("--epochs", type=int, default=3, help="default 3")
     add("--batch-size", dest="batch_size", type=int, default=64, help="default 64")
     add("--lr", type=float, default=1e-3, help="default 1e-3")
     add("--warmup", type=float, default=0.1, help="share of the steps (default 0.1)")

@@ -2,19 +2,25 @@
 
 Questions and annotations are the official files in `dataroot`; images are known by their COCO
 number alone. `trainval` are train and val without the last 3,000 questions, which are `minival`.
+Where the original's folder `cache/` of prepared answers is there, its list of answers is used, which
+has the order of the classifiers that were finetuned with it; and its targets, where the annotations
+are not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.data.annotations import Example, read_official
+from common.data.annotations import AnswerVocabulary, Example, read_official
 from common.data.dataset_table import DatasetKind, Split
 from common.data.datasets import Dataset, missing_files, resolve_dataset
 from common.errors import ConfigError, DataError
-from common.features.sources import features_there
+from common.features.writer import replace_folder
+from common.files import exclusive
+from common.pickles import read_pickle
+from common.reading import short
 from vilbert.sizes import HOME
 from vilbert.tasks import TaskEntry
 
@@ -26,6 +32,12 @@ FEATURES_SOURCE = (
     "the authors' coco_trainval_resnet101_faster_rcnn_genome.lmdb (import it with `python -m "
     "common.features --lmdb`), or any other features of these images in a store of that name"
 )
+CACHE = "cache"
+ORIGINAL_ANSWERS = f"{CACHE}/answers_original"
+LABEL_TO_ANSWER = f"{CACHE}/trainval_label2ans.pkl"
+TARGETS = {"train2014": f"{CACHE}/train_target.pkl", "val2014": f"{CACHE}/val_target.pkl"}
+TARGET_FIELDS = {"question_id", "labels", "scores"}
+MAX_INSTRUCTIONS = 100_000_000  # about 30 for each question
 EMBEDDED = {"vqa": "easy_vqa", "vqa_cp": "easy_vqa_cp"}
 
 
@@ -40,11 +52,71 @@ class PartOfSplit(Split):
 def read_part(folder: Path, split: Split) -> list[Example]:
     """The questions of a part; image ids are COCO's numbers."""
     assert isinstance(split, PartOfSplit)
-    annotations = None if split.annotations is None else folder / split.annotations
+    prepared = split.annotations is not None and split.annotations.endswith(".pkl")
+    annotations = None if split.annotations is None or prepared else folder / split.annotations
     examples = read_official(folder / split.questions, annotations)
+    if prepared:
+        assert split.annotations is not None
+        examples = with_targets(examples, folder / split.annotations, original_answers(folder))
     found = [replace(e, image_id=coco_number(e.image_id)) for e in examples]
     found.sort(key=lambda e: (isinstance(e.question_id, str), e.question_id))
     return found[split.first : split.last]
+
+
+def original_answers(folder: Path) -> list[str]:
+    """The answers of `cache/trainval_label2ans.pkl` in their order.
+
+    Raises:
+        DataError: it is no pickle of a list of texts.
+    """
+    path = folder / LABEL_TO_ANSWER
+    found = read_pickle(path)
+    if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
+        raise DataError(f"{path}: {short(found)}: expected a list of texts")
+    return found
+
+
+def with_targets(examples: Sequence[Example], path: Path, answers: Sequence[str]) -> list[Example]:
+    """Questions with the answers of a `*_target.pkl`, by their question ids.
+
+    Args:
+        examples: the questions.
+        path: pickled list of question_id, labels (places in the list of answers) and scores.
+        answers: that list.
+
+    Raises:
+        DataError: it is no such list, a label or score is none, or a question has no entry; with
+            file, entry and value.
+    """
+    found = read_pickle(path, MAX_INSTRUCTIONS)
+    if not isinstance(found, list):
+        raise DataError(f"{path}: {short(found)}: expected a list of targets")
+    targets = {}
+    for number, entry in enumerate(found, 1):
+        where = f"{path}: entry {number}"
+        if not isinstance(entry, dict) or TARGET_FIELDS - entry.keys():
+            raise DataError(f"{where}: {short(entry)}: expected {', '.join(sorted(TARGET_FIELDS))}")
+        labels, scores = entry["labels"], entry["scores"]
+        if not isinstance(labels, list) or not isinstance(scores, list):
+            raise DataError(f"{where}: labels and scores: expected two lists")
+        if len(labels) != len(scores):
+            raise DataError(f"{where}: {len(labels)} labels, {len(scores)} scores")
+        for label, score in zip(labels, scores, strict=True):
+            if type(label) is not int or not 0 <= label < len(answers):
+                raise DataError(
+                    f"{where}: label {short(label)}: there are {len(answers)} answers, from 0"
+                )
+            if not isinstance(score, int | float) or not 0 < score <= 1:
+                raise DataError(f"{where}: score {short(score)}: expected a number above 0, to 1")
+        pairs = zip(labels, scores, strict=True)
+        targets[entry["question_id"]] = {answers[label]: float(x) for label, x in pairs}
+    for example in examples:
+        if example.question_id not in targets:
+            raise DataError(
+                f"{path}: question {example.question_id} has no target: the file belongs to other "
+                "questions"
+            )
+    return [replace(e, answers=targets[e.question_id]) for e in examples]
 
 
 def coco_number(image_id: str) -> str:
@@ -52,16 +124,21 @@ def coco_number(image_id: str) -> str:
     return str(int(image_id.rsplit("_", 1)[-1]))
 
 
-def vqa_kind(task: TaskEntry, features: tuple[str, ...]) -> DatasetKind:
+def vqa_kind(task: TaskEntry, folder: Path, features: tuple[str, ...]) -> DatasetKind:
     """VQA v2 as a row of the table of data sets, with the features of a task."""
+    listed = (folder / LABEL_TO_ANSWER).is_file()
 
     def part(
         name: str, answered: bool = True, first: int | None = None, last: int | None = None
     ) -> PartOfSplit:
+        answers = f"v2_mscoco_{name}_annotations.json"
+        targets = TARGETS.get(name, "")
+        if listed and not (folder / answers).is_file() and (folder / targets).is_file():
+            answers = targets
         return PartOfSplit(
             f"v2_OpenEnded_mscoco_{name}_questions.json",
             features,
-            f"v2_mscoco_{name}_annotations.json" if answered else None,
+            answers if answered else None,
             first=first,
             last=last,
         )
@@ -76,19 +153,19 @@ def vqa_kind(task: TaskEntry, features: tuple[str, ...]) -> DatasetKind:
             "test": part("test2015", answered=False),
             "test-dev": part("test-dev2015", answered=False),
         },
-        vocabulary="cache/answers_vqa",
-        sources={"v2_": SOURCE, "": FEATURES_SOURCE},
+        vocabulary=ORIGINAL_ANSWERS if listed else f"{CACHE}/answers_vqa",
+        sources={"v2_": SOURCE, CACHE: "the original's prepared answers", "": FEATURES_SOURCE},
         train=_alias(task.train_split),
         valid=_alias(task.val_split),
         reported_only=("minival",),
         read=read_part,
-        answers_of=("train", "val"),
+        answers_of=() if listed else ("train", "val"),
         optional=("test", "test-dev"),
         instead="easy_vqa",
     )
 
 
-def vqa_cp_kind(task: TaskEntry, features: tuple[str, ...]) -> DatasetKind:
+def vqa_cp_kind(task: TaskEntry, _folder: Path, features: tuple[str, ...]) -> DatasetKind:
     """VQA-CP v2, likewise; its answer list is made of the training part alone."""
     splits: dict[str, Split] = {
         name: PartOfSplit(
@@ -99,7 +176,7 @@ def vqa_cp_kind(task: TaskEntry, features: tuple[str, ...]) -> DatasetKind:
     return DatasetKind(
         summary=f"{task.name} in the layout of ViLBERT",
         splits=splits,
-        vocabulary="cache/answers_vqa_cp",
+        vocabulary=f"{CACHE}/answers_vqa_cp",
         sources={"vqacp_": SOURCE_CP, "": FEATURES_SOURCE},
         train=task.train_split,
         valid=task.val_split,
@@ -110,10 +187,8 @@ def vqa_cp_kind(task: TaskEntry, features: tuple[str, ...]) -> DatasetKind:
     )
 
 
-KINDS: dict[str, tuple[str, Callable[[TaskEntry, tuple[str, ...]], DatasetKind]]] = {
-    "VQA": ("vqa", vqa_kind),
-    "VQA-CP": ("vqa_cp", vqa_cp_kind),
-}
+Kind = Callable[[TaskEntry, Path, tuple[str, ...]], DatasetKind]
+KINDS: dict[str, tuple[str, Kind]] = {"VQA": ("vqa", vqa_kind), "VQA-CP": ("vqa_cp", vqa_cp_kind)}
 
 
 def _alias(splits: str) -> str:
@@ -143,7 +218,9 @@ def task_dataset(task: TaskEntry, name: str | None, data: Path | None) -> Datase
         return resolve_dataset(name)
     folder = data or HOME / task.dataroot
     store = str(features_path(HOME / task.features_h5path1))
-    kind = make(task, (store,))
+    kind = make(task, folder, (store,))
+    if kind.vocabulary == ORIGINAL_ANSWERS:
+        _keep_original_answers(folder)
     missing = missing_files(kind, folder)
     if name is None and data is None and len(missing) == len(kind.files()):
         print(
@@ -160,8 +237,23 @@ def task_dataset(task: TaskEntry, name: str | None, data: Path | None) -> Datase
     return Dataset(own, folder, kind)
 
 
+def _keep_original_answers(folder: Path) -> None:
+    """The original's list of answers in the form of ours, made again where it has changed."""
+    answers, ours = original_answers(folder), folder / ORIGINAL_ANSWERS
+    try:
+        with exclusive(ours.with_name(f".{ours.name}.lock")):
+            if ours.is_dir() and AnswerVocabulary.read(ours).answers == answers:
+                return
+            partial = ours.with_name(f"{ours.name}.partial")
+            try:
+                AnswerVocabulary(answers).write(partial)
+            except DataError as error:
+                raise DataError(f"{folder / LABEL_TO_ANSWER}: {error}") from None
+            replace_folder(partial, ours)
+    except OSError as error:
+        raise DataError(f"{ours}: cannot be written ({error}): make the folder writable") from error
+
+
 def features_path(path: Path) -> Path:
     """The name of a store for the path that a task file gives, which may be that of an LMDB."""
-    if path.suffix == ".lmdb" and not features_there(path):
-        return path.with_suffix("")
-    return path
+    return path.with_suffix("") if path.suffix == ".lmdb" else path
