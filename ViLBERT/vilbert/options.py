@@ -19,6 +19,7 @@ SMALL_PRETRAINED = HOME / "pretrained" / "easy_vqa_small" / "model.safetensors"
 TINY = {"epochs": 2}  # of small models on a few hundred images
 OPTIMIZERS = {"BertAdam": "bert", "Adam": "adam", "Adamax": "adamax"}
 CLASSIFIER_LR = 1e-4
+BEST = "BEST"
 
 RECIPES: dict[str, Recipe] = {
     # The original's for VQA; BertAdam clips every tensor for itself.
@@ -290,12 +291,19 @@ def settle_eval(args: argparse.Namespace) -> None:
         ConfigError: no finetuned model is named.
     """
     task = _checked(args)
+    made_in = None
     if not args.load:
-        raise ConfigError("--from_pretrained is missing: give the finetuned model")
+        if not args.save_name:
+            raise ConfigError(
+                "--from_pretrained is missing: give the finetuned model, or the --save_name of its "
+                "run"
+            )
+        made_in = (args.output_dir or Path("save")) / run_name(args, task)
+        args.load = str(made_in / BEST)
     args.test = args.test or task.val_split
     if args.output == Path("snap/test"):
-        made_in = Path(args.load).resolve().parent.name
-        name = f"{made_in}{'-' if args.save_name else ''}{args.save_name}"
+        suffix = f"-{args.save_name}" if args.save_name and made_in is None else ""
+        name = f"{Path(args.load).resolve().parent.name}{suffix}"
         args.output = (args.output_dir or Path("results")) / name
 
 

@@ -2,9 +2,8 @@
 
 Questions and annotations are the official files in `dataroot`; images are known by their COCO
 number alone. `trainval` are train and val without the last 3,000 questions, which are `minival`.
-Where the original's folder `cache/` of prepared answers is there, its list of answers is used, which
-has the order of the classifiers that were finetuned with it; and its targets, where the annotations
-are not there.
+Where the original's folder `cache/` of prepared answers is there, its list of answers is used, in
+the order of classifiers that were finetuned with it; and its targets, if annotations are missing.
 """
 
 from __future__ import annotations
