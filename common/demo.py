@@ -1,6 +1,6 @@
 """`make demo`: finetune small pretrained models with five strategies and compare them.
 
-    python -m common.demo [--quick] [--backbones lxmert,vlbert] [--strategies Frozen,standard,…]
+    python -m common.demo [--quick] [--backbones lxmert,vilbert,…] [--strategies Frozen,standard,…]
 
 Every run goes through its backbone's own run script on the embedded data, on the CPU two at a time;
 then the runs are compared: results/, visualizations/, and a table as the last thing on the screen.
@@ -34,7 +34,7 @@ from common.training.launch import Launcher
 from common.voice import spoken
 
 DATASET = "easy_vqa"
-FULL = ("--questions", "4000", "--epochs", "10")
+FULL = ("--questions", "4000", "--epochs", "8")
 QUICK = ("--questions", "1500", "--epochs", "2", "--tiny")
 SEED = ("--seed", "9595")  # so that all of them draw the same --questions (not with --tiny)
 THREADS = ("--threads", "1", "--quiet")
@@ -186,7 +186,7 @@ def demo_parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="about three minutes instead of fifteen: fewer questions and epochs",
+        help="about five minutes instead of twenty: fewer questions and epochs",
     )
     add(
         "--backbones",

@@ -277,8 +277,9 @@ def _last_row(axes: Axes, facts: Facts, name: str) -> None:
     y = LAST / 2 + 0.15
     box(axes, (WIDTH / 2, y), (WIDTH - 2 * MARGIN, LAST), "", "plain")
     text(axes, (MARGIN + 0.09, y), facts.summaries[name], 9.5, "left", bold=True)
-    text(axes, (WIDTH / 2, y), "used by all; arrows to them are left out", 7.2)
-    text(axes, (WIDTH - MARGIN - 0.09, y), str(facts.modules[name]), 8, "right", FAINT)
+    right = WIDTH - MARGIN - 0.09
+    text(axes, (right - 0.4, y), "used by all; arrows to them are left out", 7.2, "right")
+    text(axes, (right, y), str(facts.modules[name]), 8, "right", FAINT)
 
 
 def _arrows(axes: Axes, layout: Layout, level: Callable[[int], float]) -> None:

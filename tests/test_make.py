@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from common.files import repository_root
+from vilbert.finetuning import EVALUATE, TRAIN
+from vilbert.pretraining import pretrain_parser
 from vlbert.config import load_config
 from vlbert.options import train_parser
 from vlbert.testing import parser as prediction_parser
@@ -80,7 +82,7 @@ def test_the_help_has_every_target():
     )
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z][a-z-]+):", makefile, re.MULTILINE)
-    assert {"vlbert-train", "vlbert-test", "pretrain-easy-vqa-vlbert"} <= set(targets)
+    assert {"vlbert-train", "vlbert-test", "vilbert-train", "vilbert-table"} <= set(targets)
     assert all(re.search(rf"^  {target} +\S", text, re.MULTILINE) for target in targets)
     for variable in ("CFG", "NPROC", "DATASET", "STRATEGY"):
         assert variable in text
@@ -142,18 +144,39 @@ def test_testing_asks_for_the_run_that_training_makes():
         assert (given.cfg, given.name, given.model_dir) == (run.cfg, run.name, run.model_dir)
 
 
-def test_parity_bench_compare_and_pretraining_cover_both_backbones():
-    said = {
-        target: dry_run(target).stdout
-        for target in ("parity", "bench", "compare", "pretrain-easy-vqa-vlbert")
-    }
-    assert all(f"--backbone {name}" in said["parity"] for name in ("lxmert", "vlbert"))
+def test_parity_bench_compare_and_pretraining_cover_all_backbones():
+    said = {target: dry_run(target).stdout for target in ("parity", "bench", "compare")}
+    assert all(f"--backbone {name}" in said["parity"] for name in ("lxmert", "vlbert", "vilbert"))
     assert "common.bench" in said["bench"] and "--backbone" not in said["bench"]
-    assert "LXMERT/snap/vqa VLBERT/output/vl-bert" in said["compare"]
+    assert "LXMERT/snap/vqa VLBERT/output/vl-bert ViLBERT/save" in said["compare"]
     found = words("pretrain-easy-vqa-vlbert")
     script, config = found[found.index("pretrain/train_end2end.py") :][:2]
     assert (HOME / config).is_file() and script.startswith("pretrain/")
     assert found[found.index("--export") + 1] == "pretrained/easy_vqa_small"
+    found = words("pretrain-easy-vqa-vilbert", "GPU=cpu")
+    flags = found[found.index("pretrain_easy_vqa.py") + 1 :]
+    given = pretrain_parser().parse_args(flags)
+    assert str(given.export) == "pretrained/easy_vqa_small" and given.gpus == "cpu"
+
+
+def vilbert_flags(target: str, script: str, *variables: str) -> list[str]:
+    """The flags that a target gives to a script of ViLBERT."""
+    found = words(target, *variables)
+    assert found[:2] == ["cd", "ViLBERT"] and (ROOT / "ViLBERT" / script).is_file()
+    return found[found.index(script) + 1 :]
+
+
+def test_vilbert_is_trained_and_tested_under_one_name():
+    for variables in ((), ("DATASET=easy_vqa_cp", "NAME=x", "GPU=cpu", "ARGS=--quiet")):
+        flags = vilbert_flags("vilbert-train", "train_tasks.py", *variables)
+        run = TRAIN.options(TRAIN.parser().parse_args(flags), "")
+        flags = vilbert_flags("vilbert-test", "eval_tasks.py", *variables)
+        test = EVALUATE.options(EVALUATE.parser().parse_args(flags), "")
+        assert test.load == str(run.run.folder / "BEST")
+        assert (test.data.dataset, test.gpus) == (run.data.dataset, run.gpus)
+        assert run.model.strategy == "SpotTune_Block"
+    flags = words("vilbert-train", "NPROC=3")
+    assert "--nproc_per_node=3" in flags and "--gpus" not in flags
 
 
 def test_the_checks_of_ci_are_those_of_lint_and_then_the_tests():
@@ -173,10 +196,24 @@ def test_every_target_is_phony():
     assert set(phony.split()) == set(targets)
 
 
-def table_loop(folder: Path, row: str) -> subprocess.CompletedProcess[str]:
-    """What `make vlbert-table` does for one row and one seed, before it compares the runs."""
-    said = dry_run("vlbert-table", f"rows={row}", "SEEDS=7", f"table={folder}", "GPU=cpu").stdout
-    loop = said[said.index("cd VLBERT && for seed") :].rsplit("\n", 2)[0]
+TABLES = {
+    "vlbert": (
+        "VLBERT",
+        "rows",
+        "table",
+        "standard_7/train+nominival_train",
+        "cfgs/easy_vqa/absent",
+    ),
+    "vilbert": ("ViLBERT", "vilbert_rows", "vilbert_table", "standard_7", "unknown strategy"),
+}
+
+
+def table_loop(name: str, folder: Path, row: str) -> subprocess.CompletedProcess[str]:
+    """What `make NAME-table` does for one row and one seed, before it compares the runs."""
+    home, rows, table, *_ = TABLES[name]
+    words = (f"{rows}={row}", "SEEDS=7", f"{table}={folder}", "GPU=cpu")
+    said = dry_run(f"{name}-table", *words).stdout
+    loop = said[said.index(f"cd {home} && for seed") :].rsplit("\n", 2)[0]
     assert "common.compare" not in loop and "xargs" in loop
     loop = re.sub(r"PYTHON=\S+ xargs", f"PYTHON={shlex.quote(sys.executable)} xargs", loop)
     return subprocess.run(
@@ -188,16 +225,18 @@ def table_loop(folder: Path, row: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_table_trains_nothing_when_all_rows_are_there(tmp_path):
-    folder = tmp_path / "standard_7" / "train+nominival_train"
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_trains_nothing_when_all_rows_are_there(tmp_path, name):
+    folder = tmp_path / TABLES[name][3]
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
-    done = table_loop(tmp_path, "standard")
+    done = table_loop(name, tmp_path, "standard")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_table_stops_where_a_row_fails(tmp_path):
-    done = table_loop(tmp_path, "absent")
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_stops_where_a_row_fails(tmp_path, name):
+    done = table_loop(name, tmp_path, "absent")
     assert done.returncode != 0
     assert done.stdout == "== absent, seed 7\n"
-    assert "error: cfgs/easy_vqa/absent.yaml: no such config" in done.stderr
+    assert "error: " in done.stderr and TABLES[name][4] in done.stderr

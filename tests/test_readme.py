@@ -21,6 +21,7 @@ READMES = (
     "CONTRIBUTING.md",
     "LXMERT/README.md",
     "VLBERT/README.md",
+    "ViLBERT/README.md",
     "common/README.md",
     "images/README.md",
     "results/README.md",
@@ -42,7 +43,7 @@ def blocks(name: str, language: str) -> list[str]:
 def commands(name: str) -> list[str]:
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = [line for block in blocks(name, "bash") for line in block.splitlines() if line.strip()]
-    inline = re.findall(r"`((?:bash run/|\./scripts/|make |python )[^`]*)`", text)
+    inline = re.findall(r"`((?:bash run/|\./scripts/|make |torchrun |python )[^`]*)`", text)
     return list(dict.fromkeys(lines + inline))
 
 
@@ -81,11 +82,14 @@ def help_of(*words: str) -> str:
     return found.stdout
 
 
-@pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("python -m")])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [c for c in ALL if c[1].startswith("python -m") and "distributed" not in c[1]],
+)
 def test_every_module_command_parses(name, command):
     words = shlex.split(command.split("#")[0])
     shown = help_of(words[2])
-    paths = ("-", "LXMERT", "VLBERT")
+    paths = ("-", "LXMERT", "VLBERT", "ViLBERT")
     sub = words[3] if len(words) > 3 and not words[3].startswith(paths) else None
     if sub is not None:
         assert sub in shown, f"{sub} is not in the help of {words[2]}"
@@ -158,15 +162,67 @@ def test_the_first_commands_of_vlbert_run(tmp_path):
     assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
 
 
-@pytest.mark.parametrize(("name", "command"), [c for c in ALL if c[1].startswith("torchrun")])
+LAUNCHED = [c for c in ALL if c[1].startswith(("torchrun ", "python -m torch.distributed."))]
+
+
+@pytest.mark.parametrize(("name", "command"), LAUNCHED)
 def test_every_torchrun_command_parses(name, command):
     from torch.distributed.run import parse_args
 
     from lxrt.finetuning import PROGRAM
+    from vilbert.finetuning import TRAIN
 
-    given = parse_args(shlex.split(command)[1:])
-    assert (ROOT / "LXMERT" / given.training_script).is_file()
-    assert PROGRAM.parser().parse_args(given.training_script_args) is not None
+    words = shlex.split(command)
+    given = parse_args(words[1 if words[0] == "torchrun" else 3 :])
+    folder = Path(name).parent
+    program = TRAIN if folder.name == "ViLBERT" else PROGRAM
+    assert (ROOT / folder / given.training_script).is_file()
+    assert program.parser().parse_args(given.training_script_args) is not None
+
+
+VILBERT = [c for c in ALL if re.match(r"python \w+\.py ", c[1]) and c[0] == "ViLBERT/README.md"]
+
+
+@pytest.mark.parametrize(("name", "command"), VILBERT)
+def test_every_command_of_vilbert_names_its_files_and_its_flags_are_known(name, command):
+    from vilbert.finetuning import EVALUATE, TRAIN
+    from vilbert.pretraining import pretrain_parser
+
+    _, script, *flags = shlex.split(command)
+    parsers = {
+        "train_tasks.py": TRAIN.parser,
+        "eval_tasks.py": EVALUATE.parser,
+        "pretrain_easy_vqa.py": pretrain_parser,
+    }
+    found = vars(parsers[script]().parse_args(flags))
+    config = found.get("config_file")
+    assert config is None or (ROOT / "ViLBERT" / config).is_file()
+
+
+def test_the_first_commands_of_vilbert_run():
+    """The block a newcomer copies, word for word but for fewer questions and another name."""
+    folders = [
+        ROOT / "ViLBERT" / f"{p}/VQA_easy_vqa_small-readme_test" for p in ("save", "results")
+    ]
+    block = next(b for b in blocks("ViLBERT/README.md", "bash") if "train_tasks.py" in b)
+    block = block.replace("--save_name first", "--save_name readme_test --quiet")
+    block = block.replace("small-first", "small-readme_test")
+    block = block.replace("--tiny", "--tiny --questions 128 --overwrite")
+    try:
+        found = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=ROOT / "ViLBERT",
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            check=False,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
+        assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
+        assert (folders[0] / "result.json").is_file() and (folders[0] / "report.html").is_file()
+    finally:
+        subprocess.run(["rm", "-rf", *map(str, folders)], check=True)
 
 
 def test_the_first_commands_of_lxmert_run(tmp_path):
@@ -257,6 +313,7 @@ def test_the_quick_demo_runs_and_ends_with_the_table(tmp_path):
         "majority",
         "LXMERT",
         "VL-BERT",
+        "ViLBERT",
     ):
         assert row in table
     assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000

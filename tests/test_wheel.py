@@ -21,7 +21,7 @@ import pytest
 from common.files import repository_root
 
 ROOT = repository_root()
-PACKAGES = {"common": ".", "lxrt": "LXMERT/src", "vlbert": "VLBERT"}
+PACKAGES = {"common": ".", "lxrt": "LXMERT/src", "vlbert": "VLBERT", "vilbert": "ViLBERT"}
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,14 @@ USE = """
 import json, sys
 from importlib.metadata import distribution
 from transformers import LxmertConfig, LxmertModel
-import common, lxrt, vlbert
+import common, lxrt, vilbert, vlbert
 from common.adapt import adapt, adaptive_part
 
 layers = dict(l_layers=1, r_layers=1, x_layers=1)
 sizes = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, vocab_size=20)
 model = adapt(LxmertModel(LxmertConfig(**layers, **sizes)), "SpotTune_Block", policy="small")
-ours = [m for n, m in sys.modules.items() if n.split(".")[0] in ("common", "lxrt", "vlbert")]
+packages = ("common", "lxrt", "vlbert", "vilbert")
+ours = [m for n, m in sys.modules.items() if n.split(".")[0] in packages]
 print(json.dumps({
     "files": sorted({module.__file__ for module in ours}),
     "distribution": str(distribution("adaptive-finetuning").locate_file("")),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.routes import State, read_stream
 from common.adapt.steps import Layer, bert_steps
+from common.errors import ConfigError
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, find_activation, init_bert_weights
 from common.modules.masks import additive_mask
@@ -21,6 +22,9 @@ from vilbert.heads import PretrainingHeads, SimpleClassifier
 from vilbert.layers import text_layer
 from vilbert.modeling import BOX, TextEmbeddings
 from vilbert.sizes import ViLBertConfig
+
+IMAGE_TYPE = 1
+TWO_STREAMS = ("fixed_v_layer", "fixed_t_layer", "fast_mode", "in_batch_pairs")
 
 
 class TypedImageEmbeddings(nn.Module):
@@ -39,7 +43,7 @@ class TypedImageEmbeddings(nn.Module):
         """features (B, R, F), places (B, R, 5) -> (B, R, C)."""
         x = (
             self.image_embeddings(features)
-            + self.token_type_embeddings.weight[1]
+            + self.token_type_embeddings.weight[IMAGE_TYPE]
             + self.image_location_embeddings(places)
         )
         return self.dropout(self.LayerNorm(x))
@@ -115,7 +119,19 @@ class BaselineModel(nn.Module):
 
 
 def baseline_sizes(config: ViLBertConfig) -> ViLBertConfig:
-    """The same sizes, with one stream: all heads read vectors as wide as the text's."""
+    """The same sizes, with one stream: all heads read vectors as wide as the text's.
+
+    Raises:
+        ConfigError: a key that one stream does not have, or no token type for the image.
+    """
+    for key in TWO_STREAMS:
+        if value := getattr(config, key):
+            raise ConfigError(f"key {key}: {value}: the single-stream model has none; leave it out")
+    if config.type_vocab_size <= IMAGE_TYPE:
+        raise ConfigError(
+            f"key type_vocab_size: {config.type_vocab_size}: regions of the single-stream model "
+            f"have token type {IMAGE_TYPE}; give {IMAGE_TYPE + 1}"
+        )
     return replace(
         config,
         v_hidden_size=config.hidden_size,

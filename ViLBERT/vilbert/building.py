@@ -65,6 +65,8 @@ def build(
         tokenizer,
         limits=asdict(_limits(chosen, dataset)),
         baseline=chosen.baseline or bool(found.get("baseline")),
+        freeze=chosen.freeze,
+        vision_scratch=chosen.vision_scratch,
     )
     record = StrategyRecord.from_meta(meta)
     adapted_file = found and find_strategy(found["strategy"])[0].adaptive

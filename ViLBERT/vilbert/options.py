@@ -258,17 +258,26 @@ def settle_train(args: argparse.Namespace) -> None:
             f"--lr_scheduler {args.lr_scheduler}: only mannul is supported: a rate that follows "
             "the score on questions would choose by the questions that are reported"
         )
-    if args.dataset not in EMBEDDED and not _no_data(task):
-        for flag, value in (
-            ("batch_size", task.batch_size),
-            ("lr", task.lr),
-            ("epochs", task.num_epoch),
-        ):
-            if getattr(args, flag) is None:
-                setattr(args, flag, value)
+    _fill_in(
+        args,
+        task,
+        batch_size=task.batch_size,
+        eval_batch_size=task.eval_batch_size,
+        lr=task.lr,
+        epochs=task.num_epoch,
+    )
     if args.output == Path("snap/test"):
         args.output = (args.output_dir or Path("save")) / run_name(args, task)
     args.version = args.version or args.save_name or args.output.name
+
+
+def _fill_in(args: argparse.Namespace, task: TaskEntry, **values: float) -> None:
+    """Flags that are not given, where the data are the task's own."""
+    if args.dataset in EMBEDDED or _no_data(task):
+        return
+    for flag, value in values.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
 
 
 def run_name(args: argparse.Namespace, task: TaskEntry) -> str:
@@ -301,6 +310,7 @@ def settle_eval(args: argparse.Namespace) -> None:
         made_in = (args.output_dir or Path("save")) / run_name(args, task)
         args.load = str(made_in / BEST)
     args.test = args.test or task.val_split
+    _fill_in(args, task, eval_batch_size=task.eval_batch_size)
     if args.output == Path("snap/test"):
         suffix = f"-{args.save_name}" if args.save_name and made_in is None else ""
         name = f"{Path(args.load).resolve().parent.name}{suffix}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.files import repository_root
-from common.modules.layers import find_activation
+from common.modules.layers import ACTIVATIONS
 from common.reading import read_json, short
 
 HOME = repository_root() / "ViLBERT"
@@ -28,6 +28,7 @@ DEAD_KEYS = frozenset(
 # Keys of the 12-in-1 system that would make another network.
 OTHER_NETWORK = ("dynamic_attention", "task_specific_tokens")
 FUSIONS = ("mul", "sum")
+MAY_BE_ZERO = ("num_hidden_layers", "v_num_hidden_layers", "fixed_v_layer", "fixed_t_layer")
 RATES = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("v_hidden_dropout_prob", "v_attention_probs_dropout_prob"),
@@ -93,8 +94,8 @@ class ViLBertConfig:
         """Refuse sizes that make no model."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ConfigError(f"key {field.name}: {short(value)}: give a whole number")
+            if field.type == "int":
+                _check_count(field.name, value)
             if field.type == "float" and not (
                 isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
             ):
@@ -110,7 +111,10 @@ class ViLBertConfig:
             if channels < 1 or number < 1 or channels % number:
                 raise ConfigError(f"key {size}: {channels} is not a multiple of {heads} = {number}")
         for key in ("hidden_act", "v_hidden_act"):
-            find_activation(getattr(self, key))
+            if getattr(self, key) not in tuple(ACTIVATIONS):
+                raise ConfigError(
+                    f"key {key}: {short(getattr(self, key))}: valid: {', '.join(ACTIVATIONS)}"
+                )
         if self.fusion_method not in FUSIONS:
             raise ConfigError(
                 f"key fusion_method: {short(self.fusion_method)}: valid: {', '.join(FUSIONS)}"
@@ -247,6 +251,12 @@ class ViLBertConfig:
     def size_name(self) -> str:
         """`base` or `large`, as the widths of the released models, else `small`."""
         return {768: "base", 1024: "large"}.get(self.hidden_size, "small")
+
+
+def _check_count(key: str, value: Any) -> None:
+    least = 0 if key in MAY_BE_ZERO else 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"key {key}: {short(value)}: give a whole number from {least} on")
 
 
 def nearest(word: str, known: Collection[str]) -> str:

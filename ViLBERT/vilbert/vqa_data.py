@@ -37,6 +37,8 @@ LABEL_TO_ANSWER = f"{CACHE}/trainval_label2ans.pkl"
 TARGETS = {"train2014": f"{CACHE}/train_target.pkl", "val2014": f"{CACHE}/val_target.pkl"}
 TARGET_FIELDS = {"question_id", "labels", "scores"}
 MAX_INSTRUCTIONS = 100_000_000  # about 30 for each question
+# Keys of a task that other tasks of the original have a use for.
+WITHOUT_EFFECT = ("features_h5path2", "train_annotations_jsonpath", "val_annotations_jsonpath")
 EMBEDDED = {"vqa": "easy_vqa", "vqa_cp": "easy_vqa_cp"}
 
 
@@ -205,13 +207,19 @@ def task_dataset(task: TaskEntry, name: str | None, data: Path | None) -> Datase
         data: folder of the task's questions instead of its `dataroot`.
 
     Raises:
-        ConfigError: a task that there are no data for.
+        ConfigError: a task that there are no data for, or a key that is not read.
         DataError: only some of the files are there; they are listed with their sources.
     """
     if task.name not in KINDS:
         raise ConfigError(
             f"task {task.name}: questions are answered by tasks called {', '.join(KINDS)}"
         )
+    for key in WITHOUT_EFFECT:
+        if value := getattr(task, key):
+            raise ConfigError(
+                f"task {task.name}: key {key}: {short(value)}: is not read: questions and "
+                "annotations are found in dataroot, regions in features_h5path1; leave it empty"
+            )
     own, make = KINDS[task.name]
     if name is not None and name != own:
         return resolve_dataset(name)

@@ -1,5 +1,5 @@
-"""Stands in for the run scripts: `fake_runs.py train|test GPU NAME [flags …]` in LXMERT/, and
-`fake_runs.py vlbert GPU NAME [flags …]` in VLBERT/.
+"""Stands in for the run scripts: `fake_runs.py train|test GPU NAME [flags …]` in LXMERT/,
+`fake_runs.py vlbert GPU NAME [flags …]` in VLBERT/ and `fake_runs.py vilbert …` in ViLBERT/.
 
 It writes what a run would leave behind, at once. Every call is a line of `calls.txt` in the folder
 FAKE_RUNS; a run whose name has a line of `broken.txt` in it fails, after it has saved.
@@ -30,16 +30,17 @@ VAL = {
     "BlockDrop": 79.0,
 }
 SMALL = (2, 2, 2)
+FOLDERS = {
+    "train": "snap/vqa/{}",
+    "test": "snap/vqa/{}",
+    "vlbert": "output/vl-bert/easy_vqa/{}/train+nominival_train",
+    "vilbert": "save/VQA_easy_vqa_small-{}",
+}
 
 
 def main(mode: str, gpu: str, name: str, *flags: str) -> int:
     """Play one run or one test of it."""
-    vlbert = mode == "vlbert"
-    folder = (
-        Path("output/vl-bert/easy_vqa") / name / "train+nominival_train"
-        if vlbert
-        else Path("snap/vqa") / name
-    )
+    folder = Path(FOLDERS[mode].format(name))
     control = Path(os.environ["FAKE_RUNS"])
     with open(control / "calls.txt", "a", encoding="utf-8") as file:
         file.write(" ".join([mode, gpu, name, *flags]) + "\n")
@@ -54,7 +55,7 @@ def main(mode: str, gpu: str, name: str, *flags: str) -> int:
     if broken.exists() and any(part in name for part in broken.read_text().split()):
         print("step 1\nerror: no memory left on the moon", file=sys.stderr)
         return 2
-    write_result(folder, fake_result(name, flags, "vlbert" if vlbert else "lxmert"))
+    write_result(folder, fake_result(name, flags, "lxmert" if mode == "train" else mode))
     return 0
 
 

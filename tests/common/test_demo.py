@@ -15,6 +15,12 @@ from common.files import repository_root
 from common.runs.backbones import find_backbone
 
 FAKE = Path(__file__).with_name("fake_runs.py")
+# Called as `train_tasks.py --tasks 1 --save_name NAME --gpus GPU [flags …]`.
+TRAIN_TASKS = f"""import os, sys
+name, gpu, flags = sys.argv[4], sys.argv[6], sys.argv[7:]
+os.execv(sys.executable, [sys.executable, "-S", {str(FAKE)!r}, "vilbert", gpu, name, *flags])
+"""
+MODES = ("train", "vlbert", "vilbert")
 
 
 class Repository:
@@ -42,6 +48,8 @@ def repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         path.write_text(f'exec "$PYTHON" -S {FAKE} {line}\n')
+    (tmp_path / "ViLBERT").mkdir()
+    (tmp_path / "ViLBERT" / "train_tasks.py").write_text(TRAIN_TASKS)
     monkeypatch.setenv("FAKE_RUNS", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(repository_root()))
     monkeypatch.delenv("GPU", raising=False)
@@ -59,12 +67,13 @@ def test_every_strategy_runs_on_every_backbone_and_ends_in_one_table(repository,
     assert repository.command("--jobs", jobs) == 0
     calls = repository.calls()
     assert sorted((mode, name) for mode, _, name, *_ in calls) == sorted(
-        (mode, f"demo_{strategy}") for mode in ("train", "vlbert") for strategy in STRATEGIES
+        (mode, f"demo_{strategy}") for mode in MODES for strategy in STRATEGIES
     )
     table = capfd.readouterr().out.split("made in")[1]
-    assert "LXMERT and VL-BERT (small) on easy_vqa" in table
+    assert "LXMERT, ViLBERT and VL-BERT (small) on easy_vqa" in table
     rows = [line.split()[:2] for line in table.splitlines()]
-    assert rows.index(["BlockDrop", "LXMERT"]) < rows.index(["Frozen", "VL-BERT"])
+    places = [rows.index(["standard", name]) for name in ("LXMERT", "ViLBERT", "VL-BERT")]
+    assert places == sorted(places)
     found = json.loads((repository.out / "runs/vlbert/demo_Frozen/result.json").read_text())
     assert found["backbone"] == "vlbert"
     assert (repository.out / "runs/lxmert/demo_Frozen/result.json").is_file()
@@ -83,7 +92,7 @@ def test_backbones_differ_only_in_what_their_scripts_need(repository):
         for mode, gpu, name, *rest in repository.calls()
         if name == "demo_SpotTune"
     }
-    assert flags["train"] == flags["vlbert"]
+    assert flags["train"] == flags["vlbert"] == flags["vilbert"]
     assert {"--tiny", "--overwrite", "SpotTune"} <= set(flags["train"])
     assert {gpu for _, gpu, *_ in repository.calls()} == {"cpu"}
 
@@ -104,12 +113,12 @@ def test_a_run_that_fails_is_named_with_its_message(repository, capfd, jobs):
 def test_after_a_failure_no_further_run_is_started(repository):
     (repository.root / "broken.txt").write_text("demo_")
     assert repository.command("--jobs", "2") == 2
-    assert len(repository.calls()) < 2 * len(STRATEGIES)
+    assert len(repository.calls()) < len(MODES) * len(STRATEGIES)
 
 
 def test_bad_flags_are_refused_before_anything_starts(repository, capsys):
     for flags, message in (
-        (("--backbones", "moon"), "--backbones moon: valid are lxmert, vlbert"),
+        (("--backbones", "moon"), "--backbones moon: valid are lxmert, vilbert, vlbert"),
         (("--strategies", "moon"), "moon"),
         (("--jobs", "0"), "--jobs 0"),
     ):
@@ -132,11 +141,13 @@ def test_times_of_runs_that_shared_the_machine_are_remarked():
     assert "2 at a time" in Demo(runs, "cpu", (), 2).remarks()[0]
 
 
-def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
+def test_the_commands_of_all_backbones_are_understood_by_their_scripts():
     from lxrt.finetuning import PROGRAM
+    from vilbert.finetuning import EVALUATE, TRAIN
     from vlbert.options import train_parser
     from vlbert.testing import parser as prediction_parser
 
+    vilbert = find_backbone("vilbert").script
     lxmert, vlbert = find_backbone("lxmert").script, find_backbone("vlbert").script
     for script in (lxmert, vlbert):
         for word in script.train("cpu", "x", [])[1:2]:
@@ -152,6 +163,15 @@ def test_the_commands_of_both_backbones_are_understood_by_their_scripts():
     assert (vlbert.home / script).is_file() and (vlbert.home / given.cfg).is_file()
     assert vlbert.run_folder("x") == vlbert.home / given.result_path
     assert given.ckpt.parent == given.result_path and given.split == "minival"
+    _, script, *rest = vilbert.train("cpu", "x", [*vilbert.easy, *flags])
+    assert (vilbert.home / script).is_file()
+    options = TRAIN.options(TRAIN.parser().parse_args(rest), "")
+    assert (options.gpus, options.model.strategy) == ("cpu", "SpotTune")
+    assert vilbert.home / options.run.folder == vilbert.run_folder("x")
+    _, script, *rest = vilbert.test("cpu", "x", "BEST", ["--quiet"])
+    tested = EVALUATE.options(EVALUATE.parser().parse_args(rest), "")
+    assert (vilbert.home / script).is_file() and tested.test == "minival"
+    assert vilbert.home / tested.run.folder == vilbert.run_folder("x")
     assert shlex.join(lxmert.test("cpu", "x", "LAST", [])) == (
         "bash run/vqa_test.bash cpu x --load snap/vqa/x/LAST --test minival"
     )
