@@ -184,7 +184,8 @@ vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (30 min,
 	    'echo "== $$0, seed $$1" && \
 	    $(BIN)/python train_tasks.py --tasks 1 --dataset easy_vqa --strategy $$0 --gpus $(GPU) \
 	    --output $(vilbert_table)/$$0_$$1 --seed $$1 --questions 2000 --threads 1 \
-	    --resume --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
+	    $$(test ! -e $(vilbert_table)/$$0_$$1/LAST.safetensors || echo --resume) \
+	    --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
 	$(BIN)/python -m common.compare ViLBERT/$(vilbert_table) --out results/vilbert
 
 clean:  ## remove the environment and generated data; runs, results and pretrained models stay

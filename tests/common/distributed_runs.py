@@ -30,7 +30,7 @@ BUDGET = BudgetOptions(
 EQUAL = {"double": True, "dropout": 0.0, "batch_size": 5, "budget": BUDGET, "epochs": 1}
 CASES = [
     (family, strategy)
-    for family in ("single", "lxmert")
+    for family in ("single", "lxmert", "vilbert")
     for strategy in ("standard", "FrozenLayers", *ADAPTIVE)
 ]
 

@@ -18,7 +18,7 @@ from common.adapt.strategies import STRATEGIES
 from tests.common.toy_task import make_trainer
 
 FILE = Path(__file__).with_name("pinned_curves.json")
-OPTIMIZERS = {"lxmert": "bert", "vlbert": "vlbert_adamw"}  # those of the recipes
+OPTIMIZERS = {"lxmert": "bert", "vlbert": "vlbert_adamw", "vilbert": "bert"}  # those of the recipes
 EPOCHS = 1  # of 5 steps
 
 
