@@ -17,12 +17,14 @@ from common.errors import CheckpointError, ConfigError
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
+from vilbert.modeling import STACKS
 from vilbert.sizes import HOME
 
 Say = Callable[[str], None]
 DECODER = "cls.predictions.decoder.weight"  # the word table once more
 CLASSIFIER = "vil_prediction."
 ANSWERS = "vil_prediction.main.3."  # rows of the answers: bias, weight_v; weight_g belongs to all
+LAYERS = tuple(f"bert.encoder.{stack}." for stack in STACKS.values())
 OF_BERT = ("bert.embeddings.", "bert.encoder.layer.", "cls.predictions.")
 WHERE = (
     "The authors' pretrained 6-layer model is bert_base_6_layer_6_connect/pytorch_model_9.bin (the "
@@ -38,15 +40,18 @@ def find_folder(name: str) -> Path:
 
 
 def find_vocabulary(weights: str | None, bert_model: str, say: Say) -> Path:
-    """The folder whose vocab.txt fits: beside the weights, else that of the BERT.
+    """The folder whose vocab.txt fits: that of the weights, else that of the BERT.
 
     Args:
-        weights: file that is loaded, or the name of a BERT.
+        weights: file that is loaded, or the folder or name of a BERT.
         bert_model: folder or name of a BERT.
         say: where to report to.
     """
-    if weights is not None and has_vocabulary(beside := Path(weights).parent):
-        return beside
+    if weights is not None:
+        own = find_folder(weights)
+        own = own if own.is_dir() else Path(weights).parent
+        if has_vocabulary(own):
+            return own
     folder = find_folder(bert_model)
     packaged = packaged_bert_folder()
     if not has_vocabulary(folder) and packaged is not None and bert_model == "bert-base-uncased":
@@ -70,10 +75,7 @@ def weights_file(name: str) -> Path:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """Weights of a file in float32, without `module.`, gamma and beta renamed.
-
-    Where the original saved the shared word table once more as the decoder, one of them is left.
-    """
+    """Weights of a file in float32, without `module.`, gamma and beta renamed."""
     weights = strip_prefix(load_weights(path), "module.")
     found = {}
     for name, x in weights.items():
@@ -123,19 +125,34 @@ def load_start(
     weights = read_file(path)
     own = model.state_dict()
     common = {n: x for n, x in weights.items() if n in own and not n.startswith(CLASSIFIER)}
+    other = [
+        f"{n}: {list(x.shape)} in the file, {list(own[n].shape)} in the model"
+        for n, x in common.items()
+        if x.shape != own[n].shape
+    ]
+    # Connections would stand before other layers than those that they were trained for.
+    more = [f"{n}: not in the model" for n in weights if n.startswith(LAYERS) and n not in own]
+    _refuse(path, other or more)
     rows = _answer_rows(path, weights, own, answers)
     report = load_into(model, common | rows, strict=False, what=str(path))
-    if missing := [n for n in report.missing if not n.startswith(tuple(from_scratch))]:
-        raise CheckpointError(
-            f"{path}: {len(missing)} tensors of the model are not in the file, e.g. {missing[0]}: "
-            "not a ViLBERT of these sizes; give the config that it was trained with (--config_file)"
-        )
+    missing = [n for n in report.missing if not n.startswith(tuple(from_scratch))]
+    _refuse(path, [f"{n}: not in the file" for n in missing])
     left = sorted({n.split(".")[0] for n in weights if n not in own})
     say(
         f"{path}: {len(common)} tensors loaded"
         + (f", classifier with {len(answers)} answers" if rows else ", the classifier is new")
         + (f"; not in this model: {', '.join(left)}" if left else "")
     )
+
+
+def _refuse(path: Path, wrong: Sequence[str]) -> None:
+    """Raise CheckpointError if there are wrong tensors, each with what is wrong of it."""
+    if wrong:
+        raise CheckpointError(
+            f"{path}: not a ViLBERT of these sizes: {len(wrong)} tensors do not fit, e.g. "
+            f"{wrong[0]}; give the config that it was trained with (--config_file), and of a BERT "
+            "its folder"
+        )
 
 
 def _answer_rows(
@@ -148,6 +165,8 @@ def _answer_rows(
         return {}
     rows = [known.index(answer) for answer in answers]
     found = {n: x for n, x in weights.items() if n.startswith(CLASSIFIER) and n in own}
+    if not found:
+        return {}
     weight, scale = found[f"{ANSWERS}weight_v"], found[f"{ANSWERS}weight_g"]
     # The scale is that of all rows: the rows that are kept keep their weights.
     kept = weight[rows]

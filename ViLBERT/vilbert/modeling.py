@@ -19,7 +19,7 @@ from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
 from common.adapt.steps import HeadsStep, Layer, split_heads
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
 from common.modules.masks import additive_mask
 from vilbert.layers import ConnectionLayer, connection_steps, image_layer, stream_steps, text_layer
@@ -69,8 +69,18 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """input_ids and token_type_ids (B, T) -> (B, T, C)."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        """input_ids and token_type_ids (B, T) -> (B, T, C).
+
+        Raises:
+            DataError: more tokens than there are positions.
+        """
+        tokens, most = input_ids.shape[1], self.position_embeddings.num_embeddings
+        if tokens > most:
+            raise DataError(
+                f"a text of {tokens} word pieces, the model has {most} positions "
+                "(max_position_embeddings): give a smaller max_seq_length"
+            )
+        positions = torch.arange(tokens, device=input_ids.device)
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         x = (
             self.word_embeddings(input_ids)

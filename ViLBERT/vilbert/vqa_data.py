@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from common.data.annotations import AnswerVocabulary, Example, read_official
 from common.data.dataset_table import DatasetKind, Split
@@ -92,25 +93,15 @@ def with_targets(examples: Sequence[Example], path: Path, answers: Sequence[str]
     found = read_pickle(path, MAX_INSTRUCTIONS)
     if not isinstance(found, list):
         raise DataError(f"{path}: {short(found)}: expected a list of targets")
-    targets = {}
+    targets: dict[int | str, dict[str, float]] = {}
     for number, entry in enumerate(found, 1):
         where = f"{path}: entry {number}"
         if not isinstance(entry, dict) or TARGET_FIELDS - entry.keys():
             raise DataError(f"{where}: {short(entry)}: expected {', '.join(sorted(TARGET_FIELDS))}")
-        labels, scores = entry["labels"], entry["scores"]
-        if not isinstance(labels, list) or not isinstance(scores, list):
-            raise DataError(f"{where}: labels and scores: expected two lists")
-        if len(labels) != len(scores):
-            raise DataError(f"{where}: {len(labels)} labels, {len(scores)} scores")
-        for label, score in zip(labels, scores, strict=True):
-            if type(label) is not int or not 0 <= label < len(answers):
-                raise DataError(
-                    f"{where}: label {short(label)}: there are {len(answers)} answers, from 0"
-                )
-            if not isinstance(score, int | float) or not 0 < score <= 1:
-                raise DataError(f"{where}: score {short(score)}: expected a number above 0, to 1")
-        pairs = zip(labels, scores, strict=True)
-        targets[entry["question_id"]] = {answers[label]: float(x) for label, x in pairs}
+        asked = entry["question_id"]
+        if not isinstance(asked, int | str) or isinstance(asked, bool) or asked in targets:
+            raise DataError(f"{where}: question_id {short(asked)}: is no id, or is there twice")
+        targets[asked] = _target(where, entry["labels"], entry["scores"], answers)
     for example in examples:
         if example.question_id not in targets:
             raise DataError(
@@ -118,6 +109,26 @@ def with_targets(examples: Sequence[Example], path: Path, answers: Sequence[str]
                 "questions"
             )
     return [replace(e, answers=targets[e.question_id]) for e in examples]
+
+
+def _target(where: str, labels: Any, scores: Any, answers: Sequence[str]) -> dict[str, float]:
+    """The scores of a question's answers."""
+    if not isinstance(labels, list) or not isinstance(scores, list):
+        raise DataError(f"{where}: labels and scores: expected two lists")
+    if len(labels) != len(scores):
+        raise DataError(f"{where}: {len(labels)} labels, {len(scores)} scores")
+    target: dict[str, float] = {}
+    for label, score in zip(labels, scores, strict=True):
+        if type(label) is not int or not 0 <= label < len(answers):
+            raise DataError(
+                f"{where}: label {short(label)}: there are {len(answers)} answers, from 0"
+            )
+        if answers[label] in target:
+            raise DataError(f"{where}: label {label}: is there twice")
+        if type(score) not in (int, float) or not 0 < score <= 1:
+            raise DataError(f"{where}: score {short(score)}: expected a number above 0, to 1")
+        target[answers[label]] = float(score)
+    return target
 
 
 def coco_number(image_id: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from hypothesis.strategies import SearchStrategy
 from PIL import Image
 from torch import Tensor
@@ -50,6 +51,9 @@ from tests.common.result_examples import lxmert_layout, make_result
 from tests.conftest import EARLIER
 from tests.fuzz import mutations
 from tests.vlbert.coco_files import ANSWERS, record
+from vilbert.sizes import BASE_CONFIG, ViLBertConfig, read_config
+from vilbert.tasks import LOSSES, TASKS_FILE, TaskEntry, read_tasks
+from vilbert.vqa_data import LABEL_TO_ANSWER, original_answers, with_targets
 from vlbert.config import load_config
 from vlbert.data_answers import AnswerFile
 from vlbert.data_coco import read_sizes
@@ -435,6 +439,75 @@ def pretraining_texts(folder: Path) -> None:
     (folder / "p.json").write_text(json.dumps(rows * 3))
 
 
+# ViLBERT: its tasks, sizes and prepared answers
+
+
+def vilbert_tasks(folder: Path) -> None:
+    shutil.copy(TASKS_FILE, folder / "tasks.yml")
+
+
+def tasks_right(value: dict[str, TaskEntry], real: Any, content: bytes) -> None:
+    sections = yaml.safe_load(content.decode("utf-8-sig"))
+    assert len(sections) == len(value)
+    for (name, section), (number, task) in zip(sections.items(), value.items(), strict=True):
+        assert name == f"TASK{number}" and section.items() <= vars(task).items()
+        assert LOSSES[task.type] == task.loss and task.name.strip()
+        for key in ("batch_size", "lr", "num_epoch", "max_seq_length", "max_region_num"):
+            assert 0 < getattr(task, key) < 1e9
+
+
+def vilbert_config(folder: Path) -> None:
+    shutil.copy(BASE_CONFIG, folder / "c.json")
+
+
+def config_right(value: ViLBertConfig, real: Any, content: bytes) -> None:
+    found = json.loads(content.decode("utf-8-sig"))
+    read = value.to_dict()
+    assert all(read[key] == x for key, x in found.items() if key in read)
+    assert value.hidden_size % value.num_attention_heads == 0
+    order = value.order()
+    assert order.count(("connection", 0)) == bool(value.v_biattention_id and value.with_coattention)
+    assert sum(stream == "lang" for stream, _ in order) == value.num_hidden_layers
+
+
+def prepared_answers(folder: Path) -> None:
+    (folder / "cache").mkdir()
+    answers = ["red", "blue", "yes", "no", "2"]
+    (folder / LABEL_TO_ANSWER).write_bytes(pickle.dumps(answers, 3))
+    rows = [
+        {"question_id": i, "image_id": 40 + i, "labels": [i, 0], "scores": [1.0, 0.3]}
+        for i in range(1, 5)
+    ]
+    (folder / "cache" / "val_target.pkl").write_bytes(pickle.dumps(rows, 3))
+    official(folder)
+
+
+def read_targets(folder: Path) -> list[Example]:
+    questions = read_official(folder / "v2_OpenEnded_mscoco_val2014_questions.json")
+    return with_targets(questions, folder / "cache" / "val_target.pkl", original_answers(folder))
+
+
+def prepared_right(value: list[str], real: Any, content: bytes) -> None:
+    assert value == PlainUnpickler(io.BytesIO(content), encoding="latin-1").load()
+    assert all(isinstance(answer, str) for answer in value)
+
+
+def targets_right(value: list[Example], real: list[Example], content: bytes) -> None:
+    answers = ["red", "blue", "yes", "no", "2"]
+    rows = PlainUnpickler(io.BytesIO(content), encoding="latin-1").load()
+    said = {
+        row["question_id"]: {
+            answers[label]: score for label, score in zip(row["labels"], row["scores"], strict=True)
+        }
+        for row in rows
+    }
+    assert len(said) == len(rows)
+    for example, of_file in zip(value, real, strict=True):
+        assert example.question_id == of_file.question_id
+        assert example.answers == said[example.question_id]
+        assert all(0 < score <= 1 for score in example.answers.values())
+
+
 # Pictures
 
 
@@ -728,6 +801,38 @@ KINDS = [
         mutations.damaged_json,
         lambda f: list(json_entries(f / "p.json", progress=False)),
         anything,
+    ),
+    Kind(
+        "ViLBERT tasks",
+        vilbert_tasks,
+        "tasks.yml",
+        mutations.damaged_bytes,
+        lambda f: read_tasks(f / "tasks.yml"),
+        tasks_right,
+    ),
+    Kind(
+        "ViLBERT config",
+        vilbert_config,
+        "c.json",
+        mutations.damaged_json,
+        lambda f: read_config(f / "c.json"),
+        config_right,
+    ),
+    Kind(
+        "ViLBERT prepared answers",
+        prepared_answers,
+        LABEL_TO_ANSWER,
+        mutations.damaged_pickle,
+        original_answers,
+        prepared_right,
+    ),
+    Kind(
+        "ViLBERT prepared targets",
+        prepared_answers,
+        "cache/val_target.pkl",
+        mutations.damaged_pickle,
+        read_targets,
+        targets_right,
     ),
     Kind(
         "PNG",

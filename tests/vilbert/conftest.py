@@ -1,0 +1,40 @@
+"""What the tests of ViLBERT share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vilbert.runs import DROPOUT_RUN, MINIVAL, TaskFiles, write_files
+from vilbert.finetuning import train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_minival() -> Iterator[None]:
+    """The last 3,000 questions would be all that there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vilbert.vqa_data.MINIVAL", MINIVAL)
+        yield
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> TaskFiles:
+    """What a run of task 1 reads; not to be changed."""
+    return write_files(tmp_path_factory.mktemp("vilbert"))
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> TaskFiles:
+    """The same, for a test that changes it."""
+    (tmp_path / "files").mkdir()
+    return write_files(tmp_path / "files")
+
+
+@pytest.fixture(scope="session")
+def whole(files: TaskFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs with dropout that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    assert train(files.run(out, *DROPOUT_RUN)) == 0
+    return out
