@@ -177,7 +177,7 @@ vilbert-test: setup  ## answers and accuracy of a finetuned ViLBERT: the same va
 	cd ViLBERT && $(BIN)/python eval_tasks.py --tasks 1 --save_name $(NAME) --gpus $(GPU) \
 	    $(dataset) $(ARGS)
 
-vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (30 min, resumable)
+vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (15 min, resumable)
 	cd ViLBERT && for seed in $(SEEDS); do for row in $(vilbert_rows); do \
 	    test -e $(vilbert_table)/$${row}_$$seed/result.json || echo $$row $$seed; \
 	done; done | xargs -r -P $(JOBS) -L 1 bash -o pipefail -c \

@@ -273,7 +273,7 @@ def settle_train(args: argparse.Namespace) -> None:
 
 def _fill_in(args: argparse.Namespace, task: TaskEntry, **values: float) -> None:
     """Flags that are not given, where the data are the task's own."""
-    if args.dataset in EMBEDDED or _no_data(task):
+    if args.dataset in EMBEDDED or (args.data is None and _no_data(task)):
         return
     for flag, value in values.items():
         if getattr(args, flag) is None:

@@ -28,7 +28,9 @@ DEAD_KEYS = frozenset(
 # Keys of the 12-in-1 system that would make another network.
 OTHER_NETWORK = ("dynamic_attention", "task_specific_tokens")
 FUSIONS = ("mul", "sum")
-MAY_BE_ZERO = ("num_hidden_layers", "v_num_hidden_layers", "fixed_v_layer", "fixed_t_layer")
+LAYERS = ("num_hidden_layers", "v_num_hidden_layers")
+MOST_LAYERS = 1000  # more are a damaged number, which would take all memory
+MAY_BE_ZERO = (*LAYERS, "fixed_v_layer", "fixed_t_layer")
 RATES = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("v_hidden_dropout_prob", "v_attention_probs_dropout_prob"),
@@ -257,6 +259,8 @@ def _check_count(key: str, value: Any) -> None:
     least = 0 if key in MAY_BE_ZERO else 1
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"key {key}: {short(value)}: give a whole number from {least} on")
+    if key in LAYERS and value > MOST_LAYERS:
+        raise ConfigError(f"key {key}: {short(value)}: give at most {MOST_LAYERS}")
 
 
 def nearest(word: str, known: Collection[str]) -> str:

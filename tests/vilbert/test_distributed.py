@@ -57,6 +57,8 @@ def test_torchrun_trains_as_one_process(files, tmp_path, monkeypatch):
     for key in ("accuracy", "decisions", "parameters", "best_epoch", "baselines", "recipe"):
         assert two[key] == one[key], key
     assert two["epochs"][0]["train_loss"] == pytest.approx(one["epochs"][0]["train_loss"], rel=1e-4)
+    names = [sorted(path.name for path in (tmp_path / n).iterdir()) for n in ("one", "two")]
+    assert names[0] == names[1] and names[1].count("result.json") == 1
     ours, theirs = (
         load_checkpoint(tmp_path / name / "BEST.safetensors")[0]["model"] for name in ("one", "two")
     )

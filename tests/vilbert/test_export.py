@@ -119,7 +119,7 @@ def test_the_exported_model_gives_the_logits_of_the_global_evaluation(
     assert (logits(run.model, run, data) - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("strategy", ["SpotTune_Res", "BlockDrop"])
+@pytest.mark.parametrize("strategy", MERGED)
 def test_evaluating_the_export_gives_the_accuracy_of_the_global_evaluation(
     runs, files, tmp_path, strategy, capsys
 ):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from common.training.checkpoint import load_checkpoint
 from tests.common.held_folder import refused_while_in_use
 from tests.common.odd_folders import refused_in_odd_folders
 from tests.lxmert.runs import same_state, strict_json, tensors
-from tests.vilbert.runs import DROPOUT_RUN, refused
+from tests.vilbert.runs import DROPOUT_RUN, MINIVAL, refused
 from vilbert.finetuning import evaluate, train
 
 SAME = ("accuracy", "decisions", "best_epoch", "generalization_error", "baselines")
@@ -88,6 +92,39 @@ def test_resuming_with_other_settings_is_one_error_that_names_them(
     assert f"{out / 'LAST.safetensors'}: made with other settings: " in shown
     assert difference in shown and "Run with the file's values" in shown
     assert (out / "LAST.safetensors").read_bytes() == before
+
+
+KILLED = """
+import os, signal, sys
+import vilbert.vqa_data
+from common.training.loop import Trainer
+from vilbert.finetuning import train
+vilbert.vqa_data.MINIVAL = int(sys.argv[1])
+save = Trainer.save_last
+def save_and_die(self):
+    save(self)
+    if self.step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+Trainer.save_last = save_and_die
+train(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_what_it_saved(files, whole, tmp_path):
+    """kill -9 in the middle of an epoch, then the same command."""
+    run = files.run(tmp_path, *DROPOUT_RUN, "--save-every", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(MINIVAL), *run],
+        timeout=240,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert train([*run, "--resume"]) == 0
+    for name in ("BEST", "LAST"):
+        same_state(*(folder / f"{name}.safetensors" for folder in (whole, tmp_path)))
 
 
 def test_a_used_folder_is_refused_and_overwritten_only_when_asked(stopped, tmp_path, files, capsys):

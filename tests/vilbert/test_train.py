@@ -320,14 +320,20 @@ def test_without_data_of_the_task_the_small_model_is_finetuned_on_easy_vqa(
 
 
 def test_training_goes_on_from_a_finetuned_model(files, whole, tmp_path):
-    """--load: every weight, the strategy and the sizes are the file's."""
+    """--load: every weight, the strategy and the sizes are the file's, its dropout if wanted."""
     run = files.run(tmp_path, "--load", str(whole / "BEST"), "--learning_rate", "0")
+    run += ["--dropout", "0.3"]
     assert train([*without(run, "--from_pretrained"), "--policy-lr", "0"]) == 0
     saved = load_checkpoint(whole / "BEST.safetensors")[0]["model"]
     state = last(tmp_path)
     assert saved.keys() == state.keys()
     assert all(torch.equal(x, state[name]) for name, x in saved.items())
     assert strict_json(tmp_path / "result.json")["strategy"] == "SpotTune_Block"
+    rates = {
+        folder: load_meta(folder / "BEST.safetensors")["config"]["v_hidden_dropout_prob"]
+        for folder in (whole, tmp_path)
+    }
+    assert rates == {whole: 0.2, tmp_path: 0.3}
 
 
 def test_the_reported_questions_are_the_last_ones_of_val(files):

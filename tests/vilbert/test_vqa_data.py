@@ -32,6 +32,7 @@ from tests.vilbert.runs import (
     asked_and_answered,
     refused,
     region_record,
+    without,
     write_cache,
     write_features,
     write_task,
@@ -309,10 +310,12 @@ def test_truncated_questions_name_the_file_and_the_place(own_files, tmp_path, ca
 
 
 def test_the_folder_of_the_questions_can_be_another_one(own_files, files, tmp_path):
-    """--data, as the task file's dataroot."""
-    write_task(own_files.tasks, own_files, dataroot="nowhere")
-    words = [*own_files.run(tmp_path / "run"), "--data", str(files.questions), "--dataset", "vqa"]
-    assert train(words) == 0
+    """--data, as the task file's dataroot; the recipe is that of the task there too."""
+    write_task(own_files.tasks, own_files, dataroot="nowhere", batch_size=24)
+    words = without(own_files.run(tmp_path / "run"), "--batchSize")
+    assert train([*words, "--data", str(files.questions)]) == 0
+    result = strict_json(tmp_path / "run" / "result.json")
+    assert result["dataset"] == "vqa" and result["recipe"]["batch_size"] == 24
 
 
 # VQA-CP
