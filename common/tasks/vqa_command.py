@@ -295,7 +295,7 @@ class VQAProgram(Generic[Model]):
             name: of the split, as --test gives it.
         """
         if not options.load:
-            raise ConfigError("--test needs the finetuned model: --load snap/vqa/NAME/BEST")
+            raise ConfigError("--test needs the finetuned model: give BEST of its run with --load")
         if "test" not in name and "val" not in name:
             raise ConfigError(f"--test {name!r}: use a split with `test` or `val` in its name")
         runtime = join(options.gpus, options.run.precision, options.run.seed)

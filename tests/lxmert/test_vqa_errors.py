@@ -199,7 +199,7 @@ def test_a_global_policy_that_was_never_computed_is_an_error(stopped, vqa_data, 
             ["--strategy", "standard", "--frozen-layers", "1"],
             ["frozen layers ('1') belong to FrozenLayers, not standard"],
         ),
-        (["--test", "minival"], ["--test needs the finetuned model: --load snap/vqa/NAME/BEST"]),
+        (["--test", "minival"], ["--test needs the finetuned model: give BEST"]),
         (
             ["--test", "mini", "--load", "x"],
             ["--test 'mini': use a split with `test` or `val` in its name"],

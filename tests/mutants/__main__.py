@@ -24,8 +24,8 @@ from common.files import repository_root
 from tests.mutants.table import MUTANTS, Mutant
 
 ROOT = repository_root()
-COPIED = ("common", "LXMERT", "VLBERT", "tests", "images", "pyproject.toml")
-LEFT_OUT = shutil.ignore_patterns("snap", "output", "data", "__pycache__", "*.png")
+COPIED = ("common", "LXMERT", "VLBERT", "ViLBERT", "tests", "images", "pyproject.toml")
+LEFT_OUT = shutil.ignore_patterns("snap", "output", "save", "data", "__pycache__", "*.png")
 LIMIT = 300.0  # seconds: a mistake that hangs is noticed
 
 
@@ -43,7 +43,7 @@ def copy_code(folder: Path) -> Path:
 
 def run_tests(folder: Path, tests: str) -> int:
     """The exit status of some tests on the code of a folder; 124 where they hang."""
-    places = (folder, folder / "LXMERT" / "src", folder / "VLBERT")
+    places = (folder, folder / "LXMERT" / "src", folder / "VLBERT", folder / "ViLBERT")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, places)),
         "OMP_NUM_THREADS": "1",

@@ -306,6 +306,37 @@ MUTANTS = [
     Mutant(
         "VLBERT/vlbert/vqa_dataset.py", "cut_to_images(regions, sizes)\n        info", "info", ODD
     ),
+    # ViLBERT
+    *_all(
+        "ViLBERT/vilbert/layers.py",
+        "tests/vilbert/test_encoder.py",
+        ('getattr(both, f"key{asked}")', 'getattr(both, f"key{asking}")'),
+        ('getattr(both, f"dropout{asked}")', 'getattr(both, f"dropout{asking}")'),
+    ),
+    *_all(
+        "ViLBERT/vilbert/recipe.py",
+        "tests/vilbert/test_recipe.py",
+        ('0.0 if name.endswith("bias") or "LayerNorm" in name else weight_decay', "weight_decay"),
+        ("classifier_lr if name.startswith(CLASSIFIER) else rate", "rate"),
+    ),
+    *_all(
+        "ViLBERT/vilbert/vqa_data.py",
+        "tests/vilbert/test_vqa_data.py",
+        ('part("val2014", first=-MINIVAL)', 'part("val2014", last=MINIVAL)'),
+        ("found.sort(key=", "sorted(found, key="),
+    ),
+    Mutant(
+        "ViLBERT/vilbert/pretraining_samples.py",
+        "stated = (~asked & ~apart)[:, None]",
+        "stated = (~apart)[:, None]",
+        "tests/vilbert/test_pretraining.py",
+    ),
+    Mutant(
+        "ViLBERT/vilbert/modeling.py",
+        "met = self._paired(encoder.run_layers(state, raw, passed, slice(border)))",
+        "met = self._paired(state)",
+        "tests/vilbert/test_pairs.py",
+    ),
     Mutant(
         "LXMERT/src/lxrt/modeling.py",
         "config.vocab_size, size, padding_idx=0",
