@@ -178,3 +178,28 @@ def test_a_text_that_is_longer_than_the_model_has_positions_is_refused():
     model = bare_model(max_position_embeddings=5)
     with pytest.raises(DataError, match="6 word pieces, the model has 5 positions.*max_seq_length"):
         model(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("rate", "changed"),
+    [("v_attention_probs_dropout_prob", "lang"), ("attention_probs_dropout_prob", "vision")],
+)
+def test_a_connection_drops_probabilities_at_the_rate_of_what_is_attended_to(rate, changed):
+    """Of a connection alone, before any layer: a text asks its image with the image's rate."""
+    none = dict.fromkeys(
+        (
+            *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+            *("v_hidden_dropout_prob", "v_attention_probs_dropout_prob"),
+        ),
+        0.0,
+    )
+    sizes = {"num_hidden_layers": 0, "v_num_hidden_layers": 0}
+    model = bare_model(
+        **none | sizes | {rate: 0.5, "v_biattention_id": (0,), "t_biattention_id": (0,)}
+    )
+    inputs = inputs_of()
+    expected = model(**inputs)
+    found = model.train()(**inputs)
+    for stream in ("lang", "vision"):
+        same = torch.equal(getattr(found, stream), getattr(expected, stream))
+        assert same == (stream != changed), stream
