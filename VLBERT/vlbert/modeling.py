@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.routes import State, read_stream
 from common.adapt.steps import Layer, bert_steps, split_heads
-from common.errors import ConfigError
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights
 from common.modules.masks import additive_mask
@@ -254,11 +253,7 @@ class VisualLinguisticBert(nn.Module):
         Raises:
             ConfigError: the encoder is adaptive, so that there is no one attention.
         """
-        if self.encoder.adaptive is not None:
-            raise ConfigError(
-                "attention probabilities are those of a plain model; an adapted one "
-                "has two branches (export it, or build it with strategy standard)"
-            )
+        self.encoder.check_attention()
         before = [read_stream(s, "hidden") for s in (state, *passed[:-1])]
         mask = state["hidden.mask"]
         assert mask is not None

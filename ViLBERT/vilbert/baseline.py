@@ -20,7 +20,7 @@ from common.modules.layers import LAYER_NORM_EPS, find_activation, init_bert_wei
 from common.modules.masks import additive_mask
 from vilbert.heads import PretrainingHeads, SimpleClassifier
 from vilbert.layers import text_layer
-from vilbert.modeling import BOX, TextEmbeddings
+from vilbert.modeling import BOX, text_embeddings
 from vilbert.sizes import ViLBertConfig
 
 IMAGE_TYPE = 1
@@ -87,7 +87,7 @@ class BaselineModel(nn.Module):
 
     def __init__(self, config: ViLBertConfig) -> None:
         super().__init__()
-        self.embeddings = TextEmbeddings(config)
+        self.embeddings = text_embeddings(config)
         self.v_embeddings = TypedImageEmbeddings(config)
         self.encoder = SingleStreamEncoder(config)
         self.pooler = Pooler(config.hidden_size)

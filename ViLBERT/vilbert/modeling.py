@@ -19,7 +19,7 @@ from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
 from common.adapt.steps import HeadsStep, Layer, split_heads
-from common.errors import ConfigError, DataError
+from common.modules.embeddings import TextEmbeddings
 from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
 from common.modules.masks import additive_mask
 from vilbert.layers import ConnectionLayer, connection_steps, image_layer, stream_steps, text_layer
@@ -56,38 +56,15 @@ class BertOutput:
     attention: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-class TextEmbeddings(nn.Module):
-    """Sum of word, position and token-type embeddings, LayerNorm, dropout."""
-
-    def __init__(self, config: ViLBertConfig) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
-        self.LayerNorm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """input_ids and token_type_ids (B, T) -> (B, T, C).
-
-        Raises:
-            DataError: more tokens than there are positions.
-        """
-        tokens, most = input_ids.shape[1], self.position_embeddings.num_embeddings
-        if tokens > most:
-            raise DataError(
-                f"a text of {tokens} word pieces, the model has {most} positions "
-                "(max_position_embeddings): give a smaller max_seq_length"
-            )
-        positions = torch.arange(tokens, device=input_ids.device)
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        x = (
-            self.word_embeddings(input_ids)
-            + self.position_embeddings(positions)
-            + self.token_type_embeddings(types)
-        )
-        return self.dropout(self.LayerNorm(x))
+def text_embeddings(config: ViLBertConfig) -> TextEmbeddings:
+    """Those of a BERT of the config's sizes."""
+    return TextEmbeddings(
+        config.vocab_size,
+        config.hidden_size,
+        config.max_position_embeddings,
+        config.type_vocab_size,
+        config.hidden_dropout_prob,
+    )
 
 
 class ImageEmbeddings(nn.Module):
@@ -174,7 +151,7 @@ class BertModel(nn.Module):
     ) -> None:
         """`policy_layers`: text, connection and image layers of a published policy made for it."""
         super().__init__()
-        self.embeddings = TextEmbeddings(config)
+        self.embeddings = text_embeddings(config)
         self.v_embeddings = ImageEmbeddings(config)
         self.encoder = ViLBertEncoder(config, self._published_policy)
         self.t_pooler = ReluPooler(config.hidden_size, config.bi_hidden_size)
@@ -298,11 +275,7 @@ class BertModel(nn.Module):
         Raises:
             ConfigError: the encoder is adapted, so that there is no one attention.
         """
-        if self.encoder.adaptive is not None:
-            raise ConfigError(
-                "attention probabilities are those of a plain model; an adapted one "
-                "has two branches (export it, or build it with strategy standard)"
-            )
+        self.encoder.check_attention()
         found: dict[str, dict[str, Tensor]] = {}
         for layer, state in zip(self.encoder.layers(), before, strict=True):
             if len(read_stream(state, "lang")) < len(read_stream(last, "lang")):

@@ -325,6 +325,14 @@ class RoutedEncoder(nn.Module):
         self.reads, self.reads_first = tuple(reads), tuple(first)
         self._plain = None
 
+    def check_attention(self) -> None:
+        """Raise ConfigError if it is adapted, so that there is no one attention."""
+        if self.adaptive is not None:
+            raise ConfigError(
+                "attention probabilities are those of a plain model; an adapted one "
+                "has two branches (export it, or build it with strategy standard)"
+            )
+
     def run_layers(
         self,
         state: State,

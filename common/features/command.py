@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import ConfigError
 from common.features.lmdb_records import LMDB_DETECTOR, import_lmdb, lmdb_store
 from common.features.lxmert_tsv import TSV_DETECTOR, import_tsv
 from common.features.npz import NPZ_DETECTOR, import_npz, npz_store
+from common.features.store import RegionFeatures
 from common.features.vlbert_json import JSON_DETECTOR, import_json, json_store
 from common.voice import spoken
 
@@ -51,55 +54,46 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+@dataclass(frozen=True)
+class Importer:
+    """One format: what reads it, where its store is made, and what made such features."""
+
+    read: Callable[..., RegionFeatures]
+    store: Callable[[Path], Path]
+    detector: str
+
+
+IMPORTERS = {
+    "tsv": Importer(import_tsv, lambda path: path.with_suffix(""), TSV_DETECTOR),
+    "npz": Importer(import_npz, npz_store, NPZ_DETECTOR),
+    "json": Importer(import_json, json_store, JSON_DETECTOR),
+    "lmdb": Importer(import_lmdb, lmdb_store, LMDB_DETECTOR),
+}
+
+
 def run_import(args: argparse.Namespace) -> None:
-    """Import as the flags say, and say what came of it."""
-    if args.tsv:
-        out = args.out or args.tsv.with_suffix("")
-        store = import_tsv(
-            args.tsv,
-            out,
-            args.width,
-            args.dtype,
-            args.skip_bad,
-            args.limit,
-            args.detector or TSV_DETECTOR,
-            not args.quiet,
-        )
-    elif args.json:
-        out = args.out or json_store(args.json)
-        store = import_json(
-            args.json,
-            out,
-            args.width,
-            args.dtype,
-            args.detector or JSON_DETECTOR,
-            args.skip_bad,
-            args.limit,
-            not args.quiet,
-        )
-    elif args.lmdb:
-        out = args.out or lmdb_store(args.lmdb)
-        store = import_lmdb(
-            args.lmdb,
-            out,
-            args.width,
-            args.dtype,
-            args.detector or LMDB_DETECTOR,
-            args.skip_bad,
-            args.limit,
-            not args.quiet,
-        )
-    else:
-        out = args.out or npz_store(args.npz)
-        store = import_npz(
-            args.npz,
-            out,
-            args.width,
-            args.dtype,
-            args.detector or NPZ_DETECTOR,
-            args.skip_bad,
-            not args.quiet,
-        )
+    """Import as the flags say, and say what came of it.
+
+    Raises:
+        ConfigError: --limit with files that have no order.
+    """
+    name = next(name for name in IMPORTERS if getattr(args, name))
+    source, importer = getattr(args, name), IMPORTERS[name]
+    limit: dict[str, int | None] = {"limit": args.limit}
+    if name == "npz":
+        if args.limit is not None:
+            raise ConfigError(f"--limit {args.limit}: NPZ files are imported all; leave it out")
+        limit = {}
+    store = importer.read(
+        source,
+        args.out or importer.store(source),
+        args.width,
+        args.dtype,
+        detector=args.detector or importer.detector,
+        skip_bad=args.skip_bad,
+        progress=not args.quiet,
+        **limit,
+    )
     print(f"{store.path}: {len(store)} images, {store.meta['regions']} regions x {store.width}")
 
 

@@ -1,5 +1,6 @@
-"""What BERT's descendants are built of: layers, heads, losses, masks."""
+"""What BERT's descendants are built of: embeddings, layers, heads, losses, masks."""
 
+from common.modules.embeddings import TextEmbeddings
 from common.modules.heads import HeadTransform, Pooler, WordPrediction
 from common.modules.layers import (
     INITIAL_STD,
@@ -26,6 +27,7 @@ __all__ = [
     "Intermediate",
     "Pooler",
     "SelfAttention",
+    "TextEmbeddings",
     "WordPrediction",
     "additive_mask",
     "find_activation",

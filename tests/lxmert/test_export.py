@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 from transformers import AutoTokenizer, LxmertForPreTraining, LxmertForQuestionAnswering
 
 from common import export
@@ -17,13 +16,13 @@ from common.adapt.adapting import adaptive_part
 from common.data.datasets import load_split, open_features, resolve_dataset
 from common.data.vqa_dataset import VQADataset
 from common.files import repository_root
-from common.runs.backbones import OpenedRun
-from common.runs.opened_run import open_run, training_questions
+from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.finetuning import main
 from lxrt.loading import load_lxmert_qa
 from lxrt.modeling import VQAModel
 from lxrt.sizes import LxmertConfig
+from tests.common.exports import exported, logits, majority, refused
 from tests.lxmert.runs import score_of_predictions, small_run, strict_json
 
 MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")
@@ -60,22 +59,6 @@ def runs(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFact
     return make
 
 
-def exported(run: Path, out: Path, *flags: str) -> Path:
-    assert (
-        export.main(["--run", str(run), "--out", str(out), "--gpus", "cpu", "--quiet", *flags]) == 0
-    )
-    return out
-
-
-def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The error of an export that has to fail and to leave nothing behind."""
-    capsys.readouterr()
-    assert export.main([*flags, "--gpus", "cpu", "--quiet"]) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and "Traceback" not in shown
-    return shown
-
-
 def minival(data: Path, count: int = 24) -> VQADataset:
     dataset = resolve_dataset("vqa", data_root=data)
     return VQADataset(
@@ -83,29 +66,6 @@ def minival(data: Path, count: int = 24) -> VQADataset:
         open_features(dataset, "minival"),
         dataset.vocabulary(),
     )
-
-
-@torch.no_grad()
-def logits(model: nn.Module, run: OpenedRun, data: VQADataset) -> Tensor:
-    """(questions, A), in float64."""
-    inputs = run.make_inputs(data.read(range(len(data))))
-    doubled = {
-        name: x.double() if x is not None and x.is_floating_point() else x
-        for name, x in inputs.items()
-    }
-    return model.double().eval()(**doubled)
-
-
-@torch.no_grad()
-def majority(run: OpenedRun) -> Tensor:
-    """(D,) of 0 / 1: what most training questions choose, asked one by one."""
-    data, part = training_questions(run), run.adaptive
-    part.options.policy_eval = "argmax"
-    decided = []
-    for place in range(len(data)):
-        run.model(**run.make_inputs(data.read([place])))
-        decided.append(part.last.decisions)
-    return (torch.cat(decided).mean(0) > 0.5).float()
 
 
 def plain(out: Path) -> VQAModel:

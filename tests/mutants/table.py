@@ -338,9 +338,9 @@ MUTANTS = [
         "tests/vilbert/test_pairs.py",
     ),
     Mutant(
-        "LXMERT/src/lxrt/modeling.py",
-        "config.vocab_size, size, padding_idx=0",
-        "config.vocab_size, size",
+        "common/modules/embeddings.py",
+        "nn.Embedding(words, channels, padding_idx=0)",
+        "nn.Embedding(words, channels)",
         UNNOTICED,
     ),
 ]

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from common import export
 from common.adapt.adapting import adaptive_part
 from common.data.datasets import load_split, open_features
 from common.data.vqa_dataset import VQADataset
-from common.runs.backbones import OpenedRun
-from common.runs.opened_run import open_run, training_questions
+from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, load_meta
+from tests.common.exports import exported, logits, majority, refused
 from tests.lxmert.runs import strict_json
 from tests.vilbert.runs import LAYERS, TaskFiles, without
 from vilbert.building import make_model
@@ -45,48 +44,10 @@ def runs(files: TaskFiles, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     return make
 
 
-def exported(run: Path, out: Path, *flags: str) -> Path:
-    words = ["--run", str(run), "--out", str(out), "--gpus", "cpu", "--quiet", *flags]
-    assert export.main(words) == 0
-    return out
-
-
-def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The error of an export that has to fail."""
-    capsys.readouterr()
-    assert export.main([*flags, "--gpus", "cpu", "--quiet"]) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and "Traceback" not in shown
-    return shown
-
-
 def minival(files: TaskFiles) -> VQADataset:
     dataset = task_dataset(chosen_tasks("1", files.tasks)[0], "vqa", None)
     features = open_features(dataset, "minival")
     return VQADataset(load_split(dataset, "minival"), features, dataset.vocabulary())
-
-
-@torch.no_grad()
-def logits(model: nn.Module, run: OpenedRun, data: VQADataset) -> Tensor:
-    """(questions, A), in float64."""
-    inputs = run.make_inputs(data.read(range(len(data))))
-    doubled = {
-        name: x.double() if x is not None and x.is_floating_point() else x
-        for name, x in inputs.items()
-    }
-    return model.double().eval()(**doubled)
-
-
-@torch.no_grad()
-def majority(run: OpenedRun) -> Tensor:
-    """(D,) of 0 / 1: what most training questions choose, asked one by one."""
-    data, part = training_questions(run), run.adaptive
-    part.options.policy_eval = "argmax"
-    decided = []
-    for place in range(len(data)):
-        run.model(**run.make_inputs(data.read([place])))
-        decided.append(part.last.decisions)
-    return (torch.cat(decided).mean(0) > 0.5).float()
 
 
 def plain(out: Path) -> nn.Module:

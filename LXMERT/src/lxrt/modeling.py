@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from common.adapt.adapting import freeze_dead
@@ -19,6 +18,7 @@ from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
 from common.adapt.steps import DenseStep, HeadsStep, Layer, Step, bert_steps
+from common.modules.embeddings import TextEmbeddings
 from common.modules.heads import Pooler, WordPrediction
 from common.modules.layers import (
     LAYER_NORM_EPS,
@@ -48,31 +48,16 @@ class LxmertOutput:
     pooled: Tensor
 
 
-class Embeddings(nn.Module):
-    """Sum of word, position and segment embeddings, LayerNorm, dropout.
-
-    Index 0 is the padding index of all three tables, as upstream: those rows get no gradient.
-    """
-
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, padding_idx=0)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size, padding_idx=0)
-        self.LayerNorm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        """input_ids and segment_ids (B, T) -> (B, T, C)."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        segments = torch.zeros_like(input_ids) if segment_ids is None else segment_ids
-        x = (
-            self.word_embeddings(input_ids)
-            + self.position_embeddings(positions)
-            + self.token_type_embeddings(segments)
-        )
-        return self.dropout(self.LayerNorm(x))
+def text_embeddings(config: LxmertConfig) -> TextEmbeddings:
+    """Row 0 is the padding of all three tables, as upstream: those rows get no gradient."""
+    return TextEmbeddings(
+        config.vocab_size,
+        config.hidden_size,
+        config.max_position_embeddings,
+        config.type_vocab_size,
+        config.hidden_dropout_prob,
+        padded=True,
+    )
 
 
 class VisualFeatureEncoder(nn.Module):
@@ -239,7 +224,7 @@ class LXRTModel(nn.Module):
     ) -> None:
         """`policy_layers`: language, cross and vision layers of a published policy made for it."""
         super().__init__()
-        self.embeddings = Embeddings(config)
+        self.embeddings = text_embeddings(config)
         self.encoder = LXRTEncoder(config, self._published_policy)
         self.pooler = Pooler(config.hidden_size)
         self._policy_layers = policy_layers
