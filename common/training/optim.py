@@ -7,6 +7,7 @@ per tensor from 0, so that the very first update has learning rate 0, as upstrea
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -91,6 +92,8 @@ class OptimizerKind:
 def _bert(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
     from pytorch_pretrained_bert.optimization import BertAdam
 
+    # It calls an old form of torch's `add_` in every update, which nobody here can change.
+    warnings.filterwarnings("ignore", "This overload of add_ is deprecated", UserWarning)
     optimizer: Optimizer = BertAdam(groups, **options)
     return optimizer
 
@@ -356,7 +359,7 @@ def make_optimizer(
     arguments = {**kind.defaults, "lr": lr, "weight_decay": decay, **options}
     if key == "bert":
         arguments |= (
-            {"schedule": "none", "warmup": -1, "t_total": -1}  # ours sets the rate
+            {"schedule": "none", "warmup": -1, "t_total": total_steps}  # ours sets the rate
             if schedule == "steps"
             else {"schedule": f"warmup_{schedule}", "warmup": warmup, "t_total": total_steps}
         )
