@@ -333,6 +333,54 @@ def _cross_layer(axes: Axes) -> None:
     )
 
 
+def vilbert_encoder() -> Axes:
+    """ViLBERT's encoder: connections between two streams; the inside of a connection."""
+    axes = canvas(5.0)
+    title = "ViLBERT: two streams with connections between them (12-6-6)"
+    text(axes, (0.3, 4.75), title, 11, "left", bold=True)
+    rows = (
+        (4.05, "lang", "words of\nthe question", ("1", "…", "6", "7", "8", "…", "12")),
+        (3.05, "vision", "image and\nregions", ("1", "2", "…", "6")),
+    )
+    places = (1.45, 1.92, 2.39, 3.51, 4.63, 5.19, 6.31)
+    for y, kind, source, names in rows:
+        text(axes, (0.5, y), source, 8.5)
+        own = places[-len(names) :]
+        arrow(axes, (0.9, y), (own[0] - (0.22 if kind == "lang" else 0.79), y))
+        for x, name in zip(own, names, strict=True):
+            if name == "…":
+                text(axes, (x, y), name, 9)
+            else:
+                box(axes, (x, y), (0.42, 0.5), name, kind)
+        arrow(axes, (6.53, y), (6.8, y))
+    for x, name in ((2.95, "1"), (4.07, "2"), (5.75, "6")):
+        box(axes, (x, 3.55), (0.42, 1.5), name, "cross")
+    text(axes, (1.92, 4.47), "text layers: lang.1 … lang.12", 8.5)
+    text(axes, (4.6, 4.47), "connections: connection.1 … connection.6", 8.5)
+    text(axes, (4.6, 2.63), "image layers: vision.1 … vision.6", 8.5)
+    text(axes, (6.85, 3.55), "first positions,\npooled,\nmultiplied\n→ answer", 8.5, "left")
+    _connection(axes)
+    return axes
+
+
+def _connection(axes: Axes) -> None:
+    frame(axes, (0.3, 0.45), (7.4, 1.72), "inside a connection")
+    words = (("lang", "text asks\nthe image"), ("vision", "image asks\nthe text"))
+    for y, (kind, attention) in zip((1.7, 0.9), words, strict=True):
+        stream = "text" if kind == "lang" else "image"
+        arrow(axes, (0.6, y), (1.3, y))
+        box(axes, (2.1, y), (1.6, 0.55), attention, "cross", 8.5)
+        arrow(axes, (2.9, y), (3.3, y))
+        box(axes, (4.1, y), (1.6, 0.55), f"{stream}\nattention output", kind, 8.5)
+        arrow(axes, (4.9, y), (5.3, y))
+        box(axes, (6.1, y), (1.6, 0.55), f"{stream}\nfeed-forward", kind, 8.5)
+        arrow(axes, (6.9, y), (7.4, y))
+    arrow(axes, (0.85, 1.7), (1.3, 0.98))
+    arrow(axes, (0.85, 0.9), (1.3, 1.62))
+    words = "each direction has weights of its own; one decision of SpotTune_Block covers both"
+    text(axes, (4.0, 0.22), words, 8, colour=FAINT)
+
+
 def _picture(axes: Axes, at: Point, size: float) -> None:
     """A small image with two shapes and a region box."""
     x, y = at
@@ -430,6 +478,7 @@ def _routed_layer(axes: Axes, x: float, decision: int, number: int) -> None:
 DIAGRAMS: dict[str, Callable[[], Axes]] = {
     "overview": overview,
     "encoder": encoder,
+    "vilbert_encoder": vilbert_encoder,
     "layer": layer,
     "spottune_block": spottune_block,
     "spottune_res": spottune_res,

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "images"
 NAMES = {
     "overview",
     "encoder",
+    "vilbert_encoder",
     "layer",
     "spottune_block",
     "spottune_res",
