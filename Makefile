@@ -170,11 +170,11 @@ vlbert-table: setup  ## VL-BERT: the rows of the published tables on easy-VQA (4
 	$(BIN)/python -m common.compare VLBERT/$(table) --out results/vlbert
 
 vilbert-train: setup  ## finetune ViLBERT: STRATEGY=… DATASET=… NPROC=… NAME=… ARGS='…'
-	cd ViLBERT && $(BIN)/python $(spread) train_tasks.py --tasks 1 --strategy $(STRATEGY) \
+	cd ViLBERT && $(BIN)/python $(spread) train_tasks.py --strategy $(STRATEGY) \
 	    --save_name $(NAME) $(gpus) $(dataset) $(ARGS)
 
 vilbert-test: setup  ## answers and accuracy of a finetuned ViLBERT: the same variables
-	cd ViLBERT && $(BIN)/python eval_tasks.py --tasks 1 --save_name $(NAME) --gpus $(GPU) \
+	cd ViLBERT && $(BIN)/python eval_tasks.py --save_name $(NAME) --gpus $(GPU) \
 	    $(dataset) $(ARGS)
 
 vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (15 min, resumable)

@@ -12,8 +12,9 @@ from common.runs.run_script import RunScript
 from vilbert import PROJECT
 from vilbert.bench import bench_model
 from vilbert.building import make_inputs, make_model
-from vilbert.exporting import EXPORTING
+from vilbert.exporting import EXPORTING, run_dataset
 from vilbert.parity import PARITY
+from vilbert.sizes import SMALL_CONFIG
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ViLBertScript(RunScript):
         prefix: of the folders of runs.
     """
 
-    prefix: str = "VQA_easy_vqa_small-"
+    prefix: str = f"VQA_{SMALL_CONFIG.stem}-"
 
     def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
         start = [sys.executable, "train_tasks.py", "--tasks", "1", "--save_name", name]
@@ -59,6 +60,7 @@ VILBERT = Backbone(
     make_model=make_model,
     make_inputs=make_inputs,
     exporting=EXPORTING,
+    dataset=run_dataset,
     parity=PARITY,
     bench=bench_model,
     bench_sizes=BenchSizes(quick_reference_layers=None),

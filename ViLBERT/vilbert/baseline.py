@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, find_activation, init_bert_weights
 from common.modules.masks import additive_mask
-from vilbert.heads import PretrainingHeads, SimpleClassifier
+from vilbert.heads import POOLED_DROPOUT, PretrainingHeads, SimpleClassifier
 from vilbert.layers import text_layer
 from vilbert.modeling import BOX, text_embeddings
 from vilbert.sizes import ViLBertConfig
@@ -160,7 +160,7 @@ class BaseBertForVLTasks(nn.Module):
         )
         heads = (self.vil_logit, self.vision_logit, self.linguisic_logit)
         init_bert_weights(heads, config.initializer_range)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(POOLED_DROPOUT)
         for unread in (*heads, self.cls.bi_seq_relationship, self.cls.imagePredictions):
             unread.requires_grad_(False)
         words = self.cls.predictions

@@ -12,7 +12,7 @@ from torch import nn
 from common.adapt.strategies import find_strategy
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
 from common.runs.strategy_record import KEY, StrategyRecord, checked_meta, finetuned_meta
 from common.tasks.vqa_command import Built, VQAOptions
@@ -36,7 +36,7 @@ def chosen_size(options: ModelOptions, dataset: str) -> str:
         found = load_meta(path) if path.suffix == ".safetensors" else {}
         if "size" in found:
             return str(found["size"])
-    return read_config(options.sizes_file(dataset)).size_name()
+    return read_config(options.sizes_file(dataset), not options.baseline).size_name()
 
 
 def build(
@@ -48,6 +48,8 @@ def build(
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
     if found and path is not None:
         _check_kind(found, path)
+        if chosen.config_file is not None:
+            say(f"{path} knows its sizes: {chosen.config_file} is not read")
     start = None if path else start_of(chosen, dataset.name)
     weights = str(path) if path else start
     tokenizer = Tokenizer(find_vocabulary(weights, chosen.bert_model, say))
@@ -79,6 +81,11 @@ def build(
         fits = {key: meta[key] for key in ("features", "vocabulary")}
         load_start(model, start, fits, answers, say)
     freeze_text(model, chosen.freeze)
+    if chosen.freeze >= 0 and record.row.other == "twin":
+        say(
+            f"--freeze {chosen.freeze}: layers that do not learn stay equal to their frozen twins, "
+            "so decisions of the first text layers say nothing"
+        )
     record.adapt(model, options.base.initial_share, options.base.adaptive)
     if path is not None and adapted_file:
         load_finetuned(model, path)
@@ -128,12 +135,27 @@ def _config(
         data |= dict.fromkeys(RATES, options.dropout)
     if found:
         return replace(ViLBertConfig.from_dict(found["config"]), **data)
-    config = read_config(options.sizes_file(dataset), **data)
-    return baseline_sizes(config) if options.baseline else config
+    return _of_file(options, options.sizes_file(dataset), data)
+
+
+def _of_file(options: ModelOptions, path: Path, data: Mapping[str, Any]) -> ViLBertConfig:
+    config = read_config(path, connected=not options.baseline, **data)
+    if config.in_batch_pairs:
+        raise ConfigError(
+            f"{path}: key in_batch_pairs: questions are asked about their own images; set it to "
+            "false"
+        )
+    if not options.baseline:
+        return config
+    try:
+        return baseline_sizes(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _record(options: ModelOptions, saved: StrategyRecord | None) -> StrategyRecord:
-    before = (saved.policy_sizes if saved else {}).get("policy_layers", POLICY_LAYERS)
+    same = saved if saved is not None and saved.is_named(options.strategy) else None
+    before = (same.policy_sizes if same else {}).get("policy_layers", POLICY_LAYERS)
     sizes = {"policy_layers": list(options.policy_layers or before)}
     return StrategyRecord.chosen(vars(options), saved, sizes)
 

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from common.data.datasets import resolve_dataset
+from common.data.datasets import Dataset
 from common.data.vqa_dataset import VQADataset
 from common.errors import ConfigError
 from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
 from common.tasks.questions import trained_on
-from vilbert.options import EMBEDDED
 from vilbert.vqa_data import task_dataset
 
 
@@ -22,11 +21,16 @@ def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VQADatas
     from vilbert.finetuning import TRAIN  # which needs this package's table
 
     options = options_of(run, TRAIN.parse)
-    if run.dataset in EMBEDDED:
-        dataset = resolve_dataset(run.dataset)
-    else:
-        dataset = task_dataset(options.model.task, run.dataset, data_root or options.data.data)
+    dataset = run_dataset(run, data_root)
     return trained_on(options.data, dataset, options.run.seed)
+
+
+def run_dataset(run: OpenedRun, data_root: Path | None) -> Dataset:
+    """The data of a run's command; see `Backbone.dataset`."""
+    from vilbert.finetuning import TRAIN  # which needs this package's table
+
+    options = options_of(run, TRAIN.parse)
+    return task_dataset(options.model.task, run.dataset, data_root or options.data.data)
 
 
 def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
@@ -44,6 +48,6 @@ def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
 EXPORTING = Exporting(
     training_questions=training_questions,
     open_snapshot=open_snapshot,
-    usage="python eval_tasks.py --from_pretrained {model}.safetensors --dataset {dataset} "
-    "--split minival  (in ViLBERT/)",
+    usage="python eval_tasks.py --from_pretrained {model}.safetensors --dataset {dataset}  "
+    "(in ViLBERT/)",
 )

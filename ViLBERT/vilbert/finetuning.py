@@ -10,6 +10,7 @@ from common.tasks.vqa_command import VQAProgram
 from common.training.run_folder import SnapshotNames
 from vilbert.building import build, chosen_size, make_inputs
 from vilbert.options import (
+    DATA_HELP,
     RECIPES,
     TINY,
     ModelOptions,
@@ -44,6 +45,7 @@ TRAIN = VQAProgram[ModelOptions](
     settle=settle_train,
     dataset=dataset_of,
     optimizers=lambda options, size: optimizers_of(options.model, size),
+    data_help=DATA_HELP,
     names=SnapshotNames(epoch="pytorch_model_{}", first=0, keep=1),
 )
 EVALUATE = replace(

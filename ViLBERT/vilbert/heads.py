@@ -141,6 +141,7 @@ class VILBertForVLTasks(nn.Module):
             [self.vil_logit, self.vision_logit, self.linguisic_logit], config.initializer_range
         )
         self.used: tuple[str, ...] = HEADS
+        self.use(HEADS)
 
     @property
     def config(self) -> ViLBertConfig:
@@ -167,6 +168,8 @@ class VILBertForVLTasks(nn.Module):
         words = self.cls.predictions
         for parameter in (*words.transform.parameters(), words.bias):  # the decoder is shared
             parameter.requires_grad_("linguisic_prediction" in self.used)
+        if self.config.fixed_t_layer:
+            words.decoder.weight.requires_grad_("linguisic_prediction" in self.used)
         pooled = bool(set(self.used) & set(ON_POOLED))
         self.bert.t_pooler.requires_grad_(pooled)
         self.bert.v_pooler.requires_grad_(pooled)
@@ -245,6 +248,8 @@ class BertForMultiModalPreTraining(nn.Module):
         super().__init__()
         self.bert = BertModel(config)
         self.cls = PretrainingHeads(config, self.bert.embeddings.word_embeddings)
+        # The decoder of words learns also where the text's embeddings are fixed.
+        self.cls.predictions.decoder.weight.requires_grad_(True)
 
     @property
     def config(self) -> ViLBertConfig:

@@ -21,7 +21,9 @@ from vilbert.modeling import STACKS
 from vilbert.sizes import HOME
 
 Say = Callable[[str], None]
+SHOWN = 5  # tensors in the log
 DECODER = "cls.predictions.decoder.weight"  # the word table once more
+NAMED = "bert-"  # names of BERTs, which are folders in ViLBERT/data
 CLASSIFIER = "vil_prediction."
 ANSWERS = "vil_prediction.main.3."  # rows of the answers: bias, weight_v; weight_g belongs to all
 LAYERS = tuple(f"bert.encoder.{stack}." for stack in STACKS.values())
@@ -49,7 +51,9 @@ def find_vocabulary(weights: str | None, bert_model: str, say: Say) -> Path:
     """
     if weights is not None:
         own = find_folder(weights)
-        own = own if own.is_dir() else Path(weights).parent
+        if not own.is_dir() and not weights.startswith(NAMED):
+            here = Path(weights).parent
+            own = here if has_vocabulary(here) else HOME / here
         if has_vocabulary(own):
             return own
     folder = find_folder(bert_model)
@@ -117,7 +121,7 @@ def load_start(
         ConfigError: there is no such BERT.
     """
     folder = find_folder(name)
-    if folder.is_dir() or name.startswith("bert-"):
+    if folder.is_dir() or name.startswith(NAMED):
         load_bert(model, folder, say)
         return
     path = weights_file(name)
@@ -137,12 +141,19 @@ def load_start(
     report = load_into(model, common | rows, strict=False, what=str(path))
     missing = [n for n in report.missing if not n.startswith(tuple(from_scratch))]
     _refuse(path, [f"{n}: not in the file" for n in missing])
-    left = sorted({n.split(".")[0] for n in weights if n not in own})
+    left = [n for n in weights if n not in own]
     say(
         f"{path}: {len(common)} tensors loaded"
         + (f", classifier with {len(answers)} answers" if rows else ", the classifier is new")
-        + (f"; not in this model: {', '.join(left)}" if left else "")
+        + (f"; not in this model: {_listed(left)}" if left else "")
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of tensors; of a module outside the encoder only what it is called."""
+    of_bert = [n for n in names if n.startswith("bert.")]
+    rest = sorted({n.split(".")[0] for n in names if not n.startswith("bert.")})
+    return ", ".join([*of_bert[:SHOWN], *(["…"] if len(of_bert) > SHOWN else []), *rest])
 
 
 def _refuse(path: Path, wrong: Sequence[str]) -> None:

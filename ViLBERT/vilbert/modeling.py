@@ -158,6 +158,9 @@ class BertModel(nn.Module):
         self.v_pooler = ReluPooler(config.v_hidden_size, config.bi_hidden_size)
         self._policy_layers = policy_layers
         init_bert_weights(self.modules(), config.initializer_range)
+        # What stands before fixed layers is fixed too.
+        self.embeddings.requires_grad_(not config.fixed_t_layer)
+        self.v_embeddings.requires_grad_(not config.fixed_v_layer)
 
     @property
     def config(self) -> ViLBertConfig:
@@ -229,7 +232,7 @@ class BertModel(nn.Module):
         vision = self.v_embeddings(features, places)
         masks = (raw.get("attention_mask"), raw.get("image_attention_mask"))
         return {
-            # What stands before fixed layers is fixed too: no gradient is computed for it.
+            # No gradient is computed for the embeddings before fixed layers.
             "lang": lang.detach() if config.fixed_t_layer else lang,
             "vision": vision.detach() if config.fixed_v_layer else vision,
             "lang.mask": None if masks[0] is None else additive_mask(masks[0], lang.dtype),

@@ -13,6 +13,7 @@ from common.tasks.options import Recipe
 from common.training.options import fill
 from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG
 from vilbert.tasks import DEFAULT, TASKS_FILE, TaskEntry, chosen_tasks, names
+from vilbert.vqa_data import KINDS, embedded_name, is_own
 
 BERT = "bert-base-uncased"
 SMALL_PRETRAINED = HOME / "pretrained" / "easy_vqa_small" / "model.safetensors"
@@ -92,6 +93,14 @@ class ModelOptions:
         return SMALL_CONFIG if dataset in EMBEDDED else BASE_CONFIG
 
 
+DATA_HELP = {
+    "--dataset": "vqa, vqa_cp: the files that the task names, in ViLBERT/data; "
+    + "; ".join(f"{name}: {kind.summary}" for name, kind in DATASETS.items() if kind.embedded)
+    + "; or a data set of LXMERT's layout (default: the task's own if any file of it is there, "
+    "else an embedded one)",
+    "--data": "folder of questions and annotations instead of the task's dataroot",
+    "--train": "training splits (default: those of the task or data set)",
+}
 EMBEDDED = tuple(name for name, kind in DATASETS.items() if kind.embedded)
 
 
@@ -105,7 +114,7 @@ def three_numbers(text: str) -> tuple[int, int, int]:
 
 def whole_epochs(text: str) -> int:
     """Epochs, which the original writes with a point (`20.0`)."""
-    if (number := float(text)) != int(number):
+    if not (number := float(text)).is_integer():
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of epochs")
     return int(number)
 
@@ -117,9 +126,8 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         "--task",
         dest="tasks",
-        default=DEFAULT,
         metavar="TASK",
-        help="number or name of a task in the task file (default 1: VQA)",
+        help="number or name of a task in the task file (default: that of --dataset, else 1: VQA)",
     )
     group.add_argument(
         "--tasks_file",
@@ -145,7 +153,13 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         help=f"sizes (default: config/{SMALL_CONFIG.name} for embedded data, else "
         f"config/{BASE_CONFIG.name})",
     )
-    group.add_argument("--output_dir", "--output-dir", type=Path, metavar="FOLDER")
+    group.add_argument(
+        "--output_dir",
+        "--output-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="holds the folders of runs (default save), or of answers (default results)",
+    )
     group.add_argument("--save_name", "--save-name", default="", help="last part of the folder")
     group.add_argument("--baseline", action="store_true", help="the single-stream model")
     group.add_argument(
@@ -208,7 +222,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--lr_scheduler",
         "--lr-scheduler",
         default="mannul",
-        help="mannul (the original's spelling): a tenth from epoch 12 on, and from 16 on",
+        help="mannul (the original's spelling): a tenth from epoch 12 on, and from 16 on; the "
+        "recipe of small models, with AdamW, falls linearly to 0",
     )
     group.add_argument(
         "--learning_rate", "--learning-rate", dest="lr", type=float, default=argparse.SUPPRESS
@@ -253,6 +268,11 @@ def settle_train(args: argparse.Namespace) -> None:
         ConfigError: a flag that does not go with others.
     """
     task = _checked(args)
+    if args.load and args.from_pretrained:
+        raise ConfigError(
+            f"--load {args.load} --from_pretrained {args.from_pretrained}: give one: a finetuned "
+            "model to go on from, or a pretrained one"
+        )
     if args.lr_scheduler != "mannul":
         raise ConfigError(
             f"--lr_scheduler {args.lr_scheduler}: only mannul is supported: a rate that follows "
@@ -273,7 +293,7 @@ def settle_train(args: argparse.Namespace) -> None:
 
 def _fill_in(args: argparse.Namespace, task: TaskEntry, **values: float) -> None:
     """Flags that are not given, where the data are the task's own."""
-    if args.dataset in EMBEDDED or (args.data is None and _no_data(task)):
+    if not is_own(task, args.dataset, args.data):
         return
     for flag, value in values.items():
         if getattr(args, flag) is None:
@@ -283,14 +303,9 @@ def _fill_in(args: argparse.Namespace, task: TaskEntry, **values: float) -> None
 def run_name(args: argparse.Namespace, task: TaskEntry) -> str:
     """`VQA_bert_base_6layer_6conect-pretrained`."""
     options = model_options(args)
-    absent = "easy_vqa" if args.data is None and _no_data(task) else ""
-    config = options.sizes_file(args.dataset or absent)
+    own = is_own(task, args.dataset, args.data)
+    config = options.sizes_file("" if own else embedded_name(task, args.dataset))
     return f"{names([task])}_{config.stem}{'-' if args.save_name else ''}{args.save_name}"
-
-
-def _no_data(task: TaskEntry) -> bool:
-    """Whether nothing of a task's own data is there, so that embedded data are used."""
-    return not any((HOME / task.dataroot).glob("*_questions.json"))
 
 
 def settle_eval(args: argparse.Namespace) -> None:
@@ -307,9 +322,18 @@ def settle_eval(args: argparse.Namespace) -> None:
                 "--from_pretrained is missing: give the finetuned model, or the --save_name of its "
                 "run"
             )
-        made_in = (args.output_dir or Path("save")) / run_name(args, task)
+        name = run_name(args, task)
+        roots = [root for root in (args.output_dir, Path("save")) if root is not None]
+        made_in = next((r / name for r in roots if (r / name).is_dir()), roots[0] / name)
         args.load = str(made_in / BEST)
-    args.test = args.test or task.val_split
+    own = is_own(task, args.dataset, args.data)
+    args.test = args.test or (
+        task.val_split if own else DATASETS[embedded_name(task, args.dataset)].valid
+    )
+    if "train" in args.test:
+        raise ConfigError(
+            f"--split {args.test}: these questions are trained on; give {task.val_split} or test"
+        )
     _fill_in(args, task, eval_batch_size=task.eval_batch_size)
     if args.output == Path("snap/test"):
         suffix = f"-{args.save_name}" if args.save_name and made_in is None else ""
@@ -320,7 +344,14 @@ def settle_eval(args: argparse.Namespace) -> None:
 def _checked(args: argparse.Namespace) -> TaskEntry:
     if args.loss_scale:
         raise ConfigError(f"--loss_scale {args.loss_scale:g}: only 0, dynamic scaling, is there")
+    of_data = {own: name for name, (own, _) in KINDS.items()}
+    args.tasks = args.tasks or of_data.get(args.dataset, DEFAULT)
     (task,) = chosen_tasks(args.tasks, args.tasks_file)
+    if args.dataset in of_data and of_data[args.dataset] != task.name:
+        raise ConfigError(
+            f"--dataset {args.dataset}: those are the data of task {of_data[args.dataset]}, not of "
+            f"{task.name}; leave --tasks out"
+        )
     return task
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,13 @@ def pretrain(options: PretrainOptions) -> None:
     start = time.perf_counter()
     with started(options.run) as begun:
         tracker = begun.open_log(options.command, True, options.log)
-        classes = read_config(options.config_file).v_target_size
+        sizes = read_config(options.config_file)
+        if sizes.predict_feature:
+            raise ConfigError(
+                f"{options.config_file}: key predict_feature: regions of {DATASET} are told by "
+                "their classes; set it to false"
+            )
+        classes = sizes.v_target_size
         with begun.world.main_first():
             train, heldout = load_samples(options, begun.folder, classes)
         answers = list(train.vocabulary.answers)
@@ -316,7 +322,7 @@ def make_trainer(
         optimizer,
         None,
         task.runtime,
-        replace(loop),
+        loop,
         run.folder,
         tracker,
         {**meta, "training": training},

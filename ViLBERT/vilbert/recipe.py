@@ -1,8 +1,7 @@
 """The optimisers of ViLBERT's finetuning.
 
-As in the original but for two of its faults: weights decay, and biases and LayerNorms do not (it
-was the other way round), and the rate of the classifier is raised whether or not the model is
-wrapped.
+As in the original but for one of its faults: weights decay, and biases and LayerNorms do not (it
+was the other way round). The recipe of small models has a linear schedule.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import nn
 
 from common.adapt.adapting import named_parameter_groups
 from common.tasks.finetuning import MakeOptimizers, Optimizers, Run, make_optimizers
-from common.training.optim import make_optimizer
+from common.training.optim import make_optimizer, optimizer_key
 from vilbert.loading import CLASSIFIER, is_of_bert
 from vilbert.options import CLASSIFIER_LR, ModelOptions
 
@@ -64,19 +63,21 @@ def optimizers_of(options: ModelOptions, size: str) -> MakeOptimizers:
             recipe.lr if size == "small" else CLASSIFIER_LR,
             CLASSIFIER_LR if options.vision_scratch else None,
         )
-        if recipe.optim != "bert":
+        clipped = optimizer_key(recipe.optim) == "bert"
+        if size == "small" and not clipped:
             main = make_optimizer(recipe.optim, groups, recipe.lr, total_steps, recipe.warmup)
             return main, policy
         steps = total_steps // recipe.epochs
+        more: dict[str, Any] = {"max_grad_norm": LARGEST_NORM} if clipped else {}
         main = make_optimizer(
-            "bert",
+            recipe.optim,
             groups,
             recipe.lr,
             total_steps,
             recipe.warmup,
             schedule="steps",
             milestones=tuple(epoch * steps for epoch in DROPS),
-            max_grad_norm=LARGEST_NORM,
+            **more,
         )
         return main, policy
 

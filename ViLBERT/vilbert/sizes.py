@@ -30,6 +30,7 @@ OTHER_NETWORK = ("dynamic_attention", "task_specific_tokens")
 FUSIONS = ("mul", "sum")
 LAYERS = ("num_hidden_layers", "v_num_hidden_layers")
 MOST_LAYERS = 1000  # more are a damaged number, which would take all memory
+SMALL_WIDTH, LARGE_WIDTH = 256, 1024
 MAY_BE_ZERO = (*LAYERS, "fixed_v_layer", "fixed_t_layer")
 RATES = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -53,7 +54,8 @@ class ViLBertConfig:
         fixed_v_layer, fixed_t_layer: so many first layers, and the embeddings, get no gradient.
         fusion_method: how the two pooled vectors become one, `mul` or `sum`.
         with_coattention: False leaves the connection layers out.
-        predict_feature: pretraining predicts the features of masked regions, not their classes.
+        predict_feature: pretraining predicts the features of masked regions, not their classes (not
+            that of the small model, which has classes).
         fast_mode: one text is read with every image of the batch.
         in_batch_pairs: every text of the batch is read with every image of it.
         num_labels: answers of the classifier.
@@ -251,8 +253,10 @@ class ViLBertConfig:
         )
 
     def size_name(self) -> str:
-        """`base` or `large`, as the widths of the released models, else `small`."""
-        return {768: "base", 1024: "large"}.get(self.hidden_size, "small")
+        """`small`, `base` or `large`, by the width of the text stream."""
+        if self.hidden_size <= SMALL_WIDTH:
+            return "small"
+        return "base" if self.hidden_size < LARGE_WIDTH else "large"
 
 
 def _check_count(key: str, value: Any) -> None:
@@ -269,8 +273,13 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f": did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
 
 
-def read_config(path: Path | str, **changes: Any) -> ViLBertConfig:
-    """Read a config file; `changes` are what vocabulary, features and answers decide.
+def read_config(path: Path | str, connected: bool = True, **changes: Any) -> ViLBertConfig:
+    """Read a config file.
+
+    Args:
+        path: the file.
+        connected: False: without connections, for the single-stream model.
+        changes: what vocabulary, features and answers decide.
 
     Raises:
         ConfigError: an unknown key, or sizes that make no model; with file, key and value.
@@ -280,6 +289,8 @@ def read_config(path: Path | str, **changes: Any) -> ViLBertConfig:
     values = read_json(path, hint)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: {short(values)}: a config is an object with keys")
+    if not connected:
+        values = values | {"v_biattention_id": [], "t_biattention_id": []}
     try:
         return replace(ViLBertConfig.from_upstream(values), **changes)
     except ConfigError as error:

@@ -112,10 +112,20 @@ def _entry(where: str, name: str, section: Any) -> TaskEntry:
     missing = [f.name for f in fields(TaskEntry) if f.default is MISSING and f.name not in section]
     if missing:
         raise ConfigError(f"{where}: key {missing[0]} is missing")
+    numbers = {field.name for field in fields(TaskEntry) if field.type == "float"}
+    values = {k: _number(v) if k in numbers else v for k, v in section.items()}
     try:
-        return TaskEntry(**section)
+        return TaskEntry(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    """What YAML takes for a text, because it has no point: 4e-5."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def chosen_tasks(words: str, path: Path | str = TASKS_FILE) -> list[TaskEntry]:

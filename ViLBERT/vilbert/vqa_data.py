@@ -60,7 +60,8 @@ def read_part(folder: Path, split: Split) -> list[Example]:
     if prepared:
         assert split.annotations is not None
         examples = with_targets(examples, folder / split.annotations, original_answers(folder))
-    found = [replace(e, image_id=coco_number(e.image_id)) for e in examples]
+    path = folder / split.questions
+    found = [replace(e, image_id=coco_number(e, path)) for e in examples]
     found.sort(key=lambda e: (isinstance(e.question_id, str), e.question_id))
     return found[split.first : split.last]
 
@@ -131,9 +132,19 @@ def _target(where: str, labels: Any, scores: Any, answers: Sequence[str]) -> dic
     return target
 
 
-def coco_number(image_id: str) -> str:
-    """42 for COCO_train2014_000000000042."""
-    return str(int(image_id.rsplit("_", 1)[-1]))
+def coco_number(example: Example, path: Path) -> str:
+    """42 for COCO_train2014_000000000042.
+
+    Raises:
+        DataError: an image without a number; names file and question.
+    """
+    number = example.image_id.rsplit("_", 1)[-1]
+    if not (number.isascii() and number.isdecimal()):
+        raise DataError(
+            f"{path}: question {example.question_id}: image_id {short(example.image_id)}: expected "
+            "the number that COCO gives the image"
+        )
+    return str(int(number))
 
 
 def vqa_kind(task: TaskEntry, folder: Path, features: tuple[str, ...]) -> DatasetKind:
@@ -231,28 +242,47 @@ def task_dataset(task: TaskEntry, name: str | None, data: Path | None) -> Datase
                 f"task {task.name}: key {key}: {short(value)}: is not read: questions and "
                 "annotations are found in dataroot, regions in features_h5path1; leave it empty"
             )
-    own, make = KINDS[task.name]
+    own = KINDS[task.name][0]
     if name is not None and name != own:
-        return resolve_dataset(name)
-    folder = data or HOME / task.dataroot
-    store = str(features_path(HOME / task.features_h5path1))
-    kind = make(task, folder, (store,))
-    if kind.vocabulary == ORIGINAL_ANSWERS:
-        _keep_original_answers(folder)
-    missing = missing_files(kind, folder)
-    if name is None and data is None and len(missing) == len(kind.files()):
+        return resolve_dataset(name, data_root=data)
+    folder, kind = own_files(task, data)
+    if not is_own(task, name, data):
         print(
             f"No files of {task.name} in {folder}: using {EMBEDDED[own]}. It needs there: "
             f"{', '.join(kind.files())}"
         )
         return resolve_dataset(EMBEDDED[own])
-    if missing:
+    if kind.vocabulary == ORIGINAL_ANSWERS:
+        _keep_original_answers(folder)
+    if missing := missing_files(kind, folder):
         listing = "\n".join(f"  {folder / path}  from {kind.source(path)}" for path in missing)
         raise DataError(
             f"task {task.name}: {len(missing)} files are missing:\n{listing}\n"
             f"fetch them, or use the embedded data with --dataset {kind.instead}"
         )
     return Dataset(own, folder, kind)
+
+
+def own_files(task: TaskEntry, data: Path | None) -> tuple[Path, DatasetKind]:
+    """Folder and files of a task's own data, whether they are there or not."""
+    folder = data or HOME / task.dataroot
+    store = str(features_path(HOME / task.features_h5path1))
+    return folder, KINDS[task.name][1](task, folder, (store,))
+
+
+def is_own(task: TaskEntry, name: str | None, data: Path | None) -> bool:
+    """Whether a task's own data are meant, and not other ones; see `task_dataset`."""
+    if task.name not in KINDS:
+        return True  # which is refused when its data are looked for
+    if name is not None or data is not None:
+        return name in (None, KINDS[task.name][0])
+    folder, kind = own_files(task, data)
+    return len(missing_files(kind, folder)) < len(kind.files())
+
+
+def embedded_name(task: TaskEntry, name: str | None) -> str:
+    """The data set that stands in for a task's own one, unless another one is named."""
+    return name or EMBEDDED[KINDS[task.name][0]]
 
 
 def _keep_original_answers(folder: Path) -> None:
@@ -273,5 +303,5 @@ def _keep_original_answers(folder: Path) -> None:
 
 
 def features_path(path: Path) -> Path:
-    """The name of a store for the path that a task file gives, which may be that of an LMDB."""
-    return path.with_suffix("") if path.suffix == ".lmdb" else path
+    """The name of a store for the path that a task file gives, which may be that of its source."""
+    return path.with_suffix("") if path.suffix in (".lmdb", ".tsv") else path

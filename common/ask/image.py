@@ -32,7 +32,7 @@ from common.errors import ConfigError, DataError
 from common.features.pictures import read_picture
 from common.features.sources import features_there
 from common.features.store import RegionFeatures, Regions
-from common.runs.backbones import OpenedRun
+from common.runs.backbones import OpenedRun, find_backbone
 
 SMALLEST, LARGEST = 16, 2048
 MOST_FOREGROUND = 0.5
@@ -191,7 +191,12 @@ def run_stores(run: OpenedRun, data_root: Path | None = None) -> list[RegionFeat
     """
     try:
         with redirect_stdout(sys.stderr):
-            dataset = resolve_dataset(run.dataset, data_root=data_root)
+            find = find_backbone(run.meta["backbone"]).dataset
+            dataset = (
+                resolve_dataset(run.dataset, data_root=data_root)
+                if find is None
+                else find(run, data_root)
+            )
             splits = [
                 name
                 for name, split in dataset.kind.splits.items()

@@ -138,9 +138,9 @@ def features_there(path: Path) -> bool:
     """Whether there is a store of this name, or something that it can be imported from."""
     return (
         is_store(path)
-        or path.with_suffix(".tsv").is_file()
+        or _with_ending(path, ".tsv").is_file()
         or is_npz_folder(path)
-        or is_lmdb(path.with_suffix(".lmdb"))
+        or is_lmdb(_with_ending(path, ".lmdb"))
         or is_store(npz_store(path))
     )
 
@@ -159,7 +159,11 @@ def open_store(
     Raises:
         DataError: It is missing, damaged or of another width, or cannot be imported.
     """
-    tsv, records, converted = path.with_suffix(".tsv"), path.with_suffix(".lmdb"), npz_store(path)
+    tsv, records, converted = (
+        _with_ending(path, ".tsv"),
+        _with_ending(path, ".lmdb"),
+        npz_store(path),
+    )
     if is_store(path):
         return RegionFeatures.open(path, width)
     there = {
@@ -185,6 +189,11 @@ def open_store(
             records, converted, width or DEFAULT_WIDTH, skip_bad=skip_bad, progress=progress
         )
     return RegionFeatures.open(converted if is_store(converted) else path, width)
+
+
+def _with_ending(path: Path, ending: str) -> Path:
+    """A file beside a store, whose name may have points in it."""
+    return path.with_name(f"{path.name}{ending}")
 
 
 def _announce(store: Path, source: str) -> None:

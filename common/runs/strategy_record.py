@@ -130,6 +130,10 @@ class StrategyRecord:
             sizes,
         )
 
+    def is_named(self, strategy: str | None) -> bool:
+        """Whether a flag means this strategy; without the flag (None) it is."""
+        return strategy is None or find_strategy(strategy)[0] is self.row
+
     def to_meta(self) -> dict[str, Any]:
         """The entry `KEY` of a checkpoint's meta; JSON."""
         frozen = self.frozen_layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,23 +55,34 @@ class QuestionOptions:
         return TINY_IMAGES if self.tiny else FAST_IMAGES if self.fast else None
 
 
-def add_question_options(parser: argparse.ArgumentParser) -> None:
-    """Data set, splits, and how much of them."""
+def add_question_options(
+    parser: argparse.ArgumentParser, told: Mapping[str, str] | None = None
+) -> None:
+    """Data set, splits, and how much of them.
+
+    Args:
+        parser: gets the flags.
+        told: flag → its help, where a backbone has data in a layout of its own.
+    """
+    told = told or {}
     data = parser.add_argument_group("data")
     rows = "; ".join(f"{name}: {kind.summary}" for name, kind in DATASETS.items())
     data.add_argument(
         "--dataset",
-        help=f"{rows} (default: vqa or vqa_official if their files are "
+        help=told.get("--dataset")
+        or f"{rows} (default: vqa or vqa_official if their files are "
         "there, easy_vqa if none of them is)",
     )
     data.add_argument(
         "--data",
         type=Path,
-        help=f"folder of the files of vqa, vqa_official and vqa_cp (default {vqa_data()})",
+        help=told.get("--data")
+        or f"folder of the files of vqa, vqa_official and vqa_cp (default {vqa_data()})",
     )
     data.add_argument(
         "--train",
-        help="training splits (default: those of the data set, train,nominival; for vqa_cp train)",
+        help=told.get("--train")
+        or "training splits (default: those of the data set, train,nominival; for vqa_cp train)",
     )
     data.add_argument(
         "--valid",

@@ -141,6 +141,7 @@ class VQAProgram(Generic[Model]):
         names: of the checkpoints.
         predictions: file name of what --test answers, with a place for the split.
         others: file name of each question's best answers, likewise; None: they are not written.
+        data_help: see `add_question_options`.
     """
 
     home: Path
@@ -161,11 +162,12 @@ class VQAProgram(Generic[Model]):
     names: SnapshotNames = field(default_factory=SnapshotNames)
     predictions: str = "{}_predict.json"
     others: str | None = None
+    data_help: Mapping[str, str] = field(default_factory=dict)
 
     def parser(self) -> argparse.ArgumentParser:
         """The parser of the command."""
         made = argparse.ArgumentParser(prog=f"python {self.script}", description=self.description)
-        add_question_options(made)
+        add_question_options(made, self.data_help)
         add_recipe_options(made)
         for add in (add_seeds_option, add_strategy_options, add_policy_optimizer_options):
             add(made)

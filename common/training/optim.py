@@ -308,6 +308,20 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
+def optimizer_key(name: str) -> str:
+    """The key of OPTIMIZERS that a name means.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    key = name.lower()
+    if key not in OPTIMIZERS and "bert" in key:
+        return "bert"
+    if key not in OPTIMIZERS:
+        raise ConfigError(f"unknown optimiser {name!r}; valid: {', '.join(OPTIMIZERS)}")
+    return key
+
+
 def make_optimizer(
     name: str,
     params: Parameters,
@@ -341,11 +355,7 @@ def make_optimizer(
     Raises:
         ConfigError: unknown name or option, or a value that makes no sense.
     """
-    key = name.lower()
-    if key not in OPTIMIZERS and "bert" in key:
-        key = "bert"
-    if key not in OPTIMIZERS:
-        raise ConfigError(f"unknown optimiser {name!r}; valid: {', '.join(OPTIMIZERS)}")
+    key = optimizer_key(name)
     if first_step is None:
         first_step = 0 if key == "bert" else 1
     plan = Schedule(schedule, total_steps, warmup, first_step)

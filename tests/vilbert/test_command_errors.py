@@ -52,7 +52,7 @@ from vilbert.pretraining import main as pretrain
         (["--gradient_accumulation_steps", "0"], ["--accumulate 0: give a number of at least 1"]),
         (["--dropout", "1.5"], ["--dropout 1.5: give a number from 0 to 1"]),
         (["--optimizer", "SGDD"], ["unknown optimiser 'SGDD'; valid: bert, adamw, adam, adamax"]),
-        (["--load", "nowhere/BEST"], ["no checkpoint 'nowhere/BEST'"]),
+        (["--load", "nowhere/BEST"], ["--load nowhere/BEST --from_pretrained ", "give one"]),
         (["--dataset", "vqa2"], ["unknown data set 'vqa2'; there are: vqa, vqa_official, vqa_cp"]),
         (["--tasks", "6"], ["--tasks 6: ", "has no task '6'; there are 1 (VQA)"]),
         (
@@ -90,6 +90,7 @@ def test_a_flag_that_makes_no_sense_is_one_error_with_the_way_out(
     ("given", "said"),
     [
         (["--num_train_epochs", "1.5"], "'1.5': give a whole number of epochs"),
+        (["--num_train_epochs", "inf"], "'inf': give a whole number of epochs"),
         (["--policy_layers", "1,1"], "'1,1': give three numbers of layers, such as 2,1,1"),
         (["--local_rank", "x"], "--local_rank/--local-rank: invalid int value: 'x'"),
         (["--nonsense", "1"], "unrecognized arguments: --nonsense 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -132,3 +133,14 @@ def test_several_gpu_numbers_start_as_many_processes(files, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert strict_json(tmp_path / "result.json")["processes"] == 2
+
+
+def test_fixed_layers_train_in_two_processes(files, tmp_path):
+    """Every trainable tensor has to get a gradient."""
+    sizes = json.loads(files.config.read_text()) | {"fixed_t_layer": 1}
+    (tmp_path / "fixed.json").write_text(json.dumps(sizes))
+    run = files.run(tmp_path / "run", *PARTS, "--questions", "16", "--max-steps", "1")
+    run[run.index("--config_file") + 1] = str(tmp_path / "fixed.json")
+    done = started(*TORCHRUN, "train_tasks.py", *run)
+    assert done.returncode == 0, done.stderr
+    assert "standard: train" in done.stdout

@@ -233,10 +233,11 @@ def test_other_flags_than_those_of_the_checkpoint_are_refused(files, trained, tm
         assert difference in refused(capsys, words, evaluate), change
 
 
-def test_the_sizes_are_those_of_the_checkpoint(files, trained, tmp_path):
+def test_the_sizes_are_those_of_the_checkpoint(files, trained, tmp_path, capsys):
     """Whatever config is named: a run of ours brings its own."""
     other = tmp_path / "other.json"
     other.write_text(json.dumps(SIZES | {"num_hidden_layers": 4}))
     assert ViLBertConfig.from_upstream(json.loads(other.read_text())).num_hidden_layers == 4
     run = files.test(trained / "BEST", tmp_path, "--config_file", str(other))
     assert evaluate(run) == 0
+    assert f"knows its sizes: {other} is not read" in capsys.readouterr().out

@@ -26,6 +26,13 @@ def changed(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def test_a_rate_is_read_as_people_write_it(tmp_path):
+    """YAML takes a number without a point for a text."""
+    text = TASKS_FILE.read_text().replace("lr: 0.00004", "lr: 4e-5")
+    (tmp_path / "tasks.yml").write_text(text)
+    assert read_tasks(tmp_path / "tasks.yml") == read_tasks()
+
+
 def test_the_shipped_file_has_vqa_as_the_original_s_first_readme_numbers_it():
     tasks = read_tasks()
     assert {number: task.name for number, task in tasks.items()} == {"1": "VQA", "18": "VQA-CP"}
@@ -85,7 +92,7 @@ def test_another_task_or_several_are_refused_with_those_that_there_are(words, sa
         ({"batch_size": 2.5}, "TASK1: key batch_size: 2.5: give a positive number"),
         ({"batch_size": 0}, "TASK1: key batch_size: 0: give a positive number"),
         ({"num_epoch": True}, "TASK1: key num_epoch: True: give a positive number"),
-        ({"lr": "4e-5"}, "TASK1: key lr: '4e-5': give a positive number"),
+        ({"lr": "fast"}, "TASK1: key lr: 'fast': give a positive number"),
         ({"lr": float("nan")}, "TASK1: key lr: nan: give a positive number"),
         ({"name": 3}, "TASK1: key name: 3: give a text"),
         ({"name": "a/b"}, "TASK1: key name: 'a/b': give a name without a slash"),

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.data.dataset_table import DATASETS
 from common.data.vqa_metric import score
 from common.training.checkpoint import load_checkpoint, load_meta
+from common.training.optim import make_optimizer
 from common.training.weights import load_weights
 from tests.lxmert.runs import strict_json
 from tests.vilbert.runs import (
@@ -18,11 +20,13 @@ from tests.vilbert.runs import (
     MINIVAL,
     VAL,
     TaskFiles,
+    refused,
     without,
     write_bert,
     write_task,
 )
-from vilbert.finetuning import TRAIN, evaluate, train
+from vilbert.finetuning import EVALUATE, TRAIN, evaluate, train
+from vilbert.recipe import optimizers_of
 from vilbert.sizes import HOME
 from vilbert.tasks import chosen_tasks
 from vilbert.vqa_data import read_part, task_dataset
@@ -246,6 +250,53 @@ def test_the_rate_of_bert_adam_falls_after_epochs_as_in_the_original(files, tmp_
     rates = [epoch["lr"] for epoch in strict_json(tmp_path / "result.json")["epochs"]]
     # An epoch's record has the rate of the update that follows it.
     assert rates == pytest.approx([5e-4] + [1e-3] * 10 + [1e-4] * 4 + [1e-5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "size", "kind", "options"),
+    [
+        ("BertAdam", "base", "steps", {"max_grad_norm": 1.0}),
+        ("bertadam", "small", "steps", {"max_grad_norm": 1.0}),
+        ("Adamax", "base", "steps", {}),
+        ("adamw", "base", "steps", {}),
+        ("adamw", "small", "linear", {}),
+    ],
+)
+def test_every_optimiser_of_the_original_has_its_schedule(
+    files, tmp_path, monkeypatch, optimizer, size, kind, options
+):
+    made = []
+
+    def spy(*arguments, **settings):
+        made.append(settings)
+        return make_optimizer(*arguments, **settings)
+
+    monkeypatch.setattr("vilbert.recipe.make_optimizer", spy)
+    monkeypatch.setattr("vilbert.finetuning.optimizers_of", lambda m, _: optimizers_of(m, size))
+    assert train(files.run(tmp_path, "--optimizer", optimizer, "--max-steps", "1")) == 0
+    (found,) = made
+    assert found.get("schedule", "linear") == kind
+    assert {k: found[k] for k in found if k == "max_grad_norm"} == options
+
+
+def test_the_task_follows_the_data(own_files, tmp_path, monkeypatch, capsys):
+    """`--dataset vqa_cp` alone is the task VQA-CP; with another task it is refused."""
+    options = TRAIN.parse(["--dataset", "vqa_cp", "--gpus", "cpu"])
+    assert options.model.task.name == "VQA-CP" and options.data.dataset == "vqa_cp"
+    assert TRAIN.parse(["--dataset", "easy_vqa_cp"]).model.task.name == "VQA"
+    shown = refused(capsys, ["--dataset", "vqa_cp", "--tasks", "1"])
+    assert "those are the data of task VQA-CP, not of VQA; leave --tasks out" in shown
+    monkeypatch.setattr("vilbert.vqa_data.HOME", tmp_path)
+    for task, split in (("1", "minival"), ("VQA-CP", DATASETS["easy_vqa_cp"].valid)):
+        parsed = EVALUATE.parse(["--tasks", task, "--from_pretrained", "x/BEST"])
+        assert parsed.test == split
+    shown = refused(capsys, ["--from_pretrained", "x", "--split", "trainval"], evaluate)
+    assert "--split trainval: these questions are trained on" in shown
+    # A file of another task changes neither data nor recipe of this one.
+    (tmp_path / "data" / "VQA").mkdir(parents=True)
+    (tmp_path / "data" / "VQA" / "vqacp_v2_train_questions.json").write_text("{}")
+    found = TRAIN.parse(["--tasks", "1", "--save_name", "x"])
+    assert found.run.folder.name == "VQA_easy_vqa_small-x" and "lr" not in found.changes
 
 
 def test_the_command_of_the_original_s_readme_is_understood(monkeypatch):

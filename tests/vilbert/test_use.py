@@ -102,3 +102,10 @@ def test_a_run_on_embedded_images_is_asked_about_a_picture(
     assert [vars(a) for a in of_file.answers] == [vars(a) for a in of_record.answers]
     assert ask_command(["--run", str(out), "--image", str(picture), "--question", question]) == 0
     assert of_file.answers[0].text in capsys.readouterr().out
+
+
+def test_an_image_of_the_task_s_own_data_is_found_by_its_id(trained, files, capsys, tmp_path):
+    """Where the run found its features, and not where other backbones have theirs."""
+    words = ["--run", str(trained), "--image-id", str(VAL[0]), "--question", "what is left of it?"]
+    assert ask_command([*words, "--out", str(tmp_path / "a.png")]) == 0
+    assert f"image     {VAL[0]}," in capsys.readouterr().out.replace(" (", ",")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.data.annotations import Example
 from common.data.datasets import Dataset, load_split, open_features
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQADataset
@@ -89,7 +90,12 @@ def test_the_parts_are_those_of_the_original(files):
     [("COCO_train2014_000000000042", "42"), ("COCO_test2015_000000581929", "581929"), ("7", "7")],
 )
 def test_images_are_known_by_their_number(name, number):
-    assert coco_number(name) == number
+    assert coco_number(Example(1, name, "what?"), Path("q.json")) == number
+
+
+def test_an_image_without_a_number_is_one_error_with_its_question():
+    with pytest.raises(DataError, match=r"q\.json: question 7: image_id 'img-a': expected the num"):
+        coco_number(Example(7, "img-a", "what?"), Path("q.json"))
 
 
 def test_minival_is_never_trained_on(files, tmp_path, capsys):

@@ -212,15 +212,11 @@ def _config(
 
 def strategy_record(options: ModelOptions, saved: StrategyRecord | None) -> StrategyRecord:
     """What shapes the adapted model: the flags, else the checkpoint's record, else the defaults."""
-    same = saved if saved is not None and _same_strategy(options.strategy, saved) else None
+    same = saved if saved is not None and saved.is_named(options.strategy) else None
     before = (same.policy_sizes if same else {}).get("policy_layers", POLICY_LAYERS)
     given = zip(options.policy_layers, before, strict=True)
     sizes = {"policy_layers": [default if number is None else number for number, default in given]}
     return StrategyRecord.chosen(vars(options), saved, sizes)
-
-
-def _same_strategy(named: str | None, saved: StrategyRecord) -> bool:
-    return named is None or find_strategy(named)[0] is saved.row
 
 
 def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> None:
