@@ -112,7 +112,7 @@ parity: setup  ## compare the backbones with numbers of the original systems
 	$(BIN)/python -m common.parity --backbone vlbert
 	$(BIN)/python -m common.parity --backbone vilbert
 
-bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 5 min)
+bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 8 min)
 	$(BIN)/python -m common.bench $(if $(QUICK),--quick) $(ARGS)
 
 compare: setup  ## table, plots and report over all runs found
@@ -136,7 +136,7 @@ pretrain-easy-vqa-vlbert: setup  ## make the committed small pretrained VL-BERT 
 	    cfgs/pretrain/easy_vqa_small.yaml . --gpus $(GPU) --overwrite \
 	    --export pretrained/easy_vqa_small $(ARGS)
 
-pretrain-easy-vqa-vilbert: setup  ## make the committed small pretrained ViLBERT (about 5 minutes)
+pretrain-easy-vqa-vilbert: setup  ## make the committed small pretrained ViLBERT (about 3 minutes)
 	cd ViLBERT && $(BIN)/python pretrain_easy_vqa.py --gpus $(GPU) --overwrite \
 	    --export pretrained/easy_vqa_small $(ARGS)
 
