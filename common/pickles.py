@@ -102,9 +102,9 @@ def parse_pickle(data: bytes, where: str, limit: int = MAX_INSTRUCTIONS) -> Any:
     """The value of a pickle of plain data; nothing in it is executed or imported.
 
     Plain data are dict, OrderedDict (read as a dict in its order), list, tuple, str, bytes (also
-    the bytearray of protocol 5), int, float, bool, None, and numpy's arrays and scalars of truth values, integers and
-    floats of up to 64 bits, which come in this machine's byte order. Protocols 0 to 5; the byte
-    strings of Python 2 are read as latin-1 text.
+    the bytearray of protocol 5), int, float, bool, None, and numpy's arrays and scalars of truth
+    values, integers and floats of up to 64 bits, which come in this machine's byte order. Protocols
+    0 to 5; the byte strings of Python 2 are read as latin-1 text.
 
     Args:
         data: The pickle.
