@@ -186,7 +186,7 @@ def demo_parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="about five minutes instead of sixteen: fewer questions and epochs",
+        help="about three minutes instead of sixteen: fewer questions and epochs",
     )
     add(
         "--backbones",
