@@ -37,7 +37,6 @@ class Tree:
     """The newest state of an LMDB file's main database."""
 
     page_size: int
-    flags: int
     levels: int
     entries: int
     root: int
@@ -99,7 +98,7 @@ def _meta(data: bytes, path: Path) -> Tree:
             f"{path}: an LMDB file with flags {main_flags:#x}, {free_flags:#x}: several values of "
             "a key, or a fixed place in memory, are not read"
         )
-    return Tree(page_size, main_flags, levels, entries, root, last_page, transaction)
+    return Tree(page_size, levels, entries, root, last_page, transaction)
 
 
 class _Walk:
