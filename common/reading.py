@@ -87,6 +87,30 @@ def read_json(
     return value if schema is None else checked(value, schema, str(path))
 
 
+def read_json_lines(
+    path: Path | str, schema: type[Schema], hint: str = ""
+) -> list[tuple[int, Schema]]:
+    """Line numbers, from 1, and values of a file with one JSON value a line; empty lines are none.
+
+    Args:
+        path: The file.
+        schema: What every value must be, see `checked`.
+        hint: Where the file comes from; added to the error when it is missing.
+
+    Raises:
+        DataError: The file is missing or has no value, a line is no JSON (as where a download broke
+            off) or not what the schema says; with file and line.
+    """
+    found = []
+    for number, line in enumerate(read_text(path, hint, "a file of JSON lines").split("\n"), 1):
+        if line.strip():
+            where = f"{path}: line {number}"
+            found.append((number, checked(parse_json(line, where), schema, where)))
+    if not found:
+        raise DataError(f"{path}: no JSON value in it{'; ' + hint if hint else ''}")
+    return found
+
+
 def parse_json(
     text: str | bytes,
     where: str,
