@@ -50,9 +50,19 @@ from tests.common.lmdb_files import arrays, texts, write_lmdb
 from tests.common.result_examples import lxmert_layout, make_result
 from tests.conftest import EARLIER
 from tests.fuzz import mutations
+from tests.vilbert.task_files import NAMES, references, write_captions, write_references, write_vcr
 from tests.vlbert.coco_files import ANSWERS, record
+from vilbert.caption_data import (
+    CaptionedImage,
+    HardNegatives,
+    find_hard_negatives,
+    read_captions,
+    read_hard_negatives,
+)
+from vilbert.referring_data import Referring, read_referring
 from vilbert.sizes import BASE_CONFIG, ViLBertConfig, read_config
 from vilbert.tasks import LOSSES, TASKS_FILE, TaskEntry, read_tasks
+from vilbert.vcr_data import VCREntry, read_vcr
 from vilbert.vqa_data import LABEL_TO_ANSWER, original_answers, with_targets
 from vlbert.config import load_config
 from vlbert.data_answers import AnswerFile
@@ -450,6 +460,8 @@ def tasks_right(value: dict[str, TaskEntry], real: Any, content: bytes) -> None:
     sections = yaml.safe_load(content.decode("utf-8-sig"))
     assert len(sections) == len(value)
     for (name, section), (number, task) in zip(sections.items(), value.items(), strict=True):
+        # A rate without a point is a text in YAML.
+        section = section | {"lr": float(section["lr"])}
         assert name == f"TASK{number}" and section.items() <= vars(task).items()
         assert LOSSES[task.type] == task.loss and task.name.strip()
         for key in ("batch_size", "lr", "num_epoch", "max_seq_length", "max_region_num"):
@@ -506,6 +518,54 @@ def targets_right(value: list[Example], real: list[Example], content: bytes) -> 
         assert example.question_id == of_file.question_id
         assert example.answers == said[example.question_id]
         assert all(0 < score <= 1 for score in example.answers.values())
+
+
+# ViLBERT: its other tasks
+
+
+def vcr(folder: Path) -> None:
+    path = write_vcr(folder)
+    path.write_text(path.read_text() * 2)
+
+
+def vcr_right(value: list[VCREntry], real: Any, content: bytes) -> None:
+    lines = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
+    for entry, line in zip(value, lines, strict=True):
+        assert (entry.entry_id, entry.label) == (line["annot_id"], line.get("answer_label"))
+        assert len(entry.options) == 4 and int(entry.image_id) >= int(line["img_id"][-1])
+        spoken = [word for word in line["question"] if isinstance(word, str)]
+        assert all(word in entry.question for word in spoken)
+
+
+def referring_right(value: list[Referring], real: Any, content: bytes) -> None:
+    refs = PlainUnpickler(io.BytesIO(content), encoding="latin-1").load()
+    said = [t for ref in refs if ref["split"] == "train" for t in ref["sentences"]]
+    assert [(r.sentence_id, r.text) for r in value] == [(t["sent_id"], t["raw"]) for t in said]
+    assert all(r.box == (1.5, 2, 31.5, 42) for r in value)
+
+
+def captions(folder: Path) -> None:
+    lines = [{"img_path": f"{n}.jpg", "sentences": ["a man", f"boat {n}"]} for n in range(3)]
+    write_captions(folder / "a.jsonline", *lines)
+
+
+def captions_right(value: list[CaptionedImage], real: Any, content: bytes) -> None:
+    lines = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
+    for image, line in zip(value, lines, strict=True):
+        assert list(image.captions) == line["sentences"] and all(image.captions)
+        assert int(image.image_id) == int(Path(line["img_path"]).stem)
+
+
+def hard_negatives(folder: Path) -> None:
+    found = find_hard_negatives(["3", "5", "8"], torch.tensor([[0.0], [1.0], [5.0]]), 3)
+    found.write(folder / "hard_negative.pkl")
+
+
+def negatives_right(value: HardNegatives, real: Any, content: bytes) -> None:
+    found = PlainUnpickler(io.BytesIO(content), encoding="latin-1").load()
+    assert (value.pool == found["train_hard_pool"]).all()
+    assert list(value.images) == [str(name) for name in found["train_image_list"]]
+    assert all(set(others) <= set(value.images) for others in value.of().values())
 
 
 # Pictures
@@ -833,6 +893,38 @@ KINDS = [
         mutations.damaged_pickle,
         read_targets,
         targets_right,
+    ),
+    Kind(
+        "VCR",
+        vcr,
+        "val.jsonl",
+        mutations.damaged_bytes,
+        lambda f: read_vcr(f / "val.jsonl", f, NAMES),
+        vcr_right,
+    ),
+    Kind(
+        "referring expressions",
+        lambda f: write_references(f, *references(), protocol=2),
+        "refs(unc).p",
+        mutations.damaged_pickle,
+        lambda f: read_referring(f, "train"),
+        referring_right,
+    ),
+    Kind(
+        "captions",
+        captions,
+        "a.jsonline",
+        mutations.damaged_bytes,
+        lambda f: read_captions(f / "a.jsonline"),
+        captions_right,
+    ),
+    Kind(
+        "hard negatives",
+        hard_negatives,
+        "hard_negative.pkl",
+        mutations.damaged_pickle,
+        lambda f: read_hard_negatives(f / "hard_negative.pkl"),
+        negatives_right,
     ),
     Kind(
         "PNG",

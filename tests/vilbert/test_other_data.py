@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from common.errors import DataError
+from tests.vilbert.task_files import NAMES, references, write_captions, write_references, write_vcr
 from vilbert.caption_data import (
     HardNegatives,
     find_hard_negatives,
@@ -22,18 +21,6 @@ from vilbert.caption_data import (
 from vilbert.referring_data import read_referring
 from vilbert.vcr_data import read_names, read_vcr
 
-NAMES = ["Casey", "Riley", "Jessie"]
-LINE: dict[str, Any] = {
-    "annot_id": "val-7-3",
-    "img_id": "val-7",
-    "img_fn": "movie/1.jpg",
-    "metadata_fn": "movie/1.json",
-    "question": ["What", "does", [0], "give", [2, 1], "?"],
-    "answer_choices": [[[0], "gives", f"gift{n}"] for n in range(4)],
-    "rationale_choices": [["because", f"{n}"] for n in range(4)],
-    "answer_label": 2,
-    "rationale_label": 1,
-}
 BREAK = [
     ({"question": ["What", [3], "?"]}, "object 3 is spoken of, but the image has 3 objects"),
     ({"answer_choices": [["a"]] * 3}, "field 'answer_choices' has 3 choices, expected 4"),
@@ -43,15 +30,6 @@ BREAK = [
     ({"question": 3}, "question is 3: "),
     ({"metadata_fn": "movie/2.json"}, "movie/2.json: no such file"),
 ]
-
-
-def write_vcr(folder: Path, **changes: Any) -> Path:
-    """One line, and what is known of its image."""
-    (folder / "movie").mkdir(exist_ok=True)
-    (folder / "movie" / "1.json").write_text(json.dumps({"names": ["person", "person", "cup"]}))
-    line = {k: v for k, v in (LINE | changes).items() if v is not None}
-    (folder / "val.jsonl").write_text(json.dumps(line) + "\n")
-    return folder / "val.jsonl"
 
 
 def test_objects_are_called_by_name_and_persons_by_one_each(tmp_path):
@@ -101,38 +79,6 @@ def test_names_are_the_second_column(tmp_path):
     (tmp_path / "names.csv").write_text(",name\n1,Casey\n2\n")
     with pytest.raises(DataError, match="line 3: no name"):
         read_names(tmp_path / "names.csv")
-
-
-def references() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """References of two splits, and the objects that they mean."""
-    refs = [
-        {
-            "ref_id": n,
-            "ann_id": 10 + n,
-            "image_id": 581 + n,
-            "category_id": 1,
-            "file_name": "COCO_train2014_000000000581_10.jpg",
-            "split": ("train", "testA")[n],
-            "sent_ids": [2 * n, 2 * n + 1],
-            "sentences": [
-                {"sent_id": 2 * n + k, "raw": f"man {k}", "sent": f"man {k}", "tokens": ["man"]}
-                for k in range(2)
-            ],
-        }
-        for n in range(2)
-    ]
-    images = [{"id": 581 + n, "width": 640, "height": 480, "file_name": "x"} for n in range(2)]
-    annotations = [
-        {"id": 10 + n, "image_id": 581 + n, "category_id": 1, "bbox": [1.5, 2, 30, 40]}
-        for n in range(2)
-    ]
-    return refs, {"images": images, "annotations": annotations, "categories": []}
-
-
-def write_references(folder: Path, refs: Any, instances: Any, protocol: int = 0) -> Path:
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol))
-    (folder / "instances.json").write_text(json.dumps(instances))
-    return folder
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -187,11 +133,6 @@ def test_a_pickle_of_references_runs_nothing(tmp_path):
     write_references(tmp_path, *references())
     with pytest.raises(DataError, match="no text of split 'val'"):
         read_referring(tmp_path, "val")
-
-
-def write_captions(path: Path, *lines: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def test_captions_are_read_by_file_or_by_id(tmp_path):
