@@ -120,7 +120,12 @@ def read_hard_negatives(path: Path, needed: Iterable[str] = ()) -> HardNegatives
     found = read_pickle(path)
     if not isinstance(found, dict) or not {POOL, LISTED} <= found.keys():
         raise DataError(f"{path}: {short(found)}: expected {POOL} and {LISTED}")
-    images, pool = [str(name) for name in found[LISTED]], np.asarray(found[POOL])
+    listed, pool = found[LISTED], found[POOL]
+    if not isinstance(pool, np.ndarray):
+        raise DataError(f"{path}: {POOL} is {short(pool)}: expected an array")
+    if not isinstance(listed, list) or not all(type(name) in (int, str) for name in listed):
+        raise DataError(f"{path}: {LISTED} is {short(listed)}: expected a list of image ids")
+    images = [str(name) for name in listed]
     if not images or pool.ndim != 2 or pool.shape[1] < 2:
         raise DataError(
             f"{path}: {POOL} has shape {pool.shape} for {len(images)} images: every image needs "

@@ -175,6 +175,8 @@ def test_hard_negatives_are_the_nearest_others(tmp_path):
     [
         ([], "expected train_hard_pool and train_image_list"),
         ((np.zeros((0, 100), int), []), "for 0 images: every image needs itself and a neighbour"),
+        ((np.zeros((2, 3), int), None), "train_image_list is None: expected a list of image ids"),
+        (([[0, 1]], ["a", "b"]), "train_hard_pool is [[0, 1]]: expected an array"),
         ((np.zeros((2, 1), int), ["a", "b"]), "every image needs itself and a neighbour"),
         ((np.zeros((1, 3), int), ["a", "b"]), "a row for each image"),
         ((np.zeros((2, 3)), ["a", "b"]), "of float64 for 2 images: expected whole numbers"),
