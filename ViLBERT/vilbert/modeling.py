@@ -138,9 +138,24 @@ class ViLBertEncoder(RoutedEncoder):
         self.config = self.config.without(names)
 
     def before_connections(self) -> int:
-        """So many layers run before the first connection: each of them reads one stream alone."""
+        """So many layers run before the first connection: each of them reads one stream alone.
+
+        Those of the image come first.
+        """
         kinds = [kind for kind, _ in self.config.order()]
         return kinds.index("connection") if "connection" in kinds else len(kinds)
+
+    @property
+    def meets(self) -> bool:
+        """Whether there are connections at all."""
+        return bool(self.config.with_coattention and self.config.v_biattention_id)
+
+    def alone(self, stream: str) -> slice:
+        """The places of the layers that run on one stream before the first connection, if any."""
+        border = self.before_connections()
+        kinds = [kind for kind, _ in self.config.order()][:border]
+        images = kinds.count("vision")
+        return slice(images) if stream == "vision" else slice(images, border)
 
 
 class BertModel(nn.Module):
@@ -225,18 +240,28 @@ class BertModel(nn.Module):
 
     def embed(self, raw: Inputs) -> State:
         """Inputs of `forward` by name -> the streams before the first layer, and their masks."""
-        config = self.config
-        ids, features, places = (raw[name] for name in ("input_ids", "features", "places"))
-        assert ids is not None and features is not None and places is not None
+        return {**self.embed_texts(raw), **self.embed_images(raw)}
+
+    def embed_texts(self, raw: Inputs) -> State:
+        """The text's half of `embed`."""
+        ids, mask = raw["input_ids"], raw.get("attention_mask")
+        assert ids is not None
         lang = self.embeddings(ids, raw.get("token_type_ids"))
-        vision = self.v_embeddings(features, places)
-        masks = (raw.get("attention_mask"), raw.get("image_attention_mask"))
         return {
             # No gradient is computed for the embeddings before fixed layers.
-            "lang": lang.detach() if config.fixed_t_layer else lang,
-            "vision": vision.detach() if config.fixed_v_layer else vision,
-            "lang.mask": None if masks[0] is None else additive_mask(masks[0], lang.dtype),
-            "vision.mask": None if masks[1] is None else additive_mask(masks[1], vision.dtype),
+            "lang": lang.detach() if self.config.fixed_t_layer else lang,
+            "lang.mask": None if mask is None else additive_mask(mask, lang.dtype),
+        }
+
+    def embed_images(self, raw: Inputs) -> State:
+        """The image's half of `embed`."""
+        features, places = raw["features"], raw["places"]
+        mask = raw.get("image_attention_mask")
+        assert features is not None and places is not None
+        vision = self.v_embeddings(features, places)
+        return {
+            "vision": vision.detach() if self.config.fixed_v_layer else vision,
+            "vision.mask": None if mask is None else additive_mask(mask, vision.dtype),
         }
 
     def _run(self, state: State, raw: Inputs, passed: list[State] | None) -> tuple[State, State]:
