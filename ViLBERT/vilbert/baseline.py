@@ -15,12 +15,13 @@ from common.adapt.encoder import RoutedEncoder
 from common.adapt.routes import State, read_stream
 from common.adapt.steps import Layer, bert_steps
 from common.errors import ConfigError
+from common.modules.embeddings import TextEmbeddings
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, find_activation, init_bert_weights
 from common.modules.masks import additive_mask
 from vilbert.heads import POOLED_DROPOUT, PretrainingHeads, SimpleClassifier
 from vilbert.layers import text_layer
-from vilbert.modeling import BOX, text_embeddings
+from vilbert.modeling import BOX
 from vilbert.sizes import ViLBertConfig
 
 IMAGE_TYPE = 1
@@ -87,7 +88,7 @@ class BaselineModel(nn.Module):
 
     def __init__(self, config: ViLBertConfig) -> None:
         super().__init__()
-        self.embeddings = text_embeddings(config)
+        self.embeddings = TextEmbeddings(config)
         self.v_embeddings = TypedImageEmbeddings(config)
         self.encoder = SingleStreamEncoder(config)
         self.pooler = Pooler(config.hidden_size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,17 +53,6 @@ class BertOutput:
     embedded: dict[str, Tensor]
     connected: list[dict[str, Tensor]] = field(default_factory=list)
     attention: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-
-def text_embeddings(config: ViLBertConfig) -> TextEmbeddings:
-    """Those of a BERT of the config's sizes."""
-    return TextEmbeddings(
-        config.vocab_size,
-        config.hidden_size,
-        config.max_position_embeddings,
-        config.type_vocab_size,
-        config.hidden_dropout_prob,
-    )
 
 
 class ImageEmbeddings(nn.Module):
@@ -166,7 +154,7 @@ class BertModel(nn.Module):
     ) -> None:
         """`policy_layers`: text, connection and image layers of a published policy made for it."""
         super().__init__()
-        self.embeddings = text_embeddings(config)
+        self.embeddings = TextEmbeddings(config)
         self.v_embeddings = ImageEmbeddings(config)
         self.encoder = ViLBertEncoder(config, self._published_policy)
         self.t_pooler = ReluPooler(config.hidden_size, config.bi_hidden_size)
@@ -272,8 +260,7 @@ class BertModel(nn.Module):
         """
         encoder = self.encoder
         if not (self.config.fast_mode or self.config.in_batch_pairs):
-            more: dict[str, Any] = {} if passed is None else {"passed": passed}
-            return state, encoder.run_layers(state, raw, **more)
+            return state, encoder.run_layers(state, raw, passed)
         if encoder.adaptive is not None:
             state, pairs = self._paired(state), self._paired(dict(raw))
             return state, encoder.run_layers(state, pairs, passed)

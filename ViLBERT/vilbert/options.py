@@ -293,18 +293,23 @@ def settle_train(args: argparse.Namespace) -> None:
 
 def _fill_in(args: argparse.Namespace, task: TaskEntry, **values: float) -> None:
     """Flags that are not given, where the data are the task's own."""
-    if not is_own(task, args.dataset, args.data):
+    if _stand_in(args, task) is not None:
         return
     for flag, value in values.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
 
 
+def _stand_in(args: argparse.Namespace, task: TaskEntry) -> str | None:
+    """The data set that is used instead of a task's own; None: its own is."""
+    own = is_own(task, args.dataset, args.data)
+    return None if own else embedded_name(task, args.dataset)
+
+
 def run_name(args: argparse.Namespace, task: TaskEntry) -> str:
     """`VQA_bert_base_6layer_6conect-pretrained`."""
     options = model_options(args)
-    own = is_own(task, args.dataset, args.data)
-    config = options.sizes_file("" if own else embedded_name(task, args.dataset))
+    config = options.sizes_file(_stand_in(args, task) or "")
     return f"{names([task])}_{config.stem}{'-' if args.save_name else ''}{args.save_name}"
 
 
@@ -326,10 +331,8 @@ def settle_eval(args: argparse.Namespace) -> None:
         roots = [root for root in (args.output_dir, Path("save")) if root is not None]
         made_in = next((r / name for r in roots if (r / name).is_dir()), roots[0] / name)
         args.load = str(made_in / BEST)
-    own = is_own(task, args.dataset, args.data)
-    args.test = args.test or (
-        task.val_split if own else DATASETS[embedded_name(task, args.dataset)].valid
-    )
+    other = _stand_in(args, task)
+    args.test = args.test or (task.val_split if other is None else DATASETS[other].valid)
     if "train" in args.test:
         raise ConfigError(
             f"--split {args.test}: these questions are trained on; give {task.val_split} or test"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.data.datasets import open_features, resolve_dataset
+from common.data.datasets import open_features
 from common.data.easy_vqa.build import DETECTOR
 from common.data.easy_vqa.regions import (
     FOREGROUND_DIFFERENCE,
@@ -191,12 +191,7 @@ def run_stores(run: OpenedRun, data_root: Path | None = None) -> list[RegionFeat
     """
     try:
         with redirect_stdout(sys.stderr):
-            find = find_backbone(run.meta["backbone"]).dataset
-            dataset = (
-                resolve_dataset(run.dataset, data_root=data_root)
-                if find is None
-                else find(run, data_root)
-            )
+            dataset = find_backbone(run.meta["backbone"]).dataset(run, data_root)
             splits = [
                 name
                 for name, split in dataset.kind.splits.items()

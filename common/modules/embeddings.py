@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from common.errors import DataError
 from common.modules.layers import LAYER_NORM_EPS
+
+
+class TextSizes(Protocol):
+    """What a backbone's config says of its text."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int: ...
+    @property
+    def hidden_dropout_prob(self) -> float: ...
 
 
 class TextEmbeddings(nn.Module):
@@ -15,30 +32,21 @@ class TextEmbeddings(nn.Module):
     Shape legend: B batch, T tokens, C channels.
     """
 
-    def __init__(
-        self,
-        words: int,
-        channels: int,
-        positions: int,
-        types: int,
-        dropout: float,
-        padded: bool = False,
-    ) -> None:
+    def __init__(self, config: TextSizes, padded: bool = False) -> None:
         """Make the three tables.
 
         Args:
-            words, positions, types: rows of the tables.
-            channels: C.
-            dropout: rate.
+            config: their sizes, and the rate of dropout.
             padded: row 0 of all three gets no gradient, as LXMERT has it; else that of words alone.
         """
         super().__init__()
-        row = 0 if padded else None
-        self.word_embeddings = nn.Embedding(words, channels, padding_idx=0)
-        self.position_embeddings = nn.Embedding(positions, channels, padding_idx=row)
-        self.token_type_embeddings = nn.Embedding(types, channels, padding_idx=row)
-        self.LayerNorm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        row, size = 0 if padded else None, config.hidden_size
+        positions = config.max_position_embeddings
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
+        self.position_embeddings = nn.Embedding(positions, size, padding_idx=row)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size, padding_idx=row)
+        self.LayerNorm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """input_ids and token_type_ids (B, T) -> (B, T, C).

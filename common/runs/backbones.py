@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive
 from common.adapt.strategies import Strategy, find_strategy
-from common.data.datasets import Dataset
+from common.data.datasets import Dataset, resolve_dataset
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import CheckpointError, ConfigError
@@ -62,8 +62,8 @@ class Backbone:
             the checkpoint's meta; ConfigError where this model cannot be opened.
         make_inputs: what turns a batch of a VQA data set into the model's inputs, from the
             tokenizer of the questions and the checkpoint's meta.
-        dataset: the data set of a run, `dataset(run, folder of its files or None)`; None: that of
-            the table by its name.
+        dataset: the data set of a run, `dataset(run, folder of its files or None)`; by itself that
+            of the table by its name.
         exporting: what is needed to export its runs as plain models; None where there are none.
         parity: {kind of golden case: `run(config, weights, inputs, wanted) -> tensors`}.
         bench: what `common.bench` measures, or None.
@@ -75,7 +75,9 @@ class Backbone:
     script: RunScript
     make_model: Callable[[dict[str, Any]], nn.Module]
     make_inputs: Callable[[Tokenizer, dict[str, Any]], MakeInputs]
-    dataset: Callable[[OpenedRun, Path | None], Dataset] | None = None
+    dataset: Callable[[OpenedRun, Path | None], Dataset] = lambda run, data_root: resolve_dataset(
+        run.dataset, data_root=data_root
+    )
     exporting: Exporting | None = None
     parity: Mapping[
         str,

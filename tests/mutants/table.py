@@ -339,8 +339,8 @@ MUTANTS = [
     ),
     Mutant(
         "common/modules/embeddings.py",
-        "nn.Embedding(words, channels, padding_idx=0)",
-        "nn.Embedding(words, channels)",
+        "nn.Embedding(config.vocab_size, size, padding_idx=0)",
+        "nn.Embedding(config.vocab_size, size)",
         UNNOTICED,
     ),
 ]

@@ -48,18 +48,6 @@ class LxmertOutput:
     pooled: Tensor
 
 
-def text_embeddings(config: LxmertConfig) -> TextEmbeddings:
-    """Row 0 is the padding of all three tables, as upstream: those rows get no gradient."""
-    return TextEmbeddings(
-        config.vocab_size,
-        config.hidden_size,
-        config.max_position_embeddings,
-        config.type_vocab_size,
-        config.hidden_dropout_prob,
-        padded=True,
-    )
-
-
 class VisualFeatureEncoder(nn.Module):
     """Mean of the normalised projections of a region's features and of its box."""
 
@@ -224,7 +212,7 @@ class LXRTModel(nn.Module):
     ) -> None:
         """`policy_layers`: language, cross and vision layers of a published policy made for it."""
         super().__init__()
-        self.embeddings = text_embeddings(config)
+        self.embeddings = TextEmbeddings(config, padded=True)
         self.encoder = LXRTEncoder(config, self._published_policy)
         self.pooler = Pooler(config.hidden_size)
         self._policy_layers = policy_layers
