@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -260,7 +261,9 @@ class BertModel(nn.Module):
         """
         encoder = self.encoder
         if not (self.config.fast_mode or self.config.in_batch_pairs):
-            return state, encoder.run_layers(state, raw, passed)
+            # Who watches the layers from outside gets the call of the other backbones.
+            more: dict[str, Any] = {} if passed is None else {"passed": passed}
+            return state, encoder.run_layers(state, raw, **more)
         if encoder.adaptive is not None:
             state, pairs = self._paired(state), self._paired(dict(raw))
             return state, encoder.run_layers(state, pairs, passed)
