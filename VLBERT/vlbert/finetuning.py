@@ -235,10 +235,11 @@ def make_run(
         built.meta | {"keys": lasting(config)},
         options.command,
         source.tokenizer,
+        splits.valid.vocabulary.answers,
         lambda: keep_config(config, begun.folder),
         options.run.names,
-        optimizers,
-        epoch_lines,
+        optimizers=optimizers,
+        epoch_lines=epoch_lines,
     )
 
 

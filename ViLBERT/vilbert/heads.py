@@ -188,8 +188,9 @@ class VILBertForVLTasks(nn.Module):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_attention_mask: Tensor | None = None,
+        heads: Collection[str] | None = None,
     ) -> VLOutput:
-        """Inputs of `BertModel.forward` (B, …) -> the heads that are used.
+        """Inputs of `BertModel.forward` (B, …) -> the heads that are used, or some of them.
 
         Raises:
             ConfigError: with `in_batch_pairs`, where the mask of the regions is not that of pairs.
@@ -203,7 +204,11 @@ class VILBertForVLTasks(nn.Module):
             input_ids, features, places, token_type_ids, attention_mask, image_attention_mask
         )
         return VLOutput(
-            **{name: self.head(name, found, image_attention_mask) for name in self.used}
+            **{
+                name: self.head(name, found, image_attention_mask)
+                for name in self.used
+                if heads is None or name in heads
+            }
         )
 
     def head(self, name: str, found: BertOutput, mask: Tensor | None) -> Tensor:

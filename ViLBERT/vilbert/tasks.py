@@ -5,7 +5,7 @@ A section is `TASK<number>`; a task is chosen by its number or its name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,32 @@ from common.reading import parse_yaml, read_text, short
 from vilbert.sizes import HOME, nearest
 
 TASKS_FILE = HOME / "vlbert_tasks.yml"
-LOSSES = {"VL-classifier": "BCEWithLogitLoss"}
+LOSSES = {
+    "VL-classifier": "BCEWithLogitLoss",
+    "VL-logit": "CrossEntropyLoss",
+    "V-logit": "BCEWithLogitLoss",
+}
+# Names of tasks by the numbers of the original's later READMEs; `readme`: those of the task file.
+NUMBERS: dict[str, dict[str, str]] = {
+    "readme": {},
+    "beta": {
+        "0": "VQA",
+        "1": "VCR_Q-A",
+        "2": "VCR_QA-R",
+        "3": "RetrievalFlickr30k",
+        "4": "refcoco+",
+    },
+    "12in1": {
+        "1": "VQA",
+        "5": "VCR_Q-A",
+        "6": "VCR_QA-R",
+        "7": "RetrievalCOCO",
+        "8": "RetrievalFlickr30k",
+        "9": "refcoco",
+        "10": "refcoco+",
+        "11": "refcocog",
+    },
+}
 DEFAULT = "1"
 
 
@@ -25,12 +50,13 @@ class TaskEntry:
 
     Attributes:
         name: of the task; names the run's folder.
-        type: what is read of the model: VL-classifier, the answers.
-        loss: BCEWithLogitLoss, of soft answer scores.
+        type: what is read of the model: VL-classifier, answers; VL-logit, a score of every pair,
+            of which one is right; V-logit, a score of every region.
+        loss: of that type, see `LOSSES`.
         task_id: number of the task in the original's first numbering.
         dataroot: folder of questions and annotations, relative to ViLBERT/.
         features_h5path1: region features: an LMDB of the original, a TSV or a store of ours.
-        features_h5path2: a second set of regions; VQA has none.
+        features_h5path2: a second set of regions, annotated ones; may be empty.
         train_annotations_jsonpath, val_annotations_jsonpath: of tasks that name their annotations.
         max_seq_length: word pieces of a text, with [CLS] and [SEP].
         max_region_num: regions, with the image as a whole.
@@ -38,6 +64,7 @@ class TaskEntry:
             batch of evaluation.
         train_split, val_split: what is trained on and reported.
         lr, num_epoch: of the recipe.
+        data: `module:Class` that reads the samples of a task of one's own; see `vilbert.samples`.
     """
 
     name: str
@@ -57,6 +84,7 @@ class TaskEntry:
     features_h5path2: str = ""
     train_annotations_jsonpath: str = ""
     val_annotations_jsonpath: str = ""
+    data: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -128,26 +156,49 @@ def _number(value: Any) -> Any:
         return value
 
 
-def chosen_tasks(words: str, path: Path | str = TASKS_FILE) -> list[TaskEntry]:
-    """The tasks of `--tasks 1`, by number or name.
+def chosen_tasks(
+    words: str, path: Path | str = TASKS_FILE, numbers: str = "readme"
+) -> list[TaskEntry]:
+    """The tasks of `--tasks 6-7`, by number or name, with `-` or a comma between.
+
+    Args:
+        words: what was typed.
+        path: the task file.
+        numbers: whose numbers they are, see `NUMBERS`.
 
     Raises:
-        ConfigError: one that the file does not have, or several.
+        ConfigError: one that the file does not have, or one twice.
     """
     tasks = read_tasks(path)
     by_name = {task.name.lower(): task for task in tasks.values()}
-    if words.lower() in by_name:
-        return [by_name[words.lower()]]
-    found = []
-    for word in words.split("-"):
-        task = tasks.get(word.strip().removeprefix("TASK")) or by_name.get(word.strip().lower())
+    renamed = NUMBERS[numbers]
+    by_number = {n: by_name.get(name.lower()) for n, name in renamed.items()} or tasks
+    found: list[TaskEntry] = []
+    for word in _split(words, by_name):
+        task = by_number.get(word.removeprefix("TASK")) or by_name.get(word.lower())
         if task is None:
+            meant = f" ({renamed[word]})" if word in renamed else ""
             raise ConfigError(
-                f"--tasks {words}: {path} has no task {word!r}; there are {listed(tasks)}"
+                f"--tasks {words}: {path} has no task {word!r}{meant}; there are {listed(tasks)}"
             )
+        if task in found:
+            raise ConfigError(f"--tasks {words}: {task.name} is there twice")
         found.append(task)
-    if len(found) > 1:
-        raise ConfigError(f"--tasks {words}: one task at a time; there are {listed(tasks)}")
+    return found
+
+
+def _split(words: str, names: Container[str]) -> list[str]:
+    """The tasks of a list, in whose names there may be a `-`."""
+    found: list[str] = []
+    for word in words.split(","):
+        parts = word.strip().split("-")
+        while parts:
+            # The longest name that stands first, else what is before the next `-`.
+            length = next(
+                (n for n in range(len(parts), 1, -1) if "-".join(parts[:n]).lower() in names), 1
+            )
+            found.append("-".join(parts[:length]).strip())
+            parts = parts[length:]
     return found
 
 

@@ -20,7 +20,8 @@ from common.data.vqa_dataset import VQABatch
 from common.errors import ConfigError
 from common.features.store import Regions
 from common.runs.backbones import OpenedRun
-from common.tasks.vqa import EVALUATION, check_logits
+from common.tasks.evaluation import EVALUATION
+from common.tasks.vqa import check_logits
 
 UNKNOWN = "[UNK]"
 

@@ -83,12 +83,21 @@ class Tokenizer:
             ids and mask, (B, T) int64 with T <= max_tokens; mask 1 = token, 0 = padding.
         """
         rows = self._tokenizer(list(sentences), truncation=True, max_length=max_tokens)["input_ids"]
-        width = max(len(row) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.int64)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids, (torch.arange(width)[None] < lengths[:, None]).long()
+        return _padded(rows), _padded([[1] * len(row) for row in rows])
+
+    def encode_pairs(
+        self, firsts: Sequence[str], seconds: Sequence[str], max_tokens: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[CLS] first [SEP] second [SEP]; of the two the longer one is truncated.
+
+        Returns:
+            ids, mask and segments (0 first, 1 second), (B, T) int64.
+        """
+        found = self._tokenizer(
+            list(firsts), list(seconds), truncation="longest_first", max_length=max_tokens
+        )
+        rows, segments = found["input_ids"], found["token_type_ids"]
+        return _padded(rows), _padded([[1] * len(row) for row in rows]), _padded(segments)
 
     def pieces(self, sentence: str) -> list[str]:
         """The word pieces of a sentence, without special tokens."""
@@ -108,6 +117,14 @@ class Tokenizer:
             return self.vocabulary_file.read_text(encoding="utf-8")
         numbers = self._tokenizer.get_vocab()
         return "".join(f"{piece}\n" for piece in sorted(numbers, key=numbers.__getitem__))
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """(B, T) int64, with zeros behind shorter rows."""
+    padded = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int64)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = torch.tensor(row)
+    return padded
 
 
 def _check_vocabulary(path: Path) -> None:

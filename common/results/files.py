@@ -23,7 +23,7 @@ from common.results.schema import ResultFile
 Result = dict[str, Any]
 FILE_NAME = "result.json"
 ANSWER_TYPES = ("overall", "yes/no", "number", "other")
-BASELINES = {"majority": "majority answer", "question_only": "question only"}
+BASELINES = {"majority": "majority answer", "question_only": "question only", "chance": "chance"}
 _WAY_OUT = "run that training again, or delete the file to leave the run out"
 
 

@@ -22,7 +22,7 @@ from common.results.plot_style import STRATEGY_COLOURS, Target, new_figure, run_
 if TYPE_CHECKING:
     from matplotlib.typing import LineStyleType
 
-BASELINE_STYLES: dict[str, LineStyleType] = {"majority": ":", "question_only": "--"}
+BASELINE_STYLES: dict[str, LineStyleType] = {"majority": ":", "question_only": "--", "chance": "-."}
 
 
 def plot_training(result: Result, path: Target) -> None:

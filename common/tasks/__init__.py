@@ -1,6 +1,7 @@
 """What runs do: finetuning on visual question answering, and the shared end of pretraining."""
 
 from common.tasks.command import Command
+from common.tasks.evaluation import EVALUATION, Evaluation, FinetuneTask
 from common.tasks.finetuning import Optimizers, Run, finetune, identity
 from common.tasks.masking import Draws, blank_or_replace, mask_pieces
 from common.tasks.options import (
@@ -25,7 +26,7 @@ from common.tasks.questions import (
 )
 from common.tasks.seeds import SeedRuns, run_seeds
 from common.tasks.starting import LogOptions, RunOptions, Started, join, started
-from common.tasks.vqa import EVALUATION, Evaluation, VQATask, vqa_loss
+from common.tasks.vqa import VQATask, vqa_loss
 from common.tasks.vqa_command import Built, Say, VQAOptions, VQAProgram
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Draws",
     "Evaluation",
     "FinetuneOptions",
+    "FinetuneTask",
     "LogOptions",
     "Optimizers",
     "PretrainingRun",

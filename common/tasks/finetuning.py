@@ -26,8 +26,6 @@ from common.adapt.encoder import Adaptive
 from common.adapt.families import find_encoder
 from common.adapt.strategies import Strategy
 from common.data.tokenizer import Tokenizer
-from common.data.vqa_dataset import VQADataset, question_digest
-from common.data.vqa_metric import majority_answer_baseline, question_only_baseline
 from common.errors import ConfigError
 from common.files import write_bytes, write_json
 from common.results.decision_plots import plot_decisions
@@ -35,9 +33,9 @@ from common.results.decision_trends import plot_decision_history, plot_decisions
 from common.results.plots import plot_training
 from common.results.report import write_run_report
 from common.runs.opened_run import save_answers
+from common.tasks.evaluation import Evaluation, FinetuneTask, counted
 from common.tasks.options import FinetuneOptions
-from common.tasks.vqa import Evaluation, VQATask
-from common.training.batch_order import BatchOrder
+from common.training.batch_order import BatchOrder, Order
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.loop import Trainer
 from common.training.optim import OptimizerWithSchedule, make_optimizer
@@ -55,8 +53,8 @@ class Run:
 
     Attributes:
         model: pretrained and adapted, on the runtime's device.
-        task: training and held-out questions.
-        val: the questions that are reported.
+        task: training and held-out samples.
+        val: the samples that are reported.
         strategy: of the model.
         options: how to train, decide and report.
         out_dir: folder of the run.
@@ -65,9 +63,11 @@ class Run:
             and `variant`, where the model is not as its size says.
         meta: what checkpoints of this run must agree on.
         command: as it was typed.
-        tokenizer: its vocabulary is kept in the folder, with the answers.
+        tokenizer: its vocabulary is kept in the folder.
+        answers: kept there as well; empty for a task without an answer head.
         keep: keeps more there; called after the check for an earlier run.
         names: of the checkpoints.
+        order: which samples make up which batch; None: `BatchOrder`.
         optimizers: makes the optimisers of the model and the policy from the run and the number of
             updates; default `make_optimizers`.
         epoch_lines: what is logged after an epoch, from its record; default `epoch_lines`.
@@ -76,8 +76,8 @@ class Run:
     """
 
     model: nn.Module
-    task: VQATask
-    val: VQADataset
+    task: FinetuneTask
+    val: Any
     strategy: Strategy
     options: FinetuneOptions
     out_dir: Path
@@ -87,8 +87,10 @@ class Run:
     meta: dict[str, Any]
     command: str
     tokenizer: Tokenizer
+    answers: Sequence[str] = ()
     keep: Callable[[], None] = field(default=lambda: None)
     names: SnapshotNames = field(default_factory=SnapshotNames)
+    order: Order | None = None
     optimizers: MakeOptimizers | None = None
     epoch_lines: Callable[[dict[str, Any]], str] | None = None
     warnings: list[str] = field(default_factory=list)
@@ -153,8 +155,7 @@ def training_settings(run: Run) -> dict[str, Any]:
     return {
         "dataset": run.identity["dataset"],
         "precision": run.runtime.precision,
-        "questions": question_digest(run.task.train),
-        "held_out_questions": question_digest(run.task.heldout),
+        **run.task.settings(),
         "adaptive": adaptive,
         **{key: value for key, value in settings.items() if key not in free},
     }
@@ -163,8 +164,8 @@ def training_settings(run: Run) -> dict[str, Any]:
 def finetune(run: Run) -> dict[str, Any]:
     """Train, take the best epoch, evaluate, and write result.json, plots and report."""
     options, loop = run.options, run.options.loop
-    order = BatchOrder(len(run.task), loop.batch_size, loop.seed)
-    main, policy = (run.optimizers or make_optimizers)(run, order.steps * loop.epochs)
+    order = run.order or BatchOrder(len(run.task), loop.batch_size, loop.seed)
+    main, policy = (run.optimizers or make_optimizers)(run, order.total(loop.epochs))
     meta = run.meta | {"training": training_settings(run)}
     trainer = Trainer(
         run.model,
@@ -178,6 +179,7 @@ def finetune(run: Run) -> dict[str, Any]:
         meta,
         run.names,
         lambda: keep_files(run),
+        order,
     )
     part = adaptive_part(run.model)
     if part is not None and part.options.policy_eval == "global":
@@ -201,7 +203,8 @@ def finetune(run: Run) -> dict[str, Any]:
 def keep_files(run: Run) -> None:
     """Write what `ask` needs beside a checkpoint."""
     write_bytes(run.out_dir / "vocab.txt", run.tokenizer.text().encode())
-    save_answers(run.out_dir, list(run.val.vocabulary.answers))
+    if run.answers:
+        save_answers(run.out_dir, list(run.answers))
     run.keep()
 
 
@@ -257,7 +260,7 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     if run.strategy.adaptive and run.options.adaptive.policy_eval == "global":
         fix_global_policy(run)
     val = run.task.evaluate(run.model, run.val, "validation")
-    train = run.task.evaluate(run.model, run.task.train, "training questions")
+    train = run.task.evaluate(run.model, run.task.train, f"training {run.task.things}")
     result = collect(run, trainer, train, val)
     if not run.runtime.world.main:
         return result
@@ -310,11 +313,7 @@ def fix_global_policy(run: Run) -> None:
 
 def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> dict[str, Any]:
     """Everything that result.json holds."""
-    examples = run.task.train.examples, run.val.examples
-    baselines = {
-        "majority": majority_answer_baseline(*examples),
-        "question_only": question_only_baseline(*examples),
-    }
+    baselines = run.task.baselines(run.val, val)
     decisions = None
     if val.decisions.share is not None:
         decisions = decision_table(
@@ -333,10 +332,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "device": str(run.runtime.device),
         "precision": run.runtime.precision,
         "processes": run.runtime.world.size,
-        "accuracy": {
-            "train": train.known_scores | {"count": len(run.task.train)},
-            "val": val.known_scores | {"count": len(run.val)},
-        },
+        "accuracy": {"train": counted(train, run.task.train), "val": counted(val, run.val)},
         "generalization_error": train.overall - val.overall,
         "baselines": baselines,
         "parameters": parameter_counts(run.model),
@@ -350,7 +346,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "memory": trainer.peak_memory or peak_memory(),
         "recipe": vars(run.options.recipe),
         "selection": f"{100 * run.options.holdout:g} % of the training images held out "
-        f"({len(run.task.heldout)} questions)"
+        f"({len(run.task.heldout)} {run.task.things})"
         + (", decisions by argmax" if run.options.adaptive.policy_eval == "global" else ""),
         "best_epoch": trainer.best_epoch,
         "epochs": trainer.history,
@@ -394,12 +390,13 @@ def find_problems(
                 f"the policy has collapsed: every one of {len(live)} live decisions is "
                 "the same for all samples"
             )
-    majority = baselines["majority"]["overall"]
-    if majority is not None and val.overall < majority:
-        found.append(
-            f"accuracy {val.overall:.2f} is below always answering the "
-            f"majority answer ({majority:.2f}): something is wrong, or training too short"
-        )
+    for name, what in (("majority", "always answering the majority answer"), ("chance", "chance")):
+        level = baselines.get(name, {}).get("overall")
+        if level is not None and val.overall < level:
+            found.append(
+                f"accuracy {val.overall:.2f} is below {what} ({level:.2f}): something is wrong, or "
+                "training too short"
+            )
     return found
 
 
@@ -407,9 +404,9 @@ def summary_lines(result: dict[str, Any]) -> str:
     """What a run prints last."""
     val, train = result["accuracy"]["val"], result["accuracy"]["train"]
     types = ", ".join(
-        f"{kind} {val[kind]:.2f}"
-        for kind in ("yes/no", "number", "other")
-        if val.get(kind) is not None
+        f"{kind} {value:.2f}"
+        for kind, value in val.items()
+        if kind not in ("overall", "count") and value is not None
     )
     lines = [
         f"\n{result['strategy']}: train {train['overall']:.2f}, validation "

@@ -10,7 +10,8 @@ from torch import nn
 from common.data.vqa_dataset import VQADataset
 from common.data.vqa_metric import write_predictions
 from common.files import write_json
-from common.tasks.vqa import Evaluation, VQATask
+from common.tasks.evaluation import Evaluation
+from common.tasks.vqa import VQATask
 
 BEST_ANSWERS = 8
 

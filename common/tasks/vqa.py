@@ -8,61 +8,36 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from common.adapt.adapting import adaptive_part
-from common.data.vqa_dataset import VQABatch, VQADataset
-from common.data.vqa_metric import score
+from common.data.vqa_dataset import VQABatch, VQADataset, question_digest
+from common.data.vqa_metric import majority_answer_baseline, question_only_baseline, score
 from common.errors import DataError
 from common.modules.losses import precise
-from common.training.batch_order import iterate
+from common.tasks.evaluation import (
+    Evaluation,
+    Figures,
+    batches_to_evaluate,
+    heldout_details,
+    joined_evaluations,
+    key_evaluation,
+)
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
 
 LARGEST = 1 << 63
-EVALUATION = -1  # the step that keys the noise of evaluation
 MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
+Answer = Callable[[nn.Module, dict[str, Tensor | None]], Tensor]
 
 
-@dataclass
-class Evaluation:
-    """Predictions for every question of a data set, their scores, and what was decided.
-
-    Attributes:
-        predictions: {question id: answer}.
-        scores: percent, overall and per answer type (None where a type does not occur); None
-            where the questions have no answers.
-        decisions: counts over the samples.
-        seconds_per_sample: of the model and the reading of features.
-        best: {question id: its likeliest answers}, where they were asked for.
-    """
-
-    predictions: dict[Any, str]
-    scores: dict[str, float | None] | None
-    decisions: DecisionCounts
-    seconds_per_sample: float
-    best: dict[Any, list[str]] = field(default_factory=dict)
-
-    @property
-    def known_scores(self) -> dict[str, float | None]:
-        """The scores of questions with answers."""
-        if self.scores is None:
-            raise ValueError("these questions have no answers to compare with")
-        return self.scores
-
-    @property
-    def overall(self) -> float:
-        """The accuracy over all questions, in percent."""
-        found = self.known_scores["overall"]
-        if found is None:
-            raise ValueError("there are no questions to score")
-        return found
+def answer(model: nn.Module, inputs: dict[str, Tensor | None]) -> Tensor:
+    """What a model that only answers says: logits (B, A)."""
+    logits: Tensor = model(**inputs)
+    return logits
 
 
 def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -93,7 +68,9 @@ def check_logits(logits: Tensor, names: Sequence[str]) -> None:
 
 
 class VQATask:
-    """Questions, regions and soft answer scores; `Task` of the training loop."""
+    """Questions, regions and soft answer scores; `FinetuneTask`."""
+
+    things = "questions"
 
     def __init__(
         self,
@@ -104,6 +81,7 @@ class VQATask:
         eval_batch_size: int,
         seed: int = 0,
         progress: bool = True,
+        answer: Answer = answer,
     ) -> None:
         """Put data and model's inputs together.
 
@@ -112,8 +90,9 @@ class VQATask:
             make_inputs: turns a batch of the data set into the backbone's inputs.
             eval_batch_size: questions per batch in evaluation.
             seed: of decisions that are drawn in evaluation.
+            answer: runs a model on inputs and gives its answer logits (B, A).
         """
-        self.seed = seed
+        self.seed, self.answer = seed, answer
         self.train, self.heldout = train, heldout
         self.make_inputs, self.runtime = make_inputs, runtime
         self.eval_batch_size, self.progress = eval_batch_size, progress
@@ -136,18 +115,30 @@ class VQATask:
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """Answer loss; the score is the soft score of the likeliest answer."""
-        logits = model(**batch.inputs)
+        logits = self.answer(model, batch.inputs)
         target = batch.labels["target"]
         chosen = target.gather(1, logits.detach().argmax(1, keepdim=True))
         return StepOutput({"answer": vqa_loss(logits, target)}, float(chosen.sum()), len(target))
 
+    def settings(self) -> dict[str, Any]:
+        """Numbers and checksums of the questions."""
+        return {
+            "questions": question_digest(self.train),
+            "held_out_questions": question_digest(self.heldout),
+        }
+
+    def baselines(self, val: VQADataset, found: Evaluation) -> dict[str, Figures]:
+        """The most frequent answer, and the most frequent one to each question."""
+        examples = self.train.examples, val.examples
+        return {
+            "majority": majority_answer_baseline(*examples),
+            "question_only": question_only_baseline(*examples),
+        }
+
     def validate(self, model: nn.Module) -> Validation:
         """Accuracy in percent on the held-out questions."""
         found = self.evaluate(model, self.heldout, "held out")
-        details: dict[str, Any] = {"heldout": found.scores}
-        if found.decisions.share is not None:
-            details["decisions"] = {"share": found.decisions.share, "count": found.decisions.count}
-        return Validation(found.overall, details)
+        return Validation(found.overall, heldout_details(found))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: VQADataset, name: str, best: int = 0) -> Evaluation:
@@ -156,28 +147,19 @@ class VQATask:
         Every process answers a part of the batches and gets the result of all. So many of the
         `best` answers to each question are kept.
         """
-        model.eval()
         likeliest: dict[Any, list[str]] = {}
         world = self.runtime.world
-        part = adaptive_part(model)
         predictions: dict[Any, str] = {}
         counts = DecisionCounts()
         start = time.perf_counter()
-        batches = world.share(list(iterate(len(data), self.eval_batch_size)))
-        for indices in tqdm(
-            batches,
-            desc=name,
-            unit="batch",
-            leave=False,
-            disable=not (self.progress and world.main),
-            dynamic_ncols=True,
+        for indices in batches_to_evaluate(
+            model, self.runtime, len(data), self.eval_batch_size, name, self.progress
         ):
             read = data.read(indices)
             batch = self.runtime.move(self._convert(read))
-            if part is not None:
-                part.key_noise(self.seed, EVALUATION, batch.samples)
+            key_evaluation(model, self.seed, batch.samples)
             with self.runtime.autocast():
-                logits = model(**batch.inputs)
+                logits = self.answer(model, batch.inputs)
             counts.add_last(model, batch.types)
             logits = logits.float().cpu()
             check_logits(logits, [f"question {asked}" for asked in read.question_ids])
@@ -187,25 +169,13 @@ class VQATask:
                 answers = data.vocabulary.answers
                 found = [[answers[label] for label in row] for row in top]
                 likeliest |= zip(read.question_ids, found, strict=True)
-        predictions, counts = _joined(world.gather((predictions, counts.state_dict())))
+        predictions, counts = joined_evaluations(world.gather((predictions, counts.state_dict())))
         if best:
             likeliest = {k: v for part in world.gather(likeliest) for k, v in part.items()}
         seconds = (time.perf_counter() - start) / max(1, len(data))
         answered = all(example.answers is not None for example in data.examples)
         scores = score(predictions, data.examples) if answered else None
         return Evaluation(predictions, scores, counts, seconds, likeliest)
-
-
-def _joined(
-    parts: Sequence[tuple[dict[Any, str], dict[str, Any]]],
-) -> tuple[dict[Any, str], DecisionCounts]:
-    """Predictions and counts of all processes."""
-    predictions: dict[Any, str] = {}
-    counts = DecisionCounts()
-    for found, state in parts:
-        predictions |= found
-        counts.join(state)
-    return predictions, counts
 
 
 def sample_key(question_id: int | str) -> int:

@@ -284,6 +284,7 @@ class VQAProgram(Generic[Model]):
                     built.meta,
                     options.command,
                     built.tokenizer,
+                    val.vocabulary.answers,
                     names=self.names,
                     optimizers=self.optimizers and self.optimizers(options, built.size),
                 )

@@ -1,6 +1,6 @@
 """The training loop and what a run needs: optimisers, checkpoints, processes, logs."""
 
-from common.training.batch_order import BatchOrder, MicroBatches, iterate
+from common.training.batch_order import BatchOrder, MicroBatches, Order, iterate
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import (
     check_compatible,
@@ -67,6 +67,7 @@ __all__ = [
     "Means",
     "MicroBatches",
     "OptimizerWithSchedule",
+    "Order",
     "RunningTotals",
     "Runtime",
     "SnapshotNames",

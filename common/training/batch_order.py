@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -12,8 +13,35 @@ from common.training.distributed import World, split_evenly
 from common.training.task import Task, TaskBatch
 
 
+class Order(Protocol):
+    """Which samples make up which batch of an epoch, the same in every process.
+
+    Attributes:
+        uniform: every batch trains the same parameters.
+    """
+
+    uniform: bool
+
+    def steps_of(self, epoch: int) -> int:
+        """Batches of an epoch."""
+
+    def total(self, epochs: int) -> int:
+        """Batches of the first so many epochs, at most."""
+
+    def epoch(self, epoch: int, skip: int = 0) -> list[list[int]]:
+        """The batches of an epoch, without the first `skip`."""
+
+    def check_divisible(self, processes: int, micro_batches: int) -> None:
+        """Every micro-batch of every process needs a sample; ConfigError otherwise."""
+
+    def follow(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Told what was measured after every epoch so far; coming epochs may depend on it."""
+
+
 class BatchOrder:
-    """Which samples make up which batch of an epoch."""
+    """Every sample once in an epoch, in an order keyed by (seed, epoch)."""
+
+    uniform = True
 
     def __init__(self, samples: int, batch_size: int, seed: int) -> None:
         if samples < 1:
@@ -22,8 +50,16 @@ class BatchOrder:
         self.samples, self.seed = samples, seed
         self.steps = samples // self.batch_size
 
+    def steps_of(self, epoch: int) -> int:
+        return self.steps
+
+    def total(self, epochs: int) -> int:
+        return self.steps * epochs
+
+    def follow(self, history: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
     def epoch(self, epoch: int, skip: int = 0) -> list[list[int]]:
-        """The batches of an epoch, without the first `skip`."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(self.samples, generator=generator).tolist()
         size = self.batch_size

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedEr
 from common.modules.losses import precise
 from common.reading import short
 from common.training.batch_loader import BatchLoader
-from common.training.batch_order import BatchOrder, MicroBatches
+from common.training.batch_order import BatchOrder, MicroBatches, Order
 from common.training.checkpoint import (
     check_compatible,
     load_checkpoint,
@@ -120,6 +121,7 @@ class Trainer:
         meta: dict[str, Any],
         names: SnapshotNames | None = None,
         keep: Callable[[], None] = lambda: None,
+        order: Order | None = None,
     ) -> None:
         """Put everything together.
 
@@ -129,6 +131,7 @@ class Trainer:
             meta: what a checkpoint must agree on to be resumed (backbone, strategy, sizes …).
             keep: writes what checkpoints need beside them; called in the first process after the
                 check for an earlier run, and where the folder was deleted meanwhile.
+            order: which samples make up which batch; default: `BatchOrder`.
         """
         self.model, self.task, self.runtime = model, task, runtime
         self.world = runtime.world
@@ -139,16 +142,17 @@ class Trainer:
         self.meta = meta | {"checkpoint_version": CHECKPOINT_VERSION}
         self.names, self.keep = names or SnapshotNames(), keep
         self.part = adaptive_part(model)
-        self.order = BatchOrder(len(task), options.batch_size, options.seed)
+        self.order = order or BatchOrder(len(task), options.batch_size, options.seed)
         self.order.check_divisible(self.world.size, options.accumulate)
         self.parallel = self._parallel()
-        self.total_steps = self.order.steps * options.epochs
+        self.total_steps = self.order.total(options.epochs)
         self.epoch = self.step_in_epoch = self.step = 0
         self.best_score = -math.inf
         self.best_epoch: int | None = None
         self.history: list[dict[str, Any]] = []
         self.running = RunningTotals()
         self.peak_memory: dict[str, int | None] = {}
+        self._recent: deque[tuple[float, float]] = deque(maxlen=options.log_every)
         self.start, self.earlier_seconds = time.perf_counter(), 0.0
         self._signal, self._stop = StopSignal(), False
 
@@ -159,7 +163,9 @@ class Trainer:
         device = self.runtime.device
         with peers():
             return DistributedDataParallel(
-                self.model, device_ids=[device] if device.type == "cuda" else None
+                self.model,
+                device_ids=[device] if device.type == "cuda" else None,
+                find_unused_parameters=not self.order.uniform,
             )
 
     def _apart(self) -> AbstractContextManager[None]:
@@ -179,7 +185,7 @@ class Trainer:
         with self._signal:
             while self.epoch < self.options.epochs and not (self._stop or self._done()):
                 self._train_epoch()
-                if self._stop or self.step_in_epoch < self.order.steps:
+                if self._stop or self.step_in_epoch < self.order.steps_of(self.epoch):
                     break
                 record = self._finish_epoch()
                 if after_epoch is not None:
@@ -202,7 +208,7 @@ class Trainer:
         reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
         with tqdm(
             BatchLoader(reader, batches, self.options.workers),
-            total=self.order.steps,
+            total=self.order.steps_of(self.epoch),
             initial=self.step_in_epoch,
             unit="step",
             desc=f"epoch {self.epoch}",
@@ -215,7 +221,9 @@ class Trainer:
                     break
                 start = time.perf_counter()
                 self._train_step(self.runtime.move(parts), counts)
-                self.running.step_seconds.append(time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                self.running.step_seconds.append(seconds)
+                self._recent.append((counts[SAMPLES], seconds))
                 bar.set_postfix(self.running.summary(self.world.size), refresh=False)
                 if self.options.save_every and self.step % self.options.save_every == 0:
                     self.save_last()
@@ -259,12 +267,12 @@ class Trainer:
             | {f"lr/{k}": o.lr for k, o in self.optimizers.items()},
             self.step,
         )
-        recent = self.running.step_seconds[-self.options.log_every :]
-        speed = self.options.batch_size * len(recent) / sum(recent) if recent else math.nan
+        samples, seconds = (sum(numbers) for numbers in zip((0.0, 0.0), *self._recent, strict=True))
+        speed = samples / seconds if seconds else math.nan
         shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         rates = ", ".join(f"{name} {o.lr:.3g}" for name, o in self.optimizers.items())
         self.tracker.note(
-            f"epoch {self.epoch}, step {self.step_in_epoch} of {self.order.steps}: "
+            f"epoch {self.epoch}, step {self.step_in_epoch} of {self.order.steps_of(self.epoch)}: "
             f"{shown}; score so far {self.running.summary(1)['score']}; learning "
             f"rate {rates}; {speed:.0f} samples a second"
         )
@@ -356,6 +364,7 @@ class Trainer:
         if self.part is not None:
             record["policy_temperature"] = self.temperature()
         self.history.append(record)
+        self.order.follow(self.history)
         self.tracker.scalars(
             {"train/score": record["train_accuracy"], "heldout/score": validation.score}, self.step
         )
@@ -467,6 +476,7 @@ class Trainer:
         self.step, self.history = progress["step"], progress["history"]
         self.best_score, self.best_epoch = progress["best_score"], progress["best_epoch"]
         self.earlier_seconds = progress["seconds"]
+        self.order.follow(self.history)
         self._resume_process(state["processes"])
 
     def _resume_process(self, processes: Sequence[Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ class RunningTotals:
 
     def __init__(self) -> None:
         self.losses: dict[str, float] = {}
+        self.steps_of: dict[str, int] = {}
         self.score = 0.0
         self.count = self.steps = 0
         self.step_seconds: list[float] = []
@@ -36,6 +37,7 @@ class RunningTotals:
         """Count a step with this process' part of its losses."""
         for name, loss in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + loss
+            self.steps_of[name] = self.steps_of.get(name, 0) + 1
         self.steps += 1
 
     def count_scores(self, output: StepOutput) -> None:
@@ -54,7 +56,7 @@ class RunningTotals:
         share = self.decisions.share
         return {
             "train_loss": sum(self.losses.values()) / steps,
-            "train_losses": {k: v / steps for k, v in self.losses.items()},
+            "train_losses": {k: v / self.steps_of[k] for k, v in self.losses.items()},
             "train_accuracy": 100 * self.score / max(1, self.count),
             "train_decisions": None
             if share is None
@@ -66,6 +68,7 @@ class RunningTotals:
     def state_dict(self) -> dict[str, Any]:
         return {
             "losses": dict(self.losses),
+            "steps_of": dict(self.steps_of),
             "score": self.score,
             "count": self.count,
             "steps": self.steps,
@@ -75,6 +78,8 @@ class RunningTotals:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.losses = dict(state["losses"])
+        # Earlier runs had every loss in every step.
+        self.steps_of = dict(state.get("steps_of") or dict.fromkeys(self.losses, state["steps"]))
         self.score, self.count = state["score"], state["count"]
         self.steps, self.step_seconds = state["steps"], list(state["step_seconds"])
         self.decisions.load_state_dict(state["decisions"])

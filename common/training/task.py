@@ -28,6 +28,7 @@ class TaskBatch:
         weights: {loss: number of things it is a mean over in this batch}, such as its labelled
             words; a loss that is not named is a mean over the B samples. Parts of a batch, on
             other processes or in other micro-batches, are put together with them.
+        task: name of the task, where several are trained together.
     """
 
     samples: list[int]
@@ -35,6 +36,7 @@ class TaskBatch:
     labels: dict[str, Tensor] = field(default_factory=dict)
     types: Sequence[str | None] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    task: str = ""
 
 
 @dataclass

@@ -1,0 +1,187 @@
+"""A task on pairs of texts and images for the training loop; see `vilbert.task_types`.
+
+Shape legend: B samples, O options of a sample.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.files import text_digest
+from common.tasks.evaluation import (
+    EVALUATION,
+    Evaluation,
+    Figures,
+    batches_to_evaluate,
+    heldout_details,
+    joined_evaluations,
+    key_evaluation,
+)
+from common.tasks.vqa import sample_key
+from common.training.runtime import Runtime
+from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
+from vilbert.pair_inputs import PairInputs
+from vilbert.samples import Sample, TaskData
+from vilbert.task_types import TaskType
+
+Head = Callable[[nn.Module, Mapping[str, Tensor | None], str], Tensor]
+
+
+def run_head(model: nn.Module, inputs: Mapping[str, Tensor | None], head: str) -> Tensor:
+    """What one head of `VILBertForVLTasks` says."""
+    found: Tensor = getattr(model(heads=(head,), **inputs), head)
+    return found
+
+
+@dataclass
+class Written:
+    """What is known of a sample after evaluation: its row, score, score of a random choice."""
+
+    row: dict[str, Any]
+    kind: str | None
+    score: float | None
+    chance: float | None
+
+
+class PairTask:
+    """Samples of one task; `FinetuneTask`."""
+
+    things = "samples"
+
+    def __init__(
+        self,
+        name: str,
+        kind: TaskType,
+        train: TaskData,
+        heldout: TaskData,
+        inputs: PairInputs,
+        runtime: Runtime,
+        eval_batch_size: int,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """Put data and model's inputs together.
+
+        Args:
+            name: of the task.
+            kind: what is read of the model.
+            train, heldout: samples to train on, and to choose the best epoch with.
+            inputs: turns pairs into the model's inputs.
+            eval_batch_size: samples per batch in evaluation.
+            seed: of decisions that are drawn in evaluation.
+        """
+        self.name, self.kind, self.seed = name, kind, seed
+        self.train, self.heldout, self.inputs, self.runtime = train, heldout, inputs, runtime
+        self.eval_batch_size, self.progress = eval_batch_size, progress
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
+        """The training samples at some places."""
+        return self._convert(self.train, self._drawn(self.train, indices, epoch))
+
+    def _drawn(self, data: TaskData, indices: Sequence[int], epoch: int) -> list[Sample]:
+        return [data.sample(place, epoch) for place in indices]
+
+    def _convert(self, data: TaskData, samples: Sequence[Sample]) -> TaskBatch:
+        """Inputs have B * O rows, labels B."""
+        pairs = [pair for sample in samples for pair in sample.pairs]
+        inputs, shown = self.inputs(pairs, data.second_features)
+        keys = [
+            sample_key(f"{self.name} {sample.sample_id} {option}")
+            for sample in samples
+            for option in range(len(sample.pairs))
+        ]
+        kinds = [sample.kind for sample in samples for _ in sample.pairs]
+        return TaskBatch(keys, inputs, self.kind.labels(samples, shown, data), kinds)
+
+    def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
+        """The task's loss; the score is the number of right choices."""
+        logits = run_head(model, batch.inputs, self.kind.head)
+        scores = self.kind.scores(logits, batch.labels)
+        loss = self.kind.losses(logits, batch.labels)
+        return StepOutput({self.name: loss}, float(scores.sum()), len(scores))
+
+    def settings(self) -> dict[str, Any]:
+        """Numbers and checksums of the samples."""
+        return {"samples": _digest(self.train), "held_out_samples": _digest(self.heldout)}
+
+    def baselines(self, val: TaskData, found: Evaluation) -> dict[str, Figures]:
+        """A random choice."""
+        return {} if found.chance is None else {"chance": {"overall": found.chance}}
+
+    def validate(self, model: nn.Module) -> Validation:
+        """Share of right choices on the held-out samples, in percent."""
+        found = self.evaluate(model, self.heldout, "held out")
+        return Validation(found.overall, heldout_details(found))
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, data: TaskData, name: str) -> Evaluation:
+        """See `FinetuneTask`; predictions are the rows of the task's file."""
+        known: dict[Any, Written] = {}
+        counts = DecisionCounts()
+        start = time.perf_counter()
+        for indices in batches_to_evaluate(
+            model, self.runtime, len(data), self.eval_batch_size, name, self.progress
+        ):
+            samples = self._drawn(data, indices, EVALUATION)
+            batch = self.runtime.move(self._convert(data, samples))
+            key_evaluation(model, self.seed, batch.samples)
+            with self.runtime.autocast():
+                logits = run_head(model, batch.inputs, self.kind.head).float()
+            counts.add_last(model, batch.types)
+            known |= self._written(samples, logits, batch.labels, data)
+        parts = self.runtime.world.gather((known, counts.state_dict()))
+        known, counts = joined_evaluations(parts)
+        seconds = (time.perf_counter() - start) / max(1, len(data))
+        return Evaluation(
+            {sample: written.row for sample, written in known.items()},
+            scores_of(known),
+            counts,
+            seconds,
+            chance=_percent([written.chance for written in known.values()]),
+        )
+
+    def _written(
+        self, samples: Sequence[Sample], logits: Tensor, labels: dict[str, Tensor], data: TaskData
+    ) -> dict[Any, Written]:
+        rows = self.kind.rows(samples, logits, labels, data)
+        unknown = [None] * len(samples)
+        public = bool(set(labels) & {"right", "overlap", "target"})
+        scores = self.kind.scores(logits, labels).tolist() if public else unknown
+        chances = self.kind.chance(labels) if public else None
+        each = unknown if chances is None else chances.tolist()
+        return {
+            sample.sample_id: Written(row, sample.kind, score, chance)
+            for sample, row, score, chance in zip(samples, rows, scores, each, strict=True)
+        }
+
+
+def scores_of(known: Mapping[Any, Written]) -> dict[str, float | None] | None:
+    """Percent, overall and by kind; None where what is right is not public."""
+    if any(written.score is None for written in known.values()):
+        return None
+    kinds = sorted({written.kind for written in known.values() if written.kind is not None})
+    by_kind = {
+        kind: _percent([w.score for w in known.values() if w.kind == kind]) for kind in kinds
+    }
+    return {"overall": _percent([written.score for written in known.values()]), **by_kind}
+
+
+def _percent(values: Sequence[float | None]) -> float | None:
+    """100 × mean; None where one is not known, or there is none."""
+    found = [value for value in values if value is not None]
+    return 100 * sum(found) / len(found) if found and len(found) == len(values) else None
+
+
+def _digest(data: TaskData) -> dict[str, Any]:
+    """Number of samples and a checksum of their ids in order."""
+    ids = ",".join(str(data.sample(place, EVALUATION).sample_id) for place in range(len(data)))
+    return {"count": len(data), "sha256": text_digest(ids)}

@@ -1,0 +1,133 @@
+"""What an evaluation gives, and what a task offers to a finetuning run; for all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+from tqdm import tqdm
+
+from common.adapt.adapting import adaptive_part
+from common.training.batch_order import iterate
+from common.training.runtime import Runtime
+from common.training.task import DecisionCounts, Task
+
+EVALUATION = -1  # the step that keys the noise of evaluation
+Figures = dict[str, float | None]
+
+
+@dataclass
+class Evaluation:
+    """Predictions for every question of a data set, their scores, and what was decided.
+
+    Attributes:
+        predictions: {question id: answer}, or {sample id: what the task writes of it}.
+        scores: percent, overall and per answer type (None where a type does not occur); None
+            where the questions have no answers.
+        decisions: counts over the samples.
+        seconds_per_sample: of the model and the reading of features.
+        best: {question id: its likeliest answers}, where they were asked for.
+        chance: score of a random choice, in percent, where it is one among a few.
+    """
+
+    predictions: dict[Any, Any]
+    scores: dict[str, float | None] | None
+    decisions: DecisionCounts
+    seconds_per_sample: float
+    best: dict[Any, list[str]] = field(default_factory=dict)
+    chance: float | None = None
+
+    @property
+    def known_scores(self) -> dict[str, float | None]:
+        """The scores of questions with answers."""
+        if self.scores is None:
+            raise ValueError("these questions have no answers to compare with")
+        return self.scores
+
+    @property
+    def overall(self) -> float:
+        """The accuracy over all questions, in percent."""
+        found = self.known_scores["overall"]
+        if found is None:
+            raise ValueError("there are no questions to score")
+        return found
+
+
+class FinetuneTask(Task, Protocol):
+    """A task that a model is finetuned on, from training to the figures of result.json.
+
+    Attributes:
+        train, heldout: samples to train on, and to choose the best epoch with.
+        runtime: device, precision and processes.
+        things: what its samples are called.
+    """
+
+    train: Any
+    heldout: Any
+    runtime: Runtime
+    things: str
+
+    def evaluate(self, model: nn.Module, data: Any, name: str) -> Evaluation:
+        """Every sample of a part of the data, in evaluation mode; every process gets all."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one, for JSON."""
+
+    def baselines(self, val: Any, found: Evaluation) -> dict[str, Figures]:
+        """What can be had without looking, in percent: keys of `common.results.files.BASELINES`.
+
+        Args:
+            val: the samples that are reported.
+            found: their evaluation.
+        """
+
+
+def batches_to_evaluate(
+    model: nn.Module, runtime: Runtime, samples: int, batch_size: int, name: str, progress: bool
+) -> Iterable[list[int]]:
+    """This process' part of all batches, with a progress bar; the model is in evaluation mode."""
+    model.eval()
+    world = runtime.world
+    bar: Iterable[list[int]] = tqdm(
+        world.share(list(iterate(samples, batch_size))),
+        desc=name,
+        unit="batch",
+        leave=False,
+        disable=not (progress and world.main),
+        dynamic_ncols=True,
+    )
+    return bar
+
+
+def key_evaluation(model: nn.Module, seed: int, samples: Sequence[int]) -> None:
+    """Decisions that are drawn in evaluation depend on seed and sample alone."""
+    part = adaptive_part(model)
+    if part is not None:
+        part.key_noise(seed, EVALUATION, samples)
+
+
+def joined_evaluations(
+    parts: Sequence[tuple[Mapping[Any, Any], Mapping[str, Any]]],
+) -> tuple[dict[Any, Any], DecisionCounts]:
+    """Predictions and counts (their `state_dict`s) of all processes together."""
+    predictions: dict[Any, Any] = {}
+    counts = DecisionCounts()
+    for found, state in parts:
+        predictions |= found
+        counts.join(state)
+    return predictions, counts
+
+
+def heldout_details(found: Evaluation) -> dict[str, Any]:
+    """What an epoch's record keeps of the held-out samples."""
+    details: dict[str, Any] = {"heldout": found.scores}
+    if found.decisions.share is not None:
+        details["decisions"] = {"share": found.decisions.share, "count": found.decisions.count}
+    return details
+
+
+def counted(found: Evaluation, samples: Sized) -> dict[str, float | None]:
+    """Scores with the number of samples, for result.json."""
+    return found.known_scores | {"count": len(samples)}
