@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from common.runs.strategy_record import KEY, StrategyRecord, checked_meta, finet
 from common.tasks.vqa_command import Built, VQAOptions
 from common.training.checkpoint import check_compatible, load_meta
 from vilbert.baseline import BaseBertForVLTasks, baseline_sizes
-from vilbert.heads import VILBertForVQA
+from vilbert.heads import VILBertForVLTasks, VILBertForVQA
 from vilbert.inputs import Limits, ViLBertInputs
 from vilbert.loading import find_vocabulary, freeze_text, load_finetuned, load_start, weights_file
 from vilbert.modeling import POLICY_LAYERS
@@ -39,36 +39,68 @@ def chosen_size(options: ModelOptions, dataset: str) -> str:
     return read_config(options.sizes_file(dataset), not options.baseline).size_name()
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What data ask of a model.
+
+    Attributes:
+        dataset: name of the data set.
+        features: width and detector of the region features.
+        answers: of the answer head.
+        limits: of texts and regions; for tasks beside questions one for each.
+        task: `vqa`, or the names of tasks.
+        heads: that are read; empty: answers alone.
+    """
+
+    dataset: str
+    features: Mapping[str, Any]
+    answers: Sequence[str]
+    limits: Mapping[str, Any]
+    task: str = "vqa"
+    heads: Sequence[str] = ()
+
+
 def build(
     options: VQAOptions[ModelOptions], dataset: Dataset, features: FeatureSources, say: Say
 ) -> Built:
-    """The adapted model for a data set, with its weights."""
+    """The adapted model for questions, with its weights."""
+    needs = Needs(
+        dataset.name,
+        features.described(),
+        dataset.vocabulary().answers,
+        asdict(_limits(options.model, dataset)),
+    )
+    return build_for(options, needs, say)
+
+
+def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Built:
+    """The adapted model that some data ask for, with its weights."""
     chosen = options.model
     path = weights_file(chosen.load) if chosen.load else None
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
     if found and path is not None:
-        _check_kind(found, path)
+        needs = _of_checkpoint(needs, found, path)
         if chosen.config_file is not None:
             say(f"{path} knows its sizes: {chosen.config_file} is not read")
-    start = None if path else start_of(chosen, dataset.name)
+    start = None if path else start_of(chosen, needs.dataset)
     weights = str(path) if path else start
     tokenizer = Tokenizer(find_vocabulary(weights, chosen.bert_model, say))
     say(f"vocabulary of {len(tokenizer)} word pieces: {tokenizer.vocabulary_file}")
-    answers = list(dataset.vocabulary().answers)
-    config = _config(chosen, dataset.name, found, features.width, len(tokenizer), len(answers))
+    config = _config(chosen, needs, found, len(tokenizer))
     saved = StrategyRecord.from_meta(found) if KEY in found else None
     meta = finetuned_meta(
         "vilbert",
         _record(chosen, saved),
         found.get("size") or config.size_name(),
         config.to_dict(),
-        features.described(),
-        answers,
+        needs.features,
+        needs.answers,
         tokenizer,
-        limits=asdict(_limits(chosen, dataset)),
+        limits=needs.limits,
         baseline=chosen.baseline or bool(found.get("baseline")),
         freeze=chosen.freeze,
         vision_scratch=chosen.vision_scratch,
+        **({"task": needs.task, "heads": list(needs.heads)} if needs.heads else {}),
     )
     record = StrategyRecord.from_meta(meta)
     adapted_file = found and find_strategy(found["strategy"])[0].adaptive
@@ -79,7 +111,7 @@ def build(
         load_finetuned(model, path)
     elif start is not None:
         fits = {key: meta[key] for key in ("features", "vocabulary")}
-        load_start(model, start, fits, answers, say)
+        load_start(model, start, fits, needs.answers, say)
     freeze_text(model, chosen.freeze)
     if chosen.freeze >= 0 and record.row.other == "twin":
         say(
@@ -92,6 +124,25 @@ def build(
     return Built(model, tokenizer, record, meta)
 
 
+def _of_checkpoint(needs: Needs, found: Mapping[str, Any], path: Path) -> Needs:
+    """What is needed of a model that was finetuned on these tasks, among others perhaps."""
+    _check_kind(found, path)
+    trained = str(found["task"])
+    if needs.task == trained:
+        return needs
+    missing = set(_tasks_of(needs.task)) - set(_tasks_of(trained))
+    if missing:
+        raise CheckpointError(
+            f"{path} was finetuned on {trained}, not on {', '.join(sorted(missing))}; give it to "
+            "train_tasks.py with --from_pretrained to start from it"
+        )
+    return replace(needs, task=trained, heads=found.get("heads", ()))
+
+
+def _tasks_of(task: str) -> list[str]:
+    return task.split(",")
+
+
 def start_of(options: ModelOptions, dataset: str) -> str:
     """What a model starts from: what is named, else the small pretrained model or a BERT."""
     if options.from_pretrained:
@@ -101,12 +152,16 @@ def start_of(options: ModelOptions, dataset: str) -> str:
 
 
 def make_model(meta: Mapping[str, Any]) -> nn.Module:
-    """The finetuned VQA model of a checkpoint, with random weights and not adapted."""
+    """The finetuned model of a checkpoint, with random weights and not adapted."""
     config = ViLBertConfig.from_dict(meta["config"])
     if meta.get("baseline"):
         return BaseBertForVLTasks(config)
     layers = tuple(meta[KEY].get("policy_layers", POLICY_LAYERS))
-    return VILBertForVQA(config, layers)
+    if not meta.get("heads"):
+        return VILBertForVQA(config, layers)
+    model = VILBertForVLTasks(config, layers)
+    model.use(meta["heads"])
+    return model
 
 
 def make_inputs(tokenizer: Tokenizer, meta: Mapping[str, Any]) -> ViLBertInputs:
@@ -122,20 +177,19 @@ def _limits(options: ModelOptions, dataset: Dataset) -> Limits:
 
 
 def _config(
-    options: ModelOptions,
-    dataset: str,
-    found: Mapping[str, Any],
-    width: int,
-    words: int,
-    answers: int,
+    options: ModelOptions, needs: Needs, found: Mapping[str, Any], words: int
 ) -> ViLBertConfig:
     """The sizes of the checkpoint, else those of the config file, with what the data decide."""
-    data: dict[str, Any] = {"v_feature_size": width, "vocab_size": words, "num_labels": answers}
+    data: dict[str, Any] = {
+        "v_feature_size": needs.features["width"],
+        "vocab_size": words,
+        "num_labels": max(1, len(needs.answers)),
+    }
     if options.dropout is not None:
         data |= dict.fromkeys(RATES, options.dropout)
     if found:
         return replace(ViLBertConfig.from_dict(found["config"]), **data)
-    return _of_file(options, options.sizes_file(dataset), data)
+    return _of_file(options, options.sizes_file(needs.dataset), data)
 
 
 def _of_file(options: ModelOptions, path: Path, data: Mapping[str, Any]) -> ViLBertConfig:
@@ -160,14 +214,14 @@ def _record(options: ModelOptions, saved: StrategyRecord | None) -> StrategyReco
     return StrategyRecord.chosen(vars(options), saved, sizes)
 
 
-def _check_kind(found: dict[str, Any], path: Path) -> None:
-    if found.get("task") != "vqa" or found.get("backbone") != "vilbert":
+def _check_kind(found: Mapping[str, Any], path: Path) -> None:
+    if found.get("backbone") != "vilbert" or found.get("task") in (None, "pretraining"):
         raise CheckpointError(
-            f"{path} is not a finetuned ViLBERT of visual question answering (backbone "
-            f"{found.get('backbone')!r}, task {found.get('task')!r}); a pretrained one is loaded "
-            "with --from_pretrained of train_tasks.py"
+            f"{path} is not a finetuned ViLBERT (backbone {found.get('backbone')!r}, task "
+            f"{found.get('task')!r}); a pretrained one is loaded with --from_pretrained of "
+            "train_tasks.py"
         )
-    checked_meta(found, path)
+    checked_meta(dict(found), path)
 
 
 def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path, adapted: bool) -> None:

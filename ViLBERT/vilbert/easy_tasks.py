@@ -252,13 +252,16 @@ def references(
     return refs, {"images": images, "annotations": objects}
 
 
-def build_easy_tasks(folder: Path, dataset: Dataset, mosaic_count: int | None = None) -> None:
+def build_easy_tasks(
+    folder: Path, dataset: Dataset, mosaic_count: int | None = None, progress: bool = True
+) -> None:
     """Write everything; half a minute on one core.
 
     Args:
         folder: of the files; replaced where it is there.
         dataset: easy-VQA.
         mosaic_count: pictures of four in a split, for tests.
+        progress: show bars.
     """
     images = {name: describe(load_split(dataset, split)) for name, split in SOURCES.items()}
     features = {name: open_features(dataset, split) for name, split in SOURCES.items()}
@@ -270,12 +273,14 @@ def build_easy_tasks(folder: Path, dataset: Dataset, mosaic_count: int | None = 
         _write_lines(retrieval / f"{name}.jsonline", caption_lines(shown))
     write_json(vcr / "vcr1images" / "easy_vqa.json", {"names": []})
     write_bytes(vcr / "unisex_names_table.csv", b",name\n1,casey\n")
-    _write_features(partial / "features", images, features)
+    _write_features(partial / "features", images, features, progress)
     numbers = [str(image.number) for image in images["train"]]
     means = mean_features(RegionFeatures.open(partial / "features"), numbers, progress=False)
     find_hard_negatives(numbers, means).write(retrieval / "hard_negative.pkl")
     pictures = {name: mosaics(found, name)[:mosaic_count] for name, found in images.items()}
-    refs, instances = references(pictures, _write_mosaics(partial / "mosaics", pictures, features))
+    refs, instances = references(
+        pictures, _write_mosaics(partial / "mosaics", pictures, features, progress)
+    )
     referring = partial / "referExpression" / "refcoco+"
     write_bytes(referring / REFS, pickle.dumps(refs, 2))
     write_json(referring / INSTANCES, instances)
@@ -292,12 +297,15 @@ def _writer(path: Path, detector: str) -> RegionFeatureWriter:
 
 
 def _write_features(
-    path: Path, images: Mapping[str, Sequence[Described]], features: Mapping[str, FeatureSources]
+    path: Path,
+    images: Mapping[str, Sequence[Described]],
+    features: Mapping[str, FeatureSources],
+    progress: bool,
 ) -> None:
     with _writer(path, features["train"].described()["detector"]) as writer:
         for name, found in images.items():
             (store,) = features[name].stores
-            for image in tqdm(found, desc=f"{name} images", unit="image"):
+            for image in tqdm(found, desc=f"{name} images", unit="image", disable=not progress):
                 shown = store.get(image.key)
                 writer.add(
                     str(image.number), shown.width, shown.height, shown.boxes, shown.features
@@ -306,14 +314,19 @@ def _write_features(
 
 
 def _write_mosaics(
-    path: Path, pictures: Mapping[str, Sequence[Mosaic]], features: Mapping[str, FeatureSources]
+    path: Path,
+    pictures: Mapping[str, Sequence[Mosaic]],
+    features: Mapping[str, FeatureSources],
+    progress: bool,
 ) -> dict[int, Tensor]:
     """Features of the pictures; returns the boxes of their four shapes."""
     shapes: dict[int, Tensor] = {}
     with _writer(path, features["train"].described()["detector"]) as writer:
         for name, found in pictures.items():
             (store,) = features[name].stores
-            for picture in tqdm(found, desc=f"{name} pictures", unit="picture"):
+            for picture in tqdm(
+                found, desc=f"{name} pictures", unit="picture", disable=not progress
+            ):
                 tiles = [store.get(tile.key) for tile in picture.tiles]
                 boxes, rows, first = mosaic_regions(tiles)
                 side = GRID * SIDE
@@ -323,14 +336,14 @@ def _write_mosaics(
     return shapes
 
 
-def easy_tasks_folder() -> Path:
+def easy_tasks_folder(progress: bool = True) -> Path:
     """The folder of the embedded tasks, which are made where they are missing."""
     folder = repository_root() / PLACE
     dataset = resolve_dataset("easy_vqa")
     with exclusive(folder.with_name(f".{folder.name}.lock")):
         if not _is_whole(folder):
             print(f"{folder}: the embedded tasks are not there, or not whole: making them")
-            build_easy_tasks(folder, dataset)
+            build_easy_tasks(folder, dataset, progress=progress)
     return folder
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from common.data.datasets import Dataset
 from common.tasks.questions import QuestionOptions
-from common.tasks.vqa_command import VQAProgram
 from common.training.run_folder import SnapshotNames
 from vilbert.building import build, chosen_size, make_inputs
 from vilbert.options import (
@@ -22,6 +21,7 @@ from vilbert.options import (
 )
 from vilbert.recipe import optimizers_of
 from vilbert.sizes import HOME
+from vilbert.task_program import ViLBertProgram
 from vilbert.vqa_data import task_dataset
 
 
@@ -30,7 +30,7 @@ def dataset_of(model: ModelOptions, data: QuestionOptions) -> Dataset:
     return task_dataset(model.task, data.dataset, data.data)
 
 
-TRAIN = VQAProgram[ModelOptions](
+TRAIN = ViLBertProgram(
     home=HOME,
     script="train_tasks.py",
     description="Finetune ViLBERT on a task of vlbert_tasks.yml, plainly or adaptively. Starts in "

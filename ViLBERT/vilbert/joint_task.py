@@ -7,7 +7,7 @@ sees as many epochs of its own as it should. Shape legend: N samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -205,7 +205,12 @@ class JointTask:
         return StepOutput({batch.task: loss * weight}, found.score_sum, found.count)
 
     def settings(self) -> dict[str, Any]:
-        return {"tasks": {name: task.settings() for name, task in self.tasks.items()}}
+        plan = {name: asdict(share) for name, share in self.order.shares.items()}
+        plateau = self.order.plateau
+        return {
+            "tasks": {name: task.settings() | plan[name] for name, task in self.tasks.items()},
+            "plateau": None if plateau is None else asdict(plateau),
+        }
 
     def baselines(self, val: JointData, found: Evaluation) -> dict[str, Figures]:
         """Those of the tasks, under the tasks' names; there is none of all together."""

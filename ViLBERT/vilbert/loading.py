@@ -142,9 +142,10 @@ def load_start(
     missing = [n for n in report.missing if not n.startswith(tuple(from_scratch))]
     _refuse(path, [f"{n}: not in the file" for n in missing])
     left = [n for n in weights if n not in own]
+    new = ", the classifier is new" if answers else ""
     say(
         f"{path}: {len(common)} tensors loaded"
-        + (f", classifier with {len(answers)} answers" if rows else ", the classifier is new")
+        + (f", classifier with {len(answers)} answers" if rows else new)
         + (f"; not in this model: {_listed(left)}" if left else "")
     )
 
@@ -172,7 +173,7 @@ def _answer_rows(
     """The classifier of a file of ours whose answers include all of the task's."""
     meta = load_meta(path) if path.suffix == ".safetensors" else {}
     known = meta.get("answers")
-    if not isinstance(known, list) or not set(answers) <= set(known):
+    if not answers or not isinstance(known, list) or not set(answers) <= set(known):
         return {}
     rows = [known.index(answer) for answer in answers]
     found = {n: x for n, x in weights.items() if n.startswith(CLASSIFIER) and n in own}

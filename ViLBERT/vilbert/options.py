@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from common.errors import ConfigError
 from common.tasks.options import Recipe
 from common.training.options import fill
 from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG
-from vilbert.tasks import DEFAULT, TASKS_FILE, TaskEntry, chosen_tasks, names
+from vilbert.task_sources import EASY, VAL, is_embedded
+from vilbert.tasks import DEFAULT, NUMBERS, TASKS_FILE, TaskEntry, chosen_tasks, names
 from vilbert.vqa_data import KINDS, embedded_name, is_own
 
 BERT = "bert-base-uncased"
@@ -56,7 +58,7 @@ class ModelOptions:
     """Task, sizes, weights and strategy of a model; None: as in the checkpoint, else the default.
 
     Attributes:
-        task: entry of the task file.
+        tasks: entries of the task file; several are trained together.
         bert_model: folder or name of a BERT, for its vocabulary and, where nothing else is named,
             its weights.
         from_pretrained: weights to start from: a file, or the folder or name of a BERT.
@@ -67,10 +69,13 @@ class ModelOptions:
         vision_scratch: everything that is not BERT's has the learning rate 1e-4.
         dropout: all rates of the encoder.
         policy_layers: text, connection and image layers of the published policy.
+        plateau, train_iter_gap: a task that no longer gets better is trained in one of so many
+            turns.
+        own_recipe: batch sizes are those of the task file.
         strategy, policy, policy_eval, trainable_layers, frozen_layers: see `adapt`.
     """
 
-    task: TaskEntry
+    tasks: tuple[TaskEntry, ...]
     bert_model: str = BERT
     from_pretrained: str | None = None
     config_file: Path | None = None
@@ -80,11 +85,24 @@ class ModelOptions:
     vision_scratch: bool = False
     dropout: float | None = None
     policy_layers: tuple[int, int, int] | None = None
+    plateau: bool = False
+    train_iter_gap: int = 4
+    own_recipe: bool = False
     strategy: str | None = None
     policy: str | None = None
     policy_eval: str | None = None
     trainable_layers: str | None = None
     frozen_layers: str | None = None
+
+    @property
+    def task(self) -> TaskEntry:
+        """The first task."""
+        return self.tasks[0]
+
+    @property
+    def questions_alone(self) -> bool:
+        """Whether a single task that asks questions is meant."""
+        return is_of_questions(self.tasks)
 
     def sizes_file(self, dataset: str) -> Path:
         """Config file: the one that is given, else that of the size that suits the data."""
@@ -127,7 +145,17 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         "--task",
         dest="tasks",
         metavar="TASK",
-        help="number or name of a task in the task file (default: that of --dataset, else 1: VQA)",
+        help="number or name of a task in the task file, or several with - or a comma between, "
+        "which are trained together: 6-7 (default: that of --dataset, else 1: VQA)",
+    )
+    group.add_argument(
+        "--task_numbers",
+        "--task-numbers",
+        choices=NUMBERS,
+        default="readme",
+        help="whose numbers --tasks has: readme, those of the task file (VQA 1, VCR 6 and 7, "
+        "Flickr30k 9, RefCOCO+ 11); beta, the original's last ones (0 to 4); 12in1, those of its "
+        "successor",
     )
     group.add_argument(
         "--tasks_file",
@@ -226,6 +254,20 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "recipe of small models, with AdamW, falls linearly to 0",
     )
     group.add_argument(
+        "--plateau",
+        action="store_true",
+        help="several tasks: train one less while its held-out score does not get better, as "
+        "12-in-1 does",
+    )
+    group.add_argument(
+        "--train_iter_gap",
+        "--train-iter-gap",
+        type=int,
+        default=4,
+        metavar="N",
+        help="with --plateau: take one of N steps of such a task (default 4)",
+    )
+    group.add_argument(
         "--learning_rate", "--learning-rate", dest="lr", type=float, default=argparse.SUPPRESS
     )
     group.add_argument(
@@ -267,7 +309,7 @@ def settle_train(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: a flag that does not go with others.
     """
-    task = _checked(args)
+    tasks = _checked(args)
     if args.load and args.from_pretrained:
         raise ConfigError(
             f"--load {args.load} --from_pretrained {args.from_pretrained}: give one: a finetuned "
@@ -278,39 +320,51 @@ def settle_train(args: argparse.Namespace) -> None:
             f"--lr_scheduler {args.lr_scheduler}: only mannul is supported: a rate that follows "
             "the score on questions would choose by the questions that are reported"
         )
+    if args.train_iter_gap < 1:
+        raise ConfigError(f"--train_iter_gap {args.train_iter_gap}: give 1 at least")
+    # Several tasks have batches of their own sizes.
+    sizes = {"batch_size": tasks[0].batch_size} if len(tasks) == 1 else {}
     _fill_in(
         args,
-        task,
-        batch_size=task.batch_size,
-        eval_batch_size=task.eval_batch_size,
-        lr=task.lr,
-        epochs=task.num_epoch,
+        tasks,
+        eval_batch_size=min(task.eval_batch_size for task in tasks),
+        lr=min(task.lr for task in tasks),
+        epochs=max(task.num_epoch for task in tasks),
+        **sizes,
     )
     if args.output == Path("snap/test"):
-        args.output = (args.output_dir or Path("save")) / run_name(args, task)
+        args.output = (args.output_dir or Path("save")) / run_name(args, tasks)
     args.version = args.version or args.save_name or args.output.name
 
 
-def _fill_in(args: argparse.Namespace, task: TaskEntry, **values: float) -> None:
-    """Flags that are not given, where the data are the task's own."""
-    if _stand_in(args, task) is not None:
+def _fill_in(args: argparse.Namespace, tasks: Sequence[TaskEntry], **values: float) -> None:
+    """Flags that are not given, where the data are the tasks' own."""
+    args.own_recipe = _stand_in(args, tasks) is None
+    if not args.own_recipe:
         return
     for flag, value in values.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
 
 
-def _stand_in(args: argparse.Namespace, task: TaskEntry) -> str | None:
-    """The data set that is used instead of a task's own; None: its own is."""
-    own = is_own(task, args.dataset, args.data)
-    return None if own else embedded_name(task, args.dataset)
+def is_of_questions(tasks: Sequence[TaskEntry]) -> bool:
+    """Whether there is one task, which asks questions."""
+    return len(tasks) == 1 and tasks[0].name in KINDS
 
 
-def run_name(args: argparse.Namespace, task: TaskEntry) -> str:
+def _stand_in(args: argparse.Namespace, tasks: Sequence[TaskEntry]) -> str | None:
+    """The data set that is used instead of the tasks' own; None: their own is."""
+    if not is_of_questions(tasks):
+        return EASY if is_embedded(tasks, args.dataset, args.data) else None
+    own = is_own(tasks[0], args.dataset, args.data)
+    return None if own else embedded_name(tasks[0], args.dataset)
+
+
+def run_name(args: argparse.Namespace, tasks: Sequence[TaskEntry]) -> str:
     """`VQA_bert_base_6layer_6conect-pretrained`."""
     options = model_options(args)
-    config = options.sizes_file(_stand_in(args, task) or "")
-    return f"{names([task])}_{config.stem}{'-' if args.save_name else ''}{args.save_name}"
+    config = options.sizes_file(_stand_in(args, tasks) or "")
+    return f"{names(tasks)}_{config.stem}{'-' if args.save_name else ''}{args.save_name}"
 
 
 def settle_eval(args: argparse.Namespace) -> None:
@@ -319,7 +373,7 @@ def settle_eval(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: no finetuned model is named.
     """
-    task = _checked(args)
+    tasks = _checked(args)
     made_in = None
     if not args.load:
         if not args.save_name:
@@ -327,37 +381,45 @@ def settle_eval(args: argparse.Namespace) -> None:
                 "--from_pretrained is missing: give the finetuned model, or the --save_name of its "
                 "run"
             )
-        name = run_name(args, task)
+        name = run_name(args, tasks)
         roots = [root for root in (args.output_dir, Path("save")) if root is not None]
         made_in = next((r / name for r in roots if (r / name).is_dir()), roots[0] / name)
         args.load = str(made_in / BEST)
-    other = _stand_in(args, task)
-    args.test = args.test or (task.val_split if other is None else DATASETS[other].valid)
+    other = _stand_in(args, tasks)
+    if not is_of_questions(tasks):
+        reported = VAL
+    else:
+        reported = tasks[0].val_split if other is None else DATASETS[other].valid
+    args.test = args.test or reported
     if "train" in args.test:
         raise ConfigError(
-            f"--split {args.test}: these questions are trained on; give {task.val_split} or test"
+            f"--split {args.test}: these samples are trained on; give {tasks[0].val_split} or test"
         )
-    _fill_in(args, task, eval_batch_size=task.eval_batch_size)
+    _fill_in(args, tasks, eval_batch_size=min(task.eval_batch_size for task in tasks))
     if args.output == Path("snap/test"):
         suffix = f"-{args.save_name}" if args.save_name and made_in is None else ""
         name = f"{Path(args.load).resolve().parent.name}{suffix}"
         args.output = (args.output_dir or Path("results")) / name
 
 
-def _checked(args: argparse.Namespace) -> TaskEntry:
+def _checked(args: argparse.Namespace) -> list[TaskEntry]:
     if args.loss_scale:
         raise ConfigError(f"--loss_scale {args.loss_scale:g}: only 0, dynamic scaling, is there")
     of_data = {own: name for name, (own, _) in KINDS.items()}
     args.tasks = args.tasks or of_data.get(args.dataset, DEFAULT)
-    (task,) = chosen_tasks(args.tasks, args.tasks_file)
-    if args.dataset in of_data and of_data[args.dataset] != task.name:
+    tasks = chosen_tasks(args.tasks, args.tasks_file, args.task_numbers)
+    asked = of_data.get(args.dataset)
+    if asked is not None and [asked] != [task.name for task in tasks]:
         raise ConfigError(
-            f"--dataset {args.dataset}: those are the data of task {of_data[args.dataset]}, not of "
-            f"{task.name}; leave --tasks out"
+            f"--dataset {args.dataset}: those are the data of task {asked}, not of "
+            f"{', '.join(task.name for task in tasks)}; leave --tasks out"
         )
-    return task
+    if args.baseline and not is_of_questions(tasks):
+        raise ConfigError("--baseline: the single-stream model answers questions only: --tasks 1")
+    return tasks
 
 
 def model_options(args: argparse.Namespace) -> ModelOptions:
     """What the flags say of the model."""
-    return fill(ModelOptions, args, task=chosen_tasks(args.tasks, args.tasks_file)[0])
+    tasks = chosen_tasks(args.tasks, args.tasks_file, args.task_numbers)
+    return fill(ModelOptions, args, tasks=tuple(tasks))

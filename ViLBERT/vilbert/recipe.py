@@ -68,6 +68,7 @@ def optimizers_of(options: ModelOptions, size: str) -> MakeOptimizers:
             main = make_optimizer(recipe.optim, groups, recipe.lr, total_steps, recipe.warmup)
             return main, policy
         steps = total_steps // recipe.epochs
+        epochs = [run.order.total(n) if run.order else n * steps for n in DROPS]
         more: dict[str, Any] = {"max_grad_norm": LARGEST_NORM} if clipped else {}
         main = make_optimizer(
             recipe.optim,
@@ -76,7 +77,7 @@ def optimizers_of(options: ModelOptions, size: str) -> MakeOptimizers:
             total_steps,
             recipe.warmup,
             schedule="steps",
-            milestones=tuple(epoch * steps for epoch in DROPS),
+            milestones=tuple(epochs),
             **more,
         )
         return main, policy

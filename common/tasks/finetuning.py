@@ -410,7 +410,7 @@ def summary_lines(result: dict[str, Any]) -> str:
     )
     lines = [
         f"\n{result['strategy']}: train {train['overall']:.2f}, validation "
-        f"{val['overall']:.2f} ({types}), generalization error "
+        f"{val['overall']:.2f}{f' ({types})' if types else ''}, generalization error "
         f"{result['generalization_error']:.2f}"
     ]
     if result["decisions"]:

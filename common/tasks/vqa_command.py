@@ -22,6 +22,7 @@ from common.features.sources import FeatureSources
 from common.runs.backbones import MakeInputs
 from common.runs.strategy_record import StrategyRecord
 from common.tasks.command import Command
+from common.tasks.evaluation import FinetuneTask
 from common.tasks.finetuning import MakeOptimizers, Run, finetune, identity
 from common.tasks.options import (
     FinetuneOptions,
@@ -42,8 +43,9 @@ from common.tasks.questions import (
     with_splits,
 )
 from common.tasks.seeds import SeedRuns, run_seeds
-from common.tasks.starting import LogOptions, RunOptions, join, started
+from common.tasks.starting import LogOptions, RunOptions, Started, join, started
 from common.tasks.vqa import VQATask
+from common.training.batch_order import Order
 from common.training.folder_lock import alone
 from common.training.options import (
     add_policy_optimizer_options,
@@ -250,8 +252,7 @@ class VQAProgram(Generic[Model]):
             features = find_features(data, dataset, begun.world, options.quiet)
             built = self.build(options, dataset, features, tracker.log)
             begun.seed_processes()
-            how = self.finetuning(options, built.size)
-            how = replace(how, adaptive=replace(how.adaptive, policy_eval=built.record.policy_eval))
+            how = self.how(options, built)
             train, held, val = find_questions(
                 data, dataset, features, options.run.seed, tracker.log
             )
@@ -269,26 +270,59 @@ class VQAProgram(Generic[Model]):
                 options.run.seed,
                 progress=not options.quiet,
             )
-            head = identity(built.meta, dataset.name, options.run.seed, options.name)
-            finetune(
-                Run(
-                    built.model,
-                    task,
-                    val,
-                    built.record.row,
-                    how,
-                    begun.folder,
-                    begun.runtime,
-                    tracker,
-                    head,
-                    built.meta,
-                    options.command,
-                    built.tokenizer,
-                    val.vocabulary.answers,
-                    names=self.names,
-                    optimizers=self.optimizers and self.optimizers(options, built.size),
-                )
+            self.finish(options, begun, tracker, built, how, task, val, dataset.name)
+
+    def finish(
+        self,
+        options: VQAOptions[Model],
+        begun: Started,
+        tracker: Tracker,
+        built: Built,
+        how: FinetuneOptions,
+        task: FinetuneTask,
+        val: Any,
+        dataset: str,
+        answers: Sequence[str] | None = None,
+        order: Order | None = None,
+    ) -> None:
+        """Finetune a model that is built, and write result.json.
+
+        Args:
+            options: of the command.
+            begun, tracker: the run.
+            built: the model, on its device.
+            how: to finetune it.
+            task, val: what it is trained on, and the samples that are reported.
+            dataset: name of the data set.
+            answers: of the answer head; None: those of `val`.
+            order: see `Run`.
+        """
+        finetune(
+            Run(
+                built.model,
+                task,
+                val,
+                built.record.row,
+                how,
+                begun.folder,
+                begun.runtime,
+                tracker,
+                identity(built.meta, dataset, options.run.seed, options.name),
+                built.meta,
+                options.command,
+                built.tokenizer,
+                val.vocabulary.answers if answers is None else answers,
+                names=self.names,
+                order=order,
+                optimizers=self.optimizers and self.optimizers(options, built.size),
             )
+        )
+
+    def how(self, options: VQAOptions[Model], built: Built) -> FinetuneOptions:
+        """How to finetune a model that is built: decided as its record says."""
+        how = self.finetuning(options, built.size)
+        adaptive = replace(how.adaptive, policy_eval=built.record.policy_eval)
+        return replace(how, adaptive=adaptive)
 
     def test(self, options: VQAOptions[Model], name: str) -> None:
         """Write the predictions of a split and, where its answers are public, say the accuracy.
