@@ -7,15 +7,17 @@ nothing to reuse. Shape legend: T texts, I images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from common.adapt.adapting import adaptive_part
 from common.adapt.routes import State, read_stream
 from common.errors import DataError
+from common.tasks.evaluation import EVALUATION
 from vilbert.heads import VILBertForVLTasks
 from vilbert.modeling import BertOutput
 
@@ -86,8 +88,16 @@ class PairScorer:
         return Alone(raw, bert.encoder.run_layers(state, part=bert.encoder.alone(stream)))
 
     @torch.no_grad()
-    def scores(self, texts: Alone, images: Alone) -> Tensor:
-        """(T, I)."""
+    def scores(self, texts: Alone, images: Alone, keys: Sequence[int] | None = None) -> Tensor:
+        """(T, I).
+
+        Args:
+            texts, images: of `texts` and `images`.
+            keys: a number for every pair, text by text, which keys decisions that are drawn.
+        """
+        part = adaptive_part(self.model)
+        if part is not None and keys is not None:
+            part.key_noise(0, EVALUATION, keys)
         rows = torch.arange(texts.size).repeat_interleave(images.size)
         columns = torch.arange(images.size).repeat(texts.size)
         if texts.state is None or images.state is None:
@@ -139,54 +149,63 @@ class Ranks:
         return among | {"median rank": ranks.quantile(0.5).item(), "mean rank": ranks.mean().item()}
 
 
-def text_ranks(blocks: Iterator[tuple[Sequence[int], Tensor]], right: Sequence[int]) -> Ranks:
-    """Rank of its image for every text.
+def text_ranks(
+    blocks: Iterable[tuple[Sequence[int], Tensor]], right: Sequence[Sequence[int]]
+) -> Ranks:
+    """Rank of the best of its images for every text.
 
     Args:
         blocks: places of texts, and their scores (t, I).
-        right: the place of the image of every text.
+        right: the places of the images of every text.
 
     Equal scores of other images count as higher ones, so that a model that says the same of all
     images is last and not first.
 
     Raises:
-        DataError: a text has no scores.
+        DataError: a text has no scores, or no image.
     """
     ranks = torch.zeros(len(right), dtype=torch.long)
     for places, scores in blocks:
-        own = scores.gather(1, torch.tensor([right[p] for p in places])[:, None])
-        ranks[list(places)] = (scores >= own).sum(1)
-    _check_whole(ranks)
+        own = _right(places, right, scores.shape[1])
+        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        ranks[list(places)] = 1 + ((scores >= best) & ~own).sum(1)
+    if bool((ranks == 0).any()):
+        raise DataError(f"text {int((ranks == 0).nonzero()[0])} has no scores")
     return Ranks(ranks)
 
 
 def image_ranks(
-    blocks: Sequence[tuple[Sequence[int], Tensor]], right: Sequence[int], images: int
+    blocks: Callable[[], Iterable[tuple[Sequence[int], Tensor]]],
+    right: Sequence[Sequence[int]],
+    images: int,
 ) -> Ranks:
-    """Rank of the first of its texts for every image; see `text_ranks`.
+    """Rank of the best of its texts for every image; see `text_ranks`.
 
     Args:
-        blocks: read twice: once for the best of the right texts, then for all that are above it.
-        right: the place of the image of every text.
+        blocks: called twice: for the best of the right texts, then for all that are above it.
+        right: the places of the images of every text.
         images: I; every image has a text.
 
     Raises:
         DataError: an image has no text.
     """
-    best = torch.full((images,), -torch.inf, dtype=torch.float64)
-    for places, scores in blocks:
-        own = torch.tensor([right[p] for p in places])
-        values = scores.double().gather(1, own[:, None])[:, 0]
-        best.scatter_reduce_(0, own, values, "amax")
+    best = torch.full((images,), -torch.inf)
+    for places, scores in blocks():
+        own = _right(places, right, images)
+        best = torch.maximum(best, scores.masked_fill(~own, -torch.inf).amax(0))
     if bool((best == -torch.inf).any()):
         raise DataError(f"image {int((best == -torch.inf).nonzero()[0])} has no text")
     above = torch.ones(images, dtype=torch.long)
-    for places, scores in blocks:
-        mine = torch.tensor([right[p] for p in places])[:, None] == torch.arange(images)
-        above += ((scores.double() >= best) & ~mine).sum(0)
+    for places, scores in blocks():
+        above += ((scores >= best) & ~_right(places, right, images)).sum(0)
     return Ranks(above)
 
 
-def _check_whole(ranks: Tensor) -> None:
-    if bool((ranks == 0).any()):
-        raise DataError(f"text {int((ranks == 0).nonzero()[0])} has no scores")
+def _right(places: Sequence[int], right: Sequence[Sequence[int]], images: int) -> Tensor:
+    """(t, I) bool: the images of each text."""
+    own = torch.zeros(len(places), images, dtype=torch.bool)
+    for row, place in enumerate(places):
+        if not right[place]:
+            raise DataError(f"text {place} has no image")
+        own[row, list(right[place])] = True
+    return own

@@ -25,15 +25,16 @@ from vilbert.vcr_data import read_names, read_vcr
 
 NAMES_TABLE, METADATA = "unisex_names_table.csv", "vcr1images"
 HARD_NEGATIVES = "hard_negative.pkl"
+CAPTIONS = "all_data_final_{}_set0_2014.jsonline"
 
 
-def annotation_file(task: TaskEntry, split: str) -> Path:
-    """The file of a split: the one that the task names, else `SPLIT.jsonl` in its folder."""
+def annotation_file(task: TaskEntry, split: str, otherwise: str = "{}.jsonl") -> Path:
+    """The file of a split: the one that the task names, else one in its folder."""
     named = {
         task.train_split: task.train_annotations_jsonpath,
         task.val_split: task.val_annotations_jsonpath,
     }
-    return HOME / (named.get(split) or f"{task.dataroot}/{split}.jsonl")
+    return HOME / (named.get(split) or f"{task.dataroot}/{otherwise.format(split)}")
 
 
 class VCRData(TaskData):
@@ -105,12 +106,12 @@ class RetrievalData(TaskData):
             DataError: see `read_captions` and `read_hard_negatives`; every image has one caption.
         """
         super().__init__([])
-        self.captioned = read_captions(annotation_file(task, split), self.by_id)
+        captions = annotation_file(task, split, CAPTIONS)
+        self.captioned = read_captions(captions, self.by_id)
         self._pool: dict[str, tuple[str, ...]] = {}
         if split == task.train_split:
             path = HOME / task.dataroot / HARD_NEGATIVES
             if not path.is_file():
-                captions = annotation_file(task, split)
                 raise DataError(
                     f"{path}: no such file: make it with `python make_hard_negatives.py --captions "
                     f"{captions} --features {HOME / task.features_h5path1} --out {path}`"
