@@ -197,7 +197,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         metavar="T,C,V",
         help="text, connection and image layers of the published policy (default 2,1,1)",
     )
-    alias = _hidden(parser)
+    alias = hidden_flags(parser)
     alias("--num_workers", dest="workers", type=int)
     alias("--no_cuda", dest="gpus", action="store_const", const="cpu")
     alias("--fp16", dest="precision", action="store_const", const="fp16")
@@ -209,7 +209,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(gpus=None)
 
 
-def _hidden(parser: argparse.ArgumentParser) -> Any:
+def hidden_flags(parser: argparse.ArgumentParser) -> Any:
     """Adds a spelling of the original that --help does not show."""
 
     def add(*names: str, **settings: Any) -> None:
@@ -277,7 +277,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         type=whole_epochs,
         default=argparse.SUPPRESS,
     )
-    alias = _hidden(parser)
+    alias = hidden_flags(parser)
     alias("--warmup_proportion", dest="warmup", type=float)
     alias("--gradient_accumulation_steps", dest="accumulate", type=int)
     alias("--optimizer", dest="optim", type=lambda name: OPTIMIZERS.get(name, name))

@@ -365,15 +365,15 @@ def whole_run(
     )
 
 
-def epoch_lines(values: Mapping[str, Any]) -> str:
-    """What is logged after an epoch."""
+def epoch_lines(values: Mapping[str, Any], scored: str = "answers") -> str:
+    """What is logged after an epoch; `scored` is what the score is of."""
 
     def listed(found: Mapping[str, float]) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in found.items())
 
     epoch = f"Epoch {values['epoch']}"
     return (
-        f"\n{epoch}: training {listed(values['train_losses'])}; answers "
+        f"\n{epoch}: training {listed(values['train_losses'])}; {scored} "
         f"{values['train_accuracy']:.2f}\n{epoch}: held out {listed(values['heldout_losses'])}; "
-        f"answers {listed(values['heldout_accuracies'])}"
+        f"{scored} {listed(values['heldout_accuracies'])}"
     )

@@ -63,8 +63,9 @@ class Samples:
         regions = self.features.read(images)
         # Words and regions are masked in captions about their own image.
         stated = (~asked & ~apart)[:, None]
-        ids, mask, words = self._words([e.question for e in chosen], stated, draws)
-        masked, hidden = self._masked(regions, stated, draws)
+        texts = [example.question for example in chosen]
+        ids, mask, words = masked_words(self.tokenizer, texts, stated, draws, self.limits.tokens)
+        masked, hidden = masked_regions(regions.mask, stated, draws)
         features = torch.where(hidden[..., None], 0.0, regions.features)
         inputs = region_inputs(features, regions.normalised_boxes(), regions.mask, self.limits)
         target = torch.zeros(len(chosen), len(self.vocabulary))
@@ -77,7 +78,7 @@ class Samples:
             {
                 "words": words,
                 "region_label": torch.where(masked, 1, IGNORED),
-                "region_target": self._classes(regions),
+                "region_target": shape_classes(regions, self.classes),
                 "aligned": torch.where(asked, IGNORED, apart.long()),
                 "answer": target,
                 "asked": asked,
@@ -103,29 +104,51 @@ class Samples:
         found = zip(own, others, apart.tolist(), strict=True)
         return [other if swap else mine for mine, other, swap in found], apart
 
-    def _words(
-        self, texts: Sequence[str], stated: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids with some masked, mask, labels: (B, T) each."""
-        ids, mask = self.tokenizer.encode(texts, self.limits.tokens)
-        special = (ids == self.tokenizer.cls_id) | (ids == self.tokenizer.sep_id)
-        numbers = draws.uniform(WORDS, 3 * ids.shape[1]).unflatten(1, (ids.shape[1], 3))
-        maskable = mask.bool() & ~special & stated
-        found, labels = mask_pieces(
-            ids, maskable, MASK_RATE, numbers, self.tokenizer.mask_id, len(self.tokenizer), first=1
-        )
-        return found, mask, labels
 
-    def _masked(self, regions: RegionBatch, stated: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Regions whose class is asked for, and those of them that are hidden: (B, R) bool."""
-        width = regions.mask.shape[1]
-        numbers = draws.uniform(REGIONS, 2 * width).unflatten(1, (width, 2))
-        masked = regions.mask & stated & (numbers[..., 0] < MASK_RATE)
-        return masked, masked & (numbers[..., 1] < HIDDEN_SHARE)
+def shape_classes(regions: RegionBatch, classes: int) -> Tensor:
+    """(B, R, S): 1 at the class of colour and form of each region of the embedded images."""
+    if regions.object_ids is None or regions.attribute_ids is None:
+        raise DataError("the region features have no object and attribute classes")
+    found = regions.object_ids * ATTRIBUTE_CLASSES + regions.attribute_ids
+    return torch.nn.functional.one_hot(found, classes).float()
 
-    def _classes(self, regions: RegionBatch) -> Tensor:
-        """(B, R, S): 1 at the class of colour and form."""
-        if regions.object_ids is None or regions.attribute_ids is None:
-            raise DataError("the region features have no object and attribute classes")
-        found = regions.object_ids * ATTRIBUTE_CLASSES + regions.attribute_ids
-        return torch.nn.functional.one_hot(found, self.classes).float()
+
+def masked_words(
+    tokenizer: Tokenizer, texts: Sequence[str], stated: Tensor, draws: Draws, tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids with some masked, mask, labels (-1: not masked), (B, T) each.
+
+    Args:
+        tokenizer: of the texts.
+        texts: B.
+        stated: (B, 1) bool, texts whose words are masked.
+        draws: random numbers.
+        tokens: the most that is read.
+    """
+    ids, mask = tokenizer.encode(texts, tokens)
+    special = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id)
+    numbers = draws.uniform(WORDS, 3 * ids.shape[1]).unflatten(1, (ids.shape[1], 3))
+    found, labels = mask_pieces(
+        ids,
+        mask.bool() & ~special & stated,
+        MASK_RATE,
+        numbers,
+        tokenizer.mask_id,
+        len(tokenizer),
+        first=1,
+    )
+    return found, mask, labels
+
+
+def masked_regions(present: Tensor, stated: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Regions that are asked for, and those of them that are hidden: (B, R) bool.
+
+    Args:
+        present: (B, R) bool.
+        stated: (B, 1) bool, images whose regions are masked.
+        draws: random numbers.
+    """
+    width = present.shape[1]
+    numbers = draws.uniform(REGIONS, 2 * width).unflatten(1, (width, 2))
+    masked = present & stated & (numbers[..., 0] < MASK_RATE)
+    return masked, masked & (numbers[..., 1] < HIDDEN_SHARE)

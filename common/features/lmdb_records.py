@@ -72,8 +72,8 @@ class LmdbRecord:
 class Records:
     """The entries of an LMDB that is open for reading."""
 
-    def __init__(self, path: Path, transaction: lmdb.Transaction) -> None:
-        self.path, self._transaction = path, transaction
+    def __init__(self, path: Path, transaction: lmdb.Transaction, entries: int) -> None:
+        self.path, self._transaction, self._entries = path, transaction, entries
 
     def keys(self) -> list[bytes]:
         """Keys of the records, in the order of the LMDB's own list, else in that of the tree.
@@ -107,6 +107,13 @@ class Records:
             )
         return list(keys)
 
+    def count(self) -> int:
+        """Entries of all kinds."""
+        return self._entries
+
+    def has(self, key: bytes) -> bool:
+        return self._transaction.get(key) is not None
+
     def where(self, key: bytes) -> str:
         """An entry, for errors."""
         return f"{self.path}: entry {short(shown(key))}"
@@ -138,11 +145,12 @@ class Records:
 
 
 @contextmanager
-def open_records(path: Path) -> Iterator[Records]:
+def open_records(path: Path, check: bool = True) -> Iterator[Records]:
     """Open an LMDB for reading, after its pages were checked.
 
     Args:
         path: The folder with `data.mdb`, or the file.
+        check: False: they were already.
 
     Raises:
         DataError: It is not there, no LMDB or damaged; also where that shows on reading.
@@ -151,7 +159,8 @@ def open_records(path: Path) -> Iterator[Records]:
     if not file.is_file():
         what = f"no {DATA} in it" if path.is_dir() else "no such file or folder"
         raise DataError(f"{path}: {what}: an LMDB is a folder with {DATA}, or one file")
-    check_pages(file)
+    if check:
+        check_pages(file)
     try:
         with (
             lmdb.open(
@@ -165,7 +174,7 @@ def open_records(path: Path) -> Iterator[Records]:
             ) as environment,
             environment.begin(buffers=True) as transaction,
         ):
-            yield Records(path, transaction)
+            yield Records(path, transaction, environment.stat()["entries"])
     except (lmdb.Error, OSError) as error:
         raise DataError(f"{path}: cannot be read as an LMDB ({error})") from None
 

@@ -1,6 +1,6 @@
 """The training loop and what a run needs: optimisers, checkpoints, processes, logs."""
 
-from common.training.batch_order import BatchOrder, MicroBatches, Order, iterate
+from common.training.batch_order import BatchOrder, MicroBatches, Order, WindowOrder, iterate
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import (
     check_compatible,
@@ -79,6 +79,7 @@ __all__ = [
     "Tracker",
     "Trainer",
     "Validation",
+    "WindowOrder",
     "World",
     "adaptive_options",
     "add_policy_optimizer_options",

@@ -79,6 +79,31 @@ class BatchOrder:
             )
 
 
+class WindowOrder(BatchOrder):
+    """Every sample once in an epoch, read nearly in the order of the file.
+
+    The file is read in windows of consecutive samples, which come in a random order, and so do the
+    samples of each: what is read together lies together on the disk.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int, window: int) -> None:
+        """As `BatchOrder`; `window` is the number of samples in a window."""
+        super().__init__(samples, batch_size, seed)
+        if window < 1:
+            raise ConfigError(f"a window of {window} samples: give 1 at least")
+        self.window = window
+
+    def epoch(self, epoch: int, skip: int = 0) -> list[list[int]]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        starts = torch.arange(0, self.samples, self.window)
+        order: list[int] = []
+        for start in starts[torch.randperm(len(starts), generator=generator)].tolist():
+            count = min(self.window, self.samples - start)
+            order += (start + torch.randperm(count, generator=generator)).tolist()
+        size = self.batch_size
+        return [order[i * size : (i + 1) * size] for i in range(skip, self.steps)]
+
+
 class MicroBatches(Dataset[list[TaskBatch]]):
     """A data set whose items are this process' part of a batch, as a list of micro-batches."""
 
