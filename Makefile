@@ -17,6 +17,8 @@ DATASET ?=
 SIZE ?=
 QUICK ?=
 ARGS ?=
+TASKS ?=
+ZERO ?=
 WORKERS ?= 2
 FUZZ ?= 20000
 CFG ?=
@@ -46,16 +48,20 @@ rows := pretrained_frozen last_2 frozen_2_3 standard spottune_block spottune bas
         blockdrop blockdrop_constrain_k2 blockdrop_constrain_k2_global
 table := output/vl-bert/easy_vqa/table
 # ViLBERT: so many processes; one strategy for each row of its table.
+tasks = $(if $(TASKS),--tasks $(TASKS))
 spread = $(if $(filter-out 1,$(NPROC)),-m torch.distributed.run --standalone --nproc_per_node=$(NPROC))
 vilbert_rows := Frozen standard SpotTune_Block SpotTune_Res SpotTune BlockDrop BlockReplace
 vilbert_table := save/table
+# Tasks alone and together, with 200 training samples of each.
+vilbert_tasks := 6 7 9 11 1 6-7 1,9
+vilbert_joint := save/joint
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
 .PHONY: help setup demo experiments lint test test-slow test-gpu fuzz mutants parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full \
         vlbert-train vlbert-test vlbert-table pretrain-easy-vqa-vilbert vilbert-train vilbert-test \
-        vilbert-table clean
+        vilbert-retrieval vilbert-pretrain vilbert-table vilbert-joint clean
 
 help:  ## show this list
 	@echo "Adaptive finetuning of vision-and-language transformers"
@@ -169,13 +175,21 @@ vlbert-table: setup  ## VL-BERT: the rows of the published tables on easy-VQA (4
 	    --set TRAIN.AUTO_RESUME=true --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
 	$(BIN)/python -m common.compare VLBERT/$(table) --out results/vlbert
 
-vilbert-train: setup  ## finetune ViLBERT: STRATEGY=… DATASET=… NPROC=… NAME=… ARGS='…'
-	cd ViLBERT && $(BIN)/python $(spread) train_tasks.py --strategy $(STRATEGY) \
+vilbert-train: setup  ## finetune ViLBERT: TASKS=1|6-7|9|11|… STRATEGY=… DATASET=… NPROC=… NAME=…
+	cd ViLBERT && $(BIN)/python $(spread) train_tasks.py $(tasks) --strategy $(STRATEGY) \
 	    --save_name $(NAME) $(gpus) $(dataset) $(ARGS)
 
 vilbert-test: setup  ## answers and accuracy of a finetuned ViLBERT: the same variables
-	cd ViLBERT && $(BIN)/python eval_tasks.py --save_name $(NAME) --gpus $(GPU) \
+	cd ViLBERT && $(BIN)/python eval_tasks.py $(tasks) --save_name $(NAME) --gpus $(GPU) \
 	    $(dataset) $(ARGS)
+
+vilbert-retrieval: setup  ## R@1/5/10 of a finetuned ViLBERT: NAME=…, or without finetuning: ZERO=1
+	cd ViLBERT && $(BIN)/python eval_retrieval.py --gpus $(GPU) $(dataset) \
+	    $(if $(ZERO),--zero_shot,--save_name $(NAME)) $(ARGS)
+
+vilbert-pretrain: setup  ## pretrain ViLBERT on captions: DATASET=easy_vqa NPROC=… NAME=… ARGS='…'
+	cd ViLBERT && $(BIN)/python $(spread) train_concap.py --save_name $(or $(call given,NAME),concap) \
+	    $(gpus) $(dataset) $(ARGS)
 
 vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (15 min, resumable)
 	cd ViLBERT && for seed in $(SEEDS); do for row in $(vilbert_rows); do \
@@ -187,6 +201,19 @@ vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (15 min,
 	    $$(test ! -e $(vilbert_table)/$$0_$$1/LAST.safetensors || echo --resume) \
 	    --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
 	$(BIN)/python -m common.compare ViLBERT/$(vilbert_table) --out results/vilbert
+
+vilbert-joint: setup  ## ViLBERT: tasks alone and together × two strategies × seeds (1 hour, resumable)
+	cd ViLBERT && for seed in $(SEEDS); do for tasks in $(vilbert_tasks); do \
+	for row in standard SpotTune_Block; do \
+	    out=$(vilbert_joint)/$${tasks}_$${row}_$$seed; \
+	    test -e $$out/result.json || echo $$tasks $$row $$seed $$out; \
+	done; done; done | xargs -r -P $(JOBS) -L 1 bash -o pipefail -c \
+	    'echo "== tasks $$0, $$1, seed $$2" && \
+	    $(BIN)/python train_tasks.py --tasks $$0 --dataset easy_vqa --strategy $$1 --gpus $(GPU) \
+	    --output $$3 --seed $$2 --questions 200 --epochs 6 --threads 1 \
+	    $$(test ! -e $$3/LAST.safetensors || echo --resume) \
+	    --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
+	$(BIN)/python -m common.compare ViLBERT/$(vilbert_joint) --out results/vilbert_tasks
 
 clean:  ## remove the environment and generated data; runs, results and pretrained models stay
 	rm -rf $(VENV) data *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -356,22 +357,27 @@ class Sources:
     name: str
 
 
-def open_sources(options: ConcapOptions, begun: Started) -> Sources:
-    """The pairs of a run.
+def open_sources(options: ConcapOptions, begun: Started, stack: ExitStack) -> Sources:
+    """The pairs of a run; `stack` closes their files.
 
     Raises:
         DataError: files are missing or damaged, or training and validation do not go together.
     """
     if options.embedded:
         return embedded_sources(options, begun)
+    files = {
+        "training": find_records(options.train_file, "training"),
+        "validation": find_records(options.validation_file, "validation"),
+    }
+    trained, validated = ({file.resolve() for file in found} for found in files.values())
+    if shared := trained & validated:
+        raise ConfigError(f"{shared.pop()}: is trained on and validated on: give two files")
     train, heldout = (
         RecordedCaptions(
-            ConceptualCaptions(files), read_caption_list(files[0].parent / CAPTIONS[part])
+            stack.enter_context(closing(ConceptualCaptions(found))),
+            read_caption_list(found[0].parent / CAPTIONS[part]),
         )
-        for part, files in (
-            ("training", find_records(options.train_file, "training")),
-            ("validation", find_records(options.validation_file, "validation")),
-        )
+        for part, found in files.items()
     )
     if (train.width, train.classes) != (heldout.width, heldout.classes):
         raise ConfigError(
@@ -445,9 +451,9 @@ def start_model(
 def pretrain(options: ConcapOptions) -> None:
     """Pretrain and, where it is wanted, export."""
     start = time.perf_counter()
-    with started(options.run) as begun:
+    with started(options.run) as begun, ExitStack() as stack:
         tracker = begun.open_log(options.command, options.embedded, options.log)
-        sources = open_sources(options, begun)
+        sources = open_sources(options, begun, stack)
         model, tokenizer, config = start_model(options, sources, tracker.log)
         train, heldout = (
             CaptionSamples(part, tokenizer, options.limits, options.features)

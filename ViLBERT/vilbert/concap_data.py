@@ -57,7 +57,10 @@ class CaptionRecord:
 
 
 class ConceptualCaptions:
-    """Records of one LMDB, or of several that are parts of one data set."""
+    """Records of one LMDB, or of several that are parts of one data set.
+
+    A file is open once in a process, until `close`.
+    """
 
     def __init__(self, files: Sequence[Path], width: int | None = None) -> None:
         """Open them.
@@ -72,16 +75,25 @@ class ConceptualCaptions:
         self.files = list(files)
         self._opened: tuple[int, list[Records]] | None = None
         self._stack = ExitStack()
-        self.counts = [_count(records) for records in self._records(check=True)]
-        if not sum(self.counts):
-            raise DataError(f"{self.files[0]}: no record in it")
         self._expected = width
-        first = self.read(0)
+        try:
+            self.counts = [_count(records) for records in self._records(check=True)]
+            if not sum(self.counts):
+                raise DataError(f"{self.files[0]}: no record in it")
+            first = self.read(0)
+        except DataError:
+            self.close()
+            raise
         self._expected = self.width = first.features.shape[1]
         self.classes = first.classes.shape[1]
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    def close(self) -> None:
+        """Close the files; they are opened again where they are read."""
+        self._stack.close()
+        self._opened = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ConceptualCaptions, (self.files, self.width)

@@ -145,7 +145,9 @@ class RetrievalData(TaskData):
         part = super().part([], training)
         part._pool = self._pool if training else {}
         chosen = [self._entries[place] for place in places]
-        images = sorted({n for n, _ in chosen})
+        # Training never sees an image that is held out; the held-out ones, which may be few, are
+        # set against all images.
+        images = sorted({n for n, _ in chosen}) if training else range(len(self.captioned))
         new = {old: n for n, old in enumerate(images)}
         part._show([self.captioned[n] for n in images], [(new[n], k) for n, k in chosen])
         return part
