@@ -96,8 +96,8 @@ class TaskEntry:
                 kinds = (int,) if field.type == "int" else (int, float)
                 if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1e9:
                     raise ConfigError(f"key {field.name}: {short(value)}: give a positive number")
-        if not self.name.strip() or "/" in self.name:
-            raise ConfigError(f"key name: {short(self.name)}: give a name without a slash")
+        if not self.name.strip() or set("/,") & set(self.name):
+            raise ConfigError(f"key name: {short(self.name)}: give a name without a slash or comma")
         if LOSSES.get(self.type) != self.loss:
             listed = "; ".join(f"{kind} with {loss}" for kind, loss in LOSSES.items())
             raise ConfigError(

@@ -160,7 +160,7 @@ def describe_machine(settings: BenchSettings) -> dict[str, Any]:
     """What the figures depend on; nothing that names the machine itself."""
     cuda = settings.device == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "clock": (CudaClock if cuda else CpuClock).unit,
@@ -168,7 +168,8 @@ def describe_machine(settings: BenchSettings) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -73,7 +73,7 @@ def draw_decisions(result: Result, split: str = "validation", epoch: int | None 
     """Figure with the share of questions of every decision; arguments as in `plot_decisions`."""
     decisions = decisions_of(result)
     unit, draw = ("layer", _draw_bars) if decides_layers(decisions) else ("part", _draw_maps)
-    counted = questions(decisions.get("count"), split)
+    counted = questions(result, decisions.get("count"), split)
     when = "" if epoch is None else f"epoch {epoch}: "
     what = f"{when}share of {counted} for which the {unit} is {decision_word(result)}"
     return draw(result, decisions, run_title(result, what))

@@ -21,7 +21,7 @@ from common.results.decision_grid import (
     stream_means,
     stream_of,
 )
-from common.results.files import Result
+from common.results.files import Result, things_of
 from common.results.plot_style import (
     DEAD_COLOUR,
     DEAD_HATCH,
@@ -78,10 +78,12 @@ def draw_decisions_by_type(result: Result) -> Figure:
         _grouped_bars(figure.add_axes(boxes[1]), per_kind, result, "component, mean over layers")
     axes = figure.add_axes(boxes[0])
     _grouped_bars(axes, per_layer, result, "layer, in order of execution")
-    what = f"share of {questions(decisions.get('count'))} by type{_largest_gap(decisions, types)}"
+    counted = questions(result, decisions.get("count"))
+    what = f"share of {counted} by type{_largest_gap(decisions, types)}"
     axes.set_title(run_title(result, what), loc="left", pad=8)
     handles: list[Artist | Container] = [*axes.containers]
-    labels = [f"{kind}: {count:,} questions" for kind, count in counts.items()]
+    things = things_of(result.get("task"), decided=True)
+    labels = [f"{kind}: {count:,} {things}" for kind, count in counts.items()]
     if None in next(iter(per_layer.values())).values():
         handles, labels = [*handles, dead_patch()], [*labels, str(dead_patch().get_label())]
     # A container of bars is a handle too, though no Artist.
@@ -181,7 +183,7 @@ def draw_decision_history(result: Result) -> Figure:
     figure = new_figure(height)
     bottom, tall = 0.55 / height, inches / height
     count = epochs[-1]["decisions"].get("count")
-    samples = "" if count is None else f" on {count:,} held-out questions"
+    samples = "" if count is None else f" on {questions(result, count, 'held-out')}"
     figure.text(
         0.02,
         1 - 0.1 / height,

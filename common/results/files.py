@@ -24,6 +24,7 @@ Result = dict[str, Any]
 FILE_NAME = "result.json"
 ANSWER_TYPES = ("overall", "yes/no", "number", "other")
 BASELINES = {"majority": "majority answer", "question_only": "question only", "chance": "chance"}
+QUESTIONS = "vqa"  # the task whose samples are questions
 _WAY_OUT = "run that training again, or delete the file to leave the run out"
 
 
@@ -73,7 +74,12 @@ class Section:
     @property
     def title(self) -> str:
         size = f" ({self.size})" if self.size else ""
-        return f"{title_of(self.backbone)}{size} on {self.dataset}"
+        return f"{title_of(self.backbone)}{size}{_told(self.task)} on {self.dataset}"
+
+    @property
+    def things(self) -> str:
+        """What the samples are called."""
+        return things_of(self.task)
 
     def baseline(self, name: str, answer_type: str) -> Statistic | None:
         """Mean over the section's runs of a baseline's validation accuracy, in percent."""
@@ -83,6 +89,18 @@ class Section:
         if found is not None and not found.sd:
             return Statistic(found.mean, None, found.count)
         return found
+
+
+def things_of(task: str | None, decided: bool = False) -> str:
+    """What the samples of a task are called; decisions are about pairs of a text and an image."""
+    if task in (None, "", QUESTIONS):
+        return "questions"
+    return "pairs" if decided else "samples"
+
+
+def _told(task: str | None) -> str:
+    """`, VCR_Q-A`; nothing for questions, which most runs are about."""
+    return "" if task in (None, "", QUESTIONS) else f", {task.replace(',', ' + ')},"
 
 
 def summarise(values: Iterable[float | None]) -> Statistic | None:
@@ -294,7 +312,7 @@ def comparison_notes(results: Iterable[Result]) -> list[str]:
             if len(counts - {None}) > 1:
                 listed = ", ".join(f"{count:,}" for count in sorted(counts - {None}))
                 notes.append(
-                    f"{section.title}: runs differ in their number of {part} questions "
+                    f"{section.title}: runs differ in their number of {part} {section.things} "
                     f"({listed}), so their rows are not strictly comparable."
                 )
         for group in section.groups:

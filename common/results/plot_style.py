@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from common.adapt.strategies import STRATEGIES
 from common.errors import DataError
 from common.projects import title_of
-from common.results.files import Result
+from common.results.files import QUESTIONS, Result, things_of
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -107,8 +107,10 @@ def run_title(result: Result, what: str) -> str:
     """`SpotTune · LXMERT (small) · easy_vqa`, and below it what the plot shows."""
     size = f" ({result['size']})" if result.get("size") else ""
     seed = f" · seed {result['seed']}" if result.get("seed") is not None else ""
+    task = result.get("task")
+    told = "" if task in (None, "", QUESTIONS, "pretraining") else f"{task.replace(',', ' + ')} · "
     return (
-        f"{result['strategy']} · {title_of(result['backbone'])}{size} · "
+        f"{result['strategy']} · {title_of(result['backbone'])}{size} · {told}"
         f"{result['dataset']}{seed}\n{what}"
     )
 
@@ -128,9 +130,10 @@ def decisions_of(result: Result) -> dict[str, Any]:
     return decisions
 
 
-def questions(count: int | None, split: str = "validation") -> str:
+def questions(result: Result, count: int | None, split: str = "validation") -> str:
     """`9,673 validation questions`; without the number where the run does not say it."""
-    return f"{split} questions" if count is None else f"{count:,} {split} questions"
+    things = things_of(result.get("task"), decided=True)
+    return f"{split} {things}" if count is None else f"{count:,} {split} {things}"
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:

@@ -269,7 +269,7 @@ def _decisions(result: Result) -> str:
         return ""
     parts = [_figure(plot_decisions, result, _caption(result))]
     if any(entry.get("count") for entry in (decisions.get("share_by_type") or {}).values()):
-        parts.append(_figure(plot_decisions_by_type, result, "The same by question type."))
+        parts.append(_figure(plot_decisions_by_type, result, "The same by type."))
     if any(epoch.get("decisions") for epoch in result.get("epochs") or []):
         parts.append(
             _figure(plot_decision_history, result, "How the decisions moved while training.")

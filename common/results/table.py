@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from common.projects import title_of
 from common.results.files import (
+    ANSWER_TYPES,
     BASELINES,
     Result,
     Section,
@@ -66,7 +67,8 @@ COLUMNS = (
     Column(("peak mem.", "MB"), "memory.peak_rss_bytes", 1e-6, 0, spread=False),
     Column(("peak GPU", "MB"), "memory.peak_cuda_bytes", 1e-6, 0, spread=False),
 )
-OPTIONAL = ("accuracy.val.number", "memory.peak_cuda_bytes")
+OPTIONAL = (*(f"accuracy.val.{kind}" for kind in ANSWER_TYPES[1:]), "memory.peak_cuda_bytes")
+MOST_KINDS = 4  # with columns of their own, beside those of questions
 LEGEND = (
     "gen. error = train − validation accuracy; finetuned or kept = mean share of live decisions "
     "that chose the finetuned part (SpotTune*) or ran the block (BlockDrop, BlockReplace); "
@@ -97,7 +99,7 @@ def _family_table(sections: Sequence[Section]) -> Table:
     several = len(sections) > 1
     columns = [
         column
-        for column in COLUMNS
+        for column in (*COLUMNS[:2], *_kinds(sections), *COLUMNS[2:])
         if column.dotted not in OPTIONAL
         or any(
             lookup(result, column.dotted) is not None
@@ -127,6 +129,18 @@ def _family_table(sections: Sequence[Section]) -> Table:
     )
 
 
+def _kinds(sections: Sequence[Section]) -> list[Column]:
+    """Columns of the scores that other tasks than questions have, such as one for each task."""
+    found = {
+        kind: None
+        for section in sections
+        for result in section.results
+        for kind in lookup(result, "accuracy.val") or {}
+        if kind not in (*ANSWER_TYPES, "count")
+    }
+    return [_accuracy(kind) for kind in found] if len(found) <= MOST_KINDS else []
+
+
 def _baseline_rows(
     sections: Sequence[Section], columns: Sequence[Column]
 ) -> Iterator[tuple[str, ...]]:
@@ -143,7 +157,7 @@ def _baseline_rows(
                 ),
             )
             for section in sections
-            if section.baseline(name, "overall")
+            if any(section.baseline(name, c.answer_type) for c in columns if c.answer_type)
         ]
         if len(found) == len(sections) and len({cells for _, cells in found}) == 1:
             (_, cells), *_ = found
@@ -184,14 +198,15 @@ def _counts(sections: Sequence[Section], names: Sequence[str], name: str, part: 
         for section in sections
     ]
     counts = [f"{figure.mean:,.0f}" if figure else NONE for figure in figures]
+    things = sections[0].things
     if set(counts) == {NONE}:
         return ""
     if len(set(counts)) == 1:
-        return f"{counts[0]} {name} questions"
+        return f"{counts[0]} {name} {things}"
     listed = ", ".join(
         f"{backbone}: {count}" for backbone, count in zip(names, counts, strict=True)
     )
-    return f"{name} questions ({listed})"
+    return f"{name} {things} ({listed})"
 
 
 def format_table(results: Iterable[Result], remarks: Sequence[str] = ()) -> str:

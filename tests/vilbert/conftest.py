@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vilbert.other_tasks import OtherFiles, write_other_files
 from tests.vilbert.runs import DROPOUT_RUN, MINIVAL, TaskFiles, write_files
 from vilbert.finetuning import train
 
@@ -23,6 +24,12 @@ def small_minival() -> Iterator[None]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> TaskFiles:
     """What a run of task 1 reads; not to be changed."""
     return write_files(tmp_path_factory.mktemp("vilbert"))
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> OtherFiles:
+    """What runs of the other tasks read; not to be changed."""
+    return write_other_files(tmp_path_factory.mktemp("others"))
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from torch import nn
 from common.files import repository_root
 from common.training.checkpoint import load_checkpoint
 from tests.lxmert.runs import same_state, strict_json
-from tests.vilbert.runs import DROPOUT_RUN, TESTED
+from tests.vilbert.concap_files import write_concap
+from tests.vilbert.runs import DROPOUT_RUN, TESTED, without
+from vilbert.concap import main as pretrain
 from vilbert.finetuning import evaluate, train
 from vilbert.sizes import HOME
 
@@ -68,6 +70,53 @@ def test_torchrun_trains_as_one_process(files, tmp_path, monkeypatch):
     keys = re.compile(r"\.(key|key1|key2)\.bias$")
     for name, weight in ((n, w) for n, w in ours.items() if not keys.search(n)):
         torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=3e-4, msg=name)
+
+
+def test_several_tasks_are_trained_by_two_processes_as_by_one(others, tmp_path, monkeypatch):
+    """Steps of different heads, batches that are divided unevenly; scores of every sample once."""
+    words = ["--strategy", "SpotTune_Block", "--policy-eval", "global", "--plateau"]
+
+    def run(out: Path) -> list[str]:
+        found = without(others.train("6,9,11", out, *words), "--batchSize", "--epochs")
+        return [*found, "--batchSize", "7", "--epochs", "1", "--eval-batch-size", "3"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Dropout, "forward", lambda self, x: x)
+        assert train(run(tmp_path / "one")) == 0
+    script = ("-m", "tests.vilbert.without_dropout")
+    done = started(*TORCHRUN, *script, *run(tmp_path / "two"), folder=repository_root())
+    assert done.returncode == 0, done.stderr
+    one, two = (strict_json(tmp_path / name / "result.json") for name in ("one", "two"))
+    for key in ("accuracy", "decisions", "best_epoch", "baselines"):
+        assert two[key] == one[key], key
+    losses = [result["epochs"][0]["train_losses"] for result in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_captions_are_pretrained_on_by_two_processes_as_by_one(files, tmp_path, monkeypatch):
+    """With parts of the data in several files; masks do not depend on the processes."""
+    data = write_concap(tmp_path / "data", parts=3)
+
+    def run(out: Path) -> list[str]:
+        return [
+            *("--train_file", str(data), "--validation_file", str(data)),
+            *("--bert_model", str(files.bert), "--config_file", str(files.config)),
+            *("--from_pretrained", str(files.pretrained), "--train_batch_size", "7"),
+            *("--num_train_epochs", "1", "--no_cuda", "--quiet", "--no-tensorboard"),
+            *("--output", str(out), "--eval-batch-size", "3", "--distributed"),
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Dropout, "forward", lambda self, x: x)
+        assert pretrain(run(tmp_path / "one")) == 0
+    script = ("-m", "tests.vilbert.without_dropout", "--concap")
+    done = started(*TORCHRUN, *script, *run(tmp_path / "two"), folder=repository_root())
+    assert done.returncode == 0, done.stderr
+    one, two = (strict_json(tmp_path / name / "result.json") for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for part in ("train", "val"):
+        assert two["losses"][part] == pytest.approx(one["losses"][part], rel=1e-4), part
+    assert two["accuracy"] == one["accuracy"]
 
 
 def test_the_launcher_of_the_original_answers_every_question_once(files, whole, tmp_path):

@@ -213,7 +213,7 @@ def test_what_is_no_finetuned_model_is_refused(files, trained, tmp_path, capsys)
     assert "is a model of the 12-in-1 system" in said(of_12_in_1)
     state, meta = load_checkpoint(trained / "BEST.safetensors")
     save_checkpoint(tmp_path / "other.safetensors", state, meta | {"backbone": "lxmert"})
-    assert "is not a finetuned ViLBERT of visual question answering" in said(tmp_path / "other")
+    assert "is not a finetuned ViLBERT (backbone 'lxmert', task 'vqa')" in said(tmp_path / "other")
     weights = load_weights(files.pretrained) | {"vil_prediction.main.0.bias": torch.ones(24)}
     torch.save(weights, tmp_path / "part.bin")
     assert f"{tmp_path / 'part.bin'}" in said(tmp_path / "part.bin")

@@ -107,18 +107,22 @@ def test_texts_of_like_length_stand_together():
 
 
 def test_ranks_are_those_of_the_whole_matrix():
+    """Also where several images are right for a text."""
     torch.manual_seed(0)
     texts, images = 15, 5
-    right = [n % images for n in range(texts)]
+    right = [[n % images] if n % 4 else [n % images, (n + 2) % images] for n in range(texts)]
     scores = torch.randn(texts, images)
     scores[3] = 1.0  # says the same of all images
     blocks = [(places, scores[places]) for places in blocks_by_length([1] * texts, 4)]
-    found = text_ranks(iter(blocks), right).ranks.tolist()
-    expected = [int((scores[t] >= scores[t, right[t]]).sum()) for t in range(texts)]
-    assert found == expected and found[3] == images
-    ranks = image_ranks(blocks, right, images).ranks.tolist()
+    found = text_ranks(blocks, right).ranks.tolist()
+    for text, rank in enumerate(found):
+        best = max(scores[text, i].item() for i in right[text])
+        wrong = [i for i in range(images) if i not in right[text]]
+        assert rank == 1 + sum(scores[text, i].item() >= best for i in wrong)
+    assert found[3] == images
+    ranks = image_ranks(lambda: blocks, right, images).ranks.tolist()
     for image, rank in enumerate(ranks):
-        own = [t for t in range(texts) if right[t] == image]
+        own = [t for t in range(texts) if image in right[t]]
         best = max(scores[t, image].item() for t in own)
         above = sum(scores[t, image].item() >= best for t in range(texts) if t not in own)
         assert rank == 1 + above
@@ -126,7 +130,7 @@ def test_ranks_are_those_of_the_whole_matrix():
 
 def test_figures_are_recalls_median_and_mean():
     blocks = [([0, 1, 2, 3], torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 2, 1], [1, 2, 3]]))]
-    figures = text_ranks(iter(blocks), [0, 1, 2, 2]).figures()
+    figures = text_ranks(blocks, [[0], [1], [2], [2]]).figures()
     assert figures == {
         "R@1": 50.0,
         "R@5": 100.0,
@@ -139,6 +143,24 @@ def test_figures_are_recalls_median_and_mean():
 def test_texts_without_scores_and_images_without_texts_are_errors():
     blocks = [([0], torch.tensor([[1.0, 2.0]]))]
     with pytest.raises(DataError, match="text 1 has no scores"):
-        text_ranks(iter(blocks), [0, 1])
+        text_ranks(blocks, [[0], [1]])
+    with pytest.raises(DataError, match="text 0 has no image"):
+        text_ranks(blocks, [[]])
     with pytest.raises(DataError, match="image 1 has no text"):
-        image_ranks(blocks, [0], 2)
+        image_ranks(lambda: blocks, [[0]], 2)
+
+
+def test_decisions_that_are_drawn_depend_on_the_pair_alone():
+    """However texts and images fall into blocks."""
+    model = decided("SpotTune")
+    adaptive_part(model).options.policy_eval = "sample"
+    scorer, inputs = PairScorer(model), inputs_of(4)
+    keys = torch.arange(16).reshape(4, 4)
+    whole = scorer.scores(scorer.texts(inputs), scorer.images(inputs), keys.flatten().tolist())
+    part = {name: x[1:3] for name, x in inputs.items()}
+    found = scorer.scores(
+        scorer.texts(part), scorer.images(part), keys[1:3, 1:3].flatten().tolist()
+    )
+    close(found, whole[1:3, 1:3])
+    other = scorer.scores(scorer.texts(part), scorer.images(part), [100, 101, 102, 103])
+    assert not torch.allclose(other, found)

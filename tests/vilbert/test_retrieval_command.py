@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 
 from tests.lxmert.runs import strict_json
-from tests.vilbert.other_tasks import IMAGES, OtherFiles, captions_of, write_other_files
+from tests.vilbert.other_tasks import IMAGES, OtherFiles, captions_of
 from tests.vilbert.runs import refused, without
 from vilbert.finetuning import train
 from vilbert.retrieval_command import main
 
 FIGURES = {"R@1", "R@5", "R@10", "median rank", "mean rank"}
-
-
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> OtherFiles:
-    return write_other_files(tmp_path_factory.mktemp("others"))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def test_rows_are_kept_and_the_others_are_missing(tmp_path):
     found = list(again.blocks(3))
     assert [places for places, _ in found] == [[0, 1, 2], [3, 4, 5], [6]]
     assert torch.equal(torch.cat([rows for _, rows in found]), scores)
-    right = [0, 1, 2, 0, 1, 2, 0]
+    right = [[0], [1], [2], [0], [1, 2], [2], [0]]
     expected = text_ranks(iter([(list(range(7)), scores)]), right).ranks
     assert torch.equal(text_ranks(again.blocks(2), right).ranks, expected)
 

@@ -18,11 +18,6 @@ from vilbert.task_data import RetrievalData, data_class, read_split
 from vilbert.tasks import TaskEntry, chosen_tasks
 
 
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> OtherFiles:
-    return write_other_files(tmp_path_factory.mktemp("others"))
-
-
 def entry(files: OtherFiles, name: str) -> TaskEntry:
     return chosen_tasks(name, files.tasks)[0]
 

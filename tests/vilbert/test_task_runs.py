@@ -12,7 +12,7 @@ import torch
 
 from common.training.checkpoint import load_meta
 from tests.lxmert.runs import same_state, strict_json
-from tests.vilbert.other_tasks import IMAGES, OtherFiles, write_other_files, write_sections
+from tests.vilbert.other_tasks import IMAGES, write_other_files, write_sections
 from tests.vilbert.runs import refused, without
 from vilbert.caption_data import HardNegatives
 from vilbert.finetuning import TRAIN, evaluate, train
@@ -20,12 +20,6 @@ from vilbert.options import EASY
 
 ALL = {"6": "VCR_Q-A", "7": "VCR_QA-R", "9": "RetrievalFlickr30k", "11": "refcoco+"}
 HEADS = {"6": ["vil_logit"], "11": ["vision_logit"], "6,11": ["vil_logit", "vision_logit"]}
-
-
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> OtherFiles:
-    """What runs of all tasks read; not to be changed."""
-    return write_other_files(tmp_path_factory.mktemp("others"))
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,20 @@ def test_a_rate_is_read_as_people_write_it(tmp_path):
     assert read_tasks(tmp_path / "tasks.yml") == read_tasks()
 
 
-def test_the_shipped_file_has_vqa_as_the_original_s_first_readme_numbers_it():
+def test_the_shipped_file_has_the_tasks_as_the_original_s_first_readme_numbers_them():
     tasks = read_tasks()
-    assert {number: task.name for number, task in tasks.items()} == {"1": "VQA", "18": "VQA-CP"}
+    assert {number: task.name for number, task in tasks.items()} == {
+        "1": "VQA",
+        "6": "VCR_Q-A",
+        "7": "VCR_QA-R",
+        "9": "RetrievalFlickr30k",
+        "11": "refcoco+",
+        "18": "VQA-CP",
+    }
+    limits = {n: (t.max_seq_length, t.batch_size, t.lr, t.num_epoch) for n, t in tasks.items()}
+    assert limits["6"] == (60, 64, 2e-5, 20) and limits["7"] == (80, 64, 2e-5, 20)
+    assert limits["9"] == (30, 64, 2e-5, 20) and limits["11"] == (20, 256, 4e-5, 20)
+    assert {t.max_region_num for t in tasks.values()} == {100}
     vqa = tasks["1"]
     assert (vqa.batch_size, vqa.eval_batch_size, vqa.lr, vqa.num_epoch) == (256, 1024, 4e-5, 20)
     assert (vqa.max_seq_length, vqa.max_region_num) == (16, 100)
@@ -70,13 +81,13 @@ def test_a_task_is_chosen_by_number_or_name(words, name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("6", r"--tasks 6: .* has no task '6'; there are 1 \(VQA\), 18 \(VQA-CP\)"),
-        ("VCR", r"has no task 'VCR'; there are 1 \(VQA\), 18 \(VQA-CP\)"),
+        ("5", r"--tasks 5: .* has no task '5'; there are 1 \(VQA\), 6 \(VCR_Q-A\)"),
+        ("VCR", r"has no task 'VCR'; there are 1 \(VQA\), 6 \(VCR_Q-A\)"),
         ("", r"has no task ''"),
-        ("1-18", r"--tasks 1-18: one task at a time; there are 1 \(VQA\), 18 \(VQA-CP\)"),
+        ("1-18-1", r"--tasks 1-18-1: VQA is there twice"),
     ],
 )
-def test_another_task_or_several_are_refused_with_those_that_there_are(words, said):
+def test_another_task_is_refused_with_those_that_there_are(words, said):
     with pytest.raises(ConfigError, match=said):
         chosen_tasks(words)
 
@@ -85,7 +96,7 @@ def test_another_task_or_several_are_refused_with_those_that_there_are(words, sa
     ("changes", "said"),
     [
         ({"max_regions_num": 3}, "TASK1: key 'max_regions_num' is unknown: did you mean 'max_reg"),
-        ({"zzz": 3}, "TASK1: key 'zzz' is unknown; known are batch_size, dataroot, "),
+        ({"zzz": 3}, "TASK1: key 'zzz' is unknown; known are batch_size, data, dataroot, "),
         ({"dataroot": None}, "TASK1: key dataroot is missing"),
         ({"num_epoch": None}, "TASK1: key num_epoch is missing"),
         ({"batch_size": "256"}, "TASK1: key batch_size: '256': give a positive number"),
@@ -96,6 +107,7 @@ def test_another_task_or_several_are_refused_with_those_that_there_are(words, sa
         ({"lr": float("nan")}, "TASK1: key lr: nan: give a positive number"),
         ({"name": 3}, "TASK1: key name: 3: give a text"),
         ({"name": "a/b"}, "TASK1: key name: 'a/b': give a name without a slash"),
+        ({"name": "a,b"}, "TASK1: key name: 'a,b': give a name without a slash or comma"),
         ({"name": " "}, "TASK1: key name: ' ': give a name"),
         ({"type": "VL-logit"}, "keys type, loss: 'VL-logit' with 'BCEWithLogitLoss': valid: VL-cl"),
         ({"loss": "CrossEntropyLoss"}, "with 'CrossEntropyLoss': valid: VL-classifier with BCEWi"),

@@ -291,7 +291,7 @@ def test_the_task_follows_the_data(own_files, tmp_path, monkeypatch, capsys):
         parsed = EVALUATE.parse(["--tasks", task, "--from_pretrained", "x/BEST"])
         assert parsed.test == split
     shown = refused(capsys, ["--from_pretrained", "x", "--split", "trainval"], evaluate)
-    assert "--split trainval: these questions are trained on" in shown
+    assert "--split trainval: these samples are trained on" in shown
     # A file of another task changes neither data nor recipe of this one.
     (tmp_path / "data" / "VQA").mkdir(parents=True)
     (tmp_path / "data" / "VQA" / "vqacp_v2_train_questions.json").write_text("{}")

@@ -1,6 +1,8 @@
-"""train_tasks.py without any dropout, whose noise differs from process to process.
+"""train_tasks.py, or with --concap first train_concap.py, without any dropout.
 
-python -m tests.vilbert.without_dropout FLAGS
+Its noise differs from process to process.
+
+python -m tests.vilbert.without_dropout [--concap] FLAGS
 """
 
 from __future__ import annotations
@@ -9,12 +11,16 @@ import sys
 
 from torch import nn
 
+from vilbert.concap import main as pretrain
 from vilbert.finetuning import train
 
 
 def main() -> int:
     """The classifier's rates are in no config."""
     nn.Dropout.forward = lambda self, x: x
+    if sys.argv[1:2] == ["--concap"]:
+        del sys.argv[1]
+        return pretrain()
     return train()
 
 
