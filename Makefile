@@ -120,6 +120,7 @@ parity: setup  ## compare the backbones with numbers of the original systems
 
 bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 8 min)
 	$(BIN)/python -m common.bench $(if $(QUICK),--quick) $(ARGS)
+	cd ViLBERT && $(BIN)/python bench_retrieval.py $(if $(QUICK),--quick)
 
 compare: setup  ## table, plots and report over all runs found
 	mkdir -p LXMERT/snap/vqa VLBERT/output/vl-bert ViLBERT/save

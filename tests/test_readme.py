@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -170,14 +172,14 @@ def test_every_torchrun_command_parses(name, command):
     from torch.distributed.run import parse_args
 
     from lxrt.finetuning import PROGRAM
-    from vilbert.finetuning import TRAIN
 
     words = shlex.split(command)
     given = parse_args(words[1 if words[0] == "torchrun" else 3 :])
     folder = Path(name).parent
-    program = TRAIN if folder.name == "ViLBERT" else PROGRAM
-    assert (ROOT / folder / given.training_script).is_file()
-    assert program.parser().parse_args(given.training_script_args) is not None
+    script = given.training_script
+    make = vilbert_parsers()[script] if folder.name == "ViLBERT" else PROGRAM.parser
+    assert (ROOT / folder / script).is_file()
+    assert make().parse_args(given.training_script_args) is not None
 
 
 VILBERT = [c for c in ALL if re.match(r"python \w+\.py ", c[1]) and c[0] == "ViLBERT/README.md"]
@@ -185,18 +187,67 @@ VILBERT = [c for c in ALL if re.match(r"python \w+\.py ", c[1]) and c[0] == "ViL
 
 @pytest.mark.parametrize(("name", "command"), VILBERT)
 def test_every_command_of_vilbert_names_its_files_and_its_flags_are_known(name, command):
-    from vilbert.finetuning import EVALUATE, TRAIN
-    from vilbert.pretraining import pretrain_parser
-
     _, script, *flags = shlex.split(command)
-    parsers = {
+    found = vars(vilbert_parsers()[script]().parse_args(flags))
+    assert (ROOT / "ViLBERT" / script).is_file()
+    for key in ("config_file", "tasks_file"):
+        path = found.get(key)
+        assert path is None or (ROOT / "ViLBERT" / path).is_file(), path
+
+
+def vilbert_parsers() -> dict[str, Callable[[], argparse.ArgumentParser]]:
+    """Of its scripts."""
+    from vilbert.concap import concap_parser
+    from vilbert.finetuning import EVALUATE, TRAIN
+    from vilbert.hard_negatives import make_parser as hard_negatives_parser
+    from vilbert.pretraining import pretrain_parser
+    from vilbert.retrieval_bench import make_parser as bench_parser
+    from vilbert.retrieval_command import RETRIEVE
+
+    return {
         "train_tasks.py": TRAIN.parser,
         "eval_tasks.py": EVALUATE.parser,
+        "eval_retrieval.py": RETRIEVE.parser,
         "pretrain_easy_vqa.py": pretrain_parser,
+        "train_concap.py": concap_parser,
+        "make_hard_negatives.py": hard_negatives_parser,
+        "bench_retrieval.py": bench_parser,
     }
-    found = vars(parsers[script]().parse_args(flags))
-    config = found.get("config_file")
-    assert config is None or (ROOT / "ViLBERT" / config).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("python train_tasks.py --tasks 6-7", "val of VCR_QA-R, SpotTune_Block: overall"),
+        ("python train_tasks.py --tasks 9", "image → text: R@1"),
+        ("python train_concap.py --dataset", "held out masked_lm_loss"),
+        ("python -m common.data easy_vqa", "val of Colours, SpotTune_Block: overall"),
+    ],
+)
+def test_the_blocks_of_vilbert_s_tasks_run(first, said):
+    """Word for word but for fewer samples and another name."""
+    home = ROOT / "ViLBERT"
+    before = {path for part in ("save", "results") for path in (home / part).glob("*")}
+    block = next(b for b in blocks("ViLBERT/README.md", "bash") if b.startswith(first))
+    for name in ("vcr", "retrieval", "captions", "colours"):
+        block = block.replace(f"--save_name {name}", f"--save_name {name}_readme_test --quiet")
+    if "train_tasks" in block:
+        block = block.replace("--tiny", "--tiny --questions 64 --epochs 1 --no-plots")
+    try:
+        found = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            check=False,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert said in found.stdout
+    finally:
+        made = {path for part in ("save", "results") for path in (home / part).glob("*")} - before
+        subprocess.run(["rm", "-rf", *map(str, made)], check=True)
 
 
 def test_the_first_commands_of_vilbert_run():

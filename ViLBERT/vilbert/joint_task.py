@@ -194,7 +194,7 @@ class JointTask:
         read = [self.order.read_number(number) for number in indices]
         (name,), (cycle,) = {task for task, _, _ in read}, {cycle for _, _, cycle in read}
         batch = self.tasks[name].read([place for _, place, _ in read], cycle)
-        batch.task, batch.types = name, [name] * len(batch.samples)
+        batch.task = name
         return batch
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import torch
 import yaml
@@ -50,6 +51,7 @@ from tests.common.lmdb_files import arrays, texts, write_lmdb
 from tests.common.result_examples import lxmert_layout, make_result
 from tests.conftest import EARLIER
 from tests.fuzz import mutations
+from tests.vilbert import concap_files
 from tests.vilbert.task_files import NAMES, references, write_captions, write_references, write_vcr
 from tests.vlbert.coco_files import ANSWERS, record
 from vilbert.caption_data import (
@@ -59,6 +61,7 @@ from vilbert.caption_data import (
     read_captions,
     read_hard_negatives,
 )
+from vilbert.concap_data import CaptionRecord, parse_record
 from vilbert.referring_data import Referring, read_referring
 from vilbert.sizes import BASE_CONFIG, ViLBertConfig, read_config
 from vilbert.tasks import LOSSES, TASKS_FILE, TaskEntry, read_tasks
@@ -556,6 +559,21 @@ def captions_right(value: list[CaptionedImage], real: Any, content: bytes) -> No
         assert int(image.image_id) == int(Path(line["img_path"]).stem)
 
 
+def concap_record(folder: Path) -> None:
+    (folder / "record").write_bytes(concap_files.pack(concap_files.record(3, width=6)))
+
+
+def concap_right(value: CaptionRecord, real: Any, content: bytes) -> None:
+    found = msgpack.unpackb(content, strict_map_key=False)
+    count = len(value.features)
+    assert (int(found[3]), found[7]) == (count, value.caption)
+    assert (int(found[4]), int(found[5])) == (value.height, value.width)
+    assert value.features.isfinite().all() and value.boxes.shape == (count, 4)
+    assert ((value.classes.sum(1) - 1).abs() < 0.02).all()
+    limits = torch.tensor([value.width, value.height] * 2) + 1
+    assert (value.boxes >= -1).all() and (value.boxes <= limits).all()
+
+
 def hard_negatives(folder: Path) -> None:
     found = find_hard_negatives(["3", "5", "8"], torch.tensor([[0.0], [1.0], [5.0]]), 3)
     found.write(folder / "hard_negative.pkl")
@@ -922,6 +940,14 @@ KINDS = [
         mutations.damaged_bytes,
         lambda f: read_captions(f / "a.jsonline"),
         captions_right,
+    ),
+    Kind(
+        "Conceptual Captions",
+        concap_record,
+        "record",
+        mutations.damaged_bytes,
+        lambda f: parse_record((f / "record").read_bytes(), "record"),
+        concap_right,
     ),
     Kind(
         "hard negatives",

@@ -173,6 +173,11 @@ def test_captions_of_other_images_and_what_is_masked(files, data, records):
         assert not (masked & ~present).any() and not (hidden & ~masked).any()
         assert len(batch.labels["words"]) == int(word_places.sum())
         assert (batch.labels["words"] != IGNORED).all()
+        # What is read whole is the image's own caption where the label says so.
+        own, _ = part.tokenizer.encode([caption(n) for n in places])
+        same = (batch.inputs["input_ids"] == own).all(1)
+        whole = ~word_places.any(1)
+        assert torch.equal(same[whole], batch.labels["aligned"][whole] == 0)
         counts["foreign"] += int(batch.labels["aligned"].sum())
         counts["words"] += int(batch.inputs["attention_mask"].sum()) - 2 * len(places)
         counts["masked words"] += int(word_places.sum())
