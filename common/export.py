@@ -30,13 +30,15 @@ from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.files import write_bytes, write_json
 from common.reading import read_json
+from common.results.files import things_of
 from common.runs.backbones import Exporting, OpenedRun, backbones
-from common.runs.opened_run import find_exporting, open_run, save_answers, training_questions
+from common.runs.opened_run import VQA, find_exporting, open_run, save_answers, training_questions
 from common.runs.strategy_record import KEY, StrategyRecord
+from common.tasks.evaluation import FinetuneTask
 from common.tasks.vqa import VQATask
 from common.training.checkpoint import load_meta, save_checkpoint
 from common.training.options import command_line
-from common.training.runtime import make_runtime, set_threads, versions
+from common.training.runtime import Runtime, make_runtime, set_threads, versions
 from common.training.weights import SUFFIXES, resolve_checkpoint
 from common.voice import spoken
 
@@ -120,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="DIR",
-        help="folder of VQA v2's files (default: where the run had them)",
+        help="folder of the data's files (default: where the run had them)",
     )
     parser.add_argument(
         "--gpus", default="0", help="GPU number, or cpu (default 0; the CPU if there is no GPU)"
@@ -196,7 +198,7 @@ def open_source(path: Path) -> Source:
         CheckpointError: it is neither.
     """
     if path.is_dir():
-        run = open_run(path)
+        run = open_run(path, any_task=True)
         return Source(
             run.checkpoint,
             run.meta,
@@ -270,7 +272,7 @@ def decide(run: OpenedRun, args: argparse.Namespace) -> dict[str, Any]:
     origin = run.checkpoint.name
     if args.global_k is not None or (part.global_decisions[part.live] < 0).any():
         shares, count = training_shares(run, args)
-        origin = f"{count} training questions"
+        origin = f"{count} training {things_of(run.meta['task'], decided=True)}"
         set_global_decisions(part, torch.tensor(shares), args.global_k)
     return {
         "from": origin,
@@ -288,20 +290,38 @@ def training_shares(run: OpenedRun, args: argparse.Namespace) -> tuple[list[floa
     live = int(part.live.sum())
     if args.global_k is not None and not 0 <= args.global_k <= live:
         raise ConfigError(f"--global-k {args.global_k}: the model has {live} live decisions")
-    data = training_questions(run, args.data)
     runtime = make_runtime(args.gpus)
     set_threads(None, run.meta.get("size") == "small")
+    task = training_task(run, args.data, runtime, not args.quiet)
     part.options.policy_eval = "argmax"
     run.model.to(runtime.device)
-    assert run.result is not None  # else its training questions were not known
-    batch = run.result.get("recipe", {}).get("eval_batch_size", EVAL_BATCH)
-    task = VQATask(
-        data, data, run.make_inputs, runtime, batch, run.result["seed"], progress=not args.quiet
-    )
-    counts = task.evaluate(run.model, data, "decisions on training questions").decisions
+    name = f"decisions on training {task.things}"
+    counts = task.evaluate(run.model, task.train, name).decisions
     run.model.cpu()
     assert counts.share is not None  # of a model that decides
     return list(counts.share), counts.count
+
+
+def training_task(
+    run: OpenedRun, data_root: Path | None, runtime: Runtime, progress: bool
+) -> FinetuneTask:
+    """The task of a finished run with what it was finetuned on.
+
+    Raises:
+        ConfigError: a task of which the backbone cannot find that.
+    """
+    recipe = (run.result or {}).get("recipe") or {}
+    batch = recipe.get("eval_batch_size", EVAL_BATCH)
+    if run.meta["task"] != VQA:
+        make = find_exporting(run.meta["backbone"], run.folder).training_task
+        if make is None:
+            raise ConfigError(f"{run.folder}: decisions of {run.meta['task']} cannot be counted")
+        task: FinetuneTask = make(run, data_root, runtime, batch, progress)
+        return task
+    data = training_questions(run, data_root)
+    assert run.result is not None  # else its training questions were not known
+    seed = run.result["seed"]
+    return VQATask(data, data, run.make_inputs, runtime, batch, seed, progress=progress)
 
 
 def plain_meta(source: Source) -> dict[str, Any]:
@@ -330,7 +350,8 @@ def model_config(model: nn.Module) -> dict[str, Any]:
 def write_model(source: Source, meta: dict[str, Any], folder: Path, formats: Sequence[str]) -> None:
     """Write the plain model in the wanted formats, with vocabulary and answers beside it."""
     write_bytes(folder / "vocab.txt", source.vocabulary.encode())
-    save_answers(folder, source.answers)
+    if source.answers:
+        save_answers(folder, source.answers)
     if "ours" in formats:
         save_checkpoint(folder / MODEL, {"model": dict(source.model.state_dict())}, meta)
     save = source.exporting.save_transformers
@@ -379,12 +400,12 @@ def summary(
         f"{sum(p.numel() for p in source.model.parameters()) / 1e6:.2f} million parameters",
     ]
     if (file := args.out / MODEL).exists() and source.run is not None:
+        task = source.meta["task"]
+        usage = source.exporting.usage if task == VQA else source.exporting.usage_of_tasks
+        model = args.out.resolve() / "model"
         lines += [
             f"  {file} ({file.stat().st_size / 1e6:.1f} MB)",
-            "    "
-            + source.exporting.usage.format(
-                model=args.out.resolve() / "model", dataset=source.run.dataset
-            ),
+            "    " + usage.format(model=model, dataset=source.run.dataset, task=task),
         ]
     if (folder := args.out / TRANSFORMERS).exists():
         size = sum(file.stat().st_size for file in folder.iterdir())

@@ -167,6 +167,8 @@ def make_model(meta: Mapping[str, Any]) -> nn.Module:
 def make_inputs(tokenizer: Tokenizer, meta: Mapping[str, Any]) -> ViLBertInputs:
     """What turns a batch of questions into the model's inputs."""
     limits = meta.get("limits", {})
+    if meta.get("heads"):  # with limits for each task
+        limits = limits.get("VQA", {})
     return ViLBertInputs(tokenizer, Limits(**limits))
 
 

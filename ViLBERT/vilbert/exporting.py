@@ -9,10 +9,12 @@ from torch import nn
 
 from common.data.datasets import Dataset
 from common.data.vqa_dataset import VQADataset
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
+from common.tasks.evaluation import FinetuneTask
 from common.tasks.questions import trained_on
+from common.training.runtime import Runtime
 from vilbert.vqa_data import task_dataset
 
 
@@ -33,6 +35,40 @@ def run_dataset(run: OpenedRun, data_root: Path | None) -> Dataset:
     return task_dataset(options.model.task, run.dataset, data_root or options.data.data)
 
 
+def training_task(
+    run: OpenedRun, data_root: Path | None, runtime: Runtime, batch_size: int, progress: bool
+) -> FinetuneTask:
+    """The tasks of a run with what it was finetuned on.
+
+    Raises:
+        DataError: these are not the samples that it was finetuned on.
+    """
+    from vilbert.finetuning import TRAIN  # which needs this package's table
+    from vilbert.task_program import together
+    from vilbert.task_sources import TaskOpener, settle_entries
+
+    options = options_of(run, TRAIN.parse)
+    chosen, data = options.model, options.data
+    entries, embedded = settle_entries(chosen.tasks, data.dataset, data_root or data.data)
+    opener = TaskOpener(embedded, data, runtime.world, options.run.seed, not progress, print)
+    opened = [opener.open(entry) for entry in entries]
+    tasks = {
+        source.entry.name: source.make(
+            run.tokenizer, runtime, batch_size, options.run.seed, progress
+        )
+        for source in opened
+    }
+    how = TRAIN.finetuning(options, run.meta["size"])
+    task, _, _ = together(opened, tasks, options, how.recipe)
+    expected = {key: run.meta["training"].get(key) for key in task.settings()}
+    if expected != task.settings():
+        raise DataError(
+            f"{run.folder} was finetuned on other samples than those that are found now; give the "
+            "folder of its data with --data"
+        )
+    return task
+
+
 def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
     """A pretraining snapshot has nothing to export.
 
@@ -47,6 +83,9 @@ def open_snapshot(path: Path, meta: dict[str, Any]) -> nn.Module:
 
 EXPORTING = Exporting(
     training_questions=training_questions,
+    training_task=training_task,
+    usage_of_tasks="python eval_tasks.py --tasks {task} --from_pretrained {model}.safetensors  "
+    "(in ViLBERT/)",
     open_snapshot=open_snapshot,
     usage="python eval_tasks.py --from_pretrained {model}.safetensors --dataset {dataset}  "
     "(in ViLBERT/)",

@@ -34,9 +34,13 @@ class Exporting:
     Attributes:
         training_questions: those that a run was finetuned on, with the folder where they are:
             `training_questions(run, folder of VQA v2's files or None)`.
+        training_task: the task of a run on other tasks than questions, to evaluate decisions on
+            what it was finetuned on: `training_task(run, folder of its data or None, runtime,
+            samples per batch, whether to show progress)`; None where there are only questions.
         open_snapshot: the model of a pretraining snapshot: `open_snapshot(file, its meta)`.
         snapshot_suffixes: what the names of its pretraining snapshots may leave out.
         usage: the command that tests an exported `{model}` on a `{dataset}`.
+        usage_of_tasks: the same for another `{task}`.
         save_transformers: writes a plain model as a folder of `transformers`: `save(model, folder,
             content of vocab.txt, answers, record)`; None where that library has no such model.
     """
@@ -44,6 +48,8 @@ class Exporting:
     training_questions: Callable[[OpenedRun, Path | None], tuple[VQADataset, Path]]
     open_snapshot: Callable[[Path, dict[str, Any]], nn.Module]
     usage: str
+    usage_of_tasks: str = ""
+    training_task: Callable[[OpenedRun, Path | None, Any, int, bool], Any] | None = None
     snapshot_suffixes: tuple[str, ...] = ()
     save_transformers: (
         Callable[[nn.Module, Path, str, Sequence[str], Mapping[str, Any]], None] | None

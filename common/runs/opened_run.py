@@ -36,14 +36,18 @@ from common.training.weights import load_into, load_weights, open_checkpoint
 
 Options = TypeVar("Options")
 ANSWERS = "answers.json"
+VQA = "vqa"  # the task of runs that answer questions alone
 
 
-def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
+def open_run(
+    folder: Path | str, data_root: Path | None = None, any_task: bool = False
+) -> OpenedRun:
     """Rebuild the model of a run from its best checkpoint.
 
     Args:
         folder: of the run, with BEST.safetensors and the vocabulary.
         data_root: folder of VQA v2's files, for a run whose folder has no answers.json.
+        any_task: open runs of other tasks than answering questions as well.
 
     Raises:
         CheckpointError: no run in the folder, no best checkpoint yet, one of another task, or
@@ -54,10 +58,11 @@ def open_run(folder: Path | str, data_root: Path | None = None) -> OpenedRun:
     folder = Path(folder)
     checkpoint = find_best(folder)
     meta = load_meta(checkpoint)
-    if "backbone" not in meta or meta.get("task") != "vqa":
+    task = meta.get("task")
+    if "backbone" not in meta or task in (None, "pretraining") or (task != VQA and not any_task):
         raise CheckpointError(
             f"{checkpoint} is not the checkpoint of a visual-question-answering "
-            f"run of this code (its task is {meta.get('task')!r})"
+            f"run of this code (its task is {task!r})"
         )
     checked_meta(meta, checkpoint)
     with named(checkpoint):
@@ -222,6 +227,8 @@ def find_answers(folder: Path, meta: dict[str, Any], data_root: Path | None = No
         DataError: neither is there.
     """
     path = folder / ANSWERS
+    if not meta["answers"]["count"]:
+        return []
     if path.exists():
         answers, where = read_json(path), str(path)
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):

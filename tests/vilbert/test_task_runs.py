@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.training.checkpoint import load_meta
+from common.training.checkpoint import load_checkpoint, load_meta, save_checkpoint
 from tests.lxmert.runs import same_state, strict_json
 from tests.vilbert.other_tasks import IMAGES, write_other_files, write_sections
 from tests.vilbert.runs import refused, without
@@ -225,3 +225,42 @@ def test_what_is_missing_is_named_with_the_way_out(tmp_path, capsys):
     pool.write(tmp_path / "retrieval" / "hard_negative.pkl")
     shown = refused(capsys, files.train("9", tmp_path / "run"))
     assert "no region features of image '777', which sample caption of 777 shows" in shown
+
+
+@pytest.mark.parametrize("tasks", ["9", "6,11"])
+def test_an_adaptive_run_is_exported_as_a_plain_model(others, tmp_path, capsys, tasks):
+    """It scores as the run does with the majority's decisions."""
+    from common.export import main as export
+
+    run = others.train(
+        tasks, tmp_path / "run", "--strategy", "SpotTune_Block", "--policy-lr", "0.1"
+    )
+    assert train([*run, "--policy-eval", "global"]) == 0
+    found = strict_json(tmp_path / "run" / "result.json")["accuracy"]["val"]
+    for name, folder in (("made", tmp_path / "made"), ("given", tmp_path / "given")):
+        if name == "made":  # the decisions are counted again
+            state, meta = load_checkpoint(tmp_path / "run" / "BEST.safetensors")
+            saved = {k: x for k, x in state["model"].items() if "global_decisions" in k}
+            (key,) = saved
+            state["model"][key] = torch.full_like(saved[key], -1.0)
+            shutil.copytree(tmp_path / "run", tmp_path / "without")
+            save_checkpoint(tmp_path / "without" / "BEST.safetensors", state, meta)
+        source = tmp_path / ("without" if name == "made" else "run")
+        words = ["--run", str(source), "--out", str(folder), "--gpus", "cpu", "--quiet"]
+        assert export(words) == 0
+        assert f"eval_tasks.py --tasks {meta['task']} --from_pretrained" in capsys.readouterr().out
+        assert evaluate(others.eval(tasks, folder / "model", tmp_path / f"{name}_out")) == 0
+        shown = capsys.readouterr().out
+        assert "standard: overall" in shown
+        for task in tasks.split(","):
+            score = found["overall"] if tasks == task else found[ALL[task]]
+            assert f"{ALL[task]}, standard: overall {score:.2f}" in shown
+
+
+def test_a_run_of_another_task_answers_no_questions(joint, capsys):
+    from common.ask.command import main as ask
+
+    words = ["--run", str(joint), "--image-id", "1", "--question", "what?"]
+    assert ask(words) == 2
+    shown = capsys.readouterr().err
+    assert "is not the checkpoint of a visual-question-answering run" in shown
