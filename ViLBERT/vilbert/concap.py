@@ -29,7 +29,7 @@ from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from common.tasks.command import Command
 from common.tasks.options import log_options, run_options
-from common.tasks.pretraining import PretrainingRun, heldout_means
+from common.tasks.pretraining import heldout_means
 from common.tasks.pretraining import pretrain as pretrain_to_the_end
 from common.tasks.starting import LogOptions, RunOptions, Started, started
 from common.training.batch_order import WindowOrder
@@ -45,11 +45,10 @@ from vilbert.concap_data import ConceptualCaptions, find_records, read_caption_l
 from vilbert.concap_samples import CaptionSamples, CaptionSource, EmbeddedCaptions, RecordedCaptions
 from vilbert.heads import BertForMultiModalPreTraining
 from vilbert.inputs import Limits
-from vilbert.loading import DECODER, find_vocabulary, freeze_text, load_start
+from vilbert.loading import find_vocabulary, freeze_text, load_start
 from vilbert.losses import pretraining_losses
 from vilbert.options import BERT, OPTIMIZERS, SMALL_PRETRAINED, hidden_flags, whole_epochs
-from vilbert.pretraining import HELD_OUT, SPLIT
-from vilbert.pretraining import epoch_lines as loss_lines
+from vilbert.pretraining import HELD_OUT, SPLIT, whole_run
 from vilbert.recipe import LARGEST_NORM, parameter_groups
 from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG, ViLBertConfig, read_config
 
@@ -475,7 +474,9 @@ def pretrain(options: ConcapOptions) -> None:
         }
         model.to(begun.runtime.device)
         trainer = make_trainer(options, task, model, meta, tracker)
-        pretrain_to_the_end(whole_run(options, trainer, task, tokenizer, start))
+        selection = "sum of the losses on held-out pairs"
+        run = whole_run(options, trainer, heldout, tokenizer, start, selection, "alignment")
+        pretrain_to_the_end(run)
 
 
 def make_trainer(
@@ -524,41 +525,6 @@ def make_trainer(
         {**meta, "training": training},
         run.names,
         order=order,
-    )
-
-
-def whole_run(
-    options: ConcapOptions, trainer: Trainer, task: CaptionTask, tokenizer: Tokenizer, start: float
-) -> PretrainingRun:
-    """The run up to result.json."""
-    tracker = trainer.tracker
-    identity = {
-        "backbone": "vilbert",
-        "dataset": trainer.meta["dataset"],
-        "size": trainer.meta["size"],
-        "seed": options.run.seed,
-        "name": options.run.folder.name,
-    }
-
-    def report_epoch(values: dict[str, Any]) -> None:
-        tracker.log(loss_lines(values, "alignment"))
-        found = values["heldout_accuracies"] | values["heldout_losses"]
-        tracker.scalars({f"heldout/{name}": value for name, value in found.items()}, trainer.step)
-
-    return PretrainingRun(
-        trainer,
-        tokenizer,
-        identity,
-        options.command,
-        start,
-        options.run.resume,
-        options.run.overwrite,
-        report_epoch,
-        lambda best: best["heldout_accuracies"],
-        task.heldout,
-        "sum of the losses on held-out pairs",
-        options.export and options.export / "model.safetensors",
-        (DECODER,),
     )
 
 

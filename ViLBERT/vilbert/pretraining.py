@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -282,7 +282,9 @@ def pretrain(options: PretrainOptions) -> None:
         }
         model.to(begun.runtime.device)
         trainer = make_trainer(options, task, model, meta, tracker)
-        pretrain_to_the_end(whole_run(options, trainer, task, start))
+        selection = f"answers to the questions about {100 * HELD_OUT:g} % of the images"
+        run = whole_run(options, trainer, heldout, train.tokenizer, start, selection, "answers")
+        pretrain_to_the_end(run)
 
 
 main = Command(HOME, SCRIPT, pretrain_parser, pretrain_options, pretrain)
@@ -330,27 +332,59 @@ def make_trainer(
     )
 
 
+class ToldRun(Protocol):
+    """What the end of a run needs of a command's options."""
+
+    @property
+    def command(self) -> str:
+        """As it was typed."""
+
+    @property
+    def run(self) -> RunOptions:
+        """Where it writes to."""
+
+    @property
+    def export(self) -> Path | None:
+        """A folder for the best epoch, or None."""
+
+
 def whole_run(
-    options: PretrainOptions, trainer: Trainer, task: SmallPretrainingTask, start: float
+    options: ToldRun,
+    trainer: Trainer,
+    heldout: Sized,
+    tokenizer: Tokenizer,
+    start: float,
+    selection: str,
+    scored: str,
 ) -> PretrainingRun:
-    """The run up to result.json."""
+    """The run up to result.json.
+
+    Args:
+        options: of the command.
+        trainer: with the model.
+        heldout: samples of the validation.
+        tokenizer: its vocabulary is kept.
+        start: when the run began, seconds of `time.perf_counter`.
+        selection: how the best epoch is chosen.
+        scored: what the score in the log is of.
+    """
     tracker = trainer.tracker
     identity = {
         "backbone": "vilbert",
-        "dataset": DATASET,
+        "dataset": trainer.meta["dataset"],
         "size": trainer.meta["size"],
         "seed": options.run.seed,
         "name": options.run.folder.name,
     }
 
     def report_epoch(values: dict[str, Any]) -> None:
-        tracker.log(epoch_lines(values))
+        tracker.log(epoch_lines(values, scored))
         found = values["heldout_accuracies"] | values["heldout_losses"]
         tracker.scalars({f"heldout/{name}": value for name, value in found.items()}, trainer.step)
 
     return PretrainingRun(
         trainer,
-        task.train.tokenizer,
+        tokenizer,
         identity,
         options.command,
         start,
@@ -358,14 +392,14 @@ def whole_run(
         options.run.overwrite,
         report_epoch,
         lambda best: best["heldout_accuracies"],
-        task.heldout,
-        f"answers to the questions about {100 * HELD_OUT:g} % of the images",
+        heldout,
+        selection,
         options.export and options.export / "model.safetensors",
         (DECODER,),
     )
 
 
-def epoch_lines(values: Mapping[str, Any], scored: str = "answers") -> str:
+def epoch_lines(values: Mapping[str, Any], scored: str) -> str:
     """What is logged after an epoch; `scored` is what the score is of."""
 
     def listed(found: Mapping[str, float]) -> str:
