@@ -214,7 +214,9 @@ vilbert-joint: setup  ## ViLBERT: tasks alone and together × two strategies × 
 	    --output $$3 --seed $$2 --questions 200 --epochs 6 --threads 1 \
 	    $$(test ! -e $$3/LAST.safetensors || echo --resume) \
 	    --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
-	$(BIN)/python -m common.compare ViLBERT/$(vilbert_joint) --out results/vilbert_tasks
+	$(BIN)/python -m common.compare ViLBERT/$(vilbert_joint) --out results/vilbert_tasks \
+	    --visualizations ViLBERT/$(vilbert_joint)/maps
+	cp ViLBERT/$(vilbert_joint)/maps/vilbert_VQA-RetrievalFlickr30k_*_by_task.png results/vilbert_tasks/
 
 clean:  ## remove the environment and generated data; runs, results and pretrained models stay
 	rm -rf $(VENV) data *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

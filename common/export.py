@@ -296,7 +296,7 @@ def training_shares(run: OpenedRun, args: argparse.Namespace) -> tuple[list[floa
     part.options.policy_eval = "argmax"
     run.model.to(runtime.device)
     name = f"decisions on training {task.things}"
-    counts = task.evaluate(run.model, task.train, name).decisions
+    counts = task.evaluate(run.model, task.measured, name).decisions
     run.model.cpu()
     assert counts.share is not None  # of a model that decides
     return list(counts.share), counts.count

@@ -79,7 +79,7 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
     path = weights_file(chosen.load) if chosen.load else None
     found = load_meta(path) if path and path.suffix == ".safetensors" else {}
     if found and path is not None:
-        needs = _of_checkpoint(needs, found, path)
+        needs = _of_checkpoint(needs, found, path, training=options.test is None)
         if chosen.config_file is not None:
             say(f"{path} knows its sizes: {chosen.config_file} is not read")
     start = None if path else start_of(chosen, needs.dataset)
@@ -102,6 +102,8 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
         vision_scratch=chosen.vision_scratch,
         **({"task": needs.task, "heads": list(needs.heads)} if needs.heads else {}),
     )
+    if found and not needs.answers:  # the tasks have none; the file's head may have been trained
+        meta["answers"] = found["answers"]
     record = StrategyRecord.from_meta(meta)
     adapted_file = found and find_strategy(found["strategy"])[0].adaptive
     if found and path is not None:
@@ -124,8 +126,11 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
     return Built(model, tokenizer, record, meta)
 
 
-def _of_checkpoint(needs: Needs, found: Mapping[str, Any], path: Path) -> Needs:
-    """What is needed of a model that was finetuned on these tasks, among others perhaps."""
+def _of_checkpoint(needs: Needs, found: Mapping[str, Any], path: Path, training: bool) -> Needs:
+    """What is needed of a model that was finetuned on these tasks, among others perhaps.
+
+    It is evaluated as it is; in training the heads of other tasks have nothing to do.
+    """
     _check_kind(found, path)
     trained = str(found["task"])
     if needs.task == trained:
@@ -136,7 +141,7 @@ def _of_checkpoint(needs: Needs, found: Mapping[str, Any], path: Path) -> Needs:
             f"{path} was finetuned on {trained}, not on {', '.join(sorted(missing))}; give it to "
             "train_tasks.py with --from_pretrained to start from it"
         )
-    return replace(needs, task=trained, heads=found.get("heads", ()))
+    return needs if training else replace(needs, task=trained, heads=found.get("heads", ()))
 
 
 def _tasks_of(task: str) -> list[str]:
@@ -182,11 +187,9 @@ def _config(
     options: ModelOptions, needs: Needs, found: Mapping[str, Any], words: int
 ) -> ViLBertConfig:
     """The sizes of the checkpoint, else those of the config file, with what the data decide."""
-    data: dict[str, Any] = {
-        "v_feature_size": needs.features["width"],
-        "vocab_size": words,
-        "num_labels": max(1, len(needs.answers)),
-    }
+    data: dict[str, Any] = {"v_feature_size": needs.features["width"], "vocab_size": words}
+    if needs.answers or not found:
+        data["num_labels"] = max(1, len(needs.answers))
     if options.dropout is not None:
         data |= dict.fromkeys(RATES, options.dropout)
     if found:
@@ -228,6 +231,6 @@ def _check_kind(found: Mapping[str, Any], path: Path) -> None:
 
 def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path, adapted: bool) -> None:
     """Refuse a checkpoint of another model before that model is built."""
-    keys = ["backbone", "task", "size", "answers", "vocabulary", "features"]
+    keys = ["backbone", "size", "answers", "vocabulary", "features"]
     keys += ["strategy", "policy"] if adapted else []
     check_compatible(found, {key: meta[key] for key in keys}, path)

@@ -10,7 +10,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from common.data.datasets import (
 from common.data.easy_vqa.captions import caption_examples
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
+from common.features.lmdb_records import LMDB_DETECTOR
 from common.tasks.command import Command
 from common.tasks.options import log_options, run_options
 from common.tasks.pretraining import heldout_means
@@ -45,7 +46,7 @@ from vilbert.concap_data import ConceptualCaptions, find_records, read_caption_l
 from vilbert.concap_samples import CaptionSamples, CaptionSource, EmbeddedCaptions, RecordedCaptions
 from vilbert.heads import BertForMultiModalPreTraining
 from vilbert.inputs import Limits
-from vilbert.loading import find_vocabulary, freeze_text, load_start
+from vilbert.loading import REGION_CLASSES, find_vocabulary, freeze_text, load_start
 from vilbert.losses import pretraining_losses
 from vilbert.options import BERT, OPTIMIZERS, SMALL_PRETRAINED, hidden_flags, whole_epochs
 from vilbert.pretraining import HELD_OUT, SPLIT, whole_run
@@ -116,6 +117,13 @@ class ConcapOptions:
     @property
     def gpus(self) -> str | None:
         return self.run.gpus
+
+    def files_read(self) -> list[list[Any]]:
+        """Names and sizes of the records' files."""
+        if self.embedded:
+            return []
+        found = find_records(self.train_file, "training")
+        return [[path.name, path.stat().st_size] for path in found]
 
 
 def concap_parser() -> argparse.ArgumentParser:
@@ -246,6 +254,8 @@ def concap_options(args: argparse.Namespace, command: str) -> ConcapOptions:
         )
     there = args.train_file != FOLDER or FOLDER.exists()
     embedded = args.dataset == EASY or (args.dataset is None and not there)
+    if args.tiny and not embedded:
+        raise ConfigError(f"--tiny: is of the embedded images; add --dataset {EASY}")
     if embedded and args.dataset is None:
         print(f"No --dataset given and no Conceptual Captions in {FOLDER}: using {EASY}")
     usual = RECIPES[embedded]
@@ -383,9 +393,8 @@ def open_sources(options: ConcapOptions, begun: Started, stack: ExitStack) -> So
             f"training has features of {train.width} numbers and {train.classes} classes, "
             f"validation {heldout.width} and {heldout.classes}: give two parts of one data set"
         )
-    detector = f"of {train.records.files[0].name}, {train.classes} classes"
     return Sources(
-        train, heldout, {"width": train.width, "detector": detector}, "conceptual_captions"
+        train, heldout, {"width": train.width, "detector": LMDB_DETECTOR}, "conceptual_captions"
     )
 
 
@@ -439,8 +448,9 @@ def start_model(
     model = BertForMultiModalPreTraining(config)
     if start is not None:
         fits = {"features": sources.described, "vocabulary": tokenizer.digest()}
-        new = ("cls.imagePredictions.",) if options.features else ()
-        load_start(model, start, fits, (), say, new)
+        # Another target of masked regions has another last layer.
+        unread = (REGION_CLASSES,) if options.features else ()
+        load_start(model, start, fits, (), say, (), unread)
     else:
         say("random weights: nothing is named with --from_pretrained")
     freeze_text(model, options.freeze)
@@ -509,6 +519,11 @@ def make_trainer(
         "weight_decay": options.weight_decay,
         "img_weight": options.img_weight,
         "window": options.window,
+        "limits": asdict(options.limits),
+        "precision": options.run.precision,
+        "from_pretrained": options.from_pretrained,
+        "bert_model": options.bert_model,
+        "files": options.files_read(),
         "accumulate": loop.accumulate,
         "freeze": options.freeze,
         "seed": run.seed,

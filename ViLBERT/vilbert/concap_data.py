@@ -75,7 +75,7 @@ class ConceptualCaptions:
         self.files = list(files)
         self._opened: tuple[int, list[Records]] | None = None
         self._stack = ExitStack()
-        self._expected = width
+        self._expected: tuple[int | None, int | None] = (width, None)
         try:
             self.counts = [_count(records) for records in self._records(check=True)]
             if not sum(self.counts):
@@ -84,8 +84,8 @@ class ConceptualCaptions:
         except DataError:
             self.close()
             raise
-        self._expected = self.width = first.features.shape[1]
-        self.classes = first.classes.shape[1]
+        self.width, self.classes = first.features.shape[1], first.classes.shape[1]
+        self._expected = (self.width, self.classes)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -115,7 +115,7 @@ class ConceptualCaptions:
         for records, count in zip(self._records(), self.counts, strict=True):
             if place < count:
                 key = b"%08d" % place
-                return parse_record(records.value(key), records.where(key), self._expected)
+                return parse_record(records.value(key), records.where(key), *self._expected)
             place -= count
         raise IndexError(place)
 
@@ -174,6 +174,12 @@ def find_records(path: Path, part: str) -> list[Path]:
             f"{path}: no {WHOLE.format(part)} and no {PARTS.format(part)} in it: make them with "
             f"{SOURCE}, or use the embedded images with --dataset easy_vqa"
         )
+    for number, found in enumerate(parts):
+        if found != path / PARTS.format(part).replace("*", str(number)):
+            raise DataError(
+                f"{path}: {PARTS.format(part).replace('*', str(number))} is missing, {found.name} "
+                f"is there: fetch all parts, from 0, or make them again with {SOURCE}"
+            )
     return parts
 
 
@@ -192,13 +198,15 @@ def read_caption_list(path: Path) -> list[str]:
     return captions
 
 
-def parse_record(data: bytes, where: str, width: int | None = None) -> CaptionRecord:
+def parse_record(
+    data: bytes, where: str, width: int | None = None, classes: int | None = None
+) -> CaptionRecord:
     """Read and check a record.
 
     Args:
         data: as it is in the LMDB.
         where: file and key, for errors.
-        width: F that is expected; None: any.
+        width, classes: F and K that are expected; None: any.
 
     Raises:
         DataError: it is no msgpack, no record, wants to run something, or a field is wrong.
@@ -219,10 +227,10 @@ def parse_record(data: bytes, where: str, width: int | None = None) -> CaptionRe
     height = _whole(where, "image_h", record["image_h"])
     across = _whole(where, "image_w", record["image_w"])
     features = _rows(where, "features", record["features"], count, width)
-    classes = _rows(where, "cls_prob", record["cls_prob"], count, None)
+    shares = _rows(where, "cls_prob", record["cls_prob"], count, classes)
     boxes = _rows(where, "boxes", record["boxes"], count, 4)
-    sums = classes.sum(1)
-    if bool((classes < 0).any()) or bool(((sums - 1).abs() > PROBABILITY_TOLERANCE).any()):
+    sums = shares.sum(1)
+    if bool((shares < 0).any()) or bool(((sums - 1).abs() > PROBABILITY_TOLERANCE).any()):
         raise DataError(f"{where}: field 'cls_prob': rows that are no probabilities")
     image_id, caption = record["image_id"], record["caption"]
     if isinstance(image_id, bytes):
@@ -233,7 +241,7 @@ def parse_record(data: bytes, where: str, width: int | None = None) -> CaptionRe
         check_boxes(str(image_id), "field 'boxes'", boxes, across, height)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    return CaptionRecord(features, classes, boxes, across, height, str(image_id), caption)
+    return CaptionRecord(features, shares, boxes, across, height, str(image_id), caption)
 
 
 def _array(value: dict[Any, Any]) -> Any:

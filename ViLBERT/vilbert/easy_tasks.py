@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from common.data.annotations import Example
 from common.data.datasets import Dataset, load_split, open_features, resolve_dataset
-from common.data.easy_vqa.build import COLOURS, SHAPES, share
+from common.data.easy_vqa.build import COLOURS, PREFIX, SHAPES, share
 from common.data.easy_vqa.captions import TEMPLATES, described
 from common.data.easy_vqa.regions import LAYOUT
 from common.errors import DataError
@@ -353,6 +353,12 @@ def _is_whole(folder: Path) -> bool:
     except DataError:
         return False
     return isinstance(found, dict) and found.get("version") == VERSION
+
+
+def original_key(number: str) -> str:
+    """The key that easy-VQA gives an image of these tasks."""
+    part = "test" if int(number) >= TEST_OFFSET else "train"
+    return f"{PREFIX}_{part}_{int(number) % TEST_OFFSET:012d}"
 
 
 def easy_entry(task: TaskEntry) -> TaskEntry | None:

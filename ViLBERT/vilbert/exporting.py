@@ -10,10 +10,12 @@ from torch import nn
 from common.data.datasets import Dataset
 from common.data.vqa_dataset import VQADataset
 from common.errors import ConfigError, DataError
+from common.features.sources import FeatureSources
 from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
 from common.tasks.evaluation import FinetuneTask
 from common.tasks.questions import trained_on
+from common.training.checkpoint import check_compatible
 from common.training.runtime import Runtime
 from vilbert.vqa_data import task_dataset
 
@@ -52,6 +54,8 @@ def training_task(
     entries, embedded = settle_entries(chosen.tasks, data.dataset, data_root or data.data)
     opener = TaskOpener(embedded, data, runtime.world, options.run.seed, not progress, print)
     opened = [opener.open(entry) for entry in entries]
+    features = FeatureSources([store for source in opened for store in source.features.stores])
+    check_compatible(run.meta, {"features": features.described()}, run.checkpoint)
     tasks = {
         source.entry.name: source.make(
             run.tokenizer, runtime, batch_size, options.run.seed, progress
@@ -85,8 +89,8 @@ EXPORTING = Exporting(
     training_questions=training_questions,
     training_task=training_task,
     usage_of_tasks="python eval_tasks.py --tasks {task} --from_pretrained {model}.safetensors  "
-    "(in ViLBERT/)",
+    "(in ViLBERT/; with the --tasks_file of the run, if it had one)",
     open_snapshot=open_snapshot,
     usage="python eval_tasks.py --from_pretrained {model}.safetensors --dataset {dataset}  "
-    "(in ViLBERT/)",
+    "(in ViLBERT/; with --tasks_file where the run had one)",
 )

@@ -124,6 +124,11 @@ class JointOrder:
         whole = self.turns * epochs
         return sum(max(0, whole - first) for first in self._first.values())
 
+    def left_out(self, epoch: int) -> int:
+        turns = range(epoch * self.turns, (epoch + 1) * self.turns)
+        planned = sum(turn >= first for turn in turns for first in self._first.values())
+        return planned - self.steps_of(epoch)
+
     def epoch(self, epoch: int, skip: int = 0) -> list[list[int]]:
         """The batches of an epoch as numbers, see `read_number`."""
         names = list(self.shares)
@@ -184,6 +189,7 @@ class JointTask:
         self.tasks, self.order = dict(tasks), order
         self.train = JointData({name: task.train for name, task in tasks.items()})
         self.heldout = JointData({name: task.heldout for name, task in tasks.items()})
+        self.measured = JointData({name: task.measured for name, task in tasks.items()})
         self.runtime = next(iter(self.tasks.values())).runtime
 
     def __len__(self) -> int:

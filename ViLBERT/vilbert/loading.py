@@ -28,6 +28,8 @@ CLASSIFIER = "vil_prediction."
 ANSWERS = "vil_prediction.main.3."  # rows of the answers: bias, weight_v; weight_g belongs to all
 LAYERS = tuple(f"bert.encoder.{stack}." for stack in STACKS.values())
 OF_BERT = ("bert.embeddings.", "bert.encoder.layer.", "cls.predictions.")
+SLOW = OF_BERT[:2]  # the original's list of BERT's names; they have a learning rate of their own
+REGION_CLASSES = "cls.imagePredictions.decoder."
 WHERE = (
     "The authors' pretrained 6-layer model is bert_base_6_layer_6_connect/pytorch_model_9.bin (the "
     "README calls it bert_base_6_layer_6_connect_freeze_0/pytorch_model_8.bin); put it into "
@@ -104,6 +106,7 @@ def load_start(
     answers: Sequence[str],
     say: Say,
     from_scratch: Sequence[str] = (CLASSIFIER, "vil_logit.", "vision_logit.", "linguisic_logit."),
+    unread: Sequence[str] = (REGION_CLASSES,),
 ) -> None:
     """Start a model from a pretraining file or from a BERT.
 
@@ -115,6 +118,8 @@ def load_start(
             copied by their texts.
         say: where to report to.
         from_scratch: beginnings of names that a pretraining file need not have.
+        unread: beginnings of names that nothing reads, whose shapes may be other ones: a model
+            that was pretrained to tell features has no classes of regions.
 
     Raises:
         CheckpointError: the file is not there, damaged, or of another model.
@@ -129,6 +134,8 @@ def load_start(
     weights = read_file(path)
     own = model.state_dict()
     common = {n: x for n, x in weights.items() if n in own and not n.startswith(CLASSIFIER)}
+    odd = {n for n, x in common.items() if x.shape != own[n].shape and n.startswith(tuple(unread))}
+    common = {n: x for n, x in common.items() if n not in odd}
     other = [
         f"{n}: {list(x.shape)} in the file, {list(own[n].shape)} in the model"
         for n, x in common.items()
@@ -139,9 +146,9 @@ def load_start(
     _refuse(path, other or more)
     rows = _answer_rows(path, weights, own, answers)
     report = load_into(model, common | rows, strict=False, what=str(path))
-    missing = [n for n in report.missing if not n.startswith(tuple(from_scratch))]
+    missing = [n for n in report.missing if n not in odd and not n.startswith(tuple(from_scratch))]
     _refuse(path, [f"{n}: not in the file" for n in missing])
-    left = [n for n in weights if n not in own]
+    left = [n for n in weights if n not in own or n in odd]
     new = ", the classifier is new" if answers else ""
     say(
         f"{path}: {len(common)} tensors loaded"
@@ -262,4 +269,4 @@ def freeze_text(model: nn.Module, last: int) -> None:
 
 def is_of_bert(name: str) -> bool:
     """Whether a parameter of this name comes from BERT."""
-    return name.startswith(OF_BERT)
+    return name.startswith(SLOW)

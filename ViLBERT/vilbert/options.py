@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from common.tasks.options import Recipe
 from common.training.options import fill
 from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG
-from vilbert.task_sources import EASY, VAL, is_embedded
+from vilbert.task_sources import EASY, REPORTED, is_embedded
 from vilbert.tasks import DEFAULT, NUMBERS, TASKS_FILE, TaskEntry, chosen_tasks, names
 from vilbert.vqa_data import KINDS, embedded_name, is_own
 
@@ -71,7 +71,7 @@ class ModelOptions:
         policy_layers: text, connection and image layers of the published policy.
         plateau, train_iter_gap: a task that no longer gets better is trained in one of so many
             turns.
-        own_recipe: batch sizes are those of the task file.
+        own_recipe, own_epochs: batch sizes and epochs are those of the task file, for each task.
         strategy, policy, policy_eval, trainable_layers, frozen_layers: see `adapt`.
     """
 
@@ -88,6 +88,7 @@ class ModelOptions:
     plateau: bool = False
     train_iter_gap: int = 4
     own_recipe: bool = False
+    own_epochs: bool = False
     strategy: str | None = None
     policy: str | None = None
     policy_eval: str | None = None
@@ -322,6 +323,7 @@ def settle_train(args: argparse.Namespace) -> None:
         )
     if args.train_iter_gap < 1:
         raise ConfigError(f"--train_iter_gap {args.train_iter_gap}: give 1 at least")
+    own_epochs = args.epochs is None
     # Several tasks have batches of their own sizes.
     sizes = {"batch_size": tasks[0].batch_size} if len(tasks) == 1 else {}
     _fill_in(
@@ -332,6 +334,7 @@ def settle_train(args: argparse.Namespace) -> None:
         epochs=max(task.num_epoch for task in tasks),
         **sizes,
     )
+    args.own_epochs = own_epochs and args.own_recipe
     if args.output == Path("snap/test"):
         args.output = (args.output_dir or Path("save")) / run_name(args, tasks)
     args.version = args.version or args.save_name or args.output.name
@@ -387,7 +390,7 @@ def settle_eval(args: argparse.Namespace) -> None:
         args.load = str(made_in / BEST)
     other = _stand_in(args, tasks)
     if not is_of_questions(tasks):
-        reported = VAL
+        reported = REPORTED
     else:
         reported = tasks[0].val_split if other is None else DATASETS[other].valid
     args.test = args.test or reported

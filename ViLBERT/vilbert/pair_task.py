@@ -78,6 +78,8 @@ class PairTask:
         """
         self.name, self.kind, self.seed = name, kind, seed
         self.train, self.heldout, self.inputs, self.runtime = train, heldout, inputs, runtime
+        # Without what only training shows, so that it compares with the validation.
+        self.measured = train.part(range(len(train)), training=False)
         self.eval_batch_size, self.progress = eval_batch_size, progress
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,12 @@ def settle(args: argparse.Namespace) -> None:
         if args.save_name:
             raise ConfigError("--zero_shot --save_name: give the pretrained model")
         args.load = "pretrained"  # settled when it is known which one
+        if args.output == Path("snap/test"):
+            args.output = (args.output_dir or Path("results")) / "zero_shot"
     settle_eval(args)
     args.load = pretrained or (None if args.zero_shot else args.load)
-    if args.output == Path("results") / "ViLBERT":  # of no file
-        args.output = Path("results") / "zero_shot"
+    if args.eval_batch_size:  # the original's --batch_size, of captions
+        args.captions_at_once = args.eval_batch_size
 
 
 def retrieval_options(args: argparse.Namespace) -> RetrievalOptions:
@@ -173,10 +175,16 @@ class RetrievalProgram(ViLBertProgram):
             set_threads(options.run.threads, small, world.local_size)
             scorer = PairScorer(model, chosen.zero_shot, not chosen.every_pair)
             with world.main_first():
-                settings = scored.settings | {"split": name, **gallery.digest()}
-                matrix = ScoreMatrix(
-                    folder / f"{name}_scores", len(gallery.texts), len(gallery.images), settings
-                )
+                settings = scored.settings | {
+                    "split": opened.split,
+                    **gallery.digest(),
+                    "limits": asdict(opened.limits),
+                    "features": [store.meta["checksums"] for store in opened.features.stores],
+                    "vocabulary": scored.tokenizer.digest(),
+                }
+                where = folder / f"{opened.split}_scores"
+                shape = len(gallery.texts), len(gallery.images)
+                matrix = ScoreMatrix(where, *shape, settings)
             inputs = PairInputs(scored.tokenizer, opened.limits, opened.features)
             feeder = Feeder(gallery, inputs, runtime)
             speed = fill_matrix(
@@ -188,7 +196,7 @@ class RetrievalProgram(ViLBertProgram):
                     "computed_once": scorer.reuses,
                     "pairs_per_second": speed,
                 }
-                write_results(folder, name, matrix, gallery, shown, tracker.log)
+                write_results(folder, opened.split, matrix, gallery, shown, tracker.log)
 
     def _scored(
         self,
@@ -333,7 +341,7 @@ def fill_matrix(
     Images are kept as far as they are read alone, captions are read block by block.
     """
     lengths = feeder.lengths()
-    missing = matrix.missing()
+    missing = runtime.world.gather(matrix.missing())[0]  # one list for all processes
     if len(missing) < matrix.texts:
         say(f"{matrix.folder}: goes on with {len(missing)} of {matrix.texts} captions")
     blocks = [

@@ -13,7 +13,7 @@ class Balls(TaskData):
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -88,6 +88,16 @@ class TaskData:
     def images(self) -> dict[str, int | str]:
         """Every image that may be shown, with a sample that shows it."""
         return {pair.image_id: sample.sample_id for sample in self.samples for pair in sample.pairs}
+
+    def without(self, images: Container[str]) -> Self:
+        """The samples that show none of these images."""
+        rest = copy.copy(self)
+        rest.samples = [
+            sample
+            for sample in self.samples
+            if not any(pair.image_id in images for pair in sample.pairs)
+        ]
+        return rest
 
     def part(self, places: Sequence[int], training: bool) -> Self:
         """The samples at some places alone, to train on or to evaluate."""

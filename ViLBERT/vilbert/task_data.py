@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -141,6 +141,10 @@ class RetrievalData(TaskData):
     def images(self) -> dict[str, int | str]:
         return {image.image_id: f"caption of {image.image_id}" for image in self.captioned}
 
+    def without(self, images: Container[str]) -> Self:
+        kept = [n for n in range(len(self)) if self.image(n) not in images]
+        return self.part(kept, training=True)
+
     def part(self, places: Sequence[int], training: bool) -> Self:
         part = super().part([], training)
         part._pool = self._pool if training else {}
@@ -159,24 +163,25 @@ class RetrievalData(TaskData):
         caption = image.captions[which]
         sample_id = f"{image.image_id}_{which}"
         draws = keyed_uniform(self.seed, epoch, [sample_key(sample_id)], 5)[0].tolist()
-        other = self._other(lambda i: caption not in i.captions, draws[0])
-        wrong = [text for text in other.captions if text not in image.captions] or other.captions
-        shown = self._other(lambda i: caption not in i.captions, draws[2])
         own = set(image.captions)
-        near = [i for i in self._near(image.image_id) if not own & set(i.captions)]
+        other = self._other(sample_id, lambda i: bool(set(i.captions) - own), draws[0])
+        wrong = [text for text in other.captions if text not in own]
+        shown = self._other(sample_id, lambda i: caption not in i.captions, draws[2])
+        near = [i for i in self._near(image.image_id) if set(i.captions) - own]
         # As in the original: a caption of an image that looks alike, with this image.
         alike = (
             near[int(draws[3] * len(near))]
             if near
-            else self._other(lambda i: not own & set(i.captions), draws[3])
+            else self._other(sample_id, lambda i: bool(set(i.captions) - own), draws[3])
         )
+        said = [text for text in alike.captions if text not in own]
         return Sample(
             sample_id,
             (
                 Pair(caption, image.image_id),
                 Pair(wrong[int(draws[1] * len(wrong))], image.image_id),
                 Pair(caption, shown.image_id),
-                Pair(alike.captions[int(draws[4] * len(alike.captions))], image.image_id),
+                Pair(said[int(draws[4] * len(said))], image.image_id),
             ),
             right=0,
         )
@@ -186,14 +191,19 @@ class RetrievalData(TaskData):
         found = (self._place.get(other) for other in self._pool.get(image_id, ()))
         return [self.captioned[place] for place in found if place is not None]
 
-    def _other(self, fits: Callable[[CaptionedImage], bool], draw: float) -> CaptionedImage:
+    def _other(
+        self, sample_id: str, fits: Callable[[CaptionedImage], bool], draw: float
+    ) -> CaptionedImage:
         """The first image that fits, from a place drawn at random on."""
         start, count = int(draw * len(self.captioned)), len(self.captioned)
         for step in range(count):
             found = self.captioned[(start + step) % count]
             if fits(found):
                 return found
-        raise DataError("every image has the same caption: a wrong pair needs another one")
+        raise DataError(
+            f"caption {sample_id.rsplit('_', 1)[1]} of image {sample_id.rsplit('_', 1)[0]}: all "
+            f"{count} images have the same: a wrong pair needs another one"
+        )
 
 
 class RetrievalCOCO(RetrievalData):
@@ -251,12 +261,29 @@ def read_split(task: TaskEntry, split: str, seed: int) -> TaskData:
     """
     data = data_class(task)(task, split)
     data.seed = seed
+    where = f"task {task.name}: split {split}"
     if not len(data):
-        raise DataError(f"task {task.name}: split {split} has no samples")
-    pairs = {len(data.sample(place, -1).pairs) for place in {0, len(data) - 1}}
-    if pairs != {data.options}:
-        raise DataError(
-            f"task {task.name}: split {split}: a sample has {max(pairs - {data.options})} pairs, "
-            f"expected {data.options}"
-        )
+        raise DataError(f"{where} has no samples")
+    _check(where, data)
     return data
+
+
+def _check(where: str, data: TaskData) -> None:
+    """Refuse samples that no task can have."""
+    seen: set[int | str] = set()
+    pairs = data.samples[0].pairs if data.samples else ()
+    second = any(pair.second is not None for pair in pairs)
+    for sample in data.samples:
+        name = f"{where}: sample {short(sample.sample_id)}"
+        if sample.sample_id in seen:
+            raise DataError(f"{name} is there twice: ids are those of the answers")
+        seen.add(sample.sample_id)
+        if len(sample.pairs) != data.options:
+            raise DataError(f"{name} has {len(sample.pairs)} pairs, expected {data.options}")
+        if sample.right is not None and not 0 <= sample.right < data.options:
+            raise DataError(
+                f"{name}: right is {short(sample.right)}: expected a number from 0 to "
+                f"{data.options - 1}"
+            )
+        if any((pair.second is not None) != second for pair in sample.pairs):
+            raise DataError(f"{name}: a second text in some pairs and not in others")

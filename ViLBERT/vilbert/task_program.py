@@ -101,18 +101,22 @@ class ViLBertProgram(VQAProgram[ModelOptions]):
                 task = source.make(
                     built.tokenizer, runtime, batch, options.run.seed, not options.quiet
                 )
-                found = task.evaluate(built.model, source.val, name)
-                own = f"{source.entry.name}_" if len(opened) > 1 else ""
-                path = folder / f"{own}{self.predictions.format(name)}"
+                found = task.evaluate(built.model, source.val, source.split)
+                own = f"{source.entry.name}_" if "," in built.meta["task"] else ""
+                path = folder / f"{own}{self.predictions.format(source.split)}"
                 if world.main:
                     write_json(path, rows_of(found))
                 tracker.log(f"{len(found.predictions)} samples of {source.entry.name} in {path}")
                 if found.scores is not None:
-                    shown = ", ".join(f"{k} {v:.2f}" for k, v in found.scores.items() if v)
-                    level = f" (chance {found.chance:.2f})" if found.chance is not None else ""
-                    tracker.log(
-                        f"{name} of {source.entry.name}, {built.record.row.name}: {shown}{level}"
-                    )
+                    tracker.log(score_line(source, built.record.row.name, found))
+
+
+def score_line(source: OpenedTask, strategy: str, found: Evaluation) -> str:
+    """The scores of a split, and that of a random choice."""
+    scores = found.known_scores.items()
+    shown = ", ".join(f"{kind} {value:.2f}" for kind, value in scores if value is not None)
+    level = "" if found.chance is None else f" (chance {found.chance:.2f})"
+    return f"{source.split} of {source.entry.name}, {strategy}: {shown}{level}"
 
 
 def rows_of(found: Evaluation) -> list[dict[str, Any]]:
@@ -169,7 +173,7 @@ def together(
         source.entry.name: Share(
             len(source.train),
             source.entry.batch_size if own else recipe.batch_size,
-            recipe.epochs,
+            source.entry.num_epoch if options.model.own_epochs else recipe.epochs,
             source.entry.lr / rate,
         )
         for source in opened

@@ -24,7 +24,7 @@ from common.tasks.questions import QuestionOptions, find_features, find_question
 from common.tasks.vqa import VQATask
 from common.training.distributed import World
 from common.training.runtime import Runtime
-from vilbert.easy_tasks import easy_entry, easy_tasks_folder
+from vilbert.easy_tasks import easy_entry, easy_tasks_folder, original_key
 from vilbert.inputs import Limits, ViLBertInputs
 from vilbert.pair_inputs import PairInputs
 from vilbert.pair_task import PairTask, run_head
@@ -36,7 +36,7 @@ from vilbert.tasks import TaskEntry
 from vilbert.vqa_data import EMBEDDED, KINDS, features_path, is_own, task_dataset
 
 EASY = "easy_vqa"
-VAL = "val"  # of --split: the split that a task reports
+REPORTED = "validation"  # of --split: the split that each task reports
 ANSWERS = "vil_prediction"
 
 
@@ -46,6 +46,7 @@ class OpenedTask:
 
     Attributes:
         entry: of the task file, or that of its embedded version.
+        split: name of the split that is reported.
         train, heldout, val: samples to train on, to choose the best epoch with, to report.
         features: of its images.
         answers: of its answer head; empty where it has none.
@@ -55,6 +56,7 @@ class OpenedTask:
     """
 
     entry: TaskEntry
+    split: str
     train: Any
     heldout: Any
     val: Any
@@ -163,40 +165,74 @@ class TaskOpener:
         train_split, val_split = options.train or task.train_split, options.valid or task.val_split
         if train_split == val_split:
             raise ConfigError(f"--train {train_split} --valid {val_split}: give two splits")
-        features, second = self._features(task)
-        read = _limited(read_split(task, train_split, self.seed), options.image_limit)
+        self._prepare()
+        read = read_split(task, train_split, self.seed)
+        features, second = self._features(task, read)
+        read = self._shown(task, _limited(read, options.image_limit), features)
         train, heldout = self._divided(task, read)
         val = _limited(read_split(task, val_split, self.seed), options.image_limit)
-        val = val.part(range(len(val)), training=False)
-        for part in (train, heldout, val):
+        val = self._shown(task, val.part(range(len(val)), training=False), features)
+        for split, part in ((train_split, train), (train_split, heldout), (val_split, val)):
+            _check_told(task, split, part)
             _check_images(task, part, features, second)
-        return _pairs(task, train, heldout, val, features, second)
+        if train.answers != val.answers:
+            raise ConfigError(
+                f"task {task.name}: {len(train.answers)} answers in split {train_split}, "
+                f"{len(val.answers)} in {val_split}, or others: `answers` are those of the task, "
+                "the same in every split and in the same order"
+            )
+        return _pairs(task, val_split, (train, heldout, val), features, second)
 
     def open_tested(self, task: TaskEntry, split: str) -> OpenedTask:
-        """Samples and features of a split to answer; `val` is the one that the task reports."""
+        """Samples and features of a split to answer; `REPORTED` means the one that it reports."""
         if task.name in KINDS:
             return self._open_tested_questions(task, split)
-        features, second = self._features(task)
-        found = read_split(task, task.val_split if split == VAL else split, self.seed)
+        self._prepare()
+        split = task.val_split if split == REPORTED else split
+        found = read_split(task, split, self.seed)
         data = found.part(range(len(found)), training=False)
+        features, second = self._features(task, data)
+        data = self._shown(task, data, features)
         _check_images(task, data, features, second)
-        return _pairs(task, data, data, data, features, second)
+        return _pairs(task, split, (data, data, data), features, second)
 
-    def _features(self, task: TaskEntry) -> tuple[FeatureSources, FeatureSources | None]:
-        def opened(path: str) -> FeatureSources:
-            place = features_path(HOME / path)
-            return FeatureSources([open_store(place, None, self.options.skip_bad, not self.quiet)])
-
-        with self.world.main_first():  # which makes embedded data and imports features
-            if self.embedded:
+    def _prepare(self) -> None:
+        if self.embedded:
+            with self.world.main_first():
                 easy_tasks_folder(not self.quiet)
-            second = opened(task.features_h5path2) if task.features_h5path2 else None
+
+    def _features(
+        self, task: TaskEntry, data: TaskData
+    ) -> tuple[FeatureSources, FeatureSources | None]:
+        """The detector's regions, and second ones where the data show them."""
+
+        def opened(path: str) -> FeatureSources:
+            place, skip = features_path(HOME / path), self.options.skip_bad
+            return FeatureSources([open_store(place, None, skip, not self.quiet)], skip)
+
+        with self.world.main_first():  # which imports features
+            wanted = task.features_h5path2 and data.second_features
+            second = opened(task.features_h5path2) if wanted else None
             return opened(task.features_h5path1), second
+
+    def _shown(self, task: TaskEntry, data: TaskData, features: FeatureSources) -> TaskData:
+        """The samples; without those of images that an import skipped, where they may be."""
+        skipped = set(features.missing(data.images())) & set(features.skipped())
+        if not self.options.skip_bad or not skipped:
+            return data
+        rest = data.without(skipped)
+        self.say(
+            f"{task.name}: {len(data) - len(rest)} of {len(data)} samples are left out: the "
+            f"features of their {len(skipped)} images were skipped on import (--skip-bad)"
+        )
+        return rest
 
     def _divided(self, task: TaskEntry, data: TaskData) -> tuple[TaskData, TaskData]:
         """Samples to train on and held-out ones, which share no image."""
         wanted = self.options.questions
-        places = [Example(n, data.image(n), "") for n in range(len(data))]
+        # The embedded images are held out for all tasks alike, whatever their names are.
+        name = original_key if self.embedded else str
+        places = [Example(n, name(data.image(n)), "") for n in range(len(data))]
         kept, held = split_holdout(places, self.options.holdout)
         chosen = [int(example.question_id) for example in kept]
         if wanted is not None:
@@ -215,17 +251,17 @@ class TaskOpener:
         options = with_splits(replace(self.options, train=None, valid=None), dataset)
         features = find_features(options, dataset, self.world, self.quiet)
         parts = find_questions(options, dataset, features, self.seed, self.say)
-        return _questions(task, self.embedded, *parts, features)
+        return _questions(task, options.valid or "", self.embedded, parts, features)
 
     def _open_tested_questions(self, task: TaskEntry, name: str) -> OpenedTask:
         dataset = self._dataset(task)
-        split = dataset.kind.valid if name == VAL else dataset.split_to_test(name)
+        split = dataset.kind.valid if name == REPORTED else dataset.split_to_test(name)
         with self.world.main_first():
             features = open_features(
                 dataset, split, skip_bad=self.options.skip_bad, progress=not self.quiet
             )
         data = VQADataset(load_split(dataset, split), features, dataset.vocabulary())
-        return _questions(task, self.embedded, data, data, data, features)
+        return _questions(task, split, self.embedded, (data, data, data), features)
 
     def _dataset(self, task: TaskEntry) -> Dataset:
         with self.world.main_first():
@@ -235,12 +271,13 @@ class TaskOpener:
 
 def _pairs(
     task: TaskEntry,
-    train: TaskData,
-    heldout: TaskData,
-    val: TaskData,
+    split: str,
+    parts: tuple[TaskData, TaskData, TaskData],
     features: FeatureSources,
     second: FeatureSources | None,
 ) -> OpenedTask:
+    """From samples to train on, held-out ones, and those of the split that is reported."""
+    train, heldout, val = parts
     limits = Limits(task.max_seq_length, task.max_region_num)
 
     def make(
@@ -252,7 +289,7 @@ def _pairs(
             task.name, kind, train, heldout, inputs, runtime, batch_size, seed, progress
         )
 
-    return OpenedTask(task, train, heldout, val, features, train.answers, limits, make)
+    return OpenedTask(task, split, train, heldout, val, features, train.answers, limits, make)
 
 
 def _limited(data: TaskData, images: int | None) -> TaskData:
@@ -264,12 +301,23 @@ def _limited(data: TaskData, images: int | None) -> TaskData:
     return data.part([n for n, image in enumerate(of_place) if image in kept], training=True)
 
 
+def _check_told(task: TaskEntry, split: str, data: TaskData) -> None:
+    """Refuse samples that can be answered, not trained or validated on."""
+    told = TYPES[task.type].told
+    for sample in data.samples:
+        if not told(sample):
+            raise ConfigError(
+                f"task {task.name}: split {split}: sample {sample.sample_id}: what is right is not "
+                "known: it can be answered (eval_tasks.py --split), not trained or validated on"
+            )
+
+
 def _check_images(
     task: TaskEntry, data: TaskData, features: FeatureSources, second: FeatureSources | None
 ) -> None:
     """Refuse samples whose images have no features, before any training."""
     shown = data.images()
-    for source in (features, second):
+    for source in (features, second if data.second_features else None):
         if source is not None and (missing := source.missing(shown)):
             image = missing[0]
             raise DataError(
@@ -281,12 +329,12 @@ def _check_images(
 
 def _questions(
     task: TaskEntry,
+    split: str,
     embedded: bool,
-    train: VQADataset,
-    heldout: VQADataset,
-    val: VQADataset,
+    parts: tuple[VQADataset, VQADataset, VQADataset],
     features: FeatureSources,
 ) -> OpenedTask:
+    train, heldout, val = parts
     limits = Limits() if embedded else Limits(task.max_seq_length, task.max_region_num)
 
     def make(
@@ -295,7 +343,8 @@ def _questions(
         inputs = ViLBertInputs(tokenizer, limits)
         return VQATask(train, heldout, inputs, runtime, batch_size, seed, progress, read_answers)
 
-    return OpenedTask(task, train, heldout, val, features, val.vocabulary.answers, limits, make)
+    answers = val.vocabulary.answers
+    return OpenedTask(task, split, train, heldout, val, features, answers, limits, make)
 
 
 def read_answers(model: nn.Module, inputs: Mapping[str, Tensor | None]) -> Tensor:

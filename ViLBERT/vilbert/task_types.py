@@ -33,6 +33,9 @@ class TaskType(Protocol):
     head: str
     loss: str
 
+    def told(self, sample: Sample) -> bool:
+        """Whether what is right about a sample is public."""
+
     def labels(
         self, samples: Sequence[Sample], shown: ShownRegions, data: TaskData
     ) -> dict[str, Tensor]:
@@ -58,12 +61,15 @@ class OptionChoice:
 
     head, loss = "vil_logit", "CrossEntropyLoss"
 
+    def told(self, sample: Sample) -> bool:
+        return sample.right is not None
+
     def labels(
         self, samples: Sequence[Sample], shown: ShownRegions, data: TaskData
     ) -> dict[str, Tensor]:
         rights = [sample.right for sample in samples]
         options = torch.full((len(samples),), data.options)
-        if any(right is None for right in rights):
+        if not all(map(self.told, samples)):
             return {"options": options}
         return {"right": torch.tensor(rights), "options": options}
 
@@ -92,6 +98,9 @@ class RegionChoice:
     """V-logit: every region gets a score; those that cover the one that is meant are right."""
 
     head, loss = "vision_logit", "BCEWithLogitLoss"
+
+    def told(self, sample: Sample) -> bool:
+        return sample.box is not None
 
     def labels(
         self, samples: Sequence[Sample], shown: ShownRegions, data: TaskData
@@ -135,6 +144,9 @@ class AnswerChoice:
     """VL-classifier: answers with soft scores."""
 
     head, loss = "vil_prediction", "BCEWithLogitLoss"
+
+    def told(self, sample: Sample) -> bool:
+        return sample.answers is not None
 
     def labels(
         self, samples: Sequence[Sample], shown: ShownRegions, data: TaskData

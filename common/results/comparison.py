@@ -13,8 +13,10 @@ from typing import Any
 from common.errors import DataError
 from common.files import write_bytes
 from common.results.decision_plots import plot_decisions
+from common.results.decision_trends import plot_decisions_by_type
 from common.results.files import (
     BASELINES,
+    QUESTIONS,
     Result,
     RunGroup,
     Section,
@@ -103,9 +105,10 @@ def group_summary(group: RunGroup, out_dir: Path) -> dict[str, Any]:
 def copy_decision_maps(results: Iterable[Result], folder: Path | str) -> list[Path]:
     """Draw each run's decision map into one folder, under a name that says which run it is.
 
-    Names are `lxmert_easy_vqa_SpotTune_seed9595_decisions.png`; where runs would share one, their
-    size, policy and name are added, and a number if even these are equal. Runs without decisions
-    have no map.
+    Names are `lxmert_easy_vqa_SpotTune_seed9595_decisions.png`, with the task where it is not
+    questions; where runs would share one, their size, policy and name are added, and a number if
+    even these are equal. Runs without decisions have no map, runs on several tasks a second one,
+    by task.
     """
     decided = [result for result in sort_results(results) if result.get("decisions")]
     short = [_stem(result, "backbone", "dataset", "strategy") for result in decided]
@@ -120,10 +123,16 @@ def copy_decision_maps(results: Iterable[Result], folder: Path | str) -> list[Pa
             number += 1
         plot_decisions(result, path)
         paths.append(path)
+        if "," in (result.get("task") or ""):
+            by_task = path.with_name(f"{path.stem}_by_task.png")
+            plot_decisions_by_type(result, by_task)
+            paths.append(by_task)
     return paths
 
 
 def _stem(result: Result, *keys: str) -> str:
     parts = [str(result[key]) for key in keys if result.get(key)]
+    if (task := result.get("task")) not in (None, "", QUESTIONS):
+        parts.insert(1, task)
     stem = "_".join([*parts, f"seed{result.get('seed')}"])
     return re.sub(r"[^\w.-]+", "-", stem)

@@ -60,12 +60,14 @@ class FinetuneTask(Task, Protocol):
 
     Attributes:
         train, heldout: samples to train on, and to choose the best epoch with.
+        measured: the training samples as they are evaluated.
         runtime: device, precision and processes.
         things: what its samples are called.
     """
 
     train: Any
     heldout: Any
+    measured: Any
     runtime: Runtime
     things: str
 

@@ -260,7 +260,7 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     if run.strategy.adaptive and run.options.adaptive.policy_eval == "global":
         fix_global_policy(run)
     val = run.task.evaluate(run.model, run.val, "validation")
-    train = run.task.evaluate(run.model, run.task.train, f"training {run.task.things}")
+    train = run.task.evaluate(run.model, run.task.measured, f"training {run.task.things}")
     result = collect(run, trainer, train, val)
     if not run.runtime.world.main:
         return result
@@ -302,7 +302,7 @@ def fix_global_policy(run: Run) -> None:
     They are saved in BEST, so that it can be tested with `--policy-eval global`.
     """
     part = deciding_part(run.model)
-    counts = run.task.evaluate(run.model, run.task.train, "global policy").decisions
+    counts = run.task.evaluate(run.model, run.task.measured, "global policy").decisions
     set_global_decisions(part, torch.tensor(counts.share), run.options.global_k)
     part.options.policy_eval = "global"
     if run.runtime.world.main:
@@ -332,7 +332,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "device": str(run.runtime.device),
         "precision": run.runtime.precision,
         "processes": run.runtime.world.size,
-        "accuracy": {"train": counted(train, run.task.train), "val": counted(val, run.val)},
+        "accuracy": {"train": counted(train, run.task.measured), "val": counted(val, run.val)},
         "generalization_error": train.overall - val.overall,
         "baselines": baselines,
         "parameters": parameter_counts(run.model),

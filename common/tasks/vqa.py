@@ -93,7 +93,7 @@ class VQATask:
             answer: runs a model on inputs and gives its answer logits (B, A).
         """
         self.seed, self.answer = seed, answer
-        self.train, self.heldout = train, heldout
+        self.train, self.heldout, self.measured = train, heldout, train
         self.make_inputs, self.runtime = make_inputs, runtime
         self.eval_batch_size, self.progress = eval_batch_size, progress
 

@@ -28,6 +28,9 @@ class Order(Protocol):
     def total(self, epochs: int) -> int:
         """Batches of the first so many epochs, at most."""
 
+    def left_out(self, epoch: int) -> int:
+        """Batches of an epoch that were planned and then left out, see `follow`."""
+
     def epoch(self, epoch: int, skip: int = 0) -> list[list[int]]:
         """The batches of an epoch, without the first `skip`."""
 
@@ -55,6 +58,9 @@ class BatchOrder:
 
     def total(self, epochs: int) -> int:
         return self.steps * epochs
+
+    def left_out(self, epoch: int) -> int:
+        return 0
 
     def follow(self, history: Sequence[Mapping[str, Any]]) -> None:
         pass

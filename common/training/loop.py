@@ -364,6 +364,8 @@ class Trainer:
         if self.part is not None:
             record["policy_temperature"] = self.temperature()
         self.history.append(record)
+        for optimizer in self.optimizers.values():  # schedules are those of the whole plan
+            optimizer.pass_over(self.order.left_out(self.epoch))
         self.order.follow(self.history)
         self.tracker.scalars(
             {"train/score": record["train_accuracy"], "heldout/score": validation.score}, self.step

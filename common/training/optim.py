@@ -235,6 +235,10 @@ class OptimizerWithSchedule:
             scaler.step(self.optimizer)
         return self.updates > before
 
+    def pass_over(self, updates: int) -> None:
+        """Go on in the schedule as if so many updates had been done (not with `bert`'s own)."""
+        self.updates += updates
+
     def zero_grad(self) -> None:
         """Drop all gradients (None, not zeros)."""
         self.optimizer.zero_grad(set_to_none=True)

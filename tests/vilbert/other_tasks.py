@@ -144,10 +144,10 @@ def write_lmdbs(folder: Path) -> None:
         write_lmdb(folder / f"{name}_gt.lmdb", annotated)
 
 
-def sections(files: TaskFiles) -> dict[str, Any]:
-    """The shipped sections about these files."""
+def sections(other: TaskFiles, questions: TaskFiles | None = None) -> dict[str, Any]:
+    """The shipped sections about some files; those of questions may be in another folder."""
     found = yaml.safe_load(TASKS_FILE.read_text())
-    folder = files.folder
+    folder, asked = other.folder, questions or other
     places: dict[str, dict[str, str]] = {
         "TASK6": {"dataroot": "VCR", "features_h5path1": "vcr", "features_h5path2": "vcr_gt"},
         "TASK9": {"dataroot": "retrieval", "features_h5path1": "coco"},
@@ -165,12 +165,18 @@ def sections(files: TaskFiles) -> dict[str, Any]:
                 path = folder / keys["dataroot"] / f"{part}.{ending}"
                 section[f"{part}_annotations_jsonpath"] = str(path)
         found[name] = section
-    found["TASK1"] |= {"dataroot": str(folder / "VQA"), "features_h5path1": str(files.features)}
+    found["TASK1"] |= {"dataroot": str(asked.questions), "features_h5path1": str(asked.features)}
     return found
 
 
-def write_sections(files: TaskFiles, changes: dict[str, dict[str, Any]] | None = None) -> None:
-    found = sections(files)
+def write_sections(
+    files: TaskFiles,
+    changes: dict[str, dict[str, Any]] | None = None,
+    other: TaskFiles | None = None,
+    questions: TaskFiles | None = None,
+) -> None:
+    """The task file of some files, whose data may be those of others."""
+    found = sections(other or files, questions)
     for name, keys in (changes or {}).items():
         found[name] = found[name] | keys
     files.tasks.write_text(yaml.safe_dump(found))

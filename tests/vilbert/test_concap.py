@@ -35,6 +35,7 @@ from vilbert.concap_data import ConceptualCaptions, find_records, parse_record, 
 from vilbert.concap_samples import CaptionSamples, RecordedCaptions
 from vilbert.finetuning import train
 from vilbert.inputs import Limits
+from vilbert.retrieval_command import main as retrieve
 
 PLACE = "x.lmdb: entry '00000000'"
 
@@ -121,6 +122,13 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
     path = write_records(tmp_path / "d.lmdb", [record(0), record(1, width=6)])
     with pytest.raises(DataError, match=r"entry '00000001': field 'features' has shape \(3, 6\)"):
         ConceptualCaptions([path]).batch([0, 1])
+    path = write_records(tmp_path / "e.lmdb", [record(0), _other_classes()])
+    with pytest.raises(DataError, match=r"entry '00000001': field 'cls_prob' has shape \(3, 5\)"):
+        ConceptualCaptions([path]).batch([0, 1])
+    parts = write_concap(tmp_path / "parts", parts=3)
+    (parts / "training_feat_part_1.lmdb").unlink()
+    with pytest.raises(DataError, match=r"training_feat_part_1\.lmdb is missing"):
+        find_records(parts, "training")
     with pytest.raises(DataError, match=r"no training_feat_all\.lmdb and no training_feat_part"):
         find_records(tmp_path / "nowhere", "training")
     (tmp_path / "caption_train.json").write_text(json.dumps({"1": "one", "2": "one"}))
@@ -129,6 +137,12 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
     (tmp_path / "caption_train.json").write_text(json.dumps({"1": 2}))
     with pytest.raises(DataError, match="caption_train.json"):
         read_caption_list(tmp_path / "caption_train.json")
+
+
+def _other_classes() -> list[Any]:
+    found = record(1)
+    found[1] = found[1][:, :5] / found[1][:, :5].sum(1, keepdims=True)
+    return found
 
 
 # Samples
@@ -271,14 +285,24 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_bit_for_bit(
         assert dict(tensors(a)) == dict(tensors(b))
 
 
-def test_a_pretrained_model_is_a_start_for_tasks(files, whole, tmp_path, capsys):
-    """The file of an epoch, by --from_pretrained of train_tasks.py; features of another detector
-    are refused by name."""
-    words = without(files.run(tmp_path), "--from_pretrained", "--config_file")
-    path = str(whole / "pytorch_model_1.safetensors")
-    config = str(files.folder / "dropping.json")
-    words += ["--from_pretrained", path, "--config_file", config]
-    assert "features.detector is 'of training_feat_all.lmdb" in refused(capsys, words, train)
+@pytest.mark.parametrize("features", [False, True])
+def test_a_pretrained_model_is_a_start_for_tasks_and_for_retrieval(
+    files, data, others, tmp_path, features, capsys
+):
+    """Also one that has learned to tell features, which has no classes of regions."""
+    more = ["--predict_feature"] if features else []
+    words = without(run(files, data, tmp_path / "start", *more), "--bert_model")
+    words += ["--bert_model", str(others.bert), "--from_pretrained", str(others.pretrained)]
+    words += ["--config_file", str(others.config)]
+    assert main(words) == 0
+    start = ["--from_pretrained", str(tmp_path / "start" / "pytorch_model_1.safetensors")]
+    words = without(others.train("9", tmp_path / "run"), "--from_pretrained")
+    capsys.readouterr()
+    assert train([*words, *start]) == 0
+    shown = capsys.readouterr().out
+    assert "tensors loaded" in shown and ("not in this model: cls" in shown) == features
+    words = without(others.test("x", tmp_path / "zero"), "--from_pretrained")
+    assert retrieve([*words, *start, "--zero_shot", "--config_file", str(others.config)]) == 0
 
 
 @pytest.mark.parametrize(

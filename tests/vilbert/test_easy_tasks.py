@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.data.datasets import resolve_dataset
+from common.data.datasets import load_split, resolve_dataset, split_holdout
 from common.data.easy_vqa.build import COLOURS, SHAPES
 from common.data.easy_vqa.regions import LAYOUT
 from common.features.store import RegionFeatures
 from tests.lxmert.runs import strict_json
-from vilbert.easy_tasks import GRID, SIDE, build_easy_tasks, easy_entry, mosaic_regions
+from vilbert.easy_tasks import (
+    GRID,
+    SIDE,
+    build_easy_tasks,
+    easy_entry,
+    mosaic_regions,
+    original_key,
+)
 from vilbert.finetuning import evaluate, train
 from vilbert.task_data import read_split
 from vilbert.tasks import chosen_tasks
@@ -112,6 +119,15 @@ def test_geometry_of_a_picture_is_that_of_its_pixels(folder, easy_vqa_root):
     pixels = numbers[first, 7] * areas[first]
     torch.testing.assert_close(numbers[first, 8], pixels / pixels.sum(), atol=0.02, rtol=0)
     assert features.shape == (12, WIDTH) and first == [0, 3, 6, 9]
+
+
+def test_the_tasks_hold_out_the_images_that_are_held_out_for_questions(embedded, easy_vqa_root):
+    """Whatever they call them."""
+    asked = load_split(resolve_dataset("easy_vqa", easy_vqa_root), "train,nominival")
+    data = read_split(easy_entry(chosen_tasks("9")[0]), "train", seed=1)
+    images = {original_key(data.image(n)) for n in range(len(data))}
+    held = {example.image_id for example in split_holdout(asked, 0.1)[1]}
+    assert images <= {example.image_id for example in asked} and images & held
 
 
 def test_parts_share_no_image(embedded):

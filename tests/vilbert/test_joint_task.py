@@ -94,6 +94,7 @@ def test_a_task_without_progress_is_trained_less_until_it_gets_worse():
     order.follow(history(a=[50.0, 50.0, 50.0], b=[50.0, 60.0, 70.0]))
     assert Counter(name for name, _, _ in read(order, 3)) == {"a": 2, "b": 8}
     assert order.steps_of(2) == 16, "what is past stays as it was"
+    assert (order.left_out(2), order.left_out(3)) == (0, 6), "the schedule passes over them"
 
 
 def test_windows_are_read_one_after_the_other():

@@ -96,6 +96,10 @@ def test_scores_that_are_there_are_not_computed_again(others, runs, tmp_path, ca
     assert main(words) == 0
     shown = refused(capsys, run(others, runs / "each" / "BEST", tmp_path), main)
     assert "holds scores of other settings: model is" in shown
+    shorter = tmp_path / "tasks.yml"
+    shorter.write_text(others.tasks.read_text().replace("max_region_num: 6", "max_region_num: 3"))
+    other = [str(shorter) if word == str(others.tasks) else word for word in words]
+    assert "settings: limits is" in refused(capsys, other, main)
     shown = refused(capsys, [*words, "--images", "3"], main)
     assert "holds scores of other settings" in shown
 

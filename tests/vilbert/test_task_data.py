@@ -13,6 +13,7 @@ from tests.vilbert.other_tasks import IMAGES, OtherFiles, captions_of, write_oth
 from tests.vilbert.runs import refused
 from tests.vilbert.task_files import write_captions
 from vilbert.finetuning import evaluate, train
+from vilbert.samples import Pair, Sample, TaskData
 from vilbert.sizes import HOME
 from vilbert.task_data import RetrievalData, data_class, read_split
 from vilbert.tasks import TaskEntry, chosen_tasks
@@ -112,6 +113,11 @@ def test_images_with_the_same_captions_are_no_wrong_pairs(tmp_path):
             right, caption, image, near = data.sample(place, epoch).pairs
             assert right.text not in (caption.text, near.text)
             assert int(image.image_id) % 3 != int(right.image_id) % 3
+    lines = [{"img_path": "0.jpg", "sentences": ["a", "b"]}]
+    lines += [{"img_path": f"{n}.jpg", "sentences": ["b"]} for n in list(IMAGES["train"])[1:]]
+    write_captions(tmp_path / "retrieval" / "train.jsonline", *lines)
+    with pytest.raises(DataError, match="caption 0 of image 0: all 20 images have the same"):
+        retrieval(files).sample(0, 0)
     lines = [{"img_path": f"{n}.jpg", "sentences": ["one"]} for n in IMAGES["train"]]
     write_captions(tmp_path / "retrieval" / "train.jsonline", *lines)
     with pytest.raises(DataError, match="20 images with the same captions"):
@@ -121,6 +127,7 @@ def test_images_with_the_same_captions_are_no_wrong_pairs(tmp_path):
 # A task of one's own
 
 
+PAIRS = Pair("a ball", "1"), Pair("a box", "2")
 OWN = """
 from vilbert.samples import Pair, Sample, TaskData
 
@@ -145,7 +152,7 @@ class Other:
         ("own_{n}", 2, 4, "cannot be imported ("),
         ("own_{n}:Other", 2, 4, "is no subclass of vilbert.samples.TaskData"),
         ("own_{n}:Mine", 2, 0, "split train has no samples"),
-        ("own_{n}:Mine", 3, 4, "a sample has 2 pairs, expected 3"),
+        ("own_{n}:Mine", 3, 4, "sample 0 has 2 pairs, expected 3"),
     ],
 )
 def test_a_class_that_is_none_is_refused_by_name(
@@ -180,7 +187,7 @@ def test_the_worked_example_learns(tmp_path, capsys, easy_vqa_root):
     capsys.readouterr()
     load = str(tmp_path / "run" / "BEST")
     assert evaluate([*where, "--from_pretrained", load, "--output", str(tmp_path / "out")]) == 0
-    rows = json.loads((tmp_path / "out" / "val_result.json").read_text())
+    rows = json.loads((tmp_path / "out" / "minival_result.json").read_text())
     assert len(rows[0]["answer"]) == 3
 
 
@@ -194,3 +201,25 @@ def test_a_task_of_ones_own_has_no_embedded_version(capsys, tmp_path):
 def test_classes_of_the_tasks_are_found_by_name(others):
     assert data_class(entry(others, "9")) is RetrievalData
     assert isinstance(Path(entry(others, "6").dataroot), Path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([Sample(1, PAIRS, 0), Sample(1, PAIRS, 1)], "sample 1 is there twice"),
+        ([Sample(1, PAIRS, 0), Sample(2, PAIRS[:1], 0), Sample(3, PAIRS, 0)], "sample 2 has 1 pa"),
+        ([Sample(1, PAIRS, 2)], "sample 1: right is 2: expected a number from 0 to 1"),
+        ([Sample(1, (PAIRS[0], Pair("a", "2", "b")), 0)], "a second text in some pairs and not"),
+    ],
+)
+def test_samples_that_no_task_can_have_are_refused(others, monkeypatch, samples, message):
+    class Mine(TaskData):
+        options = 2
+
+        def __init__(self, task: TaskEntry, split: str) -> None:
+            super().__init__(samples)
+
+    monkeypatch.setattr("vilbert.task_data.data_class", lambda task: Mine)
+    with pytest.raises(DataError) as caught:
+        read_split(entry(others, "6"), "train", 1)
+    assert message in str(caught.value) and "task VCR_Q-A: split train" in str(caught.value)

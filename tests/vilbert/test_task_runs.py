@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from common.training.checkpoint import load_checkpoint, load_meta, save_checkpoint
+from tests.common.lmdb_files import write_lmdb
 from tests.lxmert.runs import same_state, strict_json
-from tests.vilbert.other_tasks import IMAGES, write_other_files, write_sections
+from tests.vilbert.other_tasks import IMAGES, OtherFiles, record, write_other_files, write_sections
 from tests.vilbert.runs import refused, without
 from vilbert.caption_data import HardNegatives
 from vilbert.finetuning import TRAIN, evaluate, train
 from vilbert.options import EASY
+from vilbert.retrieval_command import main as retrieve
 
 ALL = {"6": "VCR_Q-A", "7": "VCR_QA-R", "9": "RetrievalFlickr30k", "11": "refcoco+"}
 HEADS = {"6": ["vil_logit"], "11": ["vision_logit"], "6,11": ["vil_logit", "vision_logit"]}
@@ -70,7 +72,7 @@ def test_rows_are_those_of_the_original(others, joint, tmp_path):
 def test_a_split_without_answers_is_answered(others, joint, tmp_path, capsys):
     run = others.eval("6", joint / "BEST", tmp_path, "--split", "test")
     assert evaluate(run) == 0
-    rows = strict_json(tmp_path / "test_result.json")
+    rows = strict_json(tmp_path / "VCR_Q-A_test_result.json")
     assert rows[0]["question_id"] == "test-100-0" and len(rows) == 16
     assert "overall" not in capsys.readouterr().out
 
@@ -125,6 +127,7 @@ def test_other_settings_do_not_resume(others, joint, capsys, change, difference)
 def test_one_task_of_a_joint_run_is_evaluated_alone(others, joint, tmp_path, capsys):
     """And a task that it was not trained on is refused."""
     assert evaluate(others.eval("11", joint / "BEST", tmp_path)) == 0
+    assert (tmp_path / "refcoco+_val_result.json").is_file(), "as if all were evaluated"
     both = strict_json(joint / "result.json")["accuracy"]["val"]["refcoco+"]
     assert f"refcoco+, SpotTune_Block: overall {both:.2f}" in capsys.readouterr().out
     shown = refused(capsys, others.eval("7", joint / "BEST", tmp_path), evaluate)
@@ -178,6 +181,14 @@ def test_the_commands_of_the_readme_are_understood(tmp_path):
         (["--tasks", "6,9", "--plateau", "--train_iter_gap", "0"], "give 1 at least"),
         (["--tasks", "6", "--questions", "99"], "task VCR_Q-A has 3"),
         (["--tasks", "6", "--train", "val"], "--train val --valid val: give two splits"),
+        (
+            ["--tasks", "6", "--valid", "test"],
+            "split test: sample test-100-0: what is right is not",
+        ),
+        (
+            ["--tasks", "6", "--train", "test"],
+            "split test: sample test-100-0: what is right is not",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(others, tmp_path, capsys, words, message):
@@ -264,3 +275,58 @@ def test_a_run_of_another_task_answers_no_questions(joint, capsys):
     assert ask(words) == 2
     shown = capsys.readouterr().err
     assert "is not the checkpoint of a visual-question-answering run" in shown
+
+
+def test_one_task_of_a_joint_run_is_trained_further_alone(others, joint, tmp_path):
+    """Its head alone; the run is about that task."""
+    run = without(others.train("11", tmp_path, "--load", str(joint / "BEST")), "--from_pretrained")
+    assert train(run) == 0
+    assert strict_json(tmp_path / "result.json")["task"] == "refcoco+"
+    assert load_meta(tmp_path / "BEST.safetensors")["heads"] == ["vision_logit"]
+
+
+def test_a_task_without_answers_is_evaluated_from_a_run_with_answers(files, others, tmp_path):
+    """VQA and retrieval in one model; features of one detector."""
+    both = OtherFiles(tmp_path)
+    for name in ("bert", "tiny.json", "pytorch_model_9.bin"):
+        (tmp_path / name).symlink_to(others.folder / name)
+    write_sections(both, other=others, questions=files)
+    words = both.train("1,9", tmp_path / "run", "--questions", "16", "--epochs", "1")
+    assert train(words) == 0
+    load = tmp_path / "run" / "BEST"
+    for tasks in ("9", "1", "1,9"):
+        assert evaluate(both.eval(tasks, load, tmp_path / tasks)) == 0
+    assert retrieve(both.eval("9", load, tmp_path / "retrieval")) == 0
+
+
+def test_a_task_has_its_own_number_of_epochs(others, tmp_path):
+    """That of the task file, unless --epochs is given."""
+    files = OtherFiles(tmp_path)
+    for name in ("bert", "tiny.json", "pytorch_model_9.bin"):
+        (tmp_path / name).symlink_to(others.folder / name)
+    write_sections(files, {"TASK6": {"num_epoch": 2}, "TASK11": {"num_epoch": 1}}, other=others)
+    run = without(files.train("6,11", tmp_path / "run"), "--epochs")
+    assert train(run) == 0
+    result = strict_json(tmp_path / "run" / "result.json")
+    meta = load_meta(tmp_path / "run" / "BEST.safetensors")["training"]["tasks"]
+    assert {name: task["epochs"] for name, task in meta.items()} == {"VCR_Q-A": 2, "refcoco+": 1}
+    assert "refcoco+" not in result["epochs"][0]["train_losses"], "it starts in the second epoch"
+    assert "refcoco+" in result["epochs"][1]["train_losses"]
+
+
+def test_annotated_regions_are_needed_of_training_images_alone(tmp_path, capsys):
+    """Referring expressions; features that an import skipped are left out where they may be."""
+    files = write_other_files(tmp_path)
+    train_only = {str(n): record(n, 1 + n % 2, offset=5) for n in IMAGES["train"]}
+    shutil.rmtree(tmp_path / "coco_gt.lmdb")
+    write_lmdb(tmp_path / "coco_gt.lmdb", train_only)
+    assert train(files.train("11", tmp_path / "run")) == 0
+    detected = {str(n): record(n, 3) for n in [*IMAGES["train"], *IMAGES["val"]]}
+    detected["3"] = b"nothing"
+    shutil.rmtree(tmp_path / "coco.lmdb")
+    shutil.rmtree(tmp_path / "coco_features")
+    write_lmdb(tmp_path / "coco.lmdb", detected)
+    assert "entry '3'" in refused(capsys, files.train("9", tmp_path / "second"))
+    assert train(files.train("9", tmp_path / "second", "--skip-bad")) == 0
+    shown = capsys.readouterr().out
+    assert "RetrievalFlickr30k: 2 of 40 samples are left out" in shown
