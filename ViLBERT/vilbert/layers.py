@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from common.adapt.routes import State, Written
-from common.adapt.steps import AttentionModule, DenseStep, ExpandStep, HeadsStep, Step, bert_steps
+from common.adapt.steps import (
+    WEIGHTING,
+    AttentionModule,
+    DenseStep,
+    ExpandStep,
+    HeadsStep,
+    Step,
+    bert_steps,
+)
 from common.modules.layers import (
     LAYER_NORM_EPS,
     BertLayer,
@@ -83,6 +91,7 @@ class _OneDirection:
     value: nn.Linear
     dropout: nn.Dropout
     training: bool
+    weighting: nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -103,11 +112,18 @@ class ConnectionHeadsStep(HeadsStep):
             getattr(both, f"value{asked}"),
             getattr(both, f"dropout{asked}"),
             both.training,
+            getattr(both, self.weighting, None),
         )
 
+    @property
+    def weighting(self) -> str:
+        """Each direction has its own."""
+        return f"{WEIGHTING}{NUMBER[self.stream]}"
+
     def modules(self, layer: nn.Module) -> list[nn.Module]:
-        """The three projections."""
-        return list(self.projections(layer))
+        """The three projections, and what weighs the keys."""
+        own = getattr(layer.get_submodule(self.module), self.weighting, None)
+        return [*self.projections(layer), *([] if own is None else [own])]
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@ module that has the attribute paths it names: a layer of ours, its frozen twin, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapt.routes import Routes, State, Written, read_stream
-from common.adapt.row_routing import project_by_head
+from common.adapt.row_routing import Rows, project_by_head
 
 
 class AttentionModule(Protocol):
@@ -27,6 +29,10 @@ class AttentionModule(Protocol):
     value: nn.Linear
     dropout: nn.Dropout
     training: bool
+
+
+Weighting = Callable[[Tensor, Tensor | None], Tensor]  # scores (B, H, T, S), mask -> weights
+WEIGHTING = "weighting"  # name of the submodule that weighs the keys; see common.modules.attention
 
 
 class DenseModule(Protocol):
@@ -128,11 +134,21 @@ class HeadsStep(Step):
         else:
             (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
             k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
-        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state))}
+        weighting = [find_weighting(branch) for branch in branches]
+        chosen = None
+        if any(weights is not None for weights in weighting):
+            rows = [routes.both(column, flip) for column in columns]
+            chosen = torch.stack([_taken(pair, len(q)) for pair in rows], 1)
+        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weighting, chosen)}
 
     def attention(self, layer: nn.Module) -> AttentionModule:
         """The layer's module that holds the heads' projections."""
         return cast(AttentionModule, layer.get_submodule(self.module))
+
+    @property
+    def weighting(self) -> str:
+        """Name of the submodule of `module` that weighs the keys, where there is one."""
+        return WEIGHTING
 
     def projections(self, layer: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         """Query, key and value of the layer: what is split by head."""
@@ -180,14 +196,61 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(
-    attention: AttentionModule, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    attention: AttentionModule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    weighting: Sequence[Weighting | None] | None = None,
+    chosen: Tensor | None = None,
 ) -> Tensor:
-    """q (B, H, T, c), k and v (B, H, S, c), additive mask (B, 1, 1, S) -> (B, T, H * c)."""
+    """Attention of all heads.
+
+    Args:
+        attention: has the dropout and, without `weighting`, what weighs the keys.
+        q, k, v: (B, H, T, c), and (B, H, S, c) twice.
+        mask: additive (B, 1, 1, S), or None.
+        weighting: what weighs the keys where 0 and where 1 was decided; None: softmax.
+        chosen: (B, H) bool, the decisions; with `weighting`.
+
+    Returns:
+        (B, T, H * c).
+    """
     dropout = attention.dropout.p if attention.training else 0.0
-    if mask is not None:
-        mask = mask.to(q.dtype)
-    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return context.transpose(1, 2).flatten(2)
+    own = find_weighting(attention)
+    if own is None and not any(weighting or ()):
+        if mask is not None:
+            mask = mask.to(q.dtype)
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return context.transpose(1, 2).flatten(2)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if chosen is None:
+        assert own is not None
+        weights = own(scores, mask)
+    else:
+        zero, one = (_weigh(weights, scores, mask) for weights in weighting or ())
+        weights = torch.where(chosen[:, :, None, None], one, zero)
+    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def find_weighting(attention: AttentionModule) -> Weighting | None:
+    """What weighs the keys of a module; None: softmax."""
+    found: Weighting | None = getattr(attention, WEIGHTING, None)
+    return found
+
+
+def _weigh(weighting: Weighting | None, scores: Tensor, mask: Tensor | None) -> Tensor:
+    if weighting is not None:
+        return weighting(scores, mask)
+    precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return (precise if mask is None else precise + mask.to(precise.dtype)).softmax(-1)
+
+
+def _taken(rows: Rows, batch: int) -> Tensor:
+    """(B,) bool: the samples that take branch 1."""
+    chosen = torch.zeros(batch, dtype=torch.bool, device=rows[1].device)
+    return chosen.index_fill(0, rows[1], True)
 
 
 def routed_projection(

@@ -1,0 +1,100 @@
+"""Gives all attention modules of an encoder another way to weigh keys; see `common.modules`.
+
+The mechanism is a submodule of each attention module, so that frozen twins have their own, and
+checkpoints hold it like any other weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from common.adapt.encoder import RoutedEncoder
+from common.adapt.families import find_encoder
+from common.adapt.steps import WEIGHTING, HeadsStep
+from common.errors import ConfigError
+from common.modules.attention import (
+    AdaptiveSpan,
+    AttentionOptions,
+    AttentionWeights,
+    LearnedEntmax,
+    attention_weights,
+)
+
+TEXTS = ("lang",)  # streams whose places have an order
+
+
+def set_attention(model: nn.Module, options: AttentionOptions) -> None:
+    """Give a model a mechanism of attention, before it is adapted.
+
+    Args:
+        model: plain, with pretrained weights loaded or to be loaded before this.
+        options: softmax over all keys leaves the model as it is.
+
+    Raises:
+        ConfigError: it is adapted, or has a mechanism already.
+    """
+    if options.plain:
+        return
+    encoder = find_encoder(model)
+    if encoder.adaptive is not None:
+        raise ConfigError("attention is set before the model is adapted")
+    for module, name, text in _modules(encoder):
+        if getattr(module, name, None) is not None:
+            raise ConfigError("the model has a mechanism of attention already; build it anew")
+        heads = int(module.num_attention_heads)  # type: ignore[arg-type]
+        reference = next(module.parameters())
+        weights = AttentionWeights(heads, options, text).to(reference.device)
+        setattr(module, name, weights.to(reference.dtype))
+
+
+def _modules(encoder: RoutedEncoder) -> list[tuple[nn.Module, str, bool]]:
+    """The attention modules, the name of their mechanism, and whether it is about one text alone.
+
+    A mechanism that several steps share, such as those of both directions between two streams, is
+    there once.
+    """
+    found: dict[tuple[int, str], tuple[nn.Module, str, bool]] = {}
+    for layer in encoder.layers():
+        for step in layer.steps:
+            if isinstance(step, HeadsStep):
+                module = layer.module.get_submodule(step.module)
+                query, keys = (slot.partition(".")[0] for slot in step.reads[:2])
+                text = query == keys and query in TEXTS
+                key = id(module), step.weighting
+                _, _, before = found.get(key, (module, "", True))
+                found[key] = module, step.weighting, before and text
+    return list(found.values())
+
+
+def clamp_spans(model: nn.Module) -> None:
+    """Keep all spans in 0..1; after every update."""
+    for module in model.modules():
+        if isinstance(module, AdaptiveSpan):
+            module.clamp()
+
+
+def mean_span(model: nn.Module) -> Tensor | None:
+    """The mean of all spans that are learned, 0..1; None where there are none."""
+    spans = [
+        module.span.clamp(0, 1)
+        for module in model.modules()
+        if isinstance(module, AdaptiveSpan) and module.span.requires_grad
+    ]
+    return torch.cat(spans).mean() if spans else None
+
+
+def attention_record(model: nn.Module) -> dict[str, dict[str, list[float]]]:
+    """Spans and α of every head, by the name of the module that they belong to."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, weights in attention_weights(model):
+        if "twins" in name:
+            continue
+        entry: dict[str, list[float]] = {}
+        if weights.span is not None:
+            entry["span"] = weights.span.span.detach().clamp(0, 1).tolist()
+        if isinstance(weights.normaliser, LearnedEntmax):
+            entry["alpha"] = weights.normaliser.alpha.detach().tolist()
+        if entry:
+            found[name.replace(f".{WEIGHTING}", "", 1)] = entry
+    return found
