@@ -10,6 +10,7 @@ from common.projects import title_of
 from common.results.files import (
     ANSWER_TYPES,
     BASELINES,
+    QUESTIONS,
     Result,
     Section,
     Statistic,
@@ -67,7 +68,8 @@ COLUMNS = (
     Column(("peak mem.", "MB"), "memory.peak_rss_bytes", 1e-6, 0, spread=False),
     Column(("peak GPU", "MB"), "memory.peak_cuda_bytes", 1e-6, 0, spread=False),
 )
-OPTIONAL = (*(f"accuracy.val.{kind}" for kind in ANSWER_TYPES[1:]), "memory.peak_cuda_bytes")
+OPTIONAL = ("accuracy.val.number", "memory.peak_cuda_bytes")  # shown where a run has them
+OF_QUESTIONS = ("accuracy.val.yes/no", "accuracy.val.other")  # always shown where questions are
 MOST_KINDS = 4  # with columns of their own, beside those of questions
 LEGEND = (
     "gen. error = train − validation accuracy; finetuned or kept = mean share of live decisions "
@@ -97,10 +99,12 @@ def make_tables(results: Iterable[Result]) -> list[Table]:
 def _family_table(sections: Sequence[Section]) -> Table:
     """The runs of all backbones; with several there is a column that names them."""
     several = len(sections) > 1
+    asked = any(section.task in ("", QUESTIONS) for section in sections)
+    optional = OPTIONAL if asked else (*OPTIONAL, *OF_QUESTIONS)
     columns = [
         column
         for column in (*COLUMNS[:2], *_kinds(sections), *COLUMNS[2:])
-        if column.dotted not in OPTIONAL
+        if column.dotted not in optional
         or any(
             lookup(result, column.dotted) is not None
             for section in sections

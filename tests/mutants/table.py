@@ -361,7 +361,7 @@ MUTANTS = [
         "tests/vilbert/test_task_data.py",
         ("if training else range(len(self.captioned))", "if False else range(len(self.captioned))"),
         ("self._pool if training else {}", "self._pool"),
-        ("if not own & set(i.captions)]", "]"),
+        ("if set(i.captions) - own]", "]"),
         ("part.second_features = training", "part.second_features = True"),
     ),
     *_all(
