@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,10 +29,12 @@ from common.adapt.strategies import STRATEGIES
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.files import write_bytes, write_json
+from common.modules.attention import attention_weights
 from common.reading import read_json
 from common.results.files import things_of
 from common.runs.backbones import Exporting, OpenedRun, backbones
 from common.runs.opened_run import VQA, find_exporting, open_run, save_answers, training_questions
+from common.runs.pruning import model_config
 from common.runs.strategy_record import KEY, StrategyRecord
 from common.tasks.evaluation import FinetuneTask
 from common.tasks.vqa import VQATask
@@ -45,19 +47,6 @@ from common.voice import spoken
 FORMATS = ("ours", "transformers", "both")
 MODEL, TRANSFORMERS, RECORD = "model.safetensors", "transformers", "export.json"
 EVAL_BATCH = 256
-
-
-class Config(Protocol):
-    """Sizes of a model."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-
-
-class HasConfig(Protocol):
-    """A model that keeps its sizes."""
-
-    config: Config
 
 
 @dataclass
@@ -245,11 +234,13 @@ def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:
     Raises:
         ConfigError: the one that was asked for does not.
     """
+    known = source.exporting.save_transformers is not None
+    own_attention = known and any(True for _ in attention_weights(source.model))
     possible = [
         name
         for name, there in (
             ("ours", source.run is not None),  # a snapshot is a plain model of ours already
-            ("transformers", source.exporting.save_transformers is not None),
+            ("transformers", known and not own_attention),
         )
         if there
     ]
@@ -257,6 +248,7 @@ def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:
     if not wanted:
         raise ConfigError(
             f"--format {chosen}: {source.path} can be exported as {', '.join(possible)} only"
+            + (" (transformers knows softmax over all keys alone)" if own_attention else "")
         )
     return wanted
 
@@ -340,11 +332,6 @@ def plain_meta(source: Source) -> dict[str, Any]:
         KEY: StrategyRecord.from_meta(meta).plain().to_meta(),
         "exported": exported,
     }
-
-
-def model_config(model: nn.Module) -> dict[str, Any]:
-    """The sizes that a model of ours keeps."""
-    return cast(HasConfig, model).config.to_dict()
 
 
 def write_model(source: Source, meta: dict[str, Any], folder: Path, formats: Sequence[str]) -> None:

@@ -13,7 +13,16 @@ from torch import Tensor
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
-from common.runs.strategy_record import KEY, StrategyRecord, checked_meta, finetuned_meta
+from common.modules.attention import AttentionOptions
+from common.runs.pruning import prune_layers
+from common.runs.strategy_record import (
+    KEY,
+    StrategyRecord,
+    attention_entry,
+    checked_meta,
+    finetuned_meta,
+    has_own_names,
+)
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
@@ -54,6 +63,7 @@ def build_vqa(
     transform: Transform,
     load: Path | None = None,
     say: Say = print,
+    rule: str | None = None,
 ) -> Built:
     """Build, load and adapt a VQA network.
 
@@ -66,13 +76,14 @@ def build_vqa(
         transform: of boxes and images, which the checkpoint remembers.
         load: a finetuned model to load whole; None starts from the config's pretrained weights.
         say: where to report to.
+        rule: which layers stay, see `common.adapt.layerdrop.kept_layers`; None: all.
 
     Raises:
         ConfigError, CheckpointError: what does not fit.
     """
     found = saved_meta(load)
     sizes = network_sizes(config, tokenizer, len(answers), features["width"])
-    if "exported" in found:  # it may have fewer layers than its config
+    if found.keys() & {"exported", "pruned"}:  # it may have fewer layers than its config
         layers = found["config"]["encoder"]["num_hidden_layers"]
         sizes = replace(sizes, encoder=replace(sizes.encoder, num_hidden_layers=layers))
     given = any(key.startswith("POLICY.VLBERT.") for key in config.given)
@@ -84,6 +95,7 @@ def build_vqa(
         settings.trainable_layers,
         settings.frozen_layers,
         {"policy_encoder": policy_encoder and asdict(policy_encoder)},
+        _attention(config, settings, found),
     )
     meta = finetuned_meta(
         "vlbert",
@@ -102,20 +114,36 @@ def build_vqa(
 
     if load is None:
         load_start(model, config, tokenizer, answers, say)
+        prune_layers(model, rule, meta, say)
         adapt_model()
     else:
         check_finetuned(found, meta, load)
         weights = finetuned_weights(load)
         # Files of strategies that decide nothing hold exactly the standard names.
-        if record.row.adaptive:
+        if has_own_names(meta):
             adapt_model()
         load_into(model, weights, what=str(load))
-        if not record.row.adaptive:
+        if not has_own_names(meta):
+            prune_layers(model, rule, meta, say)
             adapt_model()
+        else:
+            prune_layers(model, rule, meta, say)
     part = adaptive_part(model)
     if part is not None and settings.policy == "published":
         check_output_size(config, len(part.decision_names))
     return Built(model, record, meta["size"], meta)
+
+
+def _attention(
+    config: Config, settings: AdaptiveSettings, found: Mapping[str, Any]
+) -> AttentionOptions:
+    """The config's, where it says something; else that of the checkpoint to load."""
+    said = any(key.startswith("ATTENTION.") for key in config.given)
+    return (
+        settings.attention
+        if said or KEY not in found
+        else StrategyRecord.from_meta(found).attention
+    )
 
 
 def make_model(meta: Mapping[str, Any]) -> ResNetVLBERT:
@@ -340,7 +368,7 @@ def check_finetuned(found: Mapping[str, Any], meta: Mapping[str, Any], path: Pat
         "transform",
     )
     saved = {**found, "config": told_by_no_shape(found["config"])}
-    wanted = {key: meta[key] for key in keys}
+    wanted = {key: meta[key] for key in keys} | attention_entry(meta)
     check_compatible(saved, wanted | {"config": told_by_no_shape(meta["config"])}, path)
 
 

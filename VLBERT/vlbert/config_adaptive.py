@@ -8,6 +8,7 @@ from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import Strategy, find_strategy
 from common.errors import ConfigError
+from common.modules.attention import AttentionOptions
 from vlbert.config import Config
 
 
@@ -25,6 +26,7 @@ class AdaptiveSettings:
     options: AdaptiveOptions
     budget: BudgetOptions
     temperature_end: float
+    attention: AttentionOptions
 
 
 def adaptive_settings(config: Config) -> AdaptiveSettings:
@@ -62,7 +64,18 @@ def adaptive_settings(config: Config) -> AdaptiveSettings:
         ),
         _budget(config),
         policy.TEMPERATURE_END,
+        _attention(config),
     )
+
+
+def _attention(config: Config) -> AttentionOptions:
+    part = config.ATTENTION
+    try:
+        return AttentionOptions(
+            part.NORMALISER, part.SPAN, part.SPAN_RAMP, part.SPAN_INIT, part.ALPHA_INIT
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{config.path}: section ATTENTION: {error}") from None
 
 
 def _frozen_layers(config: Config, strategy: Strategy) -> tuple[int, ...] | None:

@@ -13,6 +13,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from common.adapt.attention import ATTENTION_LR
+from common.modules.attention import NORMALISERS, SPANS
+
 Defaults = dict[str, Any]
 
 IMAGE_AND_BERT: Defaults = {
@@ -202,6 +205,15 @@ ADDED: Defaults = {
     "POLICY.TEMPERATURE_END": 5.0,
     "POLICY.INITIAL_SHARE": 0.5,
     "POLICY.EXECUTOR": "exact",
+    "ATTENTION.NORMALISER": "softmax",
+    "ATTENTION.SPAN": "none",
+    "ATTENTION.SPAN_RAMP": 0.25,
+    "ATTENTION.SPAN_INIT": 1.0,
+    "ATTENTION.SPAN_LOSS": 0.0,
+    "ATTENTION.ALPHA_INIT": 1.1,
+    "ATTENTION.LR": ATTENTION_LR,
+    "LAYERDROP.RATE": 0.0,
+    "LAYERDROP.COUNT": 0,
 }
 ADDED_MEANING = {
     "BASE": "a config, relative to this one, whose values hold where this one gives none",
@@ -219,6 +231,16 @@ ADDED_MEANING = {
     "POLICY.TEMPERATURE_END": "and at its end",
     "POLICY.INITIAL_SHARE": "probability of decision 1 before training",
     "POLICY.EXECUTOR": "exact, dense or sampled",
+    "ATTENTION.NORMALISER": "softmax, entmax (its α is learned), entmax15 or sparsemax",
+    "ATTENTION.SPAN": "none, keys (a span of the first keys) or distance (which is keys here, as "
+    "text and regions are one sequence)",
+    "ATTENTION.SPAN_RAMP": "share of the keys over which a weight falls from 1 to 0",
+    "ATTENTION.SPAN_INIT": "share of the keys before training",
+    "ATTENTION.SPAN_LOSS": "weight of the mean span in the loss",
+    "ATTENTION.ALPHA_INIT": "of entmax before training",
+    "LAYERDROP.RATE": "probability that training leaves a layer out",
+    "LAYERDROP.COUNT": "instead, so many layers",
+    "ATTENTION.LR": "learning rate of spans and α, which does not depend on the batch",
 }
 
 PRETRAIN_ADDED: Defaults = {
@@ -255,6 +277,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "REGION_CLASSES": ("object", "object_attribute"),
     "EVALUATION": ("argmax", "sample", "global"),
     "EXECUTOR": ("exact", "dense", "sampled"),
+    "NORMALISER": NORMALISERS,
+    "SPAN": SPANS,
 }
 # Key → lowest and highest value, at every level.
 LIMITS: dict[str, tuple[float, float]] = {
@@ -314,6 +338,7 @@ def defaults(pretraining: bool) -> Defaults:
     values["TRAIN"] = dict(TRAIN)
     values["VAL"], values["TEST"] = evaluation, evaluation | {"TEST_EPOCH": 0}
     visible = {"visual_scale_text_init": 1.0, "visual_scale_object_init": 1.0}
+    values["ATTENTION"], values["LAYERDROP"] = {}, {}
     values["POLICY"] = IMAGE_AND_BERT | OPTIMISER | {"OUTPUT_SIZE": 0, "VLBERT": VLBERT | visible}
     if pretraining:
         values["DATASET"] |= {"SEQ_LEN": 64, "MIN_SEQ_LEN": 0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlbert.config import Config
-from vlbert.config_defaults import defaults
+from vlbert.config_defaults import ADDED, defaults
 
 # Keys that a config may have and that nothing reads: in the original neither, or not here.
 WITHOUT_EFFECT = (
@@ -25,7 +25,8 @@ WITHOUT_EFFECT = (
 def idle_keys(config: Config) -> list[str]:
     """In words, which keys have another value than their default although nothing reads them."""
     known, found = defaults(config.pretraining), []
-    for path in WITHOUT_EFFECT:
+    of_finetuning = [path for path in ADDED if path.startswith(("ATTENTION.", "LAYERDROP."))]
+    for path in (*WITHOUT_EFFECT, *(of_finetuning if config.pretraining else [])):
         *sections, key = path.split(".")
         value, default = config.values, known
         for section in sections:

@@ -47,6 +47,7 @@ class VQAOptions:
         global_k: see `FinetuneOptions`.
         plots: draw plots and write the report.
         overwrite: start again in place of the run that the folder holds.
+        prune: which of the pretrained layers stay; None: all.
         test: what is tested with the best epoch after training; None: nothing.
     """
 
@@ -57,6 +58,7 @@ class VQAOptions:
     global_k: int | None
     plots: bool
     test: TestOptions | None
+    prune: str | None = None
 
     @property
     def gpus(self) -> str | None:
@@ -111,7 +113,14 @@ def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
     settings = strategy_settings(args, config)
     test_options = TestOptions.after_training(train) if args.do_test else None
     return VQAOptions(
-        train, settings, args.tiny, args.questions, args.global_k, not args.no_plots, test_options
+        train,
+        settings,
+        args.tiny,
+        args.questions,
+        args.global_k,
+        not args.no_plots,
+        test_options,
+        args.prune,
     )
 
 
@@ -142,6 +151,7 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
 def _of_config(settings: AdaptiveSettings) -> dict[str, Any]:
     """What the config says where a flag does not."""
     found = {"strategy": settings.strategy.name, "executor": settings.options.executor}
+    found |= {"normaliser": settings.attention.normaliser, "span": settings.attention.span}
     if settings.strategy.adaptive:
         found["policy_eval"] = settings.options.policy_eval
     budget = {"constrain_k": settings.budget.constrain_k}
@@ -171,6 +181,7 @@ def train(flags: VQAOptions) -> None:
             splits.train.features.described(),
             splits.train.transform,
             say=tracker.log,
+            rule=flags.prune,
         )
         begun.seed_processes()
         result = finetune(make_run(flags, source, splits, built, begun, tracker))

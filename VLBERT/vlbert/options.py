@@ -16,12 +16,19 @@ from typing import Any
 
 import torch
 
+from common.adapt.attention import ATTENTION_LR
+from common.adapt.layerdrop import LayerDrop
 from common.adapt.strategies import find_strategy
 from common.errors import ConfigError, DataError
 from common.reading import parse_yaml, short
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.loop import LoopOptions
-from common.training.options import add_run_options, add_strategy_options
+from common.training.options import (
+    add_attention_options,
+    add_layerdrop_options,
+    add_run_options,
+    add_strategy_options,
+)
 from common.training.processes import STARTED
 from vlbert.config import Config, load_config
 from vlbert.outputs import log_options, output_folder, snapshot_names, wants_resume
@@ -47,6 +54,15 @@ STRATEGY_KEYS = {
     "temperature": "POLICY.TEMPERATURE",
     "temperature_end": "POLICY.TEMPERATURE_END",
     "executor": "POLICY.EXECUTOR",
+    "normaliser": "ATTENTION.NORMALISER",
+    "span": "ATTENTION.SPAN",
+    "span_ramp": "ATTENTION.SPAN_RAMP",
+    "span_init": "ATTENTION.SPAN_INIT",
+    "span_loss": "ATTENTION.SPAN_LOSS",
+    "alpha_init": "ATTENTION.ALPHA_INIT",
+    "attention_lr": "ATTENTION.LR",
+    "layerdrop": "LAYERDROP.RATE",
+    "layerdrop_count": "LAYERDROP.COUNT",
     "constrain_k": "CONSTRAIN_K_NUM_BLOCKS",
     "constrain_k_scale": "CONSTRAIN_K_SCALE",
     "deterministic_scale": "DETERMINISTIC_POLICY_SCALE",
@@ -139,6 +155,8 @@ def train_parser(
             help="predict TEST_IMAGE_SET with the best epoch after training",
         )
         add_strategy_options(parser)
+        add_attention_options(parser)
+        add_layerdrop_options(parser)
     add_run_options(parser)
     group = parser.add_argument_group("flags of the original's launcher")
     group.add_argument(
@@ -319,6 +337,9 @@ def train_options(args: argparse.Namespace, config: Config, command: str) -> Tra
         accumulate=config.TRAIN.GRAD_ACCUMULATE_STEPS,
         workers=config.NUM_WORKERS_PER_GPU,
         log_every=config.LOG_FREQUENT,
+        span_loss=config.ATTENTION.SPAN_LOSS or None,
+        layerdrop=_layerdrop(config),
+        attention_lr=None if config.ATTENTION.LR == ATTENTION_LR else config.ATTENTION.LR,
         save_every=args.save_every,
         max_steps=args.max_steps,
         progress=not args.quiet,
@@ -326,6 +347,16 @@ def train_options(args: argparse.Namespace, config: Config, command: str) -> Tra
     return TrainOptions(
         command, config, name, run, log, loop, planned_epochs(args, config), args.quiet
     )
+
+
+def _layerdrop(config: Config) -> LayerDrop | None:
+    part = config.LAYERDROP
+    if config.pretraining or not (part.RATE or part.COUNT):
+        return None
+    try:
+        return LayerDrop(part.RATE, part.COUNT)
+    except ConfigError as error:
+        raise ConfigError(f"{config.path}: section LAYERDROP: {error}") from None
 
 
 def check_training(config: Config) -> None:

@@ -16,6 +16,7 @@ from common.files import write_bytes
 from common.tasks.starting import LogOptions
 from common.training.run_folder import SnapshotNames
 from vlbert.config import Config
+from vlbert.config_defaults import defaults
 
 KEPT = 3
 CURVES = "tensorboard_logs"
@@ -135,5 +136,8 @@ def lasting(config: Config) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in free}
 
     values = without(config.to_dict(), FREE)
+    for part in ("ATTENTION", "LAYERDROP"):  # which runs of earlier versions did not know
+        if values[part] == defaults(config.pretraining)[part]:
+            del values[part]
     datasets = [without(part.copy(), FREE_IN_DATASET) for part in config.datasets]
     return values | {"DATASET": datasets, "TRAIN": without(values["TRAIN"], FREE_IN_TRAIN)}

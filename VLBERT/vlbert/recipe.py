@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from common.adapt.attention import without_attention
 from common.errors import ConfigError
 from common.training.optim import OptimizerWithSchedule, make_optimizer
 from vlbert.config import Config
@@ -73,8 +74,9 @@ def make_main_optimizer(
         ConfigError: a schedule that is not supported, or numbers that make no sense.
     """
     lr = config.effective_lr(processes)
-    groups = multiplied(list(named), config.TRAIN.LR_MULT, lr, config)
-    return _optimizer(config, "TRAIN", groups, lr, length)
+    rest, of_attention = without_attention(named, config.values["ATTENTION"].LR)
+    groups = multiplied(rest, config.TRAIN.LR_MULT, lr, config)
+    return _optimizer(config, "TRAIN", [*groups, *of_attention], lr, length)
 
 
 def make_policy_optimizer(

@@ -15,6 +15,7 @@ from common.tasks.command import Command
 from common.tasks.predicting import predict
 from common.tasks.starting import join
 from common.training.folder_lock import alone
+from common.training.options import add_prune_option
 from common.training.runtime import PRECISIONS, Runtime, set_threads
 from vlbert.building import build_vqa, checkpoint_path, saved_meta, size_name
 from vlbert.config import Config
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
         choices=POLICY_EVALUATIONS,
         help="how decisions are made (default: as in the checkpoint, else POLICY.EVALUATION)",
     )
+    add_prune_option(group)
     group.add_argument(
         "--gpus", nargs="+", metavar="N", help="GPU numbers, or cpu (default: GPUS of the config)"
     )
@@ -101,6 +103,7 @@ class TestOptions:
         out: file of the predictions.
         gpus, precision, threads: see `make_runtime`.
         quiet: show no progress bars.
+        prune: which layers stay, see `common.adapt.layerdrop.kept_layers`; None: all.
     """
 
     __test__ = False  # no test of pytest's
@@ -114,6 +117,7 @@ class TestOptions:
     precision: str
     threads: int | None
     quiet: bool
+    prune: str | None = None
 
     @classmethod
     def after_training(cls, train: TrainOptions) -> TestOptions:
@@ -166,6 +170,7 @@ def test_options(args: argparse.Namespace, command: str) -> TestOptions:
         args.precision,
         args.threads,
         args.quiet,
+        args.prune,
     )
 
 
@@ -238,6 +243,7 @@ def _answer(
         data.transform,
         options.checkpoint,
         say,
+        options.prune,
     )
     built.model.to(runtime.device)
     task = VLBertTask(data, data, runtime, options.batch, config.seed, progress=not options.quiet)

@@ -9,12 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from common.adapt.strategies import find_strategy
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
-from common.runs.strategy_record import KEY, StrategyRecord, checked_meta, finetuned_meta
+from common.runs.pruning import prune_layers
+from common.runs.strategy_record import (
+    KEY,
+    StrategyRecord,
+    attention_entry,
+    checked_meta,
+    finetuned_meta,
+    has_own_names,
+)
 from common.tasks.vqa_command import Built, VQAOptions
 from common.training.checkpoint import check_compatible, load_meta
 from vilbert.baseline import BaseBertForVLTasks, baseline_sizes
@@ -105,9 +112,9 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
     if found and not needs.answers:  # the tasks have none; the file's head may have been trained
         meta["answers"] = found["answers"]
     record = StrategyRecord.from_meta(meta)
-    adapted_file = found and find_strategy(found["strategy"])[0].adaptive
+    adapted_file = bool(found) and has_own_names(found)
     if found and path is not None:
-        _check_settings(found, meta, path, bool(adapted_file))
+        _check_settings(found, meta, path, adapted_file)
     model = make_model(meta)
     if path is not None and not adapted_file:
         load_finetuned(model, path)
@@ -120,9 +127,12 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
             f"--freeze {chosen.freeze}: layers that do not learn stay equal to their frozen twins, "
             "so decisions of the first text layers say nothing"
         )
+    if not adapted_file:
+        prune_layers(model, chosen.prune, meta, say)
     record.adapt(model, options.base.initial_share, options.base.adaptive)
     if path is not None and adapted_file:
         load_finetuned(model, path)
+        prune_layers(model, chosen.prune, meta, say)
     return Built(model, tokenizer, record, meta)
 
 
@@ -233,4 +243,5 @@ def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path, ada
     """Refuse a checkpoint of another model before that model is built."""
     keys = ["backbone", "size", "answers", "vocabulary", "features"]
     keys += ["strategy", "policy"] if adapted else []
-    check_compatible(found, {key: meta[key] for key in keys}, path)
+    mechanism = attention_entry(meta) if adapted else {}
+    check_compatible(found, {key: meta[key] for key in keys} | mechanism, path)

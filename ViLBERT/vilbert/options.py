@@ -10,6 +10,7 @@ from typing import Any
 
 from common.data.dataset_table import DATASETS
 from common.errors import ConfigError
+from common.modules.attention import AttentionOptions
 from common.tasks.options import Recipe
 from common.training.options import fill
 from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG
@@ -73,6 +74,8 @@ class ModelOptions:
             turns.
         own_recipe, own_epochs: batch sizes and epochs are those of the task file, for each task.
         strategy, policy, policy_eval, trainable_layers, frozen_layers: see `adapt`.
+        attention: how attention modules weigh keys.
+        prune: which layers of the loaded model stay, see `common.adapt.layerdrop.kept_layers`.
     """
 
     tasks: tuple[TaskEntry, ...]
@@ -94,6 +97,8 @@ class ModelOptions:
     policy_eval: str | None = None
     trainable_layers: str | None = None
     frozen_layers: str | None = None
+    attention: AttentionOptions | None = None
+    prune: str | None = None
 
     @property
     def task(self) -> TaskEntry:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from common.adapt.adapting import named_parameter_groups
+from common.adapt.attention import without_attention
 from common.tasks.finetuning import MakeOptimizers, Optimizers, Run, make_optimizers
 from common.training.optim import make_optimizer, optimizer_key
 from vilbert.loading import CLASSIFIER, is_of_bert
@@ -55,14 +56,18 @@ def optimizers_of(options: ModelOptions, size: str) -> MakeOptimizers:
     def make(run: Run, total_steps: int) -> Optimizers:
         recipe = run.options.recipe
         _, policy = make_optimizers(run, total_steps)
+        named, of_attention = without_attention(
+            named_parameter_groups(run.model)["trainable"], run.options.loop.attention_lr
+        )
         groups = parameter_groups(
-            named_parameter_groups(run.model)["trainable"],
+            named,
             recipe.lr,
             recipe.weight_decay,
             # The small model's classifier is pretrained like the rest.
             recipe.lr if size == "small" else CLASSIFIER_LR,
             CLASSIFIER_LR if options.vision_scratch else None,
         )
+        groups += of_attention
         clipped = optimizer_key(recipe.optim) == "bert"
         if size == "small" and not clipped:
             main = make_optimizer(recipe.optim, groups, recipe.lr, total_steps, recipe.warmup)

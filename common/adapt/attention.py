@@ -6,6 +6,9 @@ checkpoints hold it like any other weight.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from common.modules.attention import (
 )
 
 TEXTS = ("lang",)  # streams whose places have an order
+ATTENTION_LR = 5e-3  # at a rate made for pretrained weights they would not move by 0.01
 
 
 def set_attention(model: nn.Module, options: AttentionOptions) -> None:
@@ -65,6 +69,27 @@ def _modules(encoder: RoutedEncoder) -> list[tuple[nn.Module, str, bool]]:
                 _, _, before = found.get(key, (module, "", True))
                 found[key] = module, step.weighting, before and text
     return list(found.values())
+
+
+def without_attention(
+    named: Iterable[tuple[str, nn.Parameter]], lr: float | None
+) -> tuple[list[tuple[str, nn.Parameter]], list[dict[str, Any]]]:
+    """Take what mechanisms of attention learn from the parameters of an optimiser.
+
+    Args:
+        named: trainable parameters.
+        lr: of spans and α; None: `ATTENTION_LR`.
+
+    Returns:
+        The rest, and groups for the optimiser: one of spans and α, which do not decay, or none.
+    """
+    rest: list[tuple[str, nn.Parameter]] = []
+    own: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in named:
+        (own if f".{WEIGHTING}" in name else rest).append((name, parameter))
+    rate = ATTENTION_LR if lr is None else lr
+    group = {"params": [p for _, p in own], "lr": rate, "weight_decay": 0.0}
+    return rest, [group] if own else []
 
 
 def clamp_spans(model: nn.Module) -> None:

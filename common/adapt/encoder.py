@@ -6,7 +6,7 @@ it (state-dict names `adaptive.*` beside the upstream ones). Shape legend: B bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
+from common.adapt.row_routing import with_zero_gradients
 from common.adapt.steps import HeadsStep, Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
@@ -220,10 +221,13 @@ class Adaptive(nn.Module):
             options.full_precision,
         )
         index = 0
+        dropped = encoder.dropped if self.training else frozenset()
         for layer, sites in zip(self._layers, self._plan, strict=True):
             module = encoder.get_submodule(layer.path)
+            if layer.name in dropped:
+                state = without_layer(state, module, layer.streams)
             for site in sites:
-                if site.live:
+                if site.live and layer.name not in dropped:
                     routed = self._routed(layer.name, module, site)
                     state = {**state, **execute(routed, index, state, routing)}
                 index += 1
@@ -290,6 +294,7 @@ class RoutedEncoder(nn.Module):
         policy_factory: `policy_factory(D, initial share)` makes the policy network of the original
             system; None where it has none.
         adaptive: set by `common.adapt.adapting`; None runs every live step as it is.
+        dropped: names of layers that are left out in training mode; see `common.adapt.layerdrop`.
     """
 
     def __init__(self, policy_factory: PolicyFactory | None = None) -> None:
@@ -299,7 +304,8 @@ class RoutedEncoder(nn.Module):
         self.adaptive: Adaptive | None = None
         self.reads: tuple[str, ...] = ()
         self.reads_first: tuple[str, ...] = ()
-        self._plain: tuple[tuple[str, tuple[Step, ...]], ...] | None = None
+        self.dropped: frozenset[str] = frozenset()
+        self._plain: tuple[tuple[str, str, tuple[str, ...], tuple[Step, ...]], ...] | None = None
 
     def layers(self) -> list[Layer]:
         """All layers in execution order."""
@@ -356,10 +362,17 @@ class RoutedEncoder(nn.Module):
         if self._plain is None:
             layers = self.layers()
             live, _ = live_steps(layers, self.reads, first=self.reads_first)
-            self._plain = tuple((layer.path, s) for layer, s in zip(layers, live, strict=True))
-        for path, steps in self._plain[part]:
-            written = run_steps(steps, self.get_submodule(path), state)
-            state = between_layers({**state, **written})
+            self._plain = tuple(
+                (layer.name, layer.path, tuple(layer.streams), s)
+                for layer, s in zip(layers, live, strict=True)
+            )
+        dropped = self.dropped if self.training else frozenset()
+        for name, path, streams, steps in self._plain[part]:
+            module = self.get_submodule(path)
+            if name in dropped:
+                state = without_layer(state, module, streams)
+            else:
+                state = between_layers({**state, **run_steps(steps, module, state)})
             if passed is not None:
                 passed.append(state)
         return state
@@ -371,6 +384,16 @@ def run_steps(steps: Sequence[Step], module: nn.Module, state: State) -> Written
     for step in steps:
         written |= step.run(module, {**state, **written})
     return written
+
+
+def without_layer(state: State, module: nn.Module, streams: Iterable[str]) -> State:
+    """The slots (B, …) after a layer that is left out: as before it.
+
+    Its parameters get gradients of 0, so that all processes have the same gradients.
+    """
+    parameters = list(module.parameters())
+    stream = next(iter(streams))
+    return {**state, stream: with_zero_gradients(read_stream(state, stream), parameters)}
 
 
 def between_layers(state: State) -> State:

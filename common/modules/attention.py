@@ -43,7 +43,6 @@ class AttentionOptions:
         ramp: keys over which a weight falls from 1 to 0, as a share of a sample's keys.
         initial_span: share of the keys; 1 starts as without a span.
         initial_alpha: of `entmax`.
-        span_loss: factor of the mean span in the loss.
     """
 
     normaliser: str = "softmax"
@@ -51,7 +50,6 @@ class AttentionOptions:
     ramp: float = 0.25
     initial_span: float = 1.0
     initial_alpha: float = 1.1
-    span_loss: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -68,8 +66,6 @@ class AttentionOptions:
             raise ConfigError(
                 f"initial alpha {self.initial_alpha}: give a number from {LEAST_ALPHA} to 2"
             )
-        if not self.span_loss >= 0:
-            raise ConfigError(f"span loss {self.span_loss}: give a number of at least 0")
 
     @property
     def plain(self) -> bool:

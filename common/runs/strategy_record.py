@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from torch import nn
 from typing_extensions import TypedDict
 
 from common.adapt.adapting import adapt
+from common.adapt.attention import set_attention
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import Strategy, find_strategy
 from common.data.annotations import answer_digest
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, DataError
+from common.modules.attention import AttentionOptions
 from common.reading import checked
 
 KEY = "strategy_flags"  # in the meta of a checkpoint
+ATTENTION = "attention"  # in that entry; None: softmax over all keys
 _OWN = ("strategy", "policy", "policy_eval", "trainable_layers", "frozen_layers")
 
 
@@ -44,6 +47,7 @@ class StrategyMeta(TypedDict):
     policy_eval: str
     trainable_layers: str | None
     frozen_layers: str | list[int | str] | None
+    attention: NotRequired[dict[str, str | float] | None]
 
 
 class FinetunedMeta(TypedDict):
@@ -85,6 +89,7 @@ class StrategyRecord:
         trainable_layers: `last:K`, for LastK.
         frozen_layers: for FrozenLayers, numbers from 1 or names; `3,4` or a sequence.
         policy_sizes: sizes of the published policy network, under the backbone's name for them.
+        attention: how all attention modules weigh keys.
     """
 
     strategy: str = "standard"
@@ -93,13 +98,15 @@ class StrategyRecord:
     trainable_layers: str | None = None
     frozen_layers: str | Sequence[int | str] | None = None
     policy_sizes: Mapping[str, Any] = field(default_factory=dict)
+    attention: AttentionOptions = field(default_factory=AttentionOptions)
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> StrategyRecord:
         """Read it from the meta of a finetuned checkpoint."""
         saved = meta[KEY]
-        sizes = {key: value for key, value in saved.items() if key not in _OWN}
-        return cls(**{key: saved[key] for key in _OWN}, policy_sizes=sizes)
+        sizes = {k: value for k, value in saved.items() if k not in (*_OWN, ATTENTION)}
+        attention = AttentionOptions(**(saved.get(ATTENTION) or {}))
+        return cls(**{key: saved[key] for key in _OWN}, policy_sizes=sizes, attention=attention)
 
     @classmethod
     def chosen(
@@ -113,6 +120,7 @@ class StrategyRecord:
             sizes: of the published policy network.
         """
         row, k = find_strategy(given["strategy"] or (saved.strategy if saved else "standard"))
+        attention = given.get(ATTENTION) or (saved.attention if saved else AttentionOptions())
         if saved is not None and saved.row is not row:
             saved = None
         if k is None and saved is not None:
@@ -128,6 +136,7 @@ class StrategyRecord:
             value("trainable_layers"),
             value("frozen_layers"),
             sizes,
+            attention,
         )
 
     def is_named(self, strategy: str | None) -> bool:
@@ -143,6 +152,7 @@ class StrategyRecord:
             "policy_eval": self.policy_eval,
             "trainable_layers": self.trainable_layers,
             "frozen_layers": frozen if frozen is None or isinstance(frozen, str) else list(frozen),
+            ATTENTION: None if self.attention.plain else asdict(self.attention),
             **self.policy_sizes,
         }
 
@@ -159,13 +169,14 @@ class StrategyRecord:
     def adapt(
         self, model: nn.Module, initial_share: float = 0.5, options: AdaptiveOptions | None = None
     ) -> None:
-        """Give a model this strategy.
+        """Give a model this strategy, after its mechanism of attention.
 
         Args:
             model: with pretrained weights loaded, or whose weights are loaded after this.
             initial_share: probability of decision 1 before training.
             options: executors and temperature; how decisions are evaluated is the record's.
         """
+        set_attention(model, self.attention)
         adapt(
             model,
             self.strategy,
@@ -185,6 +196,18 @@ class StrategyRecord:
             trainable_layers=None,
             frozen_layers=None,
         )
+
+
+def has_own_names(meta: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has more weights than the plain model: twins, a policy, mechanisms of
+    attention; such a file is loaded into a model that is adapted already."""
+    known = find_strategy(meta.get("strategy", "standard"))[0].adaptive
+    return known or bool(meta.get(KEY, {}).get(ATTENTION))
+
+
+def attention_entry(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a meta that says how attention weighs keys, for `check_compatible`."""
+    return {KEY: {ATTENTION: meta[KEY][ATTENTION]}}
 
 
 def finetuned_meta(

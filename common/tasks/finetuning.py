@@ -18,10 +18,12 @@ from torch import nn
 from common.adapt.adapting import (
     adaptive_part,
     deciding_part,
+    named_parameter_groups,
     parameter_counts,
     parameter_groups,
     set_global_decisions,
 )
+from common.adapt.attention import without_attention
 from common.adapt.encoder import Adaptive
 from common.adapt.families import find_encoder
 from common.adapt.strategies import Strategy
@@ -118,9 +120,13 @@ def make_optimizers(run: Run, total_steps: int) -> Optimizers:
     """The optimiser of the model and, where there is a policy, its own."""
     groups, options = parameter_groups(run.model), run.options
     recipe = options.recipe
+    rest, of_attention = without_attention(
+        named_parameter_groups(run.model)["trainable"], options.loop.attention_lr
+    )
+    weights = [parameter for _, parameter in rest]
     main = make_optimizer(
         recipe.optim,
-        groups["trainable"],
+        [{"params": weights}, *of_attention] if of_attention else weights,
         recipe.lr,
         total_steps,
         warmup=recipe.warmup,

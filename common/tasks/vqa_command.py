@@ -48,6 +48,8 @@ from common.tasks.vqa import VQATask
 from common.training.batch_order import Order
 from common.training.folder_lock import alone
 from common.training.options import (
+    add_attention_options,
+    add_layerdrop_options,
     add_policy_optimizer_options,
     add_run_options,
     add_seeds_option,
@@ -171,7 +173,13 @@ class VQAProgram(Generic[Model]):
         made = argparse.ArgumentParser(prog=f"python {self.script}", description=self.description)
         add_question_options(made, self.data_help)
         add_recipe_options(made)
-        for add in (add_seeds_option, add_strategy_options, add_policy_optimizer_options):
+        adders = (
+            add_seeds_option,
+            add_strategy_options,
+            add_attention_options,
+            add_layerdrop_options,
+        )
+        for add in (*adders, add_policy_optimizer_options):
             add(made)
         add_run_options(made)
         made.add_argument(

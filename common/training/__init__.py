@@ -20,6 +20,7 @@ from common.training.means import Means
 from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
 from common.training.options import (
     adaptive_options,
+    add_attention_options,
     add_policy_optimizer_options,
     add_run_options,
     add_seeds_option,
@@ -82,6 +83,7 @@ __all__ = [
     "WindowOrder",
     "World",
     "adaptive_options",
+    "add_attention_options",
     "add_policy_optimizer_options",
     "add_run_options",
     "add_seeds_option",

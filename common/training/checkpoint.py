@@ -219,6 +219,8 @@ def _differences(have: Mapping[str, Any], want: Mapping[str, Any], prefix: str) 
     for key, value in want.items():
         name = f"{prefix}{key}"
         if key not in have:
+            if value is None:  # what an earlier version did not know, and this run does without
+                continue
             yield f"{name} is not recorded in the file, this run has {value!r}"
         elif isinstance(value, Mapping) and isinstance(have[key], Mapping):
             yield from _differences(have[key], value, f"{name}.")

@@ -23,7 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
+from common.adapt.attention import attention_record, clamp_spans, mean_span
 from common.adapt.budget import BudgetOptions, budget_losses
+from common.adapt.layerdrop import LayerDrop, draw_layers, set_layerdrop
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
 from common.modules.losses import precise
 from common.reading import short
@@ -70,6 +72,9 @@ class LoopOptions:
         temperature, temperature_end: of the Gumbel-softmax at the first and the last step; it falls
             geometrically in between.
         budget: the budget losses.
+        span_loss: weight of the mean attention span in the loss; None: there is no such loss.
+        layerdrop: which layers training leaves out; None: none.
+        attention_lr: of spans and α, for `make_optimizers`; None: `ATTENTION_LR`.
         workers: data-loader processes; 0 reads in this process.
         log_every: steps between two points of the curves and two lines of the log.
         save_every: steps between saves of the last checkpoint; 0 = after every epoch only.
@@ -86,6 +91,9 @@ class LoopOptions:
     temperature_end: float = 5.0
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     accumulate: int = 1
+    span_loss: float | None = None
+    attention_lr: float | None = None
+    layerdrop: LayerDrop | None = None
     workers: int = 0
     log_every: int = 50
     save_every: int = 0
@@ -142,6 +150,7 @@ class Trainer:
         self.meta = meta | {"checkpoint_version": CHECKPOINT_VERSION}
         self.names, self.keep = names or SnapshotNames(), keep
         self.part = adaptive_part(model)
+        self.dropping = set_layerdrop(model, options.layerdrop)
         self.order = order or BatchOrder(len(task), options.batch_size, options.seed)
         self.order.check_divisible(self.world.size, options.accumulate)
         self.parallel = self._parallel()
@@ -284,6 +293,8 @@ class Trainer:
         if self.part is not None:
             self.part.options.temperature = self.temperature()
             self.part.key_noise(self.options.seed, self.step, batch.samples)
+        if self.dropping is not None and self.options.layerdrop is not None:
+            draw_layers(self.dropping, self.options.layerdrop, self.options.seed, self.step)
         with peers(), self.runtime.autocast():
             output = self.task.step(self.parallel, batch)
         own = part_counts(batch)
@@ -297,6 +308,8 @@ class Trainer:
                     self.world.mean(decisions), self.part.live, self.options.budget
                 )
             self.running.decisions.add(decisions, batch.types)
+        if self.options.span_loss and (span := mean_span(self.model)) is not None:
+            losses["span"] = self.options.span_loss * span
         self._check_finite(losses, batch)
         # The processes' gradients are averaged, so what belongs to one process counts size times.
         size = self.world.size
@@ -318,6 +331,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.step(scaler)
         scaler.update()
+        clamp_spans(self.model)
 
     def _check_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> None:
         bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
@@ -363,6 +377,8 @@ class Trainer:
         )
         if self.part is not None:
             record["policy_temperature"] = self.temperature()
+        if attention := attention_record(self.model):
+            record["attention"] = attention
         self.history.append(record)
         for optimizer in self.optimizers.values():  # schedules are those of the whole plan
             optimizer.pass_over(self.order.left_out(self.epoch))

@@ -6,13 +6,16 @@ import argparse
 import dataclasses
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from common.adapt.attention import ATTENTION_LR
 from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import POLICY_EVALUATIONS, AdaptiveOptions
+from common.adapt.layerdrop import LayerDrop
 from common.adapt.strategies import STRATEGIES, find_strategy
 from common.errors import ConfigError
+from common.modules.attention import NORMALISERS, SPANS, AttentionOptions
 from common.training.loop import LoopOptions
 
 
@@ -255,6 +258,8 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "temperature_end": (0, math.inf, False),
     "policy_init": (0, 1, False),
     "policy_lr": (0, math.inf, True),
+    "span_loss": (0, math.inf, True),
+    "attention_lr": (0, math.inf, True),
     "policy_clip": (0, math.inf, True),
     "constrain_k": (0, math.inf, True),
     "constrain_k_scale": (0, math.inf, True),
@@ -280,6 +285,140 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
 }
 
 
+def add_attention_options(parser: argparse.ArgumentParser) -> None:
+    """Mechanisms of attention; they go with every strategy."""
+    group = parser.add_argument_group("adaptive attention")
+    _flag(
+        group,
+        "--attention",
+        dest="normaliser",
+        choices=NORMALISERS,
+        help="how scores become weights: softmax; entmax, with an α in (1, 2] that each head "
+        "learns; entmax15 or sparsemax, fixed and cheaper (default softmax)",
+    )
+    _flag(
+        group,
+        "--span",
+        choices=SPANS,
+        help="a span that each head learns: of its first keys (of regions the detector's most "
+        "confident ones), or in a text of the keys near the query (default none)",
+    )
+    _flag(group, "--span-ramp", type=float, metavar="SHARE", help="of the keys (default 0.25)")
+    _flag(
+        group,
+        "--span-init",
+        type=float,
+        metavar="SHARE",
+        help="of the keys; 1 starts with all of them (default 1)",
+    )
+    _flag(
+        group,
+        "--span-loss",
+        type=float,
+        metavar="FACTOR",
+        help="weight of the mean span in the loss, which shortens spans (default 0)",
+    )
+    _flag(group, "--alpha-init", type=float, help="of --attention entmax (default 1.1)")
+    _flag(
+        group,
+        "--attention-lr",
+        type=float,
+        metavar="RATE",
+        help=f"learning rate of spans and α (default {ATTENTION_LR:g})",
+    )
+
+
+def add_layerdrop_options(parser: argparse.ArgumentParser) -> None:
+    """Layers that training leaves out, and layers that are taken out of a trained model."""
+    group = parser.add_argument_group("LayerDrop")
+    _flag(
+        group,
+        "--layerdrop",
+        type=float,
+        metavar="RATE",
+        help="training leaves out each layer with this probability (default 0)",
+    )
+    _flag(
+        group,
+        "--layerdrop-count",
+        type=int,
+        metavar="N",
+        help="instead: N layers of each stack, as in the adaptive LXMERT (default 0)",
+    )
+    add_prune_option(group)
+
+
+def add_prune_option(parser: argparse._ActionsContainer) -> None:
+    """Take layers out of the model that is loaded."""
+    _flag(
+        parser,
+        "--prune",
+        metavar="RULE",
+        help="take layers out of the loaded model: every_other (keeps the first, third, … of each "
+        "stack), spread (keeps half of each), a number (takes so many out of each), or the names "
+        "of the layers to keep, e.g. lang.1,lang.3,cross.2",
+    )
+
+
+def layerdrop_options(args: argparse.Namespace) -> LayerDrop | None:
+    """What the flags say of LayerDrop; None where nothing is dropped."""
+    found = LayerDrop(
+        getattr(args, "layerdrop", None) or 0.0, getattr(args, "layerdrop_count", None) or 0
+    )
+    return found if found.active else None
+
+
+def attention_options(
+    args: argparse.Namespace, resolved: Mapping[str, Any] | None = None
+) -> AttentionOptions | None:
+    """What the flags say of attention; None where none is given.
+
+    Args:
+        args: of the command line.
+        resolved: `normaliser` and `span` where a config has said them already.
+
+    Raises:
+        ConfigError: a value outside its limits, or a flag without what it belongs to.
+    """
+    names = {
+        "normaliser": "normaliser",
+        "span": "span",
+        "span_ramp": "ramp",
+        "span_init": "initial_span",
+        "alpha_init": "initial_alpha",
+    }
+    given = {
+        field: value
+        for flag, field in names.items()
+        if (value := getattr(args, flag, None)) is not None
+    }
+    known = {
+        field: value for field in ("normaliser", "span") if (value := (resolved or {}).get(field))
+    }
+    options = AttentionOptions(**(known | given))
+    if not getattr(args, "load", None):  # a checkpoint brings its own
+        _check_attention_training(args, options)
+    if not given:
+        return None
+    for flag in ("span_ramp", "span_init"):
+        if getattr(args, flag) is not None and options.span == "none":
+            raise ConfigError(f"{_typed(flag, getattr(args, flag))} needs --span keys or distance")
+    if args.alpha_init is not None and options.normaliser != "entmax":
+        raise ConfigError(f"{_typed('alpha_init', args.alpha_init)} needs --attention entmax")
+    return options
+
+
+def _check_attention_training(args: argparse.Namespace, options: AttentionOptions) -> None:
+    """Refuse flags about what no head learns."""
+    if getattr(args, "span_loss", None) and options.span == "none":
+        raise ConfigError(f"{_typed('span_loss', args.span_loss)} needs --span keys or distance")
+    learned = options.span != "none" or options.normaliser == "entmax"
+    if getattr(args, "attention_lr", None) is not None and not learned:
+        raise ConfigError(
+            f"{_typed('attention_lr', args.attention_lr)} needs --span or --attention entmax"
+        )
+
+
 def check_options(args: argparse.Namespace, **resolved: Any) -> None:
     """Call it first; it also sets the defaults of the flags about decisions.
 
@@ -303,6 +442,7 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
             wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
         raise ConfigError(f"{_typed(name, value)}: give a number {wanted}")
     _check_effects({**resolved, **{k: v for k, v in vars(args).items() if v is not None}}, args)
+    args.attention = attention_options(args, resolved)
     for name, default in DECISION_DEFAULTS.items():
         if getattr(args, name, default) is None:
             setattr(args, name, default)
@@ -366,6 +506,9 @@ def loop_options(
         temperature_end=end,
         budget=budget_options(args),
         accumulate=args.accumulate,
+        span_loss=getattr(args, "span_loss", None),
+        attention_lr=getattr(args, "attention_lr", None),
+        layerdrop=layerdrop_options(args),
         workers=workers,
         save_every=args.save_every,
         max_steps=args.max_steps,

@@ -212,7 +212,7 @@ WRONG: dict[str, dict[str, Any]] = {
         "NETWORK": {"WITH_REL_LOSS": True}
     },
     "unknown key POLICY.OUTPUT_SIZES; did you mean OUTPUT_SIZE?": {"POLICY": {"OUTPUT_SIZES": 1}},
-    "unknown key lr; there is TRAIN.LR and POLICY.LR": {"lr": 1},
+    "unknown key lr; there is TRAIN.LR and ATTENTION.LR and POLICY.LR": {"lr": 1},
     "unknown key TRAIN.lr; did you mean LR?": {"TRAIN": {"lr": 1}},
     "key TRAIN.END_EPOCH: 'ten' (str): expected a whole number": {"TRAIN": {"END_EPOCH": "ten"}},
     "key TRAIN.END_EPOCH: 1.5 (float): expected a whole number": {"TRAIN": {"END_EPOCH": 1.5}},

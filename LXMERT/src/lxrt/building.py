@@ -11,12 +11,19 @@ from typing import Any
 from torch import Tensor
 
 from common.adapt.encoder import AdaptiveOptions
-from common.adapt.strategies import find_strategy
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
-from common.runs.strategy_record import KEY, StrategyRecord, checked_meta, finetuned_meta
+from common.runs.pruning import prune_layers
+from common.runs.strategy_record import (
+    KEY,
+    StrategyRecord,
+    attention_entry,
+    checked_meta,
+    finetuned_meta,
+    has_own_names,
+)
 from common.tasks.vqa_command import Built, Say, VQAOptions
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, strip_prefix
@@ -153,12 +160,13 @@ def build_vqa(
     record = strategy_record(options, StrategyRecord.from_meta(found) if KEY in found else None)
     meta = finetuned_meta("lxmert", record, size, config.to_dict(), features, answers, tokenizer)
     # Files of strategies that decide nothing hold exactly the standard names.
-    adapted_file = path is not None and find_strategy(found.get("strategy", "standard"))[0].adaptive
+    adapted_file = path is not None and has_own_names(found)
     if path is not None and found:
         _check_settings(
             found,
             meta if adapted_file else meta | {"strategy": found.get("strategy"), "policy": None},
             path,
+            attention_entry(meta) if adapted_file else {},
         )
     elif path is not None and path.is_dir():
         _check_folder(read_hf_folder(path), meta, answers, say)
@@ -167,9 +175,12 @@ def build_vqa(
         load_finetuned(model, path)
     elif path is None:
         _load_pretrained(model, weights, answers, data, meta, say)
+    if not adapted_file:
+        prune_layers(model, options.prune, meta, say)
     record.adapt(model, initial_share, adaptive)
     if path is not None and adapted_file:
         load_finetuned(model, path)
+        prune_layers(model, options.prune, meta, say)
     return Built(model, tokenizer, record, meta)
 
 
@@ -219,7 +230,9 @@ def strategy_record(options: ModelOptions, saved: StrategyRecord | None) -> Stra
     return StrategyRecord.chosen(vars(options), saved, sizes)
 
 
-def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> None:
+def _check_settings(
+    found: dict[str, Any], meta: dict[str, Any], path: Path, mechanism: Mapping[str, Any]
+) -> None:
     """Refuse a checkpoint of another model before that model is built."""
     if found.get("task") != meta["task"]:
         raise CheckpointError(
@@ -229,7 +242,7 @@ def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path) -> 
         )
     # Dropout, and how frozen layers were chosen, may differ between training and use.
     keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary", "features")
-    check_compatible(found, {key: meta[key] for key in keys}, path)
+    check_compatible(found, {key: meta[key] for key in keys} | dict(mechanism), path)
 
 
 def _check_folder(folder: HFFolder, meta: dict[str, Any], answers: list[str], say: Say) -> None:

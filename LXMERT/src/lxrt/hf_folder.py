@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import MAX_TOKENS, has_vocabulary
 from common.errors import CheckpointError, ConfigError
+from common.modules.attention import attention_weights
 from common.reading import short
 from common.training.checkpoint import check_compatible
 from common.training.weights import load_weights
@@ -295,6 +296,11 @@ def _savable(model: nn.Module) -> VQAModel | PretrainingModel:
         raise ConfigError(
             f"a {part.strategy.name} model has two branches, transformers knows one; "
             "`python -m common.export` makes a plain model of it"
+        )
+    if any(True for _ in attention_weights(model)):
+        raise ConfigError(
+            "the model has a mechanism of attention of its own (entmax, a span); transformers "
+            "knows softmax over all keys alone"
         )
     if not isinstance(model, (VQAModel, PretrainingModel)):
         raise ConfigError(f"a {type(model).__name__} is no model of transformers")

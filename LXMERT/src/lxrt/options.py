@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.modules.attention import AttentionOptions
 from common.tasks.options import Recipe
 from common.training.options import fill
 from lxrt.sizes import SIZES
@@ -64,6 +65,8 @@ class ModelOptions:
         dropout: hidden and attention dropout.
         weights: what it starts from.
         strategy, policy, policy_eval, trainable_layers, frozen_layers: see `adapt`.
+        attention: how attention modules weigh keys.
+        prune: which layers of the loaded model stay, see `common.adapt.layerdrop.kept_layers`.
     """
 
     weights: WeightOptions
@@ -76,6 +79,8 @@ class ModelOptions:
     policy_eval: str | None = None
     trainable_layers: str | None = None
     frozen_layers: str | None = None
+    attention: AttentionOptions | None = None
+    prune: str | None = None
 
 
 def named(text: str) -> str | None:

@@ -178,7 +178,6 @@ def test_weights_are_computed_in_float32_inside_autocast():
         ({"ramp": 0.0}, "span ramp 0.0: give a share of the keys"),
         ({"initial_span": 1.5}, "initial span 1.5"),
         ({"initial_alpha": 1.0}, "initial alpha 1.0: give a number from 1.01 to 2"),
-        ({"span_loss": -1.0}, "span loss -1.0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(values, message):
