@@ -184,6 +184,7 @@ def test_several_gpu_numbers_start_as_many_processes(files, tmp_path):
     assert strict_json(tmp_path / "result.json")["processes"] == 2
 
 
+@pytest.mark.slow
 def test_fixed_layers_train_in_two_processes(files, tmp_path):
     """Every trainable tensor has to get a gradient."""
     sizes = json.loads(files.config.read_text()) | {"fixed_t_layer": 1}

@@ -167,6 +167,7 @@ def test_a_class_that_is_none_is_refused_by_name(
     assert message in str(caught.value) and "task Mine" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_worked_example_learns(tmp_path, capsys, easy_vqa_root):
     """The class and the section of ViLBERT/example_task, with the tests' data; sixty lines."""
     files = [HOME / "example_task" / name for name in ("colours.py", "tasks.yml")]
