@@ -343,7 +343,7 @@ def add_layerdrop_options(parser: argparse.ArgumentParser) -> None:
         "--layerdrop-count",
         type=int,
         metavar="N",
-        help="instead: N layers of each stack, as in the adaptive LXMERT (default 0)",
+        help="instead: N layers of each stack, as published (default 0)",
     )
     add_prune_option(group)
 

@@ -91,6 +91,7 @@ def test_the_run_script_with_two_gpus_trains_as_one_process(flags, tmp_path):
         torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=3e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_said_once(flags, tmp_path):
     failed = finetune(
         "0,1", *flags, "--gpus", "0,1", "--loadLXMERTQA", "nowhere", "--output", str(tmp_path)

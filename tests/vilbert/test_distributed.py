@@ -93,6 +93,7 @@ def test_several_tasks_are_trained_by_two_processes_as_by_one(others, tmp_path, 
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_captions_are_pretrained_on_by_two_processes_as_by_one(files, tmp_path, monkeypatch):
     """With parts of the data in several files; masks do not depend on the processes."""
     data = write_concap(tmp_path / "data", parts=3)
@@ -134,6 +135,7 @@ def test_the_launcher_of_the_original_answers_every_question_once(files, whole, 
         assert one == two and len(one) == 4 * len(TESTED), name
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_said_once(files, tmp_path):
     run = files.run(tmp_path / "run")
     run[run.index("--from_pretrained") + 1] = "nowhere.bin"

@@ -171,7 +171,7 @@ def test_spans_are_counted_clamped_and_recorded():
     for module in model.modules():
         if isinstance(module, AdaptiveSpan):
             module.span.data.fill_(3.0)
-    assert float(mean_span(model)) == 1.0
+    assert mean_span(model).item() == 1.0
     clamp_spans(model)
     assert all(v == 1.0 for entry in attention_record(model).values() for v in entry["span"])
     assert mean_span(pretrained("single")) is None

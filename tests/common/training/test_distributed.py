@@ -150,6 +150,7 @@ def test_processes_whose_launcher_was_killed_save_and_end(tmp_path):
     assert 0 < final_state(tmp_path)["progress"]["step"] < 15
 
 
+@pytest.mark.slow
 def test_torchrun_over_two_nodes(tmp_path):
     """Two agents on one machine, as two machines would start them."""
     with socket.socket() as free:
