@@ -109,7 +109,8 @@ class HeadsStep(Step):
                 (attention.value, keys),
             )
         )
-        return {self.writes[0]: attend(attention, q, k, v, self.mask(state))}
+        weighting = find_weighting(attention)
+        return {self.writes[0]: attend(attention, q, k, v, self.mask(state), weighting)}
 
     def run_routed(
         self,
@@ -134,12 +135,8 @@ class HeadsStep(Step):
         else:
             (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
             k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
-        weighting = [find_weighting(branch) for branch in branches]
-        chosen = None
-        if any(weights is not None for weights in weighting):
-            rows = [routes.both(column, flip) for column in columns]
-            chosen = torch.stack([_taken(pair, len(q)) for pair in rows], 1)
-        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weighting, chosen)}
+        weighting = routed_weighting(branches, routes, columns, flip)
+        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weighting)}
 
     def attention(self, layer: nn.Module) -> AttentionModule:
         """The layer's module that holds the heads' projections."""
@@ -201,37 +198,28 @@ def attend(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    weighting: Sequence[Weighting | None] | None = None,
-    chosen: Tensor | None = None,
+    weighting: Weighting | None,
 ) -> Tensor:
     """Attention of all heads.
 
     Args:
-        attention: has the dropout and, without `weighting`, what weighs the keys.
+        attention: whose dropout it has.
         q, k, v: (B, H, T, c), and (B, H, S, c) twice.
         mask: additive (B, 1, 1, S), or None.
-        weighting: what weighs the keys where 0 and where 1 was decided; None: softmax.
-        chosen: (B, H) bool, the decisions; with `weighting`.
+        weighting: what weighs the keys; None: softmax.
 
     Returns:
         (B, T, H * c).
     """
     dropout = attention.dropout.p if attention.training else 0.0
-    own = find_weighting(attention)
-    if own is None and not any(weighting or ()):
+    if weighting is None:
         if mask is not None:
             mask = mask.to(q.dtype)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return context.transpose(1, 2).flatten(2)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if chosen is None:
-        assert own is not None
-        weights = own(scores, mask)
     else:
-        zero, one = (_weigh(weights, scores, mask) for weights in weighting or ())
-        weights = torch.where(chosen[:, :, None, None], one, zero)
-    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
-    return (weights @ v).transpose(1, 2).flatten(2)
+        weights = weighting(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
+        context = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
+    return context.transpose(1, 2).flatten(2)
 
 
 def find_weighting(attention: AttentionModule) -> Weighting | None:
@@ -240,11 +228,24 @@ def find_weighting(attention: AttentionModule) -> Weighting | None:
     return found
 
 
-def _weigh(weighting: Weighting | None, scores: Tensor, mask: Tensor | None) -> Tensor:
-    if weighting is not None:
-        return weighting(scores, mask)
-    precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return (precise if mask is None else precise + mask.to(precise.dtype)).softmax(-1)
+def routed_weighting(
+    branches: Sequence[AttentionModule], routes: Routes, columns: range, flip: bool
+) -> Weighting | None:
+    """What weighs the keys where each head of each sample takes its branch's mechanism.
+
+    Twins are copies, so that both branches have one or none.
+    """
+    zero, one = (find_weighting(branch) for branch in branches)
+    if zero is None or one is None:
+        assert zero is one, "one branch has a mechanism of attention, the other has none"
+        return None
+    rows = [routes.both(column, flip) for column in columns]
+    chosen = torch.stack([_taken(pair, routes.batch) for pair in rows], 1)[:, :, None, None]
+
+    def weigh(scores: Tensor, mask: Tensor | None) -> Tensor:
+        return torch.where(chosen, one(scores, mask), zero(scores, mask))
+
+    return weigh
 
 
 def _taken(rows: Rows, batch: int) -> Tensor:
