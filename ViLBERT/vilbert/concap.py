@@ -49,7 +49,7 @@ from vilbert.inputs import Limits
 from vilbert.loading import REGION_CLASSES, find_vocabulary, freeze_text, load_start
 from vilbert.losses import pretraining_losses
 from vilbert.options import BERT, OPTIMIZERS, SMALL_PRETRAINED, hidden_flags, whole_epochs
-from vilbert.pretraining import HELD_OUT, SPLIT, whole_run
+from vilbert.pretraining import HELD_OUT, SPLIT, pretraining_meta, whole_run
 from vilbert.recipe import LARGEST_NORM, parameter_groups
 from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG, ViLBertConfig, read_config
 
@@ -471,17 +471,8 @@ def pretrain(options: ConcapOptions) -> None:
         tracker.log(f"{sources.name}: {len(train):,} pairs for training, {len(heldout):,} held out")
         begun.seed_processes()
         task = CaptionTask(train, heldout, begun.runtime, options)
-        meta = {
-            "backbone": "vilbert",
-            "task": "pretraining",
-            "dataset": sources.name,
-            "size": config.size_name(),
-            "config": config.to_dict(),
-            "features": dict(sources.described),
-            "answers": [],
-            "vocabulary": tokenizer.digest(),
-            "samples": {"train": len(train), "held out": len(heldout)},
-        }
+        samples = len(train), len(heldout)
+        meta = pretraining_meta(sources.name, config, sources.described, (), tokenizer, samples)
         model.to(begun.runtime.device)
         trainer = make_trainer(options, task, model, meta, tracker)
         selection = "sum of the losses on held-out pairs"

@@ -45,7 +45,7 @@ from vilbert.loading import DECODER
 from vilbert.losses import pretraining_losses
 from vilbert.pretraining_samples import Samples
 from vilbert.recipe import parameter_groups
-from vilbert.sizes import HOME, SMALL_CONFIG, read_config
+from vilbert.sizes import HOME, SMALL_CONFIG, ViLBertConfig, read_config
 
 SCRIPT = "pretrain_easy_vqa.py"
 DATASET, SPLIT = "easy_vqa", "pretrain"
@@ -269,17 +269,8 @@ def pretrain(options: PretrainOptions) -> None:
             options.eval_batch_size,
             options.loop.progress,
         )
-        meta = {
-            "backbone": "vilbert",
-            "task": "pretraining",
-            "dataset": DATASET,
-            "size": config.size_name(),
-            "config": config.to_dict(),
-            "features": train.features.described(),
-            "answers": answers,
-            "vocabulary": train.tokenizer.digest(),
-            "samples": {"train": len(train), "held out": len(heldout)},
-        }
+        described, samples = train.features.described(), (len(train), len(heldout))
+        meta = pretraining_meta(DATASET, config, described, answers, train.tokenizer, samples)
         model.to(begun.runtime.device)
         trainer = make_trainer(options, task, model, meta, tracker)
         selection = f"answers to the questions about {100 * HELD_OUT:g} % of the images"
@@ -288,6 +279,28 @@ def pretrain(options: PretrainOptions) -> None:
 
 
 main = Command(HOME, SCRIPT, pretrain_parser, pretrain_options, pretrain)
+
+
+def pretraining_meta(
+    dataset: str,
+    config: ViLBertConfig,
+    features: Mapping[str, Any],
+    answers: Sequence[str],
+    tokenizer: Tokenizer,
+    samples: tuple[int, int],
+) -> dict[str, Any]:
+    """The meta of pretraining's checkpoints; `samples` are those trained on and those held out."""
+    return {
+        "backbone": "vilbert",
+        "task": "pretraining",
+        "dataset": dataset,
+        "size": config.size_name(),
+        "config": config.to_dict(),
+        "features": dict(features),
+        "answers": list(answers),
+        "vocabulary": tokenizer.digest(),
+        "samples": dict(zip(("train", "held out"), samples, strict=True)),
+    }
 
 
 def make_trainer(
