@@ -14,7 +14,7 @@ from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.modules.attention import AttentionOptions
-from common.runs.pruning import prune_layers
+from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
     KEY,
     StrategyRecord,
@@ -109,25 +109,21 @@ def build_vqa(
     )
     model = ResNetVLBERT(sizes, policy_encoder)
 
+    if load is not None:
+        check_finetuned(found, meta, load)
+
+    def load_weights() -> None:
+        if load is None:
+            load_start(model, config, tokenizer, answers, say)
+        else:
+            load_into(model, finetuned_weights(load), what=str(load))
+
     def adapt_model() -> None:
         record.adapt(model, settings.initial_share, settings.options)
 
-    if load is None:
-        load_start(model, config, tokenizer, answers, say)
-        prune_layers(model, rule, meta, say)
-        adapt_model()
-    else:
-        check_finetuned(found, meta, load)
-        weights = finetuned_weights(load)
-        # Files of strategies that decide nothing hold exactly the standard names.
-        if has_own_names(meta):
-            adapt_model()
-        load_into(model, weights, what=str(load))
-        if not has_own_names(meta):
-            prune_layers(model, rule, meta, say)
-            adapt_model()
-        else:
-            prune_layers(model, rule, meta, say)
+    # Files of strategies that decide nothing hold exactly the standard names.
+    own_names = load is not None and has_own_names(meta)
+    load_and_adapt(model, load_weights, adapt_model, own_names, rule, meta, say)
     part = adaptive_part(model)
     if part is not None and settings.policy == "published":
         check_output_size(config, len(part.decision_names))

@@ -350,11 +350,10 @@ def train_options(args: argparse.Namespace, config: Config, command: str) -> Tra
 
 
 def _layerdrop(config: Config) -> LayerDrop | None:
-    part = config.LAYERDROP
-    if config.pretraining or not (part.RATE or part.COUNT):
+    if config.pretraining:
         return None
     try:
-        return LayerDrop(part.RATE, part.COUNT)
+        return LayerDrop.chosen(config.LAYERDROP.RATE, config.LAYERDROP.COUNT)
     except ConfigError as error:
         raise ConfigError(f"{config.path}: section LAYERDROP: {error}") from None
 

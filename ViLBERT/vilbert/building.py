@@ -13,7 +13,7 @@ from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
-from common.runs.pruning import prune_layers
+from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
     KEY,
     StrategyRecord,
@@ -116,23 +116,24 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
     if found and path is not None:
         _check_settings(found, meta, path, adapted_file)
     model = make_model(meta)
-    if path is not None and not adapted_file:
-        load_finetuned(model, path)
-    elif start is not None:
-        fits = {key: meta[key] for key in ("features", "vocabulary")}
-        load_start(model, start, fits, needs.answers, say)
     freeze_text(model, chosen.freeze)
     if chosen.freeze >= 0 and record.row.other == "twin":
         say(
             f"--freeze {chosen.freeze}: layers that do not learn stay equal to their frozen twins, "
             "so decisions of the first text layers say nothing"
         )
-    if not adapted_file:
-        prune_layers(model, chosen.prune, meta, say)
-    record.adapt(model, options.base.initial_share, options.base.adaptive)
-    if path is not None and adapted_file:
-        load_finetuned(model, path)
-        prune_layers(model, chosen.prune, meta, say)
+
+    def load() -> None:
+        if path is not None:
+            load_finetuned(model, path)
+        elif start is not None:
+            fits = {key: meta[key] for key in ("features", "vocabulary")}
+            load_start(model, start, fits, needs.answers, say)
+
+    def adapt_model() -> None:
+        record.adapt(model, options.base.initial_share, options.base.adaptive)
+
+    load_and_adapt(model, load, adapt_model, adapted_file, chosen.prune, meta, say)
     return Built(model, tokenizer, record, meta)
 
 

@@ -92,21 +92,25 @@ def without_attention(
     return rest, [group] if own else []
 
 
-def clamp_spans(model: nn.Module) -> None:
-    """Keep all spans in 0..1; after every update."""
-    for module in model.modules():
-        if isinstance(module, AdaptiveSpan):
-            module.clamp()
-
-
-def mean_span(model: nn.Module) -> Tensor | None:
-    """The mean of all spans that are learned, 0..1; None where there are none."""
-    spans = [
-        module.span.clamp(0, 1)
+def spans_of(model: nn.Module) -> list[AdaptiveSpan]:
+    """The spans of a model that are learned, after it was adapted."""
+    return [
+        module
         for module in model.modules()
         if isinstance(module, AdaptiveSpan) and module.span.requires_grad
     ]
-    return torch.cat(spans).mean() if spans else None
+
+
+def clamp_spans(spans: Iterable[AdaptiveSpan]) -> None:
+    """Keep spans in 0..1; after every update."""
+    for module in spans:
+        module.clamp()
+
+
+def mean_span(spans: Iterable[AdaptiveSpan]) -> Tensor | None:
+    """Their mean, 0..1; None where there are none."""
+    found = [module.span.clamp(0, 1) for module in spans]
+    return torch.cat(found).mean() if found else None
 
 
 def attention_record(model: nn.Module) -> dict[str, dict[str, list[float]]]:

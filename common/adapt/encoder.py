@@ -305,7 +305,7 @@ class RoutedEncoder(nn.Module):
         self.reads: tuple[str, ...] = ()
         self.reads_first: tuple[str, ...] = ()
         self.dropped: frozenset[str] = frozenset()
-        self._plain: tuple[tuple[str, str, tuple[str, ...], tuple[Step, ...]], ...] | None = None
+        self._plain: tuple[tuple[Layer, tuple[Step, ...]], ...] | None = None
 
     def layers(self) -> list[Layer]:
         """All layers in execution order."""
@@ -362,15 +362,12 @@ class RoutedEncoder(nn.Module):
         if self._plain is None:
             layers = self.layers()
             live, _ = live_steps(layers, self.reads, first=self.reads_first)
-            self._plain = tuple(
-                (layer.name, layer.path, tuple(layer.streams), s)
-                for layer, s in zip(layers, live, strict=True)
-            )
+            self._plain = tuple(zip(layers, live, strict=True))
         dropped = self.dropped if self.training else frozenset()
-        for name, path, streams, steps in self._plain[part]:
-            module = self.get_submodule(path)
-            if name in dropped:
-                state = without_layer(state, module, streams)
+        for layer, steps in self._plain[part]:
+            module = self.get_submodule(layer.path)
+            if layer.name in dropped:
+                state = without_layer(state, module, layer.streams)
             else:
                 state = between_layers({**state, **run_steps(steps, module, state)})
             if passed is not None:
@@ -391,9 +388,9 @@ def without_layer(state: State, module: nn.Module, streams: Iterable[str]) -> St
 
     Its parameters get gradients of 0, so that all processes have the same gradients.
     """
-    parameters = list(module.parameters())
     stream = next(iter(streams))
-    return {**state, stream: with_zero_gradients(read_stream(state, stream), parameters)}
+    handed_on = with_zero_gradients(read_stream(state, stream), list(module.parameters()))
+    return {**state, stream: handed_on}
 
 
 def between_layers(state: State) -> State:

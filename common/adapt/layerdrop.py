@@ -43,24 +43,21 @@ class LayerDrop:
         if self.rate and self.count:
             raise ConfigError("LayerDrop: give a rate, or a number of layers of each stack")
 
-    @property
-    def active(self) -> bool:
-        """Whether anything is ever left out."""
-        return self.rate > 0 or self.count > 0
+    @classmethod
+    def chosen(cls, rate: float, count: int) -> LayerDrop | None:
+        """What flags or a config say; None where nothing is ever left out."""
+        found = cls(rate, count)
+        return found if rate or count else None
 
-    def draw(
-        self, stacks: Mapping[str, Sequence[str]], key: tuple[int, int] | None
-    ) -> frozenset[str]:
+    def draw(self, stacks: Mapping[str, Sequence[str]], key: tuple[int, int]) -> frozenset[str]:
         """The layers that one step leaves out, never all of a model's.
 
         Args:
             stacks: names of the layers in each stack.
-            key: seed and step; None draws from torch's generator.
+            key: seed and step.
         """
         names = [name for stack in stacks.values() for name in stack]
-        noise = uniform_noise(
-            None if key is None else (*key, [DRAWS]), 1, len(names), torch.device("cpu")
-        )
+        noise = uniform_noise((*key, [DRAWS]), 1, len(names), torch.device("cpu"))
         drawn = dict(zip(names, noise[0].tolist(), strict=True))
         if self.count:
             out = [n for stack in stacks.values() for n in _smallest(stack, drawn, self.count)]
@@ -83,30 +80,26 @@ def stacks_of(encoder: RoutedEncoder) -> dict[str, list[str]]:
     return found
 
 
-def set_layerdrop(model: nn.Module, options: LayerDrop | None) -> RoutedEncoder | None:
-    """Let a model drop layers in training mode.
+class LayerDropping:
+    """Leaves out layers of one model in training mode."""
 
-    Returns:
-        The encoder, whose `dropped` are to be drawn before each step with `draw_layers`; None where
-        nothing is dropped.
+    def __init__(self, model: nn.Module, options: LayerDrop) -> None:
+        """Look up the model's layers, which stay the same.
 
-    Raises:
-        ConfigError: a stack would lose all its layers.
-    """
-    if options is None or not options.active:
-        return None
-    encoder = find_encoder(model)
-    for stack, names in stacks_of(encoder).items():
-        if options.count >= len(names):
-            raise ConfigError(
-                f"LayerDrop of {options.count} layers of each stack: {stack} has {len(names)}"
-            )
-    return encoder
+        Raises:
+            ConfigError: a stack would lose all its layers.
+        """
+        self.encoder, self.options = find_encoder(model), options
+        self.stacks = stacks_of(self.encoder)
+        for stack, names in self.stacks.items():
+            if options.count >= len(names):
+                raise ConfigError(
+                    f"LayerDrop of {options.count} layers of each stack: {stack} has {len(names)}"
+                )
 
-
-def draw_layers(encoder: RoutedEncoder, options: LayerDrop, seed: int, step: int) -> None:
-    """Choose what the next forward passes in training mode leave out."""
-    encoder.dropped = options.draw(stacks_of(encoder), (seed, step))
+    def draw(self, seed: int, step: int) -> None:
+        """Choose what the next forward passes leave out."""
+        self.encoder.dropped = self.options.draw(self.stacks, (seed, step))
 
 
 def kept_layers(encoder: RoutedEncoder, rule: str) -> list[str]:

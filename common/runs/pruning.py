@@ -1,4 +1,4 @@
-"""Taking layers out of a model that a command has loaded, so that its checkpoints know of it."""
+"""Loading, pruning and adapting a model, in the order that its file needs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,36 @@ class HasConfig(Protocol):
 def model_config(model: nn.Module) -> dict[str, Any]:
     """The sizes that a model of ours keeps."""
     return cast(HasConfig, model).config.to_dict()
+
+
+def load_and_adapt(
+    model: nn.Module,
+    load: Callable[[], object],
+    adapt: Callable[[], object],
+    own_names: bool,
+    rule: str | None,
+    meta: dict[str, Any],
+    say: Callable[[str], object] = print,
+) -> None:
+    """Give a new model its weights and its strategy; layers are taken out between the two.
+
+    Args:
+        model: plain, with random weights.
+        load: loads its weights.
+        adapt: gives it its strategy.
+        own_names: the weights are those of an adapted model, see `has_own_names`: it is adapted
+            before they are loaded.
+        rule, meta, say: see `prune_layers`.
+
+    Raises:
+        ConfigError, CheckpointError: see `prune_layers`, and what `load` and `adapt` raise.
+    """
+    if own_names:
+        adapt()
+    load()
+    prune_layers(model, rule, meta, say)
+    if not own_names:
+        adapt()
 
 
 def prune_layers(

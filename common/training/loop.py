@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
-from common.adapt.attention import attention_record, clamp_spans, mean_span
+from common.adapt.attention import attention_record, clamp_spans, mean_span, spans_of
 from common.adapt.budget import BudgetOptions, budget_losses
-from common.adapt.layerdrop import LayerDrop, draw_layers, set_layerdrop
+from common.adapt.layerdrop import LayerDrop, LayerDropping
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
 from common.modules.losses import precise
 from common.reading import short
@@ -150,7 +150,8 @@ class Trainer:
         self.meta = meta | {"checkpoint_version": CHECKPOINT_VERSION}
         self.names, self.keep = names or SnapshotNames(), keep
         self.part = adaptive_part(model)
-        self.dropping = set_layerdrop(model, options.layerdrop)
+        self.dropping = LayerDropping(model, options.layerdrop) if options.layerdrop else None
+        self.spans = spans_of(model)
         self.order = order or BatchOrder(len(task), options.batch_size, options.seed)
         self.order.check_divisible(self.world.size, options.accumulate)
         self.parallel = self._parallel()
@@ -293,8 +294,8 @@ class Trainer:
         if self.part is not None:
             self.part.options.temperature = self.temperature()
             self.part.key_noise(self.options.seed, self.step, batch.samples)
-        if self.dropping is not None and self.options.layerdrop is not None:
-            draw_layers(self.dropping, self.options.layerdrop, self.options.seed, self.step)
+        if self.dropping is not None:
+            self.dropping.draw(self.options.seed, self.step)
         with peers(), self.runtime.autocast():
             output = self.task.step(self.parallel, batch)
         own = part_counts(batch)
@@ -308,7 +309,7 @@ class Trainer:
                     self.world.mean(decisions), self.part.live, self.options.budget
                 )
             self.running.decisions.add(decisions, batch.types)
-        if self.options.span_loss and (span := mean_span(self.model)) is not None:
+        if self.options.span_loss and (span := mean_span(self.spans)) is not None:
             losses["span"] = self.options.span_loss * span
         self._check_finite(losses, batch)
         # The processes' gradients are averaged, so what belongs to one process counts size times.
@@ -331,7 +332,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.step(scaler)
         scaler.update()
-        clamp_spans(self.model)
+        clamp_spans(self.spans)
 
     def _check_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> None:
         bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]

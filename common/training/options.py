@@ -362,10 +362,9 @@ def add_prune_option(parser: argparse._ActionsContainer) -> None:
 
 def layerdrop_options(args: argparse.Namespace) -> LayerDrop | None:
     """What the flags say of LayerDrop; None where nothing is dropped."""
-    found = LayerDrop(
+    return LayerDrop.chosen(
         getattr(args, "layerdrop", None) or 0.0, getattr(args, "layerdrop_count", None) or 0
     )
-    return found if found.active else None
 
 
 def attention_options(

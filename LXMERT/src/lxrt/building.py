@@ -15,7 +15,7 @@ from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.features.sources import FeatureSources
-from common.runs.pruning import prune_layers
+from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
     KEY,
     StrategyRecord,
@@ -171,16 +171,17 @@ def build_vqa(
     elif path is not None and path.is_dir():
         _check_folder(read_hf_folder(path), meta, answers, say)
     model = make_model(meta)
-    if path is not None and not adapted_file:
-        load_finetuned(model, path)
-    elif path is None:
-        _load_pretrained(model, weights, answers, data, meta, say)
-    if not adapted_file:
-        prune_layers(model, options.prune, meta, say)
-    record.adapt(model, initial_share, adaptive)
-    if path is not None and adapted_file:
-        load_finetuned(model, path)
-        prune_layers(model, options.prune, meta, say)
+
+    def load() -> None:
+        if path is None:
+            _load_pretrained(model, weights, answers, data, meta, say)
+        else:
+            load_finetuned(model, path)
+
+    def adapt_model() -> None:
+        record.adapt(model, initial_share, adaptive)
+
+    load_and_adapt(model, load, adapt_model, adapted_file, options.prune, meta, say)
     return Built(model, tokenizer, record, meta)
 
 

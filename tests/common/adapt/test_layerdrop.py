@@ -9,7 +9,7 @@ import torch
 
 from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.families import find_encoder
-from common.adapt.layerdrop import LayerDrop, draw_layers, kept_layers, prune, stacks_of
+from common.adapt.layerdrop import LayerDrop, LayerDropping, kept_layers, prune, stacks_of
 from common.errors import ConfigError
 from tests.common.tiny_models import ADAPTIVE, FAMILIES, adapted, gradients, pretrained, run
 
@@ -73,7 +73,8 @@ def test_strategies_keep_their_identities_without_a_layer(family, strategy, exec
 
 
 def test_draws_depend_on_seed_and_step_alone_and_have_the_rate():
-    encoder, options = find_encoder(pretrained("lxmert")), LayerDrop(rate=0.3)
+    model, options = pretrained("lxmert"), LayerDrop(rate=0.3)
+    encoder = find_encoder(model)
     stacks = stacks_of(encoder)
     drawn = [options.draw(stacks, (1, step)) for step in range(2000)]
     assert drawn == [options.draw(stacks, (1, step)) for step in range(2000)]
@@ -81,7 +82,7 @@ def test_draws_depend_on_seed_and_step_alone_and_have_the_rate():
     count = len([name for names in stacks.values() for name in names])
     assert sum(map(len, drawn)) / (2000 * count) == pytest.approx(0.3, abs=0.02)
     assert all(len(names) < count for names in drawn)
-    draw_layers(encoder, options, 1, 7)
+    LayerDropping(model, options).draw(1, 7)
     assert encoder.dropped == drawn[7]
 
 
