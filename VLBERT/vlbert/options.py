@@ -22,13 +22,9 @@ from common.adapt.strategies import find_strategy
 from common.errors import ConfigError, DataError
 from common.reading import parse_yaml, short
 from common.tasks.starting import LogOptions, RunOptions
+from common.training.attention_options import add_attention_options, add_layerdrop_options
 from common.training.loop import LoopOptions
-from common.training.options import (
-    add_attention_options,
-    add_layerdrop_options,
-    add_run_options,
-    add_strategy_options,
-)
+from common.training.options import add_run_options, add_strategy_options
 from common.training.processes import STARTED
 from vlbert.config import Config, load_config
 from vlbert.outputs import log_options, output_folder, snapshot_names, wants_resume

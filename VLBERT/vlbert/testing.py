@@ -14,8 +14,8 @@ from common.runs.strategy_record import KEY, StrategyRecord
 from common.tasks.command import Command
 from common.tasks.predicting import predict
 from common.tasks.starting import join
+from common.training.attention_options import add_prune_option
 from common.training.folder_lock import alone
-from common.training.options import add_prune_option
 from common.training.runtime import PRECISIONS, Runtime, set_threads
 from vlbert.building import build_vqa, checkpoint_path, saved_meta, size_name
 from vlbert.config import Config

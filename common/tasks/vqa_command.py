@@ -45,11 +45,10 @@ from common.tasks.questions import (
 from common.tasks.seeds import SeedRuns, run_seeds
 from common.tasks.starting import LogOptions, RunOptions, Started, join, started
 from common.tasks.vqa import VQATask
+from common.training.attention_options import add_attention_options, add_layerdrop_options
 from common.training.batch_order import Order
 from common.training.folder_lock import alone
 from common.training.options import (
-    add_attention_options,
-    add_layerdrop_options,
     add_policy_optimizer_options,
     add_run_options,
     add_seeds_option,

@@ -1,5 +1,6 @@
 """The training loop and what a run needs: optimisers, checkpoints, processes, logs."""
 
+from common.training.attention_options import add_attention_options
 from common.training.batch_order import BatchOrder, MicroBatches, Order, WindowOrder, iterate
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import (
@@ -20,7 +21,6 @@ from common.training.means import Means
 from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
 from common.training.options import (
     adaptive_options,
-    add_attention_options,
     add_policy_optimizer_options,
     add_run_options,
     add_seeds_option,

@@ -6,129 +6,122 @@ import argparse
 import dataclasses
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from common.adapt.attention import ATTENTION_LR
 from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import POLICY_EVALUATIONS, AdaptiveOptions
-from common.adapt.layerdrop import LayerDrop
 from common.adapt.strategies import STRATEGIES, find_strategy
 from common.errors import ConfigError
-from common.modules.attention import NORMALISERS, SPANS, AttentionOptions
+from common.training.attention_options import attention_options, layerdrop_options
+from common.training.flags import add_flag, typed
 from common.training.loop import LoopOptions
-
-
-def _flag(group: argparse._ActionsContainer, name: str, **settings: Any) -> None:
-    """Add a flag under its hyphenated spelling and, as the originals have it, with underscores."""
-    spellings = [name]
-    if "_" not in name and "-" in name.lstrip("-"):
-        spellings.append("--" + name.lstrip("-").replace("-", "_"))
-    group.add_argument(*spellings, **settings)
 
 
 def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     """Strategy, policy network, executors and budget losses."""
     group = parser.add_argument_group("adaptive finetuning")
     rows = "; ".join(f"{row.name}: {row.summary}" for row in STRATEGIES.values())
-    _flag(group, "--strategy", default="standard", help=f"{rows}. Any case (default standard)")
-    _flag(group, "--trainable-layers", metavar="last:K", help="for LastK")
-    _flag(
+    add_flag(group, "--strategy", default="standard", help=f"{rows}. Any case (default standard)")
+    add_flag(group, "--trainable-layers", metavar="last:K", help="for LastK")
+    add_flag(
         group,
         "--frozen-layers",
         metavar="N,N,…",
         help="for FrozenLayers: numbers from 1 in execution order, or names such as lang.3",
     )
-    _flag(
+    add_flag(
         group,
         "--policy",
         help="small (reads the backbone's embeddings), published (a small model of the "
         "backbone's family), random:SHARE (a control) (default small)",
     )
-    _flag(
+    add_flag(
         group,
         "--policy-eval",
         choices=POLICY_EVALUATIONS,
         help="how decisions are made in evaluation: the likelier one, a draw, or one decision "
         "for the whole data set (default: as in the checkpoint, else argmax)",
     )
-    _flag(
+    add_flag(
         group,
         "--global-k",
         type=int,
         metavar="K",
         help="with --policy-eval global: the K most used sites instead of the majority at each",
     )
-    _flag(
+    add_flag(
         group,
         "--policy-init",
         type=float,
         metavar="SHARE",
         help="probability of decision 1 before training (default 0.5)",
     )
-    _flag(group, "--temperature", type=float, help="of the Gumbel-softmax at the start (default 5)")
-    _flag(
+    add_flag(
+        group, "--temperature", type=float, help="of the Gumbel-softmax at the start (default 5)"
+    )
+    add_flag(
         group,
         "--temperature-end",
         type=float,
         default=None,
         help="at the end of training; falls geometrically (default: as at the start)",
     )
-    _flag(
+    add_flag(
         group,
         "--executor",
         choices=("exact", "dense", "sampled"),
         help="how both branches are computed in training (default exact; dense is the readable "
         "reference, sampled a cheaper and noisier policy gradient)",
     )
-    _flag(
+    add_flag(
         group,
         "--sampled-share",
         type=float,
         help="share of samples whose other branch is computed by --executor sampled",
     )
-    _flag(
+    add_flag(
         group,
         "--policy-precision",
         choices=("high", "low"),
         help="with bf16/fp16: form the policy's gradient from float32 branches, or not",
     )
-    _flag(
+    add_flag(
         group,
         "--constrain-k",
         type=float,
         metavar="K",
         help="budget loss: (mean number of decisions that are 1 - K)^2",
     )
-    _flag(group, "--constrain-k-scale", type=float, help="its weight (default 1)")
-    _flag(
+    add_flag(group, "--constrain-k-scale", type=float, help="its weight (default 1)")
+    add_flag(
         group,
         "--deterministic-scale",
         type=float,
         help="budget loss: weight of the entropy of the batch-mean decisions (default 0)",
     )
-    _flag(
+    add_flag(
         group,
         "--target-rate",
         type=float,
         metavar="SHARE",
         help="budget loss: (mean share of decisions that are 1 - SHARE)^2",
     )
-    _flag(group, "--target-rate-scale", type=float, help="its weight (default 1)")
+    add_flag(group, "--target-rate-scale", type=float, help="its weight (default 1)")
 
 
 def add_policy_optimizer_options(parser: argparse.ArgumentParser) -> None:
     """Optimiser of the policy network."""
     group = parser.add_argument_group("optimiser of the policy network")
-    _flag(group, "--policy-optim", help="optimiser of the policy (default adamw)")
-    _flag(group, "--policy-lr", type=float, help="its learning rate (default: by size)")
-    _flag(
+    add_flag(group, "--policy-optim", help="optimiser of the policy (default adamw)")
+    add_flag(group, "--policy-lr", type=float, help="its learning rate (default: by size)")
+    add_flag(
         group,
         "--policy-clip",
         type=float,
         help="largest norm of its gradient, 0 = none (default 1)",
     )
-    _flag(
+    add_flag(
         group,
         "--policy-schedule",
         choices=("linear", "constant"),
@@ -139,22 +132,22 @@ def add_policy_optimizer_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Device, precision, saving, resuming and logging."""
     group = parser.add_argument_group("running")
-    _flag(
+    add_flag(
         group,
         "--gpus",
         default="0",
         help="GPU number; several (0,1) train together, one process each; or cpu (default 0; "
         "the CPU if there is no GPU)",
     )
-    _flag(
+    add_flag(
         group,
         "--threads",
         type=int,
         help="threads on the CPU (default: 1 for the small model, where more are slower; "
         "otherwise one per core)",
     )
-    _flag(group, "--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    _flag(
+    add_flag(group, "--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    add_flag(
         group,
         "--accumulate",
         type=int,
@@ -163,19 +156,19 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="gradient accumulation: divide every batch into N parts to need less memory; the "
         "batch size stays that of the whole (default 1)",
     )
-    _flag(
+    add_flag(
         group,
         "--resume",
         action="store_true",
         help="go on from LAST in the output folder, bit for bit on CPU",
     )
-    _flag(
+    add_flag(
         group,
         "--overwrite",
         action="store_true",
         help="start again where the output folder holds a run already",
     )
-    _flag(
+    add_flag(
         group,
         "--save-every",
         type=int,
@@ -183,15 +176,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="save LAST every so many steps (default: after every epoch)",
     )
-    _flag(group, "--max-steps", type=int, default=0, help="stop after so many steps (default: all)")
-    _flag(
+    add_flag(
+        group, "--max-steps", type=int, default=0, help="stop after so many steps (default: all)"
+    )
+    add_flag(
         group,
         "--eval-batch-size",
         type=int,
         default=None,
         help="samples per evaluation batch (default: by size)",
     )
-    _flag(
+    add_flag(
         group,
         "--holdout",
         type=float,
@@ -199,10 +194,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the training images held out to select the best epoch (default 0.1)",
     )
-    _flag(group, "--wandb", default="off", choices=("off", "offline", "online"))
-    _flag(group, "--no-tensorboard", action="store_true", help="write no tensorboard events")
-    _flag(group, "--no-plots", action="store_true", help="write no plots and no HTML report")
-    _flag(group, "--quiet", action="store_true", help="no progress bars")
+    add_flag(group, "--wandb", default="off", choices=("off", "offline", "online"))
+    add_flag(group, "--no-tensorboard", action="store_true", help="write no tensorboard events")
+    add_flag(group, "--no-plots", action="store_true", help="write no plots and no HTML report")
+    add_flag(group, "--quiet", action="store_true", help="no progress bars")
 
 
 Options = TypeVar("Options")
@@ -241,7 +236,7 @@ def fill(kind: type[Options], args: argparse.Namespace, **given: Any) -> Options
 
 def add_seeds_option(parser: argparse.ArgumentParser) -> None:
     """Several runs that differ in their seed; see `common.tasks.seeds`."""
-    _flag(
+    add_flag(
         parser,
         "--seeds",
         type=int,
@@ -285,139 +280,6 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
 }
 
 
-def add_attention_options(parser: argparse.ArgumentParser) -> None:
-    """Mechanisms of attention; they go with every strategy."""
-    group = parser.add_argument_group("adaptive attention")
-    _flag(
-        group,
-        "--attention",
-        dest="normaliser",
-        choices=NORMALISERS,
-        help="how scores become weights: softmax; entmax, with an α in (1, 2] that each head "
-        "learns; entmax15 or sparsemax, fixed and cheaper (default softmax)",
-    )
-    _flag(
-        group,
-        "--span",
-        choices=SPANS,
-        help="a span that each head learns: of its first keys (of regions the detector's most "
-        "confident ones), or in a text of the keys near the query (default none)",
-    )
-    _flag(group, "--span-ramp", type=float, metavar="SHARE", help="of the keys (default 0.25)")
-    _flag(
-        group,
-        "--span-init",
-        type=float,
-        metavar="SHARE",
-        help="of the keys; 1 starts with all of them (default 1)",
-    )
-    _flag(
-        group,
-        "--span-loss",
-        type=float,
-        metavar="FACTOR",
-        help="weight of the mean span in the loss, which shortens spans (default 0)",
-    )
-    _flag(group, "--alpha-init", type=float, help="of --attention entmax (default 1.1)")
-    _flag(
-        group,
-        "--attention-lr",
-        type=float,
-        metavar="RATE",
-        help=f"learning rate of spans and α (default {ATTENTION_LR:g})",
-    )
-
-
-def add_layerdrop_options(parser: argparse.ArgumentParser) -> None:
-    """Layers that training leaves out, and layers that are taken out of a trained model."""
-    group = parser.add_argument_group("LayerDrop")
-    _flag(
-        group,
-        "--layerdrop",
-        type=float,
-        metavar="RATE",
-        help="training leaves out each layer with this probability (default 0)",
-    )
-    _flag(
-        group,
-        "--layerdrop-count",
-        type=int,
-        metavar="N",
-        help="instead: N layers of each stack, as published (default 0)",
-    )
-    add_prune_option(group)
-
-
-def add_prune_option(parser: argparse._ActionsContainer) -> None:
-    """Take layers out of the model that is loaded."""
-    _flag(
-        parser,
-        "--prune",
-        metavar="RULE",
-        help="take layers out of the loaded model: every_other (keeps the first, third, … of each "
-        "stack), spread (keeps half of each), a number (takes so many out of each), or the names "
-        "of the layers to keep, e.g. lang.1,lang.3,cross.2",
-    )
-
-
-def layerdrop_options(args: argparse.Namespace) -> LayerDrop | None:
-    """What the flags say of LayerDrop; None where nothing is dropped."""
-    return LayerDrop.chosen(
-        getattr(args, "layerdrop", None) or 0.0, getattr(args, "layerdrop_count", None) or 0
-    )
-
-
-def attention_options(
-    args: argparse.Namespace, resolved: Mapping[str, Any] | None = None
-) -> AttentionOptions | None:
-    """What the flags say of attention; None where none is given.
-
-    Args:
-        args: of the command line.
-        resolved: `normaliser` and `span` where a config has said them already.
-
-    Raises:
-        ConfigError: a value outside its limits, or a flag without what it belongs to.
-    """
-    names = {
-        "normaliser": "normaliser",
-        "span": "span",
-        "span_ramp": "ramp",
-        "span_init": "initial_span",
-        "alpha_init": "initial_alpha",
-    }
-    given = {
-        field: value
-        for flag, field in names.items()
-        if (value := getattr(args, flag, None)) is not None
-    }
-    known = {
-        field: value for field in ("normaliser", "span") if (value := (resolved or {}).get(field))
-    }
-    options = AttentionOptions(**(known | given))
-    if not getattr(args, "load", None):  # a checkpoint brings its own
-        _check_attention_training(args, options)
-    if not given:
-        return None
-    for flag in ("span_ramp", "span_init"):
-        if getattr(args, flag) is not None and options.span == "none":
-            raise ConfigError(f"{_typed(flag, getattr(args, flag))} needs --span keys or distance")
-    if args.alpha_init is not None and options.normaliser != "entmax":
-        raise ConfigError(f"{_typed('alpha_init', args.alpha_init)} needs --attention entmax")
-    return options
-
-
-def _check_attention_training(args: argparse.Namespace, options: AttentionOptions) -> None:
-    """Refuse flags about what no head learns."""
-    if getattr(args, "span_loss", None) and options.span == "none":
-        raise ConfigError(f"{_typed('span_loss', args.span_loss)} needs --span keys or distance")
-    learned = options.span != "none" or options.normaliser == "entmax"
-    if getattr(args, "attention_lr", None) is not None and not learned:
-        raise ConfigError(
-            f"{_typed('attention_lr', args.attention_lr)} needs --span or --attention entmax"
-        )
-
-
 def check_options(args: argparse.Namespace, **resolved: Any) -> None:
     """Call it first; it also sets the defaults of the flags about decisions.
 
@@ -439,7 +301,7 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
             wanted = f"of at least {low}" if allowed else f"above {low}"
         else:
             wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
-        raise ConfigError(f"{_typed(name, value)}: give a number {wanted}")
+        raise ConfigError(f"{typed(name, value)}: give a number {wanted}")
     _check_effects({**resolved, **{k: v for k, v in vars(args).items() if v is not None}}, args)
     args.attention = attention_options(args, resolved)
     for name, default in DECISION_DEFAULTS.items():
@@ -455,19 +317,14 @@ def _check_effects(values: dict[str, Any], args: argparse.Namespace) -> None:
     if strategy is not None and not find_strategy(strategy)[0].adaptive:
         for flag in OF_DECISIONS:
             if (given := getattr(args, flag, None)) is not None:
-                raise ConfigError(f"{_typed(flag, given)}: strategy {strategy} decides nothing")
+                raise ConfigError(f"{typed(flag, given)}: strategy {strategy} decides nothing")
     if "sampled_share" in values and values.get("executor") != "sampled":
         raise ConfigError(f"--sampled-share {share} needs --executor sampled")
     for flag, whole in PARTS.items():
         if getattr(args, flag, None) is not None and whole not in values:
-            raise ConfigError(f"{_typed(flag, values[flag])} needs {_typed(whole, '…')}")
+            raise ConfigError(f"{typed(flag, values[flag])} needs {typed(whole, '…')}")
     if "global_k" in values and values.get("policy_eval") != "global":
         raise ConfigError(f"--global-k {values['global_k']} needs --policy-eval global")
-
-
-def _typed(flag: str, value: Any) -> str:
-    """A flag as one types it."""
-    return f"--{flag.replace('_', '-')} {value}"
 
 
 def budget_options(args: argparse.Namespace) -> BudgetOptions:
