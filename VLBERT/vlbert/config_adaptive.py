@@ -72,7 +72,13 @@ def _attention(config: Config) -> AttentionOptions:
     part = config.ATTENTION
     try:
         return AttentionOptions(
-            part.NORMALISER, part.SPAN, part.SPAN_RAMP, part.SPAN_INIT, part.ALPHA_INIT
+            part.NORMALISER,
+            part.SPAN,
+            part.SPAN_RAMP,
+            part.SPAN_INIT,
+            part.ALPHA_INIT,
+            part.SPAN_POLICY,
+            part.SPAN_BATCH,
         )
     except ConfigError as error:
         raise ConfigError(f"{config.path}: section ATTENTION: {error}") from None

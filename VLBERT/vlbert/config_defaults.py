@@ -212,6 +212,8 @@ ADDED: Defaults = {
     "ATTENTION.SPAN_LOSS": 0.0,
     "ATTENTION.ALPHA_INIT": 1.1,
     "ATTENTION.LR": ATTENTION_LR,
+    "ATTENTION.SPAN_POLICY": False,
+    "ATTENTION.SPAN_BATCH": 0,
     "LAYERDROP.RATE": 0.0,
     "LAYERDROP.COUNT": 0,
 }
@@ -231,9 +233,11 @@ ADDED_MEANING = {
     "POLICY.TEMPERATURE_END": "and at its end",
     "POLICY.INITIAL_SHARE": "probability of decision 1 before training",
     "POLICY.EXECUTOR": "exact, dense or sampled",
-    "ATTENTION.NORMALISER": "softmax, entmax (its α is learned), entmax15 or sparsemax",
-    "ATTENTION.SPAN": "none, keys (a span of the first keys) or distance (which is keys here, as "
-    "text and regions are one sequence)",
+    "ATTENTION.NORMALISER": "softmax, entmax (its α is learned), entmax15, sparsemax or published",
+    "ATTENTION.SPAN": "none, keys (a span of the first keys), distance (which is keys here, as "
+    "text and regions are one sequence) or published",
+    "ATTENTION.SPAN_POLICY": "a small network reads the spans from the pair",
+    "ATTENTION.SPAN_BATCH": "of published spans, which belong to places in a batch: its size",
     "ATTENTION.SPAN_RAMP": "share of the keys over which a weight falls from 1 to 0",
     "ATTENTION.SPAN_INIT": "share of the keys before training",
     "ATTENTION.SPAN_LOSS": "weight of the mean span in the loss",

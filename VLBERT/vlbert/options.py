@@ -57,6 +57,8 @@ STRATEGY_KEYS = {
     "span_loss": "ATTENTION.SPAN_LOSS",
     "alpha_init": "ATTENTION.ALPHA_INIT",
     "attention_lr": "ATTENTION.LR",
+    "span_policy": "ATTENTION.SPAN_POLICY",
+    "span_batch": "ATTENTION.SPAN_BATCH",
     "layerdrop": "LAYERDROP.RATE",
     "layerdrop_count": "LAYERDROP.COUNT",
     "constrain_k": "CONSTRAIN_K_NUM_BLOCKS",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.adapt.routes import State, Written
 from common.adapt.steps import (
+    PAIR,
     WEIGHTING,
     AttentionModule,
     DenseStep,
@@ -196,7 +197,7 @@ def _half(stream: str, activation: str) -> tuple[Step, ...]:
             f"{stream}.head",
             attention,
             "biattention",
-            (stream, other, f"{other}.mask"),
+            (stream, other, f"{other}.mask", PAIR),
             (context,),
             stream=stream,
         ),

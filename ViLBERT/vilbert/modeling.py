@@ -257,14 +257,14 @@ class BertModel(nn.Module):
         """Run the layers; returns the streams before the first and after the last of them.
 
         Pairs are made just before the first connection, since layers before it read one stream
-        alone; where decisions are made per pair, before the first layer.
+        alone; where decisions or spans are made per pair, before the first layer.
         """
         encoder = self.encoder
         if not (self.config.fast_mode or self.config.in_batch_pairs):
             # Who watches the layers from outside gets the call of the other backbones.
             more: dict[str, Any] = {} if passed is None else {"passed": passed}
             return state, encoder.run_layers(state, raw, **more)
-        if encoder.adaptive is not None:
+        if not encoder.runs_in_parts:
             state, pairs = self._paired(state), self._paired(dict(raw))
             return state, encoder.run_layers(state, pairs, passed)
         border = encoder.before_connections()

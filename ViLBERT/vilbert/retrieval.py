@@ -65,7 +65,7 @@ class PairScorer:
         self.model, self.zero_shot = model, zero_shot
         adapted = model.bert.encoder.adaptive is not None
         meets = model.bert.encoder.meets
-        self.reuses = reuse and meets and not adapted
+        self.reuses = reuse and meets and model.bert.encoder.runs_in_parts
         self._head = "vil_binary_prediction" if zero_shot else "vil_logit"
         if not adapted:  # an adapted model was made for its head
             model.use((self._head,))

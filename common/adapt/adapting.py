@@ -83,6 +83,10 @@ def adapt(
         encoder.adaptive.train(encoder.training)
         protect(model, encoder)
     freeze_dead(layers, encoder.reads)
+    if encoder.span_policy is not None and not any(
+        p.requires_grad for n, p in encoder.named_parameters() if ".span.shift." in n
+    ):
+        encoder.span_policy.requires_grad_(False)  # no head that moves its span
     return model
 
 

@@ -6,14 +6,17 @@ checkpoints hold it like any other weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.families import find_encoder
+from common.adapt.policy import mean_of_present
+from common.adapt.routes import State, read_stream
 from common.adapt.steps import WEIGHTING, HeadsStep
 from common.errors import ConfigError
 from common.modules.attention import (
@@ -23,9 +26,13 @@ from common.modules.attention import (
     LearnedEntmax,
     attention_weights,
 )
+from common.modules.published_attention import PublishedEntmax, PublishedSpan, PublishedWeights
 
+Module = TypeVar("Module", bound=nn.Module)
 TEXTS = ("lang",)  # streams whose places have an order
 ATTENTION_LR = 5e-3  # at a rate made for pretrained weights they would not move by 0.01
+SPAN_POLICY_SHARE = 0.2  # of that rate, at which the network learns that reads spans from a pair
+SPAN_POLICY = "span_policy"
 
 
 def set_attention(model: nn.Module, options: AttentionOptions) -> None:
@@ -43,13 +50,59 @@ def set_attention(model: nn.Module, options: AttentionOptions) -> None:
     encoder = find_encoder(model)
     if encoder.adaptive is not None:
         raise ConfigError("attention is set before the model is adapted")
+    features = 0
+    if options.span_policy:
+        channels = {s: c for layer in encoder.layers() for s, c in layer.streams.items()}
+        encoder.span_policy = _like(encoder, SpanPolicy(channels))
+        features = encoder.span_policy.features
     for module, name, text in _modules(encoder):
         if getattr(module, name, None) is not None:
             raise ConfigError("the model has a mechanism of attention already; build it anew")
         heads = int(module.num_attention_heads)  # type: ignore[arg-type]
-        reference = next(module.parameters())
-        weights = AttentionWeights(heads, options, text).to(reference.device)
-        setattr(module, name, weights.to(reference.dtype))
+        weights = (
+            PublishedWeights(
+                heads,
+                options.batch if options.span == "published" else 0,
+                options.normaliser == "published",
+            )
+            if options.published
+            else AttentionWeights(heads, options, text, features)
+        )
+        setattr(module, name, _like(module, weights))
+
+
+class SpanPolicy(nn.Module):
+    """What the spans of a sample are read from: the means of its embeddings, a layer wide.
+
+    The linear map from it to the spans of a module's heads belongs to that module
+    (`AdaptiveSpan.shift`), so that frozen twins and layers have their own, which is 0. No gradient
+    is sent into the embeddings.
+    """
+
+    def __init__(self, channels: Mapping[str, int]) -> None:
+        """For streams {name: C}."""
+        super().__init__()
+        self.features = min(64, max(16, max(channels.values()) // 2))
+        self.read = nn.ModuleDict({s: nn.Linear(c, self.features) for s, c in channels.items()})
+        self.normalise = nn.LayerNorm(self.features)
+
+    def forward(self, state: State) -> Tensor:
+        """Streams (B, T, C) with masks (B, 1, 1, T) -> (B, F), in the precision of its weights."""
+        own = self.normalise.weight.dtype
+        total: Tensor | None = None
+        for stream, read in self.read.items():
+            x, mask = read_stream(state, stream).detach().to(own), state.get(f"{stream}.mask")
+            mean = x.mean(1) if mask is None else mean_of_present(x, mask)
+            total = read(mean) if total is None else total + read(mean)
+        assert total is not None
+        found: Tensor = F.gelu(self.normalise(total))
+        return found
+
+
+def _like(reference: nn.Module, module: Module) -> Module:
+    """On the device and in the precision of another module."""
+    parameter = next(reference.parameters())
+    return module.to(device=parameter.device, dtype=parameter.dtype)
 
 
 def _modules(encoder: RoutedEncoder) -> list[tuple[nn.Module, str, bool]]:
@@ -78,52 +131,110 @@ def without_attention(
 
     Args:
         named: trainable parameters.
-        lr: of spans and α; None: `ATTENTION_LR`.
+        lr: of spans and α; None: `ATTENTION_LR`. A span policy has `SPAN_POLICY_SHARE` of it.
 
     Returns:
-        The rest, and groups for the optimiser: one of spans and α, which do not decay, or none.
+        The rest, and groups for the optimiser, which do not decay: spans and α, a span policy.
     """
     rest: list[tuple[str, nn.Parameter]] = []
-    own: list[tuple[str, nn.Parameter]] = []
+    own: list[nn.Parameter] = []
+    network: list[nn.Parameter] = []
     for name, parameter in named:
-        (own if f".{WEIGHTING}" in name else rest).append((name, parameter))
+        if f".{SPAN_POLICY}." in f".{name}" or (f".{WEIGHTING}" in name and ".shift." in name):
+            network.append(parameter)
+        elif f".{WEIGHTING}" in name:
+            own.append(parameter)
+        else:
+            rest.append((name, parameter))
     rate = ATTENTION_LR if lr is None else lr
-    group = {"params": [p for _, p in own], "lr": rate, "weight_decay": 0.0}
-    return rest, [group] if own else []
+    groups = [
+        {"params": found, "lr": rate * share, "weight_decay": 0.0}
+        for found, share in ((own, 1.0), (network, SPAN_POLICY_SHARE))
+        if found
+    ]
+    return rest, groups
 
 
-def spans_of(model: nn.Module) -> list[AdaptiveSpan]:
+Span = AdaptiveSpan | PublishedSpan
+
+
+def spans_of(model: nn.Module) -> list[Span]:
     """The spans of a model that are learned, after it was adapted."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, AdaptiveSpan) and module.span.requires_grad
+        if isinstance(module, Span) and any(p.requires_grad for p in module.parameters())
     ]
 
 
-def clamp_spans(spans: Iterable[AdaptiveSpan]) -> None:
+def clamp_spans(spans: Iterable[Span]) -> None:
     """Keep spans in 0..1; after every update."""
     for module in spans:
         module.clamp()
 
 
-def mean_span(spans: Iterable[AdaptiveSpan]) -> Tensor | None:
-    """Their mean, 0..1; None where there are none."""
-    found = [module.span.clamp(0, 1) for module in spans]
-    return torch.cat(found).mean() if found else None
+def span_loss(spans: Iterable[Span], factor: float | None) -> Tensor | None:
+    """What the lengths of spans add to the loss.
+
+    Args:
+        spans: of `spans_of`, after the forward pass of a batch.
+        factor: of the mean span, 0..1, of all heads and, where spans are read from the pair, all
+            samples that went through them. Published spans have the published loss, a sum.
+
+    Returns:
+        A loss (0-d), or None.
+    """
+    found: list[Tensor] = []
+    published: list[Tensor] = []
+    for module in spans:
+        if isinstance(module, PublishedSpan):
+            published.append(module.loss())
+        elif factor:
+            drawn, module.drawn = module.drawn, None
+            found.append((module.shares() if drawn is None else drawn).mean(0))
+    parts = [factor * torch.cat(found).mean()] if factor and found else []
+    parts += [torch.stack(published).sum()] if published else []
+    return torch.stack(parts).sum() if parts else None
 
 
 def attention_record(model: nn.Module) -> dict[str, dict[str, list[float]]]:
-    """Spans and α of every head, by the name of the module that they belong to."""
+    """Spans and α of every head, by the name of the module that they belong to.
+
+    Where spans are read from the pair, `span` is their mean over the samples that were evaluated
+    since the last call, and `span_sd` their standard deviation.
+    """
     found: dict[str, dict[str, list[float]]] = {}
-    for name, weights in attention_weights(model):
+    for name, weights in _mechanisms(model):
         if "twins" in name:
             continue
         entry: dict[str, list[float]] = {}
-        if weights.span is not None:
-            entry["span"] = weights.span.span.detach().clamp(0, 1).tolist()
+        if isinstance(weights.span, PublishedSpan):
+            entry["span"] = weights.span.current_val.detach().mean(0).flatten().tolist()
+        elif weights.span is not None:
+            entry |= _span_record(weights.span)
         if isinstance(weights.normaliser, LearnedEntmax):
             entry["alpha"] = weights.normaliser.alpha.detach().tolist()
+        elif isinstance(weights.normaliser, PublishedEntmax):
+            entry["alpha"] = weights.normaliser.alpha_chooser.detach().tolist()
         if entry:
             found[name.replace(f".{WEIGHTING}", "", 1)] = entry
     return found
+
+
+def _span_record(span: AdaptiveSpan) -> dict[str, list[float]]:
+    seen, span.seen = span.seen, None
+    if seen is None:
+        return {"span": span.shares().detach()[0].tolist()}
+    count, total, squares = seen
+    mean = total / count
+    return {
+        "span": mean.tolist(),
+        "span_sd": (squares / count - mean.square()).clamp(min=0).sqrt().tolist(),
+    }
+
+
+def _mechanisms(model: nn.Module) -> Iterator[tuple[str, AttentionWeights | PublishedWeights]]:
+    yield from attention_weights(model)
+    for name, part in model.named_modules():
+        if isinstance(part, PublishedWeights):
+            yield name, part

@@ -20,7 +20,7 @@ from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import with_zero_gradients
-from common.adapt.steps import HeadsStep, Layer, Step, first_position, live_steps
+from common.adapt.steps import PAIR, HeadsStep, Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 
@@ -295,6 +295,8 @@ class RoutedEncoder(nn.Module):
             system; None where it has none.
         adaptive: set by `common.adapt.adapting`; None runs every live step as it is.
         dropped: names of layers that are left out in training mode; see `common.adapt.layerdrop`.
+        span_policy: reads from a pair what the spans of attention depend on, see
+            `common.adapt.attention`; None: they are the same for all samples.
     """
 
     def __init__(self, policy_factory: PolicyFactory | None = None) -> None:
@@ -305,6 +307,7 @@ class RoutedEncoder(nn.Module):
         self.reads: tuple[str, ...] = ()
         self.reads_first: tuple[str, ...] = ()
         self.dropped: frozenset[str] = frozenset()
+        self.span_policy: nn.Module | None = None
         self._plain: tuple[tuple[Layer, tuple[Step, ...]], ...] | None = None
 
     def layers(self) -> list[Layer]:
@@ -339,6 +342,20 @@ class RoutedEncoder(nn.Module):
                 "has two branches (export it, or build it with strategy standard)"
             )
 
+    @property
+    def runs_in_parts(self) -> bool:
+        """Nothing in it depends on the pair as a whole before the streams meet."""
+        return self.adaptive is None and self.span_policy is None
+
+    def _read_pair(self, state: State) -> Tensor | None:
+        """(B, F), or None where nothing is read."""
+        if self.span_policy is None:
+            return None
+        first = read_stream(state, next(iter(state)))
+        with torch.autocast(first.device.type, enabled=False):
+            found: Tensor = self.span_policy(state)
+        return found
+
     def run_layers(
         self,
         state: State,
@@ -354,9 +371,10 @@ class RoutedEncoder(nn.Module):
             passed: if given, receives the slots after every layer.
             part: of the layers, in execution order; of a plain encoder only.
         """
+        if part != slice(None) and not self.runs_in_parts:
+            raise ConfigError("an encoder that looks at pairs runs all its layers at once")
+        state = {**state, PAIR: self._read_pair(state)}
         if self.adaptive is not None:
-            if part != slice(None):
-                raise ConfigError("an adapted encoder runs all its layers at once")
             self.adaptive.raw_inputs = raw_inputs or {}
             return self.adaptive.run(state, self, passed)
         if self._plain is None:

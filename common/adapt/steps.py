@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import Rows, project_by_head
+from common.adapt.weighted_attention import Weighting, weighted_attention
 
 
 class AttentionModule(Protocol):
@@ -31,7 +32,8 @@ class AttentionModule(Protocol):
     training: bool
 
 
-Weighting = Callable[[Tensor, Tensor | None], Tensor]  # scores (B, H, T, S), mask -> weights
+Weigh = Callable[[Tensor, Tensor | None], Tensor]  # scores (B, H, T, S), mask -> weights
+PAIR = "pair"  # slot of what a span policy read from each pair, (B, F), or None
 WEIGHTING = "weighting"  # name of the submodule that weighs the keys; see common.modules.attention
 
 
@@ -92,7 +94,10 @@ class Step:
 
 @dataclass(frozen=True)
 class HeadsStep(Step):
-    """Attention heads up to and without the output projection: reads query, key stream, mask."""
+    """Attention heads up to and without the output projection.
+
+    Reads query, key stream, mask, and what was read from the pair.
+    """
 
     streams: ClassVar[slice] = slice(2)
     positionwise: ClassVar[slice] = slice(1)
@@ -101,6 +106,19 @@ class HeadsStep(Step):
         """query (B, T, C), keys (B, S, C), mask (B, 1, 1, S) or None -> context (B, T, C)."""
         attention = self.attention(layer)
         query, keys = self.inputs(state)
+        weighting = find_weighting(attention)
+        if weighting is not None:
+            context = weighted_attention(
+                attention,
+                query,
+                keys,
+                self.mask(state),
+                weighting,
+                state.get(PAIR),
+                dropout_of(attention),
+                cut=not attention.training,
+            )
+            return {self.writes[0]: join_heads(context)}
         q, k, v = (
             split_heads(linear(x), attention.num_attention_heads)
             for linear, x in (
@@ -109,8 +127,7 @@ class HeadsStep(Step):
                 (attention.value, keys),
             )
         )
-        weighting = find_weighting(attention)
-        return {self.writes[0]: attend(attention, q, k, v, self.mask(state), weighting)}
+        return {self.writes[0]: attend(attention, q, k, v, self.mask(state))}
 
     def run_routed(
         self,
@@ -135,8 +152,8 @@ class HeadsStep(Step):
         else:
             (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
             k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
-        weighting = routed_weighting(branches, routes, columns, flip)
-        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weighting)}
+        weigh = routed_weighting(branches, routes, columns, flip, state.get(PAIR))
+        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weigh)}
 
     def attention(self, layer: nn.Module) -> AttentionModule:
         """The layer's module that holds the heads' projections."""
@@ -192,13 +209,23 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return by_head.transpose(1, 2)
 
 
+def join_heads(x: Tensor) -> Tensor:
+    """(B, H, T, c) -> (B, T, H * c)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def dropout_of(attention: AttentionModule) -> float:
+    """Probability that a weight of attention is dropped now."""
+    return attention.dropout.p if attention.training else 0.0
+
+
 def attend(
     attention: AttentionModule,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    weighting: Weighting | None,
+    weigh: Weigh | None = None,
 ) -> Tensor:
     """Attention of all heads.
 
@@ -206,20 +233,20 @@ def attend(
         attention: whose dropout it has.
         q, k, v: (B, H, T, c), and (B, H, S, c) twice.
         mask: additive (B, 1, 1, S), or None.
-        weighting: what weighs the keys; None: softmax.
+        weigh: what makes weights of scores and mask; None: softmax.
 
     Returns:
         (B, T, H * c).
     """
-    dropout = attention.dropout.p if attention.training else 0.0
-    if weighting is None:
+    dropout = dropout_of(attention)
+    if weigh is None:
         if mask is not None:
             mask = mask.to(q.dtype)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     else:
-        weights = weighting(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
+        weights = weigh(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
         context = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
-    return context.transpose(1, 2).flatten(2)
+    return join_heads(context)
 
 
 def find_weighting(attention: AttentionModule) -> Weighting | None:
@@ -229,21 +256,27 @@ def find_weighting(attention: AttentionModule) -> Weighting | None:
 
 
 def routed_weighting(
-    branches: Sequence[AttentionModule], routes: Routes, columns: range, flip: bool
-) -> Weighting | None:
+    branches: Sequence[AttentionModule],
+    routes: Routes,
+    columns: range,
+    flip: bool,
+    pair: Tensor | None,
+) -> Weigh | None:
     """What weighs the keys where each head of each sample takes its branch's mechanism.
 
-    Twins are copies, so that both branches have one or none.
+    Twins are copies, so that both branches have one or none. `pair` (B, F) is for a span policy.
     """
     zero, one = (find_weighting(branch) for branch in branches)
     if zero is None or one is None:
         assert zero is one, "one branch has a mechanism of attention, the other has none"
         return None
     rows = [routes.both(column, flip) for column in columns]
-    chosen = torch.stack([_taken(pair, routes.batch) for pair in rows], 1)[:, :, None, None]
+    chosen = torch.stack([_taken(both, routes.batch) for both in rows], 1)[:, :, None, None]
 
     def weigh(scores: Tensor, mask: Tensor | None) -> Tensor:
-        return torch.where(chosen, one(scores, mask), zero(scores, mask))
+        return torch.where(
+            chosen, one(scores, mask, one.shares(pair)), zero(scores, mask, zero.shares(pair))
+        )
 
     return weigh
 
@@ -301,7 +334,7 @@ def bert_steps(
             f"{prefix}head",
             self_attention,
             f"{attention}.self",
-            (source, source, mask or f"{stream}.mask"),
+            (source, source, mask or f"{stream}.mask", PAIR),
             (context,),
         ),
         DenseStep(

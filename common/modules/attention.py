@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from entmax import entmax15, entmax_bisect, sparsemax
@@ -22,12 +23,12 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from common.modules.masks import MASKED
 
-NORMALISERS = ("softmax", "entmax", "entmax15", "sparsemax")
-SPANS = ("none", "keys", "distance")
+NORMALISERS = ("softmax", "entmax", "entmax15", "sparsemax", "published")
+SPANS = ("none", "keys", "distance", "published")
 LEAST_ALPHA = 1.01  # nearer to softmax the gradient of α is lost in rounding
 SMALL = 1e-8  # in the published renormalisation
 LEAST_SHARE = 1e-6  # of a key in a span; less is outside of it
-PUBLISHED_SPAN, PUBLISHED_RAMP, PUBLISHED_LOSS = 1024, 32, 5e-6
+SIGMOID_LIMITS = (0.02, 0.98)  # of spans that a network moves, as nothing moves 0 and 1
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,17 @@ class AttentionOptions:
 
     Attributes:
         normaliser: softmax; entmax with an α for each head, which is learned; entmax15 (α = 1.5)
-            or sparsemax (α = 2), which are fixed and cheaper.
+            or sparsemax (α = 2), which are fixed and cheaper; published, see
+            `common.modules.published_attention`.
         span: none; `keys`: of every head the first keys of the sequence, of regions in the order of
             the detector's confidence; `distance`: in self-attention of a text the keys near the
-            query, else as `keys`, since regions have no order among themselves.
+            query, else as `keys`, since regions have no order among themselves; published.
         ramp: keys over which a weight falls from 1 to 0, as a share of a sample's keys.
         initial_span: share of the keys; 1 starts as without a span.
         initial_alpha: of `entmax`.
+        span_policy: a small network reads the spans of all heads from the pair, so that they differ
+            between samples.
+        batch: of published spans, which belong to places in a batch of this size.
     """
 
     normaliser: str = "softmax"
@@ -50,6 +55,8 @@ class AttentionOptions:
     ramp: float = 0.25
     initial_span: float = 1.0
     initial_alpha: float = 1.1
+    span_policy: bool = False
+    batch: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -62,10 +69,29 @@ class AttentionOptions:
             raise ConfigError(f"span ramp {self.ramp}: give a share of the keys, above 0, to 1")
         if not 0 <= self.initial_span <= 1:
             raise ConfigError(f"initial span {self.initial_span}: give a share from 0 to 1")
+        if self.span_policy and self.span not in ("keys", "distance"):
+            raise ConfigError("a span policy needs a span over keys or distance")
+        if self.published and not (
+            self.span in ("none", "published") and self.normaliser in ("softmax", "published")
+        ):
+            raise ConfigError(
+                f"attention {self.normaliser} with a span over {self.span}: what is published goes "
+                "with what is published, or with softmax without a span"
+            )
+        if (self.batch > 0) != (self.span == "published"):
+            raise ConfigError(
+                f"a span over {self.span} with a batch of {self.batch}: published spans, and no "
+                "others, belong to the places of a batch"
+            )
         if not LEAST_ALPHA <= self.initial_alpha <= 2:
             raise ConfigError(
                 f"initial alpha {self.initial_alpha}: give a number from {LEAST_ALPHA} to 2"
             )
+
+    @property
+    def published(self) -> bool:
+        """One of its two parts is the published one."""
+        return "published" in (self.normaliser, self.span)
 
     @property
     def plain(self) -> bool:
@@ -88,9 +114,10 @@ class LearnedEntmax(nn.Module):
         """(H,), from `LEAST_ALPHA` to 2."""
         return LEAST_ALPHA + (2 - LEAST_ALPHA) * self.logit.sigmoid()
 
-    def forward(self, scores: Tensor) -> Tensor:
-        """(B, H, T, S) -> weights, which sum to 1."""
-        found: Tensor = entmax_bisect(scores, self.alpha.to(scores.dtype)[:, None, None])
+    def forward(self, scores: Tensor, heads: Tensor | None = None) -> Tensor:
+        """(B, H, T, S) of all heads, or of `heads` (H,) -> weights, which sum to 1."""
+        alpha = self.alpha if heads is None else self.alpha[heads]
+        found: Tensor = entmax_bisect(scores, alpha.to(scores.dtype)[:, None, None])
         return found
 
 
@@ -101,8 +128,8 @@ class FixedNormaliser(nn.Module):
         super().__init__()
         self.name = name
 
-    def forward(self, scores: Tensor) -> Tensor:
-        """(B, H, T, S) -> weights, which sum to 1."""
+    def forward(self, scores: Tensor, heads: Tensor | None = None) -> Tensor:
+        """(B, H, T, S) -> weights, which sum to 1; all heads alike."""
         functions: dict[str, Callable[..., Tensor]] = {
             "softmax": torch.softmax,
             "entmax15": entmax15,
@@ -115,100 +142,112 @@ class AdaptiveSpan(nn.Module):
     """One span for each head, as a share of a sample's keys.
 
     What a sample's keys are weighted with depends on its own number of keys, not on the padding of
-    its batch.
+    its batch. With a span policy every sample has spans of its own, which start as the heads'.
+
+    Attributes:
+        drawn: shares (B, H) of the last pass in training, for the loss.
+        seen: sums over the samples of evaluation: number, shares (H,), squares of shares (H,).
     """
 
-    def __init__(self, heads: int, ramp: float, initial: float, distance: bool) -> None:
-        """`distance`: from the query, else the place in the sequence."""
+    def __init__(
+        self, heads: int, ramp: float, initial: float, distance: bool, features: int = 0
+    ) -> None:
+        """Start all heads alike.
+
+        Args:
+            heads: H.
+            ramp, initial: shares of the keys, see `AttentionOptions`.
+            distance: from the query, else the place in the sequence.
+            features: F that the span policy reads from a pair; 0: there is none.
+        """
         super().__init__()
         self.ramp, self.distance = ramp, distance
-        self.span = nn.Parameter(torch.full((heads,), float(initial)))
+        self.limits = SIGMOID_LIMITS if features else (0.0, 1.0)
+        self.span = nn.Parameter(torch.full((heads,), float(initial)).clamp(*self.limits))
+        self.shift = nn.Linear(features, heads) if features else None
+        if self.shift is not None:  # frozen twins stay so
+            nn.init.zeros_(self.shift.weight)
+            nn.init.zeros_(self.shift.bias)
+        self.drawn: Tensor | None = None
+        self.seen: tuple[int, Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def clamp(self) -> None:
         """Keep the spans in 0..1; after every update, and before the first."""
-        self.span.clamp_(0, 1)
+        self.span.clamp_(*self.limits)
 
-    def reach(self, keys: Tensor) -> Tensor:
-        """(B, H) places, from 0, before which a key has a weight above 0, of samples with (B,)
-        keys."""
-        shares = self.span.clamp(0, 1)[None]
+    def shares(self, pair: Tensor | None = None) -> Tensor:
+        """Spans of samples of whose pairs (B, F) was read: (B, H); without a span policy (1, H)."""
+        own = self.span.clamp(*self.limits)[None]
+        if self.shift is None or pair is None:
+            return own
+        shares: Tensor = (own.logit() + self.shift(pair.to(own.dtype))).sigmoid()
+        if self.training:
+            if torch.is_grad_enabled():
+                self.drawn = shares
+        else:
+            self._note(shares.detach())
+        return shares
+
+    def _note(self, shares: Tensor) -> None:
+        count, total, squares = self.seen or (0, torch.zeros(()), torch.zeros(()))
+        self.seen = (
+            count + len(shares),
+            total.to(shares.device) + shares.sum(0),
+            squares.to(shares.device) + shares.square().sum(0),
+        )
+
+    def reach(self, shares: Tensor, keys: Tensor) -> Tensor:
+        """(B, H) places, from 0, before which a key has a weight above 0.
+
+        Args:
+            shares: (1 or B, H).
+            keys: (B,) numbers of keys.
+        """
         return keys[:, None] * shares + self._ramps(keys)[:, None]
 
     def _ramps(self, keys: Tensor) -> Tensor:
         return (self.ramp * keys).clamp(min=1)
 
-    def forward(self, queries: int, keys: Tensor, width: int) -> Tensor:
-        """Weights of the keys, (B, H, 1 or T, S), in 0..1.
+    def forward(
+        self, queries: int, keys: Tensor, width: int, shares: Tensor | None = None
+    ) -> Tensor:
+        """Weights of the first keys, (B, H, 1 or T, S), in 0..1.
 
         Args:
             queries: T.
             keys: (B,) number of keys of each sample, float.
             width: S.
+            shares: (1 or B, H); None: every head's own.
         """
+        shares = self.shares() if shares is None else shares
         places = torch.arange(width, device=keys.device, dtype=keys.dtype)
         order = places[None]
         if self.distance:
             order = (order - places[:queries, None]).abs()
-        reach = self.reach(keys)[:, :, None, None]
+        reach = self.reach(shares.to(keys.dtype), keys)[:, :, None, None]
         ramps = self._ramps(keys)[:, None, None, None]
         return ((reach - order) / ramps).clamp(0, 1)
 
-
-class PublishedSpan(nn.Module):
-    """Adaptive span as the adaptive LXMERT has it, with its faults, to compare with its numbers.
-
-    A span belongs to a place in the batch, counts from the end of the sequence, has a ramp of 32
-    keys of 20 or 36, and is left out in batches of another size.
-    """
-
-    def __init__(self, batch: int, heads: int) -> None:
-        super().__init__()
-        self.current_val = nn.Parameter(torch.empty(batch, heads, 1, 1))
-        nn.init.kaiming_normal_(self.current_val)
-        with torch.no_grad():
-            self.current_val.add_(0.002)
-
-    @torch.no_grad()
-    def clamp(self) -> None:
-        """Keep the spans in 0..1; the original did so after every update."""
-        self.current_val.clamp_(0, 1)
-
-    def apply_to(self, weights: Tensor) -> Tensor:
-        """(B, H, T, S) attention weights -> the same, cut and made to sum to 1."""
-        if len(weights) == len(self.current_val):
-            keys = weights.shape[-1]
-            places = torch.arange(keys, device=weights.device, dtype=weights.dtype) - (keys - 1)
-            ramp = (places + self.current_val * keys) / PUBLISHED_RAMP + 1
-            weights = weights * ramp.clamp(0, 1)
-        return weights / (weights.sum(-1, keepdim=True) + SMALL)
-
-    def loss(self) -> Tensor:
-        """What the original adds to the loss for this module."""
-        return PUBLISHED_LOSS * PUBLISHED_SPAN * self.current_val.mean()
-
-    def reported(self) -> dict[str, int]:
-        """The original's figures: average and largest span, keys to trim, size of its cache."""
-        spans = self.current_val.detach()
-        figures = {
-            name: min(max(math.ceil(float(value) * PUBLISHED_SPAN) + PUBLISHED_RAMP, 0), 1024)
-            for name, value in (("avg_span", spans.mean()), ("max_span", spans.max()))
-        }
-        spare = min(PUBLISHED_SPAN - 1, PUBLISHED_SPAN - figures["max_span"])
-        trim = spare // 64 * 64
-        return figures | {"trim_len": trim, "cache_size": min(1024, PUBLISHED_SPAN - trim + 64)}
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the last passes left behind, so that a model can be copied."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"drawn": None, "seen": None}
 
 
 class AttentionWeights(nn.Module):
     """From scores to weights: normaliser, then span, then a sum of 1 again."""
 
-    def __init__(self, heads: int, options: AttentionOptions, text: bool) -> None:
+    def __init__(
+        self, heads: int, options: AttentionOptions, text: bool, features: int = 0
+    ) -> None:
         """Make it for a module.
 
         Args:
             heads: H.
             options: of all modules.
             text: queries and keys are the same text, whose words have an order.
+            features: see `AdaptiveSpan`.
         """
         super().__init__()
         self.normaliser: nn.Module = (
@@ -220,39 +259,56 @@ class AttentionWeights(nn.Module):
             None
             if options.span == "none"
             else AdaptiveSpan(
-                heads, options.ramp, options.initial_span, text and options.span == "distance"
+                heads,
+                options.ramp,
+                options.initial_span,
+                text and options.span == "distance",
+                features,
             )
         )
+        self._cached: tuple[tuple[int, int, int], list[int]] | None = None
 
-    def forward(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        scores: Tensor,
+        mask: Tensor | None,
+        shares: Tensor | None = None,
+        width: int | None = None,
+        heads: Tensor | None = None,
+    ) -> Tensor:
         """Weights in float32 at least, whatever the precision of the scores.
 
         Args:
             scores: (B, H, T, S), scaled.
-            mask: additive (B, 1, 1, S), about 0 and -10000, or None.
+            mask: additive (B, 1, 1, W), about 0 and -10000, or None.
+            shares: (1 or B, H) spans of all heads; None: every head's own.
+            width: W, the number of keys before some were cut; None: S.
+            heads: (H,) numbers of the heads that the scores are of; None: all.
 
         Returns:
             (B, H, T, S); exactly 0 at masked keys where the normaliser is an entmax.
         """
         with torch.autocast(scores.device.type, enabled=False):
             precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            kept, width = scores.shape[-1], width or scores.shape[-1]
             if mask is not None:
-                precise = precise + mask.to(precise.dtype)
+                precise = precise + mask[..., :kept].to(precise.dtype)
             if self.span is None:
-                return self._normalised(precise)
-            width = scores.shape[-1]
+                return self._normalised(precise, heads)
+            shares = self.span.shares() if shares is None else shares
+            shares = shares if heads is None else shares[:, heads]
             if mask is None:
                 keys = precise.new_full((len(scores),), float(width))
             else:
                 present = mask[:, 0, 0] > MASKED / 2
                 keys = present.sum(-1).to(precise.dtype).expand(len(scores))
-            return self._within(precise, self.span(scores.shape[-2], keys, width))
+            return self._within(precise, self.span(scores.shape[-2], keys, kept, shares), heads)
 
-    def _normalised(self, scores: Tensor) -> Tensor:
-        weights: Tensor = self.normaliser(scores)
+    def _normalised(self, scores: Tensor, heads: Tensor | None) -> Tensor:
+        weights: Tensor = self.normaliser(scores, heads)
         return weights
 
-    def _within(self, scores: Tensor, span: Tensor) -> Tensor:
+    def _within(self, scores: Tensor, span: Tensor, heads: Tensor | None) -> Tensor:
         """Weights in proportion to the span's.
 
         With an entmax the span is part of the scores, as its logarithm: taken afterwards, it could
@@ -260,11 +316,40 @@ class AttentionWeights(nn.Module):
         the two are the same, and a product has a gradient everywhere.
         """
         if isinstance(self.normaliser, FixedNormaliser) and self.normaliser.name == "softmax":
-            weights = self._normalised(scores) * span
+            weights = self._normalised(scores, heads) * span
             return weights / weights.sum(-1, keepdim=True).clamp(min=SMALL)
         outside = span <= LEAST_SHARE
         shares = torch.where(outside, 1.0, span).log()
-        return self._normalised(torch.where(outside, scores + MASKED, scores + shares))
+        return self._normalised(torch.where(outside, scores + MASKED, scores + shares), heads)
+
+    def shares(self, pair: Tensor | None) -> Tensor | None:
+        """Spans (B, H) of samples of whose pairs (B, F) was read; None: every head's own."""
+        if self.span is None or self.span.shift is None or pair is None:
+            return None
+        return self.span.shares(pair)
+
+    @torch.no_grad()
+    def reaches(self, shares: Tensor | None, width: int) -> list[int] | None:
+        """How many of the first W keys each head can give a weight, H numbers from 1 to W.
+
+        The largest among the samples with spans `shares` (B, H). None: all keys, since there is no
+        span, or one around every query.
+        """
+        span = self.span
+        if span is None or span.distance:
+            return None
+        if shares is not None:
+            return self._places(span, shares.amax(0, keepdim=True), width)
+        version = (span.span._version, span.span.data_ptr(), width)
+        if self._cached is None or self._cached[0] != version:  # spares waiting for the device
+            self._cached = (version, self._places(span, span.shares(), width))
+        return self._cached[1]
+
+    @staticmethod
+    def _places(span: AdaptiveSpan, shares: Tensor, width: int) -> list[int]:
+        reach = span.reach(shares.double(), shares.new_tensor([width], dtype=torch.float64))
+        # A little more, since the weights are computed in lower precision.
+        return [int(n) for n in (reach[0] + 1e-3).ceil().clamp(1, width).tolist()]
 
 
 def attention_weights(module: nn.Module) -> Iterator[tuple[str, AttentionWeights]]:

@@ -152,7 +152,7 @@ class StrategyRecord:
             "policy_eval": self.policy_eval,
             "trainable_layers": self.trainable_layers,
             "frozen_layers": frozen if frozen is None or isinstance(frozen, str) else list(frozen),
-            ATTENTION: None if self.attention.plain else asdict(self.attention),
+            ATTENTION: None if self.attention.plain else _attention_meta(self.attention),
             **self.policy_sizes,
         }
 
@@ -203,6 +203,12 @@ def has_own_names(meta: Mapping[str, Any]) -> bool:
     attention; such a file is loaded into a model that is adapted already."""
     known = find_strategy(meta.get("strategy", "standard"))[0].adaptive
     return known or bool(meta.get(KEY, {}).get(ATTENTION))
+
+
+def _attention_meta(attention: AttentionOptions) -> dict[str, Any]:
+    """Without what earlier versions did not know, where it says nothing."""
+    later = ("span_policy", "batch")
+    return {name: value for name, value in asdict(attention).items() if value or name not in later}
 
 
 def attention_entry(meta: Mapping[str, Any]) -> dict[str, Any]:

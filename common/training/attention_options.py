@@ -6,11 +6,14 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from common.adapt.attention import ATTENTION_LR
+from common.adapt.attention import ATTENTION_LR, SPAN_POLICY_SHARE
 from common.adapt.layerdrop import LayerDrop
 from common.errors import ConfigError
 from common.modules.attention import NORMALISERS, SPANS, AttentionOptions
 from common.training.flags import add_flag, typed
+
+LEARNED_SPANS = ("keys", "distance")
+NEEDED = "--span-over keys or distance"
 
 
 def add_attention_options(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +25,33 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
         dest="normaliser",
         choices=NORMALISERS,
         help="how scores become weights: softmax; entmax, with an α in (1, 2] that each head "
-        "learns; entmax15 or sparsemax, fixed and cheaper (default softmax)",
+        "learns; entmax15 or sparsemax, fixed and cheaper; published: α as in the adaptive LXMERT, "
+        "with its faults (default softmax)",
     )
     add_flag(
         group,
-        "--span",
+        "--span-over",
+        dest="span",
         choices=SPANS,
-        help="a span that each head learns: of its first keys (of regions the detector's most "
-        "confident ones), or in a text of the keys near the query (default none)",
+        help="a span that each head learns, over keys: the first ones (of regions the detector's "
+        "most confident ones); over distance: in a text those near the query, elsewhere as keys, "
+        "since regions have no order; published: as in the adaptive LXMERT, with its faults "
+        "(default none)",
+    )
+    add_flag(
+        group,
+        "--span-policy",
+        action="store_true",
+        default=None,
+        help="a small network reads the span of every head from the pair, so that spans differ "
+        "between samples; needs --span-over keys or distance",
+    )
+    add_flag(
+        group,
+        "--span-batch",
+        type=int,
+        metavar="N",
+        help="of --span-over published, whose spans belong to places in a batch: its size",
     )
     add_flag(group, "--span-ramp", type=float, metavar="SHARE", help="of the keys (default 0.25)")
     add_flag(
@@ -52,7 +74,8 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
         "--attention-lr",
         type=float,
         metavar="RATE",
-        help=f"learning rate of spans and α (default {ATTENTION_LR:g})",
+        help=f"learning rate of spans and α (default {ATTENTION_LR:g}); a span policy learns "
+        f"at {SPAN_POLICY_SHARE:g} of it",
     )
 
 
@@ -113,6 +136,8 @@ def attention_options(
         "span_ramp": "ramp",
         "span_init": "initial_span",
         "alpha_init": "initial_alpha",
+        "span_policy": "span_policy",
+        "span_batch": "batch",
     }
     given = {
         field: value
@@ -128,8 +153,8 @@ def attention_options(
     if not given:
         return None
     for flag in ("span_ramp", "span_init"):
-        if getattr(args, flag) is not None and options.span == "none":
-            raise ConfigError(f"{typed(flag, getattr(args, flag))} needs --span keys or distance")
+        if getattr(args, flag) is not None and options.span not in LEARNED_SPANS:
+            raise ConfigError(f"{typed(flag, getattr(args, flag))} needs {NEEDED}")
     if args.alpha_init is not None and options.normaliser != "entmax":
         raise ConfigError(f"{typed('alpha_init', args.alpha_init)} needs --attention entmax")
     return options
@@ -137,10 +162,10 @@ def attention_options(
 
 def _check_attention_training(args: argparse.Namespace, options: AttentionOptions) -> None:
     """Refuse flags about what no head learns."""
-    if getattr(args, "span_loss", None) and options.span == "none":
-        raise ConfigError(f"{typed('span_loss', args.span_loss)} needs --span keys or distance")
-    learned = options.span != "none" or options.normaliser == "entmax"
+    if getattr(args, "span_loss", None) and options.span not in LEARNED_SPANS:
+        raise ConfigError(f"{typed('span_loss', args.span_loss)} needs {NEEDED}")
+    learned = options.span != "none" or options.normaliser in ("entmax", "published")
     if getattr(args, "attention_lr", None) is not None and not learned:
         raise ConfigError(
-            f"{typed('attention_lr', args.attention_lr)} needs --span or --attention entmax"
+            f"{typed('attention_lr', args.attention_lr)} needs --span-over or --attention entmax"
         )

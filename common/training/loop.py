@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
-from common.adapt.attention import attention_record, clamp_spans, mean_span, spans_of
+from common.adapt.attention import attention_record, clamp_spans, span_loss, spans_of
 from common.adapt.budget import BudgetOptions, budget_losses
 from common.adapt.layerdrop import LayerDrop, LayerDropping
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
@@ -309,8 +309,8 @@ class Trainer:
                     self.world.mean(decisions), self.part.live, self.options.budget
                 )
             self.running.decisions.add(decisions, batch.types)
-        if self.options.span_loss and (span := mean_span(self.spans)) is not None:
-            losses["span"] = self.options.span_loss * span
+        if (span := span_loss(self.spans, self.options.span_loss)) is not None:
+            losses["span"] = span
         self._check_finite(losses, batch)
         # The processes' gradients are averaged, so what belongs to one process counts size times.
         size = self.world.size

@@ -8,7 +8,16 @@ from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.finetuning import main
 from tests.lxmert.runs import refused, same_state, small_run, strict_json
 
-ON = ("--attention", "entmax", "--span", "distance", "--span-init", "0.6", "--span-loss", "0.5")
+ON = (
+    "--attention",
+    "entmax",
+    "--span-over",
+    "distance",
+    "--span-init",
+    "0.6",
+    "--span-loss",
+    "0.5",
+)
 RUN = (*ON, "--strategy", "SpotTune_Block", "--epochs", "2")
 
 
@@ -72,4 +81,4 @@ def test_an_exported_run_keeps_its_mechanism(whole, tmp_path, capsys):
 
 def test_flags_without_a_meaning_are_refused(run, tmp_path, capsys):
     base = [*run[: -len(RUN)], "--output", str(tmp_path)]
-    assert "--span-init 0.5 needs --span" in refused(capsys, *base, "--span-init", "0.5")
+    assert "--span-init 0.5 needs --span-over" in refused(capsys, *base, "--span-init", "0.5")

@@ -11,7 +11,16 @@ from tests.lxmert.runs import same_state, strict_json
 from tests.vilbert.runs import refused
 from vilbert.finetuning import evaluate, train
 
-FLAGS = ("--attention", "entmax", "--span", "distance", "--span-init", "0.6", "--span-loss", "0.5")
+FLAGS = (
+    "--attention",
+    "entmax",
+    "--span-over",
+    "distance",
+    "--span-init",
+    "0.6",
+    "--span-loss",
+    "0.5",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(files, whole, tmp_path, capsys):
 
 
 def test_a_plain_strategy_with_a_mechanism_is_tested_and_trained_further(files, tmp_path, capsys):
-    assert train(files.run(tmp_path / "run", "--attention", "entmax15", "--span", "keys")) == 0
+    assert train(files.run(tmp_path / "run", "--attention", "entmax15", "--span-over", "keys")) == 0
     found = strict_json(tmp_path / "run" / "result.json")["accuracy"]["val"]["overall"]
     capsys.readouterr()
     assert evaluate(files.test(tmp_path / "run" / "BEST", tmp_path / "out")) == 0
@@ -77,18 +86,18 @@ def test_an_exported_run_keeps_its_mechanism(files, whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--span-init", "0.5"], "--span-init 0.5 needs --span keys or distance"),
-        (["--span-ramp", "0.5"], "--span-ramp 0.5 needs --span keys or distance"),
+        (["--span-init", "0.5"], "--span-init 0.5 needs --span-over keys or distance"),
+        (["--span-ramp", "0.5"], "--span-ramp 0.5 needs --span-over keys or distance"),
         (["--alpha-init", "1.5"], "--alpha-init 1.5 needs --attention entmax"),
-        (["--span-loss", "0.5"], "--span-loss 0.5 needs --span keys or distance"),
+        (["--span-loss", "0.5"], "--span-loss 0.5 needs --span-over keys or distance"),
         (
             ["--attention", "entmax15", "--attention-lr", "0.1"],
-            "--attention-lr 0.1 needs --span or --attention entmax",
+            "--attention-lr 0.1 needs --span-over or --attention entmax",
         ),
-        (["--span", "keys", "--span-init", "2"], "initial span 2.0"),
-        (["--span", "keys", "--span-ramp", "0"], "span ramp 0.0"),
+        (["--span-over", "keys", "--span-init", "2"], "initial span 2.0"),
+        (["--span-over", "keys", "--span-ramp", "0"], "span ramp 0.0"),
         (["--attention", "entmax", "--alpha-init", "1"], "initial alpha 1.0"),
-        (["--span", "keys", "--span-loss", "-1"], "--span-loss -1.0: give a number"),
+        (["--span-over", "keys", "--span-loss", "-1"], "--span-loss -1.0: give a number"),
     ],
 )
 def test_flags_without_a_meaning_are_refused(files, tmp_path, capsys, flags, message):

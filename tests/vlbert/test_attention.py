@@ -10,7 +10,7 @@ from tests.vlbert.runs import FOLDER, flags, refused, result_of, write_config, w
 from vlbert.finetuning import main
 from vlbert.testing import main as evaluate
 
-ON = ("--attention", "entmax", "--span", "keys", "--span-init", "0.6", "--span-loss", "0.5")
+ON = ("--attention", "entmax", "--span-over", "keys", "--span-init", "0.6", "--span-loss", "0.5")
 RUN = (*ON, "--strategy", "SpotTune_Block", "--epochs", "2")
 
 
@@ -91,7 +91,7 @@ def test_a_config_says_the_same_as_the_flags(config, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--span-init", "0.5"], "--span-init 0.5 needs --span keys or distance"),
+        (["--span-init", "0.5"], "--span-init 0.5 needs --span-over keys or distance"),
         (["--alpha-init", "1.5"], "--alpha-init 1.5 needs --attention entmax"),
         (["--set", "ATTENTION.SPAN_RAMP=0"], "section ATTENTION: span ramp"),
         (["--set", "ATTENTION.SPAN=window"], "ATTENTION.SPAN"),

@@ -17,7 +17,7 @@ from common.adapt.adapting import freeze_dead
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import DenseStep, HeadsStep, Layer, Step, bert_steps
+from common.adapt.steps import PAIR, DenseStep, HeadsStep, Layer, Step, bert_steps
 from common.modules.embeddings import TextEmbeddings
 from common.modules.heads import Pooler, WordPrediction
 from common.modules.layers import (
@@ -118,10 +118,18 @@ def cross_steps() -> tuple[Step, ...]:
     attention, output = "visual_attention.att", "visual_attention.output"
     return (
         HeadsStep(
-            "cross.head", "cross", attention, ("lang", "vision", "vision.mask"), ("lang.context",)
+            "cross.head",
+            "cross",
+            attention,
+            ("lang", "vision", "vision.mask", PAIR),
+            ("lang.context",),
         ),
         HeadsStep(
-            "cross.head", "cross", attention, ("vision", "lang", "lang.mask"), ("vision.context",)
+            "cross.head",
+            "cross",
+            attention,
+            ("vision", "lang", "lang.mask", PAIR),
+            ("vision.context",),
         ),
         DenseStep("cross.output", "cross", output, ("lang.context", "lang"), ("lang.crossed",)),
         DenseStep(

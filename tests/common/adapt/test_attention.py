@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.adapt.adapting import adapt, adaptive_part
-from common.adapt.attention import attention_record, clamp_spans, mean_span, set_attention, spans_of
+from common.adapt.attention import attention_record, clamp_spans, set_attention, span_loss, spans_of
 from common.adapt.encoder import AdaptiveOptions, RoutedEncoder
 from common.adapt.merging import merge
 from common.adapt.steps import HeadsStep
@@ -171,10 +171,10 @@ def test_spans_are_counted_clamped_and_recorded():
     for module in model.modules():
         if isinstance(module, AdaptiveSpan):
             module.span.data.fill_(3.0)
-    assert mean_span(spans_of(model)).item() == 1.0
+    assert span_loss(spans_of(model), 1.0).item() == 1.0
     clamp_spans(spans_of(model))
     assert all(v == 1.0 for entry in attention_record(model).values() for v in entry["span"])
-    assert mean_span(spans_of(pretrained("single"))) is None
+    assert span_loss(spans_of(pretrained("single")), 1.0) is None
     adapt(model, "SpotTune")
     assert set(attention_record(model)) == set(record), "twins are not counted"
 

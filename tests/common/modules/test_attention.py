@@ -16,9 +16,9 @@ from common.modules.attention import (
     AttentionOptions,
     AttentionWeights,
     LearnedEntmax,
-    PublishedSpan,
 )
 from common.modules.masks import additive_mask
+from common.modules.published_attention import PublishedSpan
 
 HEADS = 4
 
