@@ -22,7 +22,7 @@ from lxrt.modeling import VQAModel
 from lxrt.parity import model_inputs
 from lxrt.sizes import LxmertConfig
 
-CASES = ("lxmert", "lxmert_pretrain")
+CASES = ("lxmert", "lxmert_pretrain", "adaptive")
 
 
 def write_case(source: Path, folder: Path, *leave_out: str) -> Path:

@@ -10,7 +10,7 @@ from lxrt import PROJECT
 from lxrt.bench import bench_model
 from lxrt.building import make_inputs, make_model
 from lxrt.exporting import EXPORTING
-from lxrt.parity import run_pretraining, run_vqa
+from lxrt.parity import run_adaptive, run_pretraining, run_vqa
 
 
 class LxmertScript(RunScript):
@@ -40,7 +40,11 @@ LXMERT = Backbone(
     make_model=make_model,
     make_inputs=make_inputs,
     exporting=EXPORTING,
-    parity={"lxmert_vqa": run_vqa, "lxmert_pretrain": run_pretraining},
+    parity={
+        "lxmert_vqa": run_vqa,
+        "lxmert_pretrain": run_pretraining,
+        "lxmert_adaptive": run_adaptive,
+    },
     bench=bench_model,
     bench_sizes=BenchSizes(folder=""),
 )

@@ -27,6 +27,7 @@ from common.runs.strategy_record import (
 from common.tasks.vqa_command import Built, Say, VQAOptions
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, strip_prefix
+from lxrt.adaptive_transformer import own_names, published_attention
 from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
 from lxrt.inputs import LxmertInputs
 from lxrt.loading import finetuned_path, load_bert, load_lxmert, load_lxmert_qa, pretrained_path
@@ -157,10 +158,14 @@ def build_vqa(
             f"{folder.path}: width {config.hidden_size}, {config.l_layers}-{config.x_layers}-"
             f"{config.r_layers} layers; trained with the recipe of size {size}"
         )
+    published = None
+    if path is not None and path.is_file() and not found and options.attention is None:
+        published = published_attention(load_weights(path))
+        options = replace(options, attention=published)
     record = strategy_record(options, StrategyRecord.from_meta(found) if KEY in found else None)
     meta = finetuned_meta("lxmert", record, size, config.to_dict(), features, answers, tokenizer)
     # Files of strategies that decide nothing hold exactly the standard names.
-    adapted_file = path is not None and has_own_names(found)
+    adapted_file = path is not None and (has_own_names(found) or published is not None)
     if path is not None and found:
         _check_settings(
             found,
@@ -266,7 +271,7 @@ def load_finetuned(model: VQAModel, path: Path) -> None:
     if path.is_dir():
         weights = read_hf_folder(path).finetuned_weights()
     else:
-        weights = strip_prefix(load_weights(path), anywhere=True)
+        weights = own_names(strip_prefix(load_weights(path), anywhere=True))
     if not any(name.startswith("logit_fc.") for name in weights):
         raise CheckpointError(
             f"{path} is not a finetuned VQA model (no logit_fc.*); a pretraining "

@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.adapt.attention import set_attention, span_loss, spans_of
+from common.adapt.layerdrop import prune
+from common.modules.attention import AttentionOptions
 from common.parity import gradients
 from common.tasks.vqa import vqa_loss
 from common.training.weights import load_into
+from lxrt.adaptive_transformer import own_names, published_attention
 from lxrt.modeling import PretrainingModel, VQAModel
 from lxrt.pretraining_losses import pretraining_losses, total_loss
 from lxrt.sizes import LxmertConfig
@@ -64,6 +68,86 @@ def run_vqa(
         found["loss"] = vqa_loss(logits, inputs["target"])
         found["loss"].backward()
         found |= found_gradients(model, wanted)
+    return found
+
+
+ADAPTIVE = ("plain", "adaptive", "sparse", "adaptive_sparse")  # what adaptive_transformer can be
+
+
+def run_adaptive(
+    config: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor], wanted: list[str]
+) -> dict[str, Tensor]:
+    """Outputs, losses and gradients of the published adaptive attention, and of pruned models.
+
+    Args:
+        config: sizes under `model`, under `keep` the layers of each stack that pruning keeps.
+        weights: of the original, with its names for spans and α.
+        inputs: of `model_inputs`, and `target`.
+        wanted: names of what is compared, `<variant>.…`.
+    """
+    found: dict[str, Tensor] = {}
+    for variant in ADAPTIVE:
+        model = _adaptive_model(config, weights, variant)
+        outputs = model.bert(**model_inputs(inputs))
+        logits = model.logit_fc(outputs.pooled)
+        bce = vqa_loss(logits, inputs["target"])
+        losses = {"bce_loss": bce}
+        if (span := span_loss(spans_of(model), None)) is not None:
+            losses["span_loss"] = span
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        values = losses | {
+            "total_loss": total,
+            "lang_output": outputs.lang,
+            "vision_output": outputs.vision,
+            "pooled_output": outputs.pooled,
+            "logits": logits,
+        }
+        named = dict(model.named_parameters())
+        prefix = f"{variant}.grad."
+        for name in (n for n in wanted if n.startswith(prefix)):
+            (own,) = own_names({name.removeprefix(prefix): logits})
+            gradient = named[own].grad
+            assert gradient is not None
+            values[name.removeprefix(f"{variant}.")] = gradient
+        found |= {f"{variant}.{name}": value for name, value in values.items()}
+    return found | _pruned(config, weights, inputs)
+
+
+def _adaptive_model(config: dict[str, Any], weights: dict[str, Tensor], variant: str) -> VQAModel:
+    """With the weights of one variant out of those of all."""
+    left_out = [
+        kind
+        for kind, word in (("adaptive_span", "adaptive"), ("entmax_alpha", "sparse"))
+        if word not in variant.split("_")
+    ]
+    own = {n: x for n, x in weights.items() if not any(f".{kind}." in n for kind in left_out)}
+    sizes = config["model"]
+    counts = sizes["layer_sizes"]
+    layers = {f"{short}_layers": counts[name] for short, name in LAYER_SIZES.items()}
+    model = VQAModel(LxmertConfig.from_dict(sizes | layers)).eval()
+    set_attention(model, published_attention(own) or AttentionOptions())
+    model.bert.encoder.set_reads(("lang", "vision"))
+    load_into(model, own_names(own), what="golden case")
+    return model
+
+
+LAYER_SIZES = {"l": "lang", "x": "cross", "r": "vision"}
+STACKS = {"layer": "lang", "x_layers": "cross", "r_layers": "vision"}
+
+
+def _pruned(
+    config: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, stacks in config["keep"].items():
+        model = _adaptive_model(config, weights, "plain")
+        kept = [f"{STACKS[stack]}.{n + 1}" for stack, places in stacks.items() for n in places]
+        prune(model, ",".join(kept))
+        outputs = model.bert(**model_inputs(inputs))
+        found[f"{name}.vision_output"] = outputs.vision
+        found[f"{name}.pooled_output"] = outputs.pooled
+        found[f"{name}.logits"] = model.logit_fc(outputs.pooled)
     return found
 
 
