@@ -348,8 +348,7 @@ class AttentionWeights(nn.Module):
     @staticmethod
     def _places(span: AdaptiveSpan, shares: Tensor, width: int) -> list[int]:
         reach = span.reach(shares.double(), shares.new_tensor([width], dtype=torch.float64))
-        # A little more, since the weights are computed in lower precision.
-        return [int(n) for n in (reach[0] + 1e-3).ceil().clamp(1, width).tolist()]
+        return [int(n) for n in (reach[0] - LEAST_SHARE).ceil().clamp(1, width).tolist()]
 
 
 def attention_weights(module: nn.Module) -> Iterator[tuple[str, AttentionWeights]]:

@@ -28,6 +28,7 @@ MECHANISMS = {
     "entmax": AttentionOptions("entmax", initial_alpha=1.4),
     "both": AttentionOptions("entmax", "keys", initial_span=0.3, initial_alpha=1.6),
     "sparsemax": AttentionOptions("sparsemax", "distance", initial_span=0.5),
+    "read": AttentionOptions(span="keys", ramp=0.1, initial_span=0.4, span_policy=True),
 }
 TWINS = ("SpotTune_Block", "SpotTune_Res", "SpotTune")
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -42,6 +43,9 @@ def with_attention(family: str, mechanism: str) -> nn.Module:
     for module in model.modules():
         if isinstance(module, AdaptiveSpan):
             module.span.data += 0.2 * torch.rand(module.span.shape, generator=generator).double()
+            if module.shift is not None:
+                shape = module.shift.weight.shape
+                module.shift.weight.data += torch.randn(shape, generator=generator).double()
         if isinstance(module, LearnedEntmax):
             module.logit.data += torch.randn(module.logit.shape, generator=generator).double()
     return model
@@ -122,7 +126,7 @@ def test_all_ones_is_finetuning_and_all_zeros_is_the_frozen_model(family, mechan
 
 
 @every_family
-@pytest.mark.parametrize("mechanism", ["span", "both"])
+@pytest.mark.parametrize("mechanism", ["span", "both", "read"])
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 def test_fast_executors_are_the_dense_one(family, mechanism, strategy):
     found = []
@@ -198,3 +202,61 @@ def test_words_are_counted_from_the_query_and_regions_in_their_order():
     by_kind = {name.split("encoder.")[-1].split(".weighting")[0]: d for name, d in found.items()}
     assert {d for n, d in by_kind.items() if "visual_attention" in n or "visn" in n} == {False}
     assert {d for n, d in by_kind.items() if "lang_self" in n or n.startswith("layer.")} == {True}
+
+
+def test_spans_that_are_read_from_the_pair_are_those_of_the_sample():
+    """They differ between samples, and do not depend on who else is in the batch."""
+    model = with_attention("lxmert", "read").eval()
+    six = run(model, "lxmert")
+    record = attention_record(model)
+    read = [entry["span_sd"] for entry in record.values() if "span_sd" in entry]
+    assert len(read) == len(record) - 1, "the last layer's vision half is not computed"
+    assert all(max(deviations) > 0.01 for deviations in read)
+    assert all(0 <= v <= 1 for entry in record.values() for v in entry["span"])
+    two = model(**{name: x[:2] for name, x in FAMILIES["lxmert"].inputs(6).items()})
+    torch.testing.assert_close(two, six[:2], rtol=1e-9, atol=1e-9)
+    model.train()
+    torch.testing.assert_close(run(model, "lxmert"), six, rtol=1e-9, atol=1e-9)
+    loss = span_loss(spans_of(model), 0.5)
+    loss.backward()
+    shares = [m.shares().mean() for m in spans_of(model)]
+    assert 0 < float(loss.detach()) < 0.5 and len(shares) == len(record)
+    assert float(model.bert.encoder.span_policy.normalise.weight.grad.abs().sum()) > 0
+    assert all(m.drawn is None for m in spans_of(model)), "used once"
+
+
+def test_before_training_a_span_policy_gives_every_pair_the_same_spans():
+    model = pretrained("lxmert")
+    set_attention(model, MECHANISMS["read"])
+    run(model.eval(), "lxmert")
+    for entry in attention_record(model).values():
+        assert max(entry.get("span_sd", [0.0])) < 1e-6 and entry["span"] == pytest.approx([0.4] * 3)
+
+
+def test_what_is_frozen_keeps_the_spans_that_it_had():
+    model = pretrained("lxmert")
+    set_attention(model, MECHANISMS["read"])
+    expected = run(model.eval(), "lxmert")
+    adapt(model, "SpotTune_Block")
+    for module in spans_of(model):
+        module.shift.weight.data += 1.0
+    part = adaptive_part(model)
+    for value, same in ((0.0, True), (1.0, False)):
+        with part.force(torch.full((len(part.live),), value, dtype=torch.float64)):
+            found = run(model.eval(), "lxmert")
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9) is same
+    frozen = adapt(with_attention("lxmert", "read"), "Frozen")
+    assert not any(p.requires_grad for p in frozen.bert.encoder.span_policy.parameters())
+
+
+def test_published_spans_have_the_published_loss_and_are_clamped():
+    model = pretrained("lxmert")
+    set_attention(model, AttentionOptions("published", "published", batch=6))
+    spans = spans_of(model)
+    wanted = sum(float(m.loss().detach()) for m in spans)
+    assert float(span_loss(spans, None).detach()) == pytest.approx(wanted)
+    record = attention_record(model)
+    assert {key for entry in record.values() for key in entry} == {"span", "alpha"}
+    clamp_spans(spans)
+    assert all(float(m.current_val.detach().min()) >= 0 for m in spans)
+    assert run(model, "lxmert").shape == (6, 5)
