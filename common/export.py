@@ -29,7 +29,7 @@ from common.adapt.strategies import STRATEGIES
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError
 from common.files import write_bytes, write_json
-from common.modules.attention import attention_weights
+from common.modules.attention import has_mechanism
 from common.reading import read_json
 from common.results.files import things_of
 from common.runs.backbones import Exporting, OpenedRun, backbones
@@ -235,7 +235,7 @@ def wanted_formats(chosen: str, source: Source) -> tuple[str, ...]:
         ConfigError: the one that was asked for does not.
     """
     known = source.exporting.save_transformers is not None
-    own_attention = known and any(True for _ in attention_weights(source.model))
+    own_attention = known and has_mechanism(source.model)
     possible = [
         name
         for name, there in (

@@ -6,7 +6,7 @@ checkpoints hold it like any other weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,15 +17,9 @@ from common.adapt.encoder import RoutedEncoder
 from common.adapt.families import find_encoder
 from common.adapt.policy import mean_of_present
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import WEIGHTING, HeadsStep
+from common.adapt.steps import WEIGHTING, HeadsStep, live_steps
 from common.errors import ConfigError
-from common.modules.attention import (
-    AdaptiveSpan,
-    AttentionOptions,
-    AttentionWeights,
-    LearnedEntmax,
-    attention_weights,
-)
+from common.modules.attention import AdaptiveSpan, AttentionOptions, AttentionWeights, LearnedEntmax
 from common.modules.published_attention import PublishedEntmax, PublishedSpan, PublishedWeights
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -198,27 +192,40 @@ def span_loss(spans: Iterable[Span], factor: float | None) -> Tensor | None:
 
 
 def attention_record(model: nn.Module) -> dict[str, dict[str, list[float]]]:
-    """Spans and α of every head, by the name of the module that they belong to.
+    """Spans and α of every head, by layer and component (`cross.1.lang.head`), in their order.
 
-    Where spans are read from the pair, `span` is their mean over the samples that were evaluated
-    since the last call, and `span_sd` their standard deviation.
+    A mechanism that two directions share is there once. What reaches no answer is left out. Where
+    spans are read from the pair, `span` is their mean over the samples that were evaluated since
+    the last call, and `span_sd` their standard deviation.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for name, weights in _mechanisms(model):
-        if "twins" in name:
-            continue
-        entry: dict[str, list[float]] = {}
-        if isinstance(weights.span, PublishedSpan):
-            entry["span"] = weights.span.current_val.detach().mean(0).flatten().tolist()
-        elif weights.span is not None:
-            entry |= _span_record(weights.span)
-        if isinstance(weights.normaliser, LearnedEntmax):
-            entry["alpha"] = weights.normaliser.alpha.detach().tolist()
-        elif isinstance(weights.normaliser, PublishedEntmax):
-            entry["alpha"] = weights.normaliser.alpha_chooser.detach().tolist()
-        if entry:
-            found[name.replace(f".{WEIGHTING}", "", 1)] = entry
+    if not any(
+        isinstance(module, (AttentionWeights, PublishedWeights)) for module in model.modules()
+    ):
+        return found
+    encoder = find_encoder(model)
+    layers = encoder.layers()
+    for layer, steps in zip(layers, live_steps(layers, encoder.reads)[0], strict=True):
+        for step in steps:
+            name = f"{layer.name}.{step.component}"
+            if isinstance(step, HeadsStep) and name not in found:
+                module = encoder.get_submodule(layer.path).get_submodule(step.module)
+                if entry := _entry(getattr(module, step.weighting)):
+                    found[name] = entry
     return found
+
+
+def _entry(weights: AttentionWeights | PublishedWeights) -> dict[str, list[float]]:
+    entry: dict[str, list[float]] = {}
+    if isinstance(weights.span, PublishedSpan):
+        entry["span"] = weights.span.current_val.detach().mean(0).flatten().tolist()
+    elif weights.span is not None:
+        entry |= _span_record(weights.span)
+    if isinstance(weights.normaliser, LearnedEntmax):
+        entry["alpha"] = weights.normaliser.alpha.detach().tolist()
+    elif isinstance(weights.normaliser, PublishedEntmax):
+        entry["alpha"] = weights.normaliser.alpha_chooser.detach().tolist()
+    return entry
 
 
 def _span_record(span: AdaptiveSpan) -> dict[str, list[float]]:
@@ -231,10 +238,3 @@ def _span_record(span: AdaptiveSpan) -> dict[str, list[float]]:
         "span": mean.tolist(),
         "span_sd": (squares / count - mean.square()).clamp(min=0).sqrt().tolist(),
     }
-
-
-def _mechanisms(model: nn.Module) -> Iterator[tuple[str, AttentionWeights | PublishedWeights]]:
-    yield from attention_weights(model)
-    for name, part in model.named_modules():
-        if isinstance(part, PublishedWeights):
-            yield name, part

@@ -20,7 +20,7 @@ from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import with_zero_gradients
-from common.adapt.steps import PAIR, HeadsStep, Layer, Step, first_position, live_steps
+from common.adapt.steps import PAIR, WATCHERS, HeadsStep, Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 
@@ -371,6 +371,8 @@ class RoutedEncoder(nn.Module):
             passed: if given, receives the slots after every layer.
             part: of the layers, in execution order; of a plain encoder only.
         """
+        for watcher in WATCHERS.get():
+            watcher.started(self, state)
         if part != slice(None) and not self.runs_in_parts:
             raise ConfigError("an encoder that looks at pairs runs all its layers at once")
         state = {**state, PAIR: self._read_pair(state)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, cast
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import Rows, project_by_head
-from common.adapt.weighted_attention import Weighting, weighted_attention
+from common.adapt.weighted_attention import Seen, Weighting, weighted_attention
 
 
 class AttentionModule(Protocol):
@@ -106,7 +107,7 @@ class HeadsStep(Step):
         """query (B, T, C), keys (B, S, C), mask (B, 1, 1, S) or None -> context (B, T, C)."""
         attention = self.attention(layer)
         query, keys = self.inputs(state)
-        weighting = find_weighting(attention)
+        weighting, seen = find_weighting(attention), self._seen(layer)
         if weighting is not None:
             context = weighted_attention(
                 attention,
@@ -117,6 +118,7 @@ class HeadsStep(Step):
                 state.get(PAIR),
                 dropout_of(attention),
                 cut=not attention.training,
+                seen=seen,
             )
             return {self.writes[0]: join_heads(context)}
         q, k, v = (
@@ -127,7 +129,7 @@ class HeadsStep(Step):
                 (attention.value, keys),
             )
         )
-        return {self.writes[0]: attend(attention, q, k, v, self.mask(state))}
+        return {self.writes[0]: attend(attention, q, k, v, self.mask(state), seen=seen)}
 
     def run_routed(
         self,
@@ -153,7 +155,19 @@ class HeadsStep(Step):
             (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
             k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
         weigh = routed_weighting(branches, routes, columns, flip, state.get(PAIR))
-        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weigh)}
+        seen = self._seen(layers[1])
+        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weigh, seen)}
+
+    def _seen(self, layer: nn.Module) -> Seen | None:
+        watchers = WATCHERS.get()
+        if not watchers:
+            return None
+
+        def seen(weights: Tensor, values: Tensor, context: Tensor) -> None:
+            for watcher in watchers:
+                watcher.attended(self, layer, weights, values, context)
+
+        return seen
 
     def attention(self, layer: nn.Module) -> AttentionModule:
         """The layer's module that holds the heads' projections."""
@@ -172,6 +186,21 @@ class HeadsStep(Step):
     def mask(self, state: State) -> Tensor | None:
         """The additive mask of the keys, (B, 1, 1, S), or None."""
         return state[self.reads[2]]
+
+
+class Watcher(Protocol):
+    """What looks at attention while a model runs; see `common.adapt.attention_capture`."""
+
+    def started(self, encoder: nn.Module, state: State) -> None:
+        """Called before the first layer with the streams and masks."""
+
+    def attended(
+        self, step: HeadsStep, layer: nn.Module, weights: Tensor, values: Tensor, context: Tensor
+    ) -> None:
+        """Called after a step: weights (B, H, T, S), values (B, H, S, c), context (B, T, H * c)."""
+
+
+WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 
 @dataclass(frozen=True)
@@ -226,6 +255,7 @@ def attend(
     v: Tensor,
     mask: Tensor | None,
     weigh: Weigh | None = None,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Attention of all heads.
 
@@ -234,6 +264,8 @@ def attend(
         q, k, v: (B, H, T, c), and (B, H, S, c) twice.
         mask: additive (B, 1, 1, S), or None.
         weigh: what makes weights of scores and mask; None: softmax.
+        seen: is handed the weights, without dropout; where torch's own function does not say them,
+            they are computed beside it.
 
     Returns:
         (B, T, H * c).
@@ -243,10 +275,21 @@ def attend(
         if mask is not None:
             mask = mask.to(q.dtype)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        weights = None if seen is None else softmax_weights(q, k, mask)
     else:
         weights = weigh(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
         context = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
-    return join_heads(context)
+    context = join_heads(context)
+    if seen is not None and weights is not None:
+        seen(weights, v, context)
+    return context
+
+
+def softmax_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, H, T, c), k (B, H, S, c), additive mask (B, 1, 1, S) or None -> (B, H, T, S)."""
+    precise = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(-1, -2)).to(precise) / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores + mask).softmax(-1)
 
 
 def find_weighting(attention: AttentionModule) -> Weighting | None:

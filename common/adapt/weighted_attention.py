@@ -9,7 +9,7 @@ features of a pair.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -27,6 +27,9 @@ class Projections(Protocol):
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
+
+
+Seen = Callable[[Tensor, Tensor, Tensor], None]  # weights (B, H, T, S), values, context
 
 
 class Weighting(Protocol):
@@ -55,6 +58,7 @@ def weighted_attention(
     pair: Tensor | None,
     dropout: float,
     cut: bool,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Attention of all heads.
 
@@ -66,6 +70,8 @@ def weighted_attention(
         pair: (B, F) for a span policy, or None.
         dropout: probability that a weight is dropped.
         cut: leave out what no span reaches.
+        seen: is handed the weights (B, H, T, S) and values (B, H, S, c) of all keys, without
+            dropout and 0 where a key was left out, and the context (B, T, C).
 
     Returns:
         (B, H, T, c).
@@ -73,7 +79,7 @@ def weighted_attention(
     width, heads = keys.shape[1], attention.num_attention_heads
     shares = weighting.shares(pair)
     reaches = weighting.reaches(shares, width) if cut else None
-    found = []
+    found, watched = [], []
     order: list[int] = []
     for members, reach in head_groups(reaches or [width] * heads):
         chosen = None if len(members) == heads else torch.tensor(members, device=query.device)
@@ -81,19 +87,32 @@ def weighted_attention(
         v = _by_head(attention.value, k_v, heads, chosen)
         order += members
         if reach == 1 and reaches is not None:  # its weight is 1
+            weights = v.new_ones(len(v), len(members), query.shape[1], 1)
             found.append(v.expand(-1, -1, query.shape[1], -1))
-            continue
-        q, k = (
-            _by_head(linear, x, heads, chosen)
-            for linear, x in ((attention.query, query), (attention.key, k_v))
-        )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        weights = weighting(scores, mask, shares, width, chosen)
-        found.append(F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v)
-    if len(found) == 1:
-        return found[0]
-    places = torch.tensor(order, device=query.device).argsort()
-    return torch.cat(found, 1)[:, places]
+        else:
+            q, k = (
+                _by_head(linear, x, heads, chosen)
+                for linear, x in ((attention.query, query), (attention.key, k_v))
+            )
+            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+            weights = weighting(scores, mask, shares, width, chosen)
+            found.append(F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v)
+        if seen is not None:
+            left_out = width - reach
+            watched.append((F.pad(weights, (0, left_out)), F.pad(v, (0, 0, 0, left_out))))
+    context = _in_order(found, order)
+    if seen is not None:
+        weights, v = (_in_order(parts, order) for parts in zip(*watched, strict=True))
+        seen(weights, v, context.transpose(1, 2).flatten(2))
+    return context
+
+
+def _in_order(parts: Sequence[Tensor], heads: Sequence[int]) -> Tensor:
+    """Parts (B, H', …) of some heads each, put together in the order of all heads, (B, H, …)."""
+    if len(parts) == 1:
+        return parts[0]
+    places = torch.tensor(heads, device=parts[0].device).argsort()
+    return torch.cat(list(parts), 1)[:, places]
 
 
 def head_groups(reaches: Sequence[int]) -> list[tuple[list[int], int]]:

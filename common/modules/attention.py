@@ -12,7 +12,7 @@ Shape legend: B batch, H heads, T queries, S keys.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.modules.masks import MASKED
+from common.modules.published_attention import PublishedWeights
 
 NORMALISERS = ("softmax", "entmax", "entmax15", "sparsemax", "published")
 SPANS = ("none", "keys", "distance", "published")
@@ -351,8 +352,7 @@ class AttentionWeights(nn.Module):
         return [int(n) for n in (reach[0] - LEAST_SHARE).ceil().clamp(1, width).tolist()]
 
 
-def attention_weights(module: nn.Module) -> Iterator[tuple[str, AttentionWeights]]:
-    """All of a model, with their names."""
-    for name, part in module.named_modules():
-        if isinstance(part, AttentionWeights):
-            yield name, part
+def has_mechanism(model: nn.Module) -> bool:
+    """Whether its attention is something else than softmax over all keys."""
+    kinds = (AttentionWeights, PublishedWeights)
+    return any(isinstance(module, kinds) for module in model.modules())

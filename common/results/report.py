@@ -17,6 +17,7 @@ from typing import Any
 from common.errors import DataError
 from common.files import write_bytes
 from common.projects import title_of
+from common.results.attention_plots import plot_alphas, plot_spans, records_attention
 from common.results.decision_plots import plot_decisions
 from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
 from common.results.files import (
@@ -83,6 +84,7 @@ def write_run_report(run_dir: Path | str) -> Path:
             else "",
         ),
         _epoch_table(result.get("epochs") or []),
+        *_section("Attention", _attention(result)),
         "<h2>Parameters, time and memory</h2>",
         _costs(result),
         "<h2>How to run it again</h2>",
@@ -275,6 +277,20 @@ def _decisions(result: Result) -> str:
             _figure(plot_decision_history, result, "How the decisions moved while training.")
         )
     return "\n".join(_section("What the policy decided", "".join(parts)))
+
+
+def _attention(result: Result) -> str:
+    """Spans and α, as far as they were learned."""
+    parts = []
+    if records_attention(result, "span"):
+        parts.append(
+            _figure(plot_spans, result, "Span of every head after each epoch; dashed: the mean.")
+        )
+    if records_attention(result, "alpha"):
+        parts.append(
+            _figure(plot_alphas, result, "α of every head after each epoch; dashed: the mean.")
+        )
+    return "\n".join(parts)
 
 
 def _caption(result: Result, seeds: int = 1) -> str:

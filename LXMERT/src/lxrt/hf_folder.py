@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import MAX_TOKENS, has_vocabulary
 from common.errors import CheckpointError, ConfigError
-from common.modules.attention import attention_weights
+from common.modules.attention import has_mechanism
 from common.reading import short
 from common.training.checkpoint import check_compatible
 from common.training.weights import load_weights
@@ -297,7 +297,7 @@ def _savable(model: nn.Module) -> VQAModel | PretrainingModel:
             f"a {part.strategy.name} model has two branches, transformers knows one; "
             "`python -m common.export` makes a plain model of it"
         )
-    if any(True for _ in attention_weights(model)):
+    if has_mechanism(model):
         raise ConfigError(
             "the model has a mechanism of attention of its own (entmax, a span); transformers "
             "knows softmax over all keys alone"
