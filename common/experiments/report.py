@@ -111,7 +111,7 @@ def results_of(experiment: Experiment, out: Path) -> list[Result]:
     """Published results of an experiment; a control has the learned policies beside it."""
     folders = [out / experiment.name]
     if experiment.control_of and folders[0].is_dir():
-        folders += [out / experiment.control_of / strategy for strategy in experiment.strategies]
+        folders += [out / experiment.control_of / row.name for row in experiment.rows]
     return find_results([folder for folder in folders if folder.is_dir()])
 
 

@@ -36,6 +36,7 @@ from common.results.plots import plot_training
 from common.results.report import write_run_report
 from common.runs.opened_run import save_answers
 from common.tasks.evaluation import Evaluation, FinetuneTask, counted
+from common.tasks.measuring import measure_work
 from common.tasks.options import FinetuneOptions
 from common.training.batch_order import BatchOrder, Order
 from common.training.checkpoint import load_checkpoint, save_checkpoint
@@ -344,6 +345,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "parameters": parameter_counts(run.model),
         "decisions": decisions,
         "policy_eval": run.options.adaptive.policy_eval if run.strategy.adaptive else None,
+        **measure_work(run.model, run.task, run.val).to_result(),
         "time": {
             "train_step_s": statistics.median(seconds),
             "eval_sample_s": val.seconds_per_sample,
