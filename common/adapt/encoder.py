@@ -20,7 +20,7 @@ from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import with_zero_gradients
-from common.adapt.steps import HeadsStep, Layer, Step, first_position, live_steps
+from common.adapt.steps import WATCHERS, HeadsStep, Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 
@@ -354,6 +354,8 @@ class RoutedEncoder(nn.Module):
             passed: if given, receives the slots after every layer.
             part: of the layers, in execution order; of a plain encoder only.
         """
+        for watcher in WATCHERS.get():
+            watcher.started(self, state)
         if self.adaptive is not None:
             if part != slice(None):
                 raise ConfigError("an adapted encoder runs all its layers at once")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, cast
 
@@ -33,6 +34,7 @@ class AttentionModule(Protocol):
 
 Weighting = Callable[[Tensor, Tensor | None], Tensor]  # scores (B, H, T, S), mask -> weights
 WEIGHTING = "weighting"  # name of the submodule that weighs the keys; see common.modules.attention
+Seen = Callable[[Tensor, Tensor, Tensor], None]  # weights (B, H, T, S), values, context
 
 
 class DenseModule(Protocol):
@@ -109,8 +111,8 @@ class HeadsStep(Step):
                 (attention.value, keys),
             )
         )
-        weighting = find_weighting(attention)
-        return {self.writes[0]: attend(attention, q, k, v, self.mask(state), weighting)}
+        weighting, seen = find_weighting(attention), self._seen(layer)
+        return {self.writes[0]: attend(attention, q, k, v, self.mask(state), weighting, seen)}
 
     def run_routed(
         self,
@@ -136,7 +138,19 @@ class HeadsStep(Step):
             (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
             k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
         weighting = routed_weighting(branches, routes, columns, flip)
-        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weighting)}
+        seen = self._seen(layers[1])
+        return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weighting, seen)}
+
+    def _seen(self, layer: nn.Module) -> Seen | None:
+        watchers = WATCHERS.get()
+        if not watchers:
+            return None
+
+        def seen(weights: Tensor, values: Tensor, context: Tensor) -> None:
+            for watcher in watchers:
+                watcher.attended(self, layer, weights, values, context)
+
+        return seen
 
     def attention(self, layer: nn.Module) -> AttentionModule:
         """The layer's module that holds the heads' projections."""
@@ -155,6 +169,21 @@ class HeadsStep(Step):
     def mask(self, state: State) -> Tensor | None:
         """The additive mask of the keys, (B, 1, 1, S), or None."""
         return state[self.reads[2]]
+
+
+class Watcher(Protocol):
+    """What looks at attention while a model runs; see `common.adapt.attention_capture`."""
+
+    def started(self, encoder: nn.Module, state: State) -> None:
+        """Called before the first layer with the streams and masks."""
+
+    def attended(
+        self, step: HeadsStep, layer: nn.Module, weights: Tensor, values: Tensor, context: Tensor
+    ) -> None:
+        """Called after a step: weights (B, H, T, S), values (B, H, S, c), context (B, T, H * c)."""
+
+
+WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 
 @dataclass(frozen=True)
@@ -199,6 +228,7 @@ def attend(
     v: Tensor,
     mask: Tensor | None,
     weighting: Weighting | None,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Attention of all heads.
 
@@ -207,6 +237,8 @@ def attend(
         q, k, v: (B, H, T, c), and (B, H, S, c) twice.
         mask: additive (B, 1, 1, S), or None.
         weighting: what weighs the keys; None: softmax.
+        seen: is handed the weights, without dropout; where torch's own function does not say them,
+            they are computed beside it.
 
     Returns:
         (B, T, H * c).
@@ -216,10 +248,21 @@ def attend(
         if mask is not None:
             mask = mask.to(q.dtype)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        weights = None if seen is None else softmax_weights(q, k, mask)
     else:
         weights = weighting(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
         context = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
-    return context.transpose(1, 2).flatten(2)
+    context = context.transpose(1, 2).flatten(2)
+    if seen is not None and weights is not None:
+        seen(weights, v, context)
+    return context
+
+
+def softmax_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, H, T, c), k (B, H, S, c), additive mask (B, 1, 1, S) or None -> (B, H, T, S)."""
+    precise = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(-1, -2)).to(precise) / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores + mask).softmax(-1)
 
 
 def find_weighting(attention: AttentionModule) -> Weighting | None:
