@@ -15,8 +15,8 @@ SPAN = ("--span", "keys", "--span-loss", "0.05")
 LAYERDROP = "0.2"
 HOLD = ("--target-rate-scale", "10")
 # Layers that stay, of two language, two vision and two cross layers: text and image lose theirs
-# before the cross layers, which each hold a layer of both. Three are all that the rules every_other,
-# spread and 1 leave.
+# before the cross layers, which each hold a layer of both. With stacks of two every_other, spread
+# and 1 are the same rule: three layers stay.
 DEPTHS = {
     5: "lang.1,vision.1,vision.2,cross.1,cross.2",
     4: "lang.1,vision.1,cross.1,cross.2",

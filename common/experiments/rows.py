@@ -96,8 +96,7 @@ class Experiment:
     @property
     def shown_rows(self) -> tuple[Row | PrunedRow, ...]:
         """All rows in the order of the table: what is taken out of a model stands behind it."""
-        return tuple(
-            shown
-            for row in self.rows
-            for shown in (row, *(p for p in self.pruned if p.source == row.name))
-        )
+        shown: list[Row | PrunedRow] = []
+        for row in self.rows:
+            shown += [row, *(pruned for pruned in self.pruned if pruned.source == row.name)]
+        return tuple(shown)

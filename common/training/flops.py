@@ -21,7 +21,7 @@ def _attention(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *rest: Any, **named: Any
 ) -> int:
     """Shapes (B, H, T, c), (B, H, S, c) and (B, H, S, c)."""
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _attention_backward(
@@ -32,7 +32,7 @@ def _attention_backward(
     *rest: Any,
     **named: Any,
 ) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+    return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
 class FlopCounter(FlopCounterMode):
