@@ -25,7 +25,7 @@ from typing import Any
 from common.data.datasets import load_split, resolve_dataset
 from common.data.vqa_metric import score
 from common.errors import AdaptiveError, ConfigError
-from common.experiments.measuring import measure, measured_rows
+from common.experiments.measuring import keep_measured, measure, measured_rows
 from common.experiments.plan import (
     EXPERIMENTS,
     LAST_EPOCH,
@@ -109,7 +109,7 @@ class Runner:
                 continue
             print(f"{name}: its models are compared, about a minute", flush=True)
             try:
-                measure(of_seed, self.gpu)
+                keep_measured(of_seed, measure(of_seed, self.gpu))
             except AdaptiveError as error:
                 self.failures.append(f"{name}: {error}")
 

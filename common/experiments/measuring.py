@@ -63,6 +63,11 @@ def measured_rows(runs: Sequence[PlannedRun]) -> dict[str, Result]:
     return found["rows"] if found.get("of") == _state(runs) else {}
 
 
+def keep_measured(runs: Sequence[PlannedRun], rows: dict[str, Result]) -> None:
+    """Keep the figures of the runs of one seed."""
+    write_json(measured_file(runs), {"of": _state(runs), "rows": rows}, indent=1)
+
+
 def _state(runs: Sequence[PlannedRun]) -> dict[str, str]:
     """What the figures depend on: the results of the runs, and what is taken out of models."""
     files = ((run.row, run.folder / FILE_NAME) for run in runs)
@@ -73,7 +78,7 @@ def _state(runs: Sequence[PlannedRun]) -> dict[str, str]:
 
 
 def measure(runs: Sequence[PlannedRun], gpu: str, rounds: int = ROUNDS) -> dict[str, Result]:
-    """Open all models of one seed, measure them, and keep the figures.
+    """Open all models of one seed and measure them.
 
     Args:
         runs: all trained rows of an experiment with one seed, finished.
@@ -104,9 +109,7 @@ def measure(runs: Sequence[PlannedRun], gpu: str, rounds: int = ROUNDS) -> dict[
         parameters = sum(parameter_counts(rows[name].model).values())
         figures["measured"] |= timed | {"flops_ratio": next(flops) / next(flops)}
         figures["measured"]["parameters"] = parameters
-    found = {name: row.figures for name, row in rows.items()}
-    write_json(measured_file(runs), {"of": _state(runs), "rows": found}, indent=1)
-    return found
+    return {name: row.figures for name, row in rows.items()}
 
 
 def _questions(run: PlannedRun, runtime: Runtime) -> tuple[VQATask, VQADataset]:
