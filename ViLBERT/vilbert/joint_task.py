@@ -232,6 +232,15 @@ class JointTask:
         found = self.evaluate(model, self.heldout, "held out")
         return Validation(found.overall, heldout_details(found))
 
+    def look(self, model: nn.Module, data: JointData, places: Sequence[int]) -> None:
+        """Places count the samples of all tasks, one task after the other."""
+        first = 0
+        for task, part in data.parts.items():
+            own = [place - first for place in places if 0 <= place - first < len(part)]
+            if own:
+                self.tasks[task].look(model, part, own)
+            first += len(part)
+
     def evaluate(self, model: nn.Module, data: JointData, name: str) -> Evaluation:
         """See `FinetuneTask`; predictions are the tasks' evaluations by name."""
         found = {

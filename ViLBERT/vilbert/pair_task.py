@@ -125,6 +125,20 @@ class PairTask:
         return Validation(found.overall, heldout_details(found))
 
     @torch.no_grad()
+    def look(self, model: nn.Module, data: TaskData, places: Sequence[int]) -> None:
+        self._asked(model, data, places)
+
+    def _asked(
+        self, model: nn.Module, data: TaskData, places: Sequence[int]
+    ) -> tuple[list[Sample], TaskBatch, Tensor]:
+        """The samples at some places, the batch on the device, and the head's logits."""
+        samples = self._drawn(data, places, EVALUATION)
+        batch = self.runtime.move(self._convert(data, samples))
+        key_evaluation(model, self.seed, batch.samples)
+        with self.runtime.autocast():
+            return samples, batch, run_head(model, batch.inputs, self.kind.head)
+
+    @torch.no_grad()
     def evaluate(self, model: nn.Module, data: TaskData, name: str) -> Evaluation:
         """See `FinetuneTask`; predictions are the rows of the task's file."""
         known: dict[Any, Written] = {}
@@ -133,13 +147,9 @@ class PairTask:
         for indices in batches_to_evaluate(
             model, self.runtime, len(data), self.eval_batch_size, name, self.progress
         ):
-            samples = self._drawn(data, indices, EVALUATION)
-            batch = self.runtime.move(self._convert(data, samples))
-            key_evaluation(model, self.seed, batch.samples)
-            with self.runtime.autocast():
-                logits = run_head(model, batch.inputs, self.kind.head).float()
+            samples, batch, logits = self._asked(model, data, indices)
             counts.add_last(model, batch.types)
-            known |= self._written(samples, logits, batch.labels, data)
+            known |= self._written(samples, logits.float(), batch.labels, data)
         parts = self.runtime.world.gather((known, counts.state_dict()))
         known, counts = joined_evaluations(parts)
         seconds = (time.perf_counter() - start) / max(1, len(data))

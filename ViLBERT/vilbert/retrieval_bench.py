@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.adapt.adapting import adapt, deciding_part
 from common.bench.command import processor
 from common.errors import ConfigError
 from common.files import write_bytes, write_json
+from common.training.flops import FlopCounter
 from common.training.runtime import make_runtime
 from common.voice import spoken
 from vilbert.bench import bench_config, bench_inputs
@@ -111,7 +111,7 @@ def measure(
     pairs = captions * images
     rows = []
     for way, scorer, taken in zip(found, scorers, seconds, strict=True):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             score_all(way, scorer, captioned | _images(inputs, images), images)
         ratios = sorted(a / b for a, b in zip(seconds[0], taken, strict=True))
         rows.append(
@@ -121,7 +121,7 @@ def measure(
                 "against_loop": statistics.median(ratios),
                 "lowest": ratios[0],
                 "highest": ratios[-1],
-                "gflop_per_pair": counter.get_total_flops() / pairs / 1e9,
+                "gflop_per_pair": counter.total / pairs / 1e9,
             }
         )
     return {

@@ -12,15 +12,7 @@ from common.bench.cases import (
 from common.bench.command import main
 from common.bench.dropping import ROWS, draw_dropping, format_dropping, summary_of_dropping
 from common.bench.features import measure_features, write_tsv
-from common.bench.measure import (
-    ActivationBytes,
-    Bench,
-    Clock,
-    CpuClock,
-    CudaClock,
-    measure_group,
-    summarise,
-)
+from common.bench.measure import ActivationBytes, Bench, measure_group
 from common.bench.memory import measure_memory
 from common.bench.plot import draw_bench, plot_bench
 from common.bench.report import format_report, format_summary, targets, verdicts
@@ -35,9 +27,6 @@ __all__ = [
     "Bench",
     "BenchFile",
     "Case",
-    "Clock",
-    "CpuClock",
-    "CudaClock",
     "all_cases",
     "draw_bench",
     "draw_dropping",
@@ -51,7 +40,6 @@ __all__ = [
     "measure_memory",
     "memory_cases",
     "plot_bench",
-    "summarise",
     "summary_of_dropping",
     "targets",
     "verdicts",

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from common.bench.cases import Case, all_cases, memory_cases
 from common.bench.features import measure_features
-from common.bench.measure import Bench, Clock, CpuClock, CudaClock, measure_group
+from common.bench.measure import Bench, measure_group
 from common.bench.memory import measure_memory
 from common.bench.plot import plot_bench
 from common.bench.report import format_report, format_summary, verdicts
@@ -37,6 +37,7 @@ from common.errors import ConfigError
 from common.files import repository_root, write_bytes
 from common.runs.backbones import BenchModel, BenchSettings, backbones, find_backbone
 from common.training.runtime import versions
+from common.training.timing import find_clock
 from common.voice import spoken
 
 MEMORY_COST = 40
@@ -129,8 +130,7 @@ def _cost(group: Sequence[Case], settings: BenchSettings) -> int:
 def _measure(
     group: Sequence[Case], supplied: BenchModel, settings: BenchSettings, bar: tqdm
 ) -> dict[Case, dict[str, Any]]:
-    clock: Clock = CudaClock() if settings.device == "cuda" else CpuClock()
-    bench = Bench(supplied, settings, group)
+    bench, clock = Bench(supplied, settings, group), find_clock(settings.device)
     records = measure_group(
         bench, group, clock, settings.rounds, lambda case: bar.update(case.cost)
     )
@@ -163,7 +163,7 @@ def describe_machine(settings: BenchSettings) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "clock": (CudaClock if cuda else CpuClock).unit,
+        "clock": find_clock(settings.device).unit,
         "versions": {k: v for k, v in versions().items() if k != "commit"},
     }
 

@@ -1,19 +1,13 @@
 """How `make bench` measures: interleaved steps, saved activations, peak memory.
 
-Every round runs every case of a group once, in random order, and takes its ratio to the baseline
-of the same round; the median over the rounds and its quartiles are the result. On the CPU the time
-is CPU time of the process, which other processes on the machine disturb less than the clock on the
-wall; on a GPU it is the time between two CUDA events. Shape legend: B batch, D decisions.
+Times are taken as `common.training.timing` says. Shape legend: B batch, D decisions.
 """
 
 from __future__ import annotations
 
-import random
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,51 +19,10 @@ from common.adapt.policy import PolicyInputs
 from common.bench.cases import Case
 from common.runs.backbones import BenchModel, BenchSettings
 from common.training.runtime import PRECISIONS
+from common.training.timing import Clock, interleaved, summarise
 
 LEARNING_RATE = 1e-5
 STEER = 20.0
-
-
-class Clock(Protocol):
-    """Measures the seconds that a call takes."""
-
-    unit: str
-
-    def measure(self, call: Callable[[], object]) -> dict[str, float]:
-        """Run the call once; `seconds` is what ratios are made of."""
-
-
-class CpuClock:
-    """CPU time of this process, and the time on the wall beside it."""
-
-    unit = "CPU time of the process"
-
-    def measure(self, call: Callable[[], object]) -> dict[str, float]:
-        wall, busy = time.perf_counter(), time.process_time()
-        call()
-        return {"seconds": time.process_time() - busy, "wall": time.perf_counter() - wall}
-
-
-class CudaClock:
-    """Time between two events on the GPU's stream, and the time on the wall beside it.
-
-    `cuda` is `torch.cuda`, or something with the same `Event` and `synchronize`.
-    """
-
-    unit = "time between CUDA events"
-
-    def __init__(self, cuda: Any = torch.cuda) -> None:
-        self._cuda = cuda
-
-    def measure(self, call: Callable[[], object]) -> dict[str, float]:
-        start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
-        self._cuda.synchronize()
-        wall = time.perf_counter()
-        start.record()
-        call()
-        end.record()
-        self._cuda.synchronize()  # an event's time is known only when the GPU has reached it
-        return {"seconds": start.elapsed_time(end) / 1000, "wall": time.perf_counter() - wall}
 
 
 class SteeredPolicy(nn.Module):
@@ -229,12 +182,7 @@ def measure_group(
     """
     everything = list(dict.fromkeys([c.baseline() for c in cases] + list(cases)))
     saved = {case: warm_up(bench, case, done) for case in everything}
-    order = random.Random(bench.settings.seed)
-    times: dict[Case, list[dict[str, float]]] = {case: [] for case in everything}
-    for _ in range(rounds):
-        for case in order.sample(everything, len(everything)):
-            times[case].append(clock.measure(bench.run(case)))
-            done(case)
+    times = interleaved(everything, bench.run, clock, rounds, bench.settings.seed, done)
     records = {}
     for case in cases:
         records[case] = summarise(times[case], times[case.baseline()])
@@ -254,26 +202,6 @@ def warm_up(bench: Bench, case: Case, done: Callable[[Case], object] = lambda ca
         bench.run(case)()
     done(case)
     return counter.total
-
-
-def summarise(
-    case: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
-    """Median ratio of the rounds, with its quartiles, and the median times."""
-    pairs = list(zip(case, baseline, strict=True))
-    ratios = [mine["seconds"] / its["seconds"] for mine, its in pairs]
-    low, middle, high = (
-        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    )
-    return {
-        "ratio": middle,
-        "low": low,
-        "high": high,
-        "rounds": len(ratios),
-        "wall_ratio": statistics.median(mine["wall"] / its["wall"] for mine, its in pairs),
-        "seconds": statistics.median(mine["seconds"] for mine in case),
-        "baseline_seconds": statistics.median(its["seconds"] for its in baseline),
-    }
 
 
 class ActivationBytes(torch.autograd.graph.saved_tensors_hooks):

@@ -6,7 +6,6 @@ from common.experiments.plan import (
     LAST_EPOCH,
     SETTINGS,
     STRATEGIES,
-    Experiment,
     Folder,
     PlannedRun,
     finished,
@@ -15,7 +14,8 @@ from common.experiments.plan import (
     run_script,
 )
 from common.experiments.plots import draw_experiments, plot_experiments
-from common.experiments.report import CHART, LEGEND, SUMMARY, publish
+from common.experiments.report import CHART, LEGEND, SUMMARY, Summary, publish
+from common.experiments.rows import Experiment, PrunedRow, Row
 
 __all__ = [
     "CHART",
@@ -28,6 +28,9 @@ __all__ = [
     "Experiment",
     "Folder",
     "PlannedRun",
+    "PrunedRow",
+    "Row",
+    "Summary",
     "draw_experiments",
     "finished",
     "flags_of",

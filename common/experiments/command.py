@@ -25,17 +25,19 @@ from typing import Any
 from common.data.datasets import load_split, resolve_dataset
 from common.data.vqa_metric import score
 from common.errors import AdaptiveError, ConfigError
+from common.experiments.measuring import keep_measured, measure, measured_rows
 from common.experiments.plan import (
     EXPERIMENTS,
     LAST_EPOCH,
     SETTINGS,
     Folder,
     PlannedRun,
+    finished,
     flags_of,
     plan,
     run_script,
 )
-from common.experiments.report import CHART, LEGEND, SUMMARY, publish
+from common.experiments.report import publish
 from common.files import exclusive, repository_root, write_json
 from common.reading import read_json
 from common.results.files import FILE_NAME, Result, load_result
@@ -71,8 +73,10 @@ class Runner:
         """
         with Launcher() as launcher, ThreadPoolExecutor(jobs) as pool:
             for _, runs in itertools.groupby(self.runs, key=lambda run: run.experiment.name):
-                list(pool.map(lambda run: self._run(run, launcher, jobs), runs))
+                runs_of = list(runs)
+                list(pool.map(lambda run: self._run(run, launcher, jobs), runs_of))
                 launcher.check()
+                self._measure(runs_of)
 
     def _run(self, run: PlannedRun, launcher: Launcher, jobs: int) -> None:
         if launcher.stopped:
@@ -90,6 +94,24 @@ class Runner:
             with self._lock:
                 self._left -= run.cost
         self.results.append(result)
+
+    def _measure(self, runs: Sequence[PlannedRun]) -> None:
+        """Compare the models of every seed whose runs are all there, if the experiment wants it."""
+        if not runs[0].experiment.measured:
+            return
+        for seed in sorted({run.seed for run in runs}):
+            of_seed = [run for run in runs if run.seed == seed]
+            name = f"{runs[0].experiment.name}, seed {seed}"
+            if any(finished(run) is None for run in of_seed):
+                continue  # named among the failures
+            if measured_rows(of_seed):
+                print(f"{name}: is measured", flush=True)
+                continue
+            print(f"{name}: its models are compared, about a minute", flush=True)
+            try:
+                keep_measured(of_seed, measure(of_seed, self.gpu))
+            except AdaptiveError as error:
+                self.failures.append(f"{name}: {error}")
 
     def _result(self, run: PlannedRun, launcher: Launcher, jobs: int) -> Result:
         """Bring a run to its end, from wherever it is."""
@@ -123,7 +145,7 @@ class Runner:
             self._pace.add(run.cost, seconds)
         self._say(run, f"{figures(result)}; last epoch: {figures(last)} ({seconds:.0f} s)")
         if not self.keep_checkpoints:
-            tidy(run.folder)
+            tidy(run.folder, keep=("BEST",) if run.experiment.measured else ())
         return result
 
     def _say(self, run: PlannedRun, text: str) -> None:
@@ -161,10 +183,16 @@ def last_epoch(result: Result, predictions: Path) -> dict[str, Any]:
     }
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a finished run needs no more: checkpoints, predictions, the copy of the code."""
+def tidy(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Remove what a finished run needs no more: checkpoints, predictions, the copy of the code.
+
+    Args:
+        folder: of the run.
+        keep: names of checkpoints that stay.
+    """
     for path in (*folder.glob("*.safetensors"), folder / "minival_predict.json"):
-        path.unlink(missing_ok=True)
+        if path.stem not in keep:
+            path.unlink(missing_ok=True)
     shutil.rmtree(folder / "src", ignore_errors=True)
 
 
@@ -231,13 +259,12 @@ def main(arguments: Sequence[str]) -> int:
         "results/quick/experiments" if options.quick else "results/experiments"
     )
     with exclusive(run_script().run_folder(runs[0].root) / ".publish.lock"):
-        tables = publish(runs, out)
-    if tables:
-        print(
-            "\n"
-            + "\n\n".join(map(text_table, tables))
-            + f"\n\n{textwrap.fill(LEGEND, 100)}\n\nresults: {out / SUMMARY}, {out / CHART}"
-        )
+        summaries = publish(runs, out)
+    for summary in summaries:
+        tables = "\n\n".join(map(text_table, summary.tables))
+        print(f"\n{tables}\n\n{textwrap.fill(summary.legend, 100)}")
+    if summaries:
+        print(f"\nresults: {out}")
     for failure in runner.failures:
         print(f"error: {failure}", file=sys.stderr)
     return int(bool(runner.failures))

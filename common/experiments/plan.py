@@ -9,45 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
+from common.experiments.adaptive_attention import ADAPTIVE_ATTENTION
+from common.experiments.rows import Experiment, Row
 from common.reading import read_json
 from common.results.files import FILE_NAME, Result, load_result
 from common.runs.backbones import backbones
 from common.runs.run_script import RunScript
 
 STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
+_ROWS = tuple(map(Row, STRATEGIES))
 SEED = 9595
 SETTINGS, LAST_EPOCH = "settings.json", "last_epoch.json"
 COMMON_FLAGS = ("--holdout", "0.05", "--quiet", "--no-plots", "--no-tensorboard")
-# How long a run takes in comparison to plain finetuning, for the time that is left.
-COST = {"Frozen": 0.8, "standard": 1.0, "SpotTune_Block": 1.3, "SpotTune": 1.6, "BlockDrop": 1.1}
 
 
 def run_script() -> RunScript:
     """The script of the first backbone, which the experiments are made with."""
     return next(iter(backbones().values())).script
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Strategies on one amount of data.
-
-    Attributes:
-        name, title: in paths and on the command line; for people.
-        flags: of the run script: data and epochs.
-        seeds: runs of every strategy.
-        minutes: of a run of plain finetuning, measured on one core.
-        strategies: what is compared.
-        control_of: name of the experiment whose learned policies this one replaces by random
-            ones that finetune the same share.
-    """
-
-    name: str
-    title: str
-    flags: tuple[str, ...]
-    seeds: int
-    minutes: float
-    strategies: tuple[str, ...] = STRATEGIES
-    control_of: str | None = None
 
 
 _DATA = ("--dataset", "easy_vqa")
@@ -56,7 +34,12 @@ EXPERIMENTS = {
     row.name: row
     for row in (
         Experiment(
-            "questions_2000", "easy-VQA, 2,000 finetuning questions", (*_DATA, *_2000), 3, 1.4
+            "questions_2000",
+            "easy-VQA, 2,000 finetuning questions",
+            (*_DATA, *_2000),
+            3,
+            1.4,
+            _ROWS,
         ),
         Experiment(
             "questions_500",
@@ -64,6 +47,7 @@ EXPERIMENTS = {
             (*_DATA, "--questions", "500", "--epochs", "20"),
             3,
             1.0,
+            _ROWS,
         ),
         Experiment(
             "random_share",
@@ -71,7 +55,7 @@ EXPERIMENTS = {
             (*_DATA, *_2000),
             3,
             1.4,
-            ("SpotTune_Block", "SpotTune"),
+            (Row("SpotTune_Block"), Row("SpotTune")),
             "questions_2000",
         ),
         Experiment(
@@ -80,10 +64,17 @@ EXPERIMENTS = {
             ("--dataset", "easy_vqa_cp", *_2000),
             3,
             1.4,
+            _ROWS,
         ),
         Experiment(
-            "all_questions", "easy-VQA, all finetuning questions", (*_DATA, "--epochs", "6"), 1, 4.0
+            "all_questions",
+            "easy-VQA, all finetuning questions",
+            (*_DATA, "--epochs", "6"),
+            1,
+            4.0,
+            _ROWS,
         ),
+        ADAPTIVE_ATTENTION,
     )
 }
 QUICK = ("--tiny", "--questions", "128", "--epochs", "1")
@@ -91,17 +82,21 @@ QUICK = ("--tiny", "--questions", "128", "--epochs", "1")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: an experiment's strategy with one seed."""
+    """One run: an experiment's row with one seed."""
 
     experiment: Experiment
-    strategy: str
+    trained: Row
     seed: int
     root: str
 
     @property
+    def strategy(self) -> str:
+        return self.trained.strategy
+
+    @property
     def row(self) -> str:
-        """The strategy's folder; a random policy has one of its own."""
-        return self.strategy + ("_random" if self.experiment.control_of else "")
+        """The row's folder; a random policy has one of its own."""
+        return self.trained.name + ("_random" if self.experiment.control_of else "")
 
     @property
     def name(self) -> str:
@@ -115,7 +110,7 @@ class PlannedRun:
     @property
     def cost(self) -> float:
         """Expected minutes."""
-        return self.experiment.minutes * COST.get(self.strategy, 1.5)
+        return self.experiment.minutes * self.trained.cost
 
     def __str__(self) -> str:
         return f"{self.experiment.name}, {self.row}, seed {self.seed}"
@@ -138,11 +133,11 @@ def plan(names: Iterable[str], quick: bool) -> list[PlannedRun]:
             for row in chosen
         ]
     root = "experiments_quick" if quick else "experiments"
-    # Seed by seed: stopped early, every strategy has been run as often as the others.
+    # Seed by seed: stopped early, every row has been run as often as the others.
     return [
-        PlannedRun(row, strategy, SEED + i, root)
-        for row in chosen
-        for i, strategy in itertools.product(range(row.seeds), row.strategies)
+        PlannedRun(experiment, row, SEED + i, root)
+        for experiment in chosen
+        for i, row in itertools.product(range(experiment.seeds), experiment.rows)
     ]
 
 
@@ -163,7 +158,7 @@ def learned_share(run: PlannedRun) -> float:
     assert run.experiment.control_of is not None  # controls alone are given such a share
     source = EXPERIMENTS[run.experiment.control_of]
     seeds = [SEED + i for i in range(run.experiment.seeds)]
-    learned = [PlannedRun(source, run.strategy, seed, run.root) for seed in seeds]
+    learned = [PlannedRun(source, run.trained, seed, run.root) for seed in seeds]
     results = {str(one): finished(one) for one in learned}
     missing = [name for name, result in results.items() if result is None]
     if missing:
@@ -188,6 +183,7 @@ def flags_of(run: PlannedRun) -> list[str]:
         "--strategy",
         run.strategy,
         *policy,
+        *run.trained.flags,
         *run.experiment.flags,
         "--seed",
         str(run.seed),

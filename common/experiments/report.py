@@ -7,12 +7,16 @@ A published result is the run's `result.json` without the decisions of every epo
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.experiments.plan import EXPERIMENTS, LAST_EPOCH, Experiment, PlannedRun, finished
+from common.experiments.measured_report import legend, measured_tables
+from common.experiments.measuring import measured_rows
+from common.experiments.plan import EXPERIMENTS, LAST_EPOCH, PlannedRun, finished
 from common.experiments.plots import plot_experiments
+from common.experiments.rows import Experiment
 from common.files import write_bytes, write_json
 from common.reading import read_json
 from common.results.comparison import write_comparison
@@ -41,7 +45,15 @@ LEGEND = (
 )
 
 
-def publish(runs: Iterable[PlannedRun], out: Path) -> list[Table]:
+@dataclass(frozen=True)
+class Summary:
+    """Tables with what their columns mean."""
+
+    tables: list[Table]
+    legend: str
+
+
+def publish(runs: Iterable[PlannedRun], out: Path) -> list[Summary]:
     """Copy the results of finished runs, compare each experiment, and write the summary.
 
     Experiments of which no run is finished keep what was published of them before.
@@ -51,7 +63,7 @@ def publish(runs: Iterable[PlannedRun], out: Path) -> list[Table]:
         out: `results/experiments`.
 
     Returns:
-        The summary's tables.
+        The summary of all experiments that are not measured, and that of each that is.
     """
     by_experiment: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -59,26 +71,46 @@ def publish(runs: Iterable[PlannedRun], out: Path) -> list[Table]:
             by_experiment.setdefault(run.experiment.name, []).append(run)
     for name, done in by_experiment.items():
         shutil.rmtree(out / name, ignore_errors=True)
-        for run in done:
-            target = out / name / run.row / f"seed_{run.seed}" / FILE_NAME
-            write_json(target, published(run), indent=1)
+        for row_name, seed, result in all_published(done):
+            write_json(out / name / row_name / f"seed_{seed}" / FILE_NAME, result, indent=1)
     found = {row: results for row in EXPERIMENTS.values() if (results := results_of(row, out))}
     for row in found:
         if row.name in by_experiment or row.control_of in by_experiment:
             write_comparison(found[row], out / row.name)
-    if not found:
-        return []
-    plot_experiments({row.title: results for row, results in found.items()}, out / CHART)
+    measured = [write_measured(row, results, out) for row, results in found.items() if row.measured]
+    found = {row: results for row, results in found.items() if not row.measured}
+    if found:
+        plot_experiments({row.title: results for row, results in found.items()}, out / CHART)
     tables = {row.name: table(row, results) for row, results in found.items()}
     for name, one in tables.items():
         write_summary([one], out / name / SUMMARY)
-    write_summary(tables.values(), out / SUMMARY)
-    return list(tables.values())
+    if tables:
+        write_summary(tables.values(), out / SUMMARY)
+    return [Summary(list(tables.values()), LEGEND)] * bool(tables) + measured
 
 
-def write_summary(tables: Iterable[Table], path: Path) -> None:
+def all_published(runs: Sequence[PlannedRun]) -> Iterator[tuple[str, int, Result]]:
+    """Row, seed and published result of every run of an experiment, and of what was made of it."""
+    of_seed: dict[int, list[PlannedRun]] = {}
+    for run in runs:
+        of_seed.setdefault(run.seed, []).append(run)
+    for seed, some in of_seed.items():
+        measured = measured_rows(some) if runs[0].experiment.measured else {}
+        for run in some:
+            yield run.row, seed, published(run) | measured.pop(run.row, {})
+        yield from ((name, seed, result) for name, result in measured.items())
+
+
+def write_measured(experiment: Experiment, results: Sequence[Result], out: Path) -> Summary:
+    """The tables of a measured experiment, which stand for themselves."""
+    summary = Summary(measured_tables(experiment, out / experiment.name), legend(results))
+    write_summary(summary.tables, out / experiment.name / SUMMARY, summary.legend)
+    return summary
+
+
+def write_summary(tables: Iterable[Table], path: Path, legend: str = LEGEND) -> None:
     """Write tables and their legend as Markdown."""
-    text = "\n\n".join([*map(markdown_table, tables), LEGEND.replace("*", "\\*")])
+    text = "\n\n".join([*map(markdown_table, tables), legend.replace("*", "\\*")])
     write_bytes(path, f"{text}\n".encode())
 
 
@@ -111,7 +143,7 @@ def results_of(experiment: Experiment, out: Path) -> list[Result]:
     """Published results of an experiment; a control has the learned policies beside it."""
     folders = [out / experiment.name]
     if experiment.control_of and folders[0].is_dir():
-        folders += [out / experiment.control_of / strategy for strategy in experiment.strategies]
+        folders += [out / experiment.control_of / row.name for row in experiment.rows]
     return find_results([folder for folder in folders if folder.is_dir()])
 
 

@@ -48,6 +48,13 @@ class Epoch(TypedDict):
     attention: NotRequired[dict[str, dict[str, list[float]]] | None]
 
 
+class Flops(TypedDict):
+    """Floating-point operations in evaluation mode: the mean of so many samples."""
+
+    per_sample: float
+    samples: int
+
+
 class Accuracy(TypedDict):
     """Percent, and the number of questions, per part."""
 
@@ -79,6 +86,8 @@ class ResultFile(TypedDict):
     best_epoch: NotRequired[int | None]
     baselines: NotRequired[dict[str, Figures] | None]
     decisions: NotRequired[Decisions | None]
+    flops: NotRequired[Flops | None]
+    attention_zero_share: NotRequired[float | None]
     time: NotRequired[Figures | None]
     memory: NotRequired[Figures | None]
     versions: NotRequired[dict[str, str | None] | None]

@@ -64,11 +64,13 @@ COLUMNS = (
     Column(("frozen", "M param."), "parameters.frozen", 1e-6, 2, spread=False),
     Column(("policy", "M param."), "parameters.policy", 1e-6, 2, spread=False),
     Column(("finetuned", "or kept"), "decisions.mean_live", 1.0, 2),
+    Column(("GFLOP per", "sample"), "flops.per_sample", 1e-9, 3, spread=False),
     Column(("time per", "step ms"), "time.train_step_s", 1e3, 0, spread=False),
     Column(("peak mem.", "MB"), "memory.peak_rss_bytes", 1e-6, 0, spread=False),
     Column(("peak GPU", "MB"), "memory.peak_cuda_bytes", 1e-6, 0, spread=False),
 )
-OPTIONAL = ("accuracy.val.number", "memory.peak_cuda_bytes")  # shown where a run has them
+# Shown where a run has them.
+OPTIONAL = ("accuracy.val.number", "flops.per_sample", "memory.peak_cuda_bytes")
 OF_QUESTIONS = ("accuracy.val.yes/no", "accuracy.val.other")  # always shown where questions are
 MOST_KINDS = 4  # with columns of their own, beside those of questions
 LEGEND = (

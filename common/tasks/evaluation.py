@@ -74,6 +74,9 @@ class FinetuneTask(Task, Protocol):
     def evaluate(self, model: nn.Module, data: Any, name: str) -> Evaluation:
         """Every sample of a part of the data, in evaluation mode; every process gets all."""
 
+    def look(self, model: nn.Module, data: Any, places: Sequence[int]) -> None:
+        """Run the model, in evaluation mode, on the samples at some places as one batch."""
+
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one, for JSON."""
 

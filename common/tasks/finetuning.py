@@ -36,7 +36,9 @@ from common.results.decision_trends import plot_decision_history, plot_decisions
 from common.results.plots import plot_training
 from common.results.report import write_run_report
 from common.runs.opened_run import save_answers
+from common.runs.strategy_record import ATTENTION, KEY
 from common.tasks.evaluation import Evaluation, FinetuneTask, counted
+from common.tasks.measuring import measure_work
 from common.tasks.options import FinetuneOptions
 from common.training.batch_order import BatchOrder, Order
 from common.training.checkpoint import load_checkpoint, save_checkpoint
@@ -349,6 +351,7 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "parameters": parameter_counts(run.model),
         "decisions": decisions,
         "policy_eval": run.options.adaptive.policy_eval if run.strategy.adaptive else None,
+        **measure_work(run.model, run.task, run.val).to_result(),
         "time": {
             "train_step_s": statistics.median(seconds),
             "eval_sample_s": val.seconds_per_sample,
@@ -380,6 +383,13 @@ def variants(run: Run) -> list[str]:
     elif run.strategy.frozen == "listed":
         frozen = sorted(set(range(1, len(layers) + 1)) - set(trained))
         found.append(f"frozen {','.join(map(str, frozen))}")
+    mechanism = run.meta[KEY].get(ATTENTION) or {}
+    found += [word for word in _mechanism_words(mechanism) if word]
+    if options.loop.layerdrop is not None:
+        drop = options.loop.layerdrop
+        found.append(f"LayerDrop {drop.rate or drop.count:g}")
+    if run.meta.get("pruned"):
+        found.append(f"pruned {run.meta['pruned']}")
     if budget.constrain_k is not None:
         found.append(f"K = {budget.constrain_k:g}")
     if budget.target_rate is not None:
@@ -387,6 +397,15 @@ def variants(run: Run) -> list[str]:
     if run.strategy.adaptive and options.adaptive.policy_eval != "argmax":
         found.append(options.adaptive.policy_eval)
     return found
+
+
+def _mechanism_words(attention: Mapping[str, Any]) -> tuple[str, str]:
+    """The normaliser and the span of a mechanism (entry of the meta); empty where it is usual."""
+    normaliser, span = (attention.get(key) for key in ("normaliser", "span"))
+    return (
+        "" if normaliser in (None, "softmax") else normaliser,
+        "" if span in (None, "none") else f"span over {span}",
+    )
 
 
 def find_problems(

@@ -11,6 +11,7 @@ from common.data.vqa_dataset import VQADataset
 from common.data.vqa_metric import write_predictions
 from common.files import write_json
 from common.tasks.evaluation import Evaluation
+from common.tasks.measuring import measure_work
 from common.tasks.vqa import VQATask
 
 BEST_ANSWERS = 8
@@ -27,7 +28,8 @@ def predict(
     origin: str = "",
     others: Path | None = None,
 ) -> Evaluation:
-    """Write the predictions in the EvalAI form and, where the answers are public, say the accuracy.
+    """Write the predictions in the EvalAI form; say the accuracy, where the answers are public, and
+    what a question costs.
 
     Args:
         model: on the task's device.
@@ -53,4 +55,5 @@ def predict(
             f"{kind} {value:.2f}" for kind, value in found.scores.items() if value is not None
         )
         say(f"{split} of {model_name}: {scores}")
+    say(str(measure_work(model, task, data)))
     return found

@@ -141,6 +141,20 @@ class VQATask:
         return Validation(found.overall, heldout_details(found))
 
     @torch.no_grad()
+    def look(self, model: nn.Module, data: VQADataset, places: Sequence[int]) -> None:
+        self._asked(model, data, places)
+
+    def _asked(
+        self, model: nn.Module, data: VQADataset, places: Sequence[int]
+    ) -> tuple[VQABatch, TaskBatch, Tensor]:
+        """The questions at some places, the batch on the device, and the logits (B, A)."""
+        read = data.read(places)
+        batch = self.runtime.move(self._convert(read))
+        key_evaluation(model, self.seed, batch.samples)
+        with self.runtime.autocast():
+            return read, batch, self.answer(model, batch.inputs)
+
+    @torch.no_grad()
     def evaluate(self, model: nn.Module, data: VQADataset, name: str, best: int = 0) -> Evaluation:
         """Answer every question of a data set, in evaluation mode, each counted once.
 
@@ -155,11 +169,7 @@ class VQATask:
         for indices in batches_to_evaluate(
             model, self.runtime, len(data), self.eval_batch_size, name, self.progress
         ):
-            read = data.read(indices)
-            batch = self.runtime.move(self._convert(read))
-            key_evaluation(model, self.seed, batch.samples)
-            with self.runtime.autocast():
-                logits = self.answer(model, batch.inputs)
+            read, batch, logits = self._asked(model, data, indices)
             counts.add_last(model, batch.types)
             logits = logits.float().cpu()
             check_logits(logits, [f"question {asked}" for asked in read.question_ids])

@@ -50,7 +50,8 @@ def main(mode: str, gpu: str, name: str, *flags: str) -> int:
         (folder / "minival_predict.json").write_text(json.dumps(predictions))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "LAST.safetensors").touch()
+    for checkpoint in ("LAST", "BEST"):
+        (folder / f"{checkpoint}.safetensors").touch()
     broken = control / "broken.txt"
     if broken.exists() and any(part in name for part in broken.read_text().split()):
         print("step 1\nerror: no memory left on the moon", file=sys.stderr)

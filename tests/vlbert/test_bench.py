@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.bench.cases import Case, dropping_cases
 from common.bench.measure import Bench
 from common.runs.backbones import BenchSettings, find_backbone
+from common.training.flops import FlopCounter
 from tests.common.tiny_models import vlbert_config
 from vlbert import bench
 from vlbert.sizes import NetworkConfig
@@ -84,9 +84,9 @@ def test_the_work_of_evaluation_follows_the_blocks_kept_of_twelve(supplied):
 
     def work(case):
         call = models.run(case)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             call()
-        return counter.get_total_flops()
+        return counter.total
 
     full, counted = work(cases[0].baseline()), [work(case) for case in cases]
     assert [round(12 * share) for share in found.kept] == [12, 10, 8, 6, 4, 2, 0]

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.steps import first_position, live_steps
 from common.errors import ConfigError
+from common.training.flops import FlopCounter
 from tests.common.tiny_models import (
     ADAPTIVE,
     BATCH,
@@ -92,12 +92,12 @@ def test_narrowing_saves_work_and_changes_no_layer_but_the_last(family, strategy
         encoder.run_layers = lambda state, raw=None, go=run_layers, to=passed: go(state, raw, to)
         part = adaptive_part(model)
         with (
-            FlopCounterMode(display=False) as counter,
+            FlopCounter() as counter,
             torch.no_grad(),
             part.force(random_decisions(model)) if part else nullcontext(),
         ):
             run(model, family)
-        flops.append(counter.get_total_flops())
+        flops.append(counter.total)
         handed_on.append(passed)
     assert flops[0] < flops[1]
     stream = encoder.reads[0]

@@ -17,14 +17,7 @@ from common.bench import command as bench
 from common.bench.cases import ADAPTIVE, Case, all_cases, memory_cases
 from common.bench.command import bench_parser, describe_machine, main, make_settings, run_bench
 from common.bench.features import measure_features, write_tsv
-from common.bench.measure import (
-    ActivationBytes,
-    Bench,
-    CpuClock,
-    CudaClock,
-    measure_group,
-    summarise,
-)
+from common.bench.measure import ActivationBytes, Bench, measure_group
 from common.bench.memory import measure_memory
 from common.bench.plot import draw_bench, plot_bench
 from common.bench.report import format_report, format_summary, verdicts
@@ -32,6 +25,7 @@ from common.bench.results import BenchFile
 from common.errors import ConfigError, DataError
 from common.features.lxmert_tsv import import_tsv
 from common.runs.backbones import BenchModel, BenchSettings, BenchSizes
+from common.training.timing import CpuClock, CudaClock, summarise
 from tests.common.tiny_models import SingleStream, single_inputs
 
 BATCH = 6

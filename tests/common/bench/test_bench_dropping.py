@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.adapt.adapting import adaptive_part
 from common.bench import command as bench
@@ -21,6 +20,7 @@ from common.bench.plot import draw_bench, plot_bench
 from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
 from common.runs.backbones import BenchModel, BenchSettings, BenchSizes
+from common.training.flops import FlopCounter
 from tests.common.tiny_models import SingleStream, single_inputs
 
 LAYERS, BATCH = 4, 8
@@ -43,9 +43,9 @@ def supply(settings):
 def work(models, case):
     """Floating-point operations of the case."""
     call = models.run(case)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         call()
-    return counter.get_total_flops()
+    return counter.total
 
 
 @pytest.mark.parametrize("decided", ["sample", "global"])

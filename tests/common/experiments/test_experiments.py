@@ -115,7 +115,7 @@ def runs(experiment: str) -> list[PlannedRun]:
 
 def test_the_plan_has_every_strategy_with_every_seed():
     planned = plan(EXPERIMENTS, quick=False)
-    assert len(planned) == len({run.name for run in planned}) == 56
+    assert len(planned) == len({run.name for run in planned}) == 89
     for name, questions in (("questions_2000", "2000"), ("questions_500", "500")):
         found = {(run.strategy, run.seed) for run in runs(name)}
         assert len(found) == 15 and {seed for _, seed in found} == {9595, 9596, 9597}
@@ -287,6 +287,66 @@ def test_several_runs_at_a_time_give_the_same(repository):
     assert len(list(repository.out.rglob("result.json"))) == 5
 
 
+MEASURED = "adaptive_attention"
+
+
+def fake_measure(of_seed, gpu, compared):
+    """Figures of every row; pruned rows have results of their own."""
+    compared.append(of_seed[0].seed)
+    assert all((run.folder / "BEST.safetensors").exists() for run in of_seed)
+    rows = {run.row: {} for run in of_seed}
+    for number, row in enumerate(of_seed[0].experiment.pruned):
+        made = make_result("standard", val=50.0 + number, seed=of_seed[0].seed, epochs=0)
+        rows[row.name] = {k: v for k, v in made.items() if k not in ("epochs", "decisions")}
+    for number, row in enumerate(rows.values()):
+        row["flops"] = {"per_sample": 1e8 * (1 + number), "samples": 256}
+        row["measured"] = {"kept_share": 0.25, "time_ratio": 1 + number / 10, "parameters": 2e6}
+    return rows
+
+
+def test_models_of_a_measured_experiment_are_compared_once(repository, monkeypatch, capsys):
+    compared: list[int] = []
+    monkeypatch.setattr(
+        "common.experiments.command.measure",
+        lambda of_seed, gpu: fake_measure(of_seed, gpu, compared),
+    )
+    assert repository.command("--only", MEASURED) == 0
+    assert compared == [9595, 9596, 9597]
+    kept = {path.name for path in (repository.folder(MEASURED)).rglob("*.safetensors")}
+    assert kept == {"BEST.safetensors"}, "that is what a later row is compared with"
+    shown = capsys.readouterr().out
+    summary = (repository.out / MEASURED / "summary.md").read_text().replace("\\", "")
+    rows = [line.split(" | ")[0].strip("| ") for line in summary.splitlines() if line[:1] == "|"]
+    experiment = EXPERIMENTS[MEASURED]
+    assert rows[2 : 2 + len(experiment.shown_rows)] == [r.shown for r in experiment.shown_rows]
+    assert "51.0 ± 0.0" in summary and "softmax, pruned without LayerDrop, 4 layers" in shown
+    # Rows of one budget stand together, under the first row of all.
+    of_three = [row.shown for row in experiment.shown_rows if row.budget == 0.5]
+    assert len(of_three) == 4 and rows[-4:] == of_three
+    assert rows[-len([r for r in experiment.shown_rows if r.budget]) - 1] == "softmax (standard)"
+    assert not (repository.out / "summary.md").exists(), "it has a table of its own"
+
+    assert repository.command("--only", MEASURED) == 0
+    assert compared == [9595, 9596, 9597] and repository.trained()[33:] == []
+    lost = repository.folder(f"{MEASURED}/span/seed_9596/result.json")
+    lost.unlink()
+    assert repository.command("--only", MEASURED) == 0
+    assert repository.trained() == [f"experiments/{MEASURED}/span/seed_9596"]
+    assert compared == [9595, 9596, 9597], "the same run has the same result"
+    result = json.loads(lost.read_text())
+    lost.write_text(json.dumps(result | {"best_epoch": 1}))
+    assert repository.command("--only", MEASURED) == 0
+    assert compared == [9595, 9596, 9597, 9596]
+
+
+def test_models_are_not_compared_while_one_is_missing(repository, monkeypatch):
+    monkeypatch.setattr("common.experiments.command.measure", lambda *_: 1 / 0)
+    repository.breaks(f"{MEASURED}/span/")
+    assert repository.command("--only", MEASURED) == 1
+    assert len(list((repository.out / MEASURED).rglob("result.json"))) == 30
+    assert "entmax, α learned" in (repository.out / MEASURED / "summary.md").read_text()
+
+
 def test_two_commands_at_once_do_every_run_once(repository):
     threads = [
         threading.Thread(target=repository.command, args=("--only", "all_questions"))
@@ -301,7 +361,7 @@ def test_two_commands_at_once_do_every_run_once(repository):
 
 def test_list_and_bad_flags(repository, capsys):
     assert repository.command("--list") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 56
+    assert len(capsys.readouterr().out.splitlines()) == 89
     assert repository.command("--jobs", "0") == 2
     assert "error: --jobs 0" in capsys.readouterr().err
     assert repository.command("--only", "moon") == 2

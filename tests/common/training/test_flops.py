@@ -1,0 +1,75 @@
+"""Counted operations against those counted by hand, whatever way a layer takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from common.adapt.adapting import adapt, adaptive_part
+from common.adapt.attention import set_attention
+from common.adapt.encoder import AdaptiveOptions
+from common.modules.attention import AttentionOptions
+from common.training.flops import FlopCounter
+from tests.common.tiny_models import FAMILIES, pretrained, random_decisions, run
+
+B, H, T, S, C = 2, 4, 5, 7, 6
+ATTENTION = 2 * 2 * B * H * T * S * C  # two products, two operations each
+
+
+def heads(*sizes: int) -> torch.Tensor:
+    return torch.randn(B, H, *sizes, requires_grad=True)
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_a_cpu_counts(grad, masked):
+    mask = torch.zeros(B, 1, 1, S) if masked else None
+    with grad(), FlopCounter() as counter:
+        nn.functional.scaled_dot_product_attention(
+            heads(T, C), heads(S, C), heads(S, C), attn_mask=mask
+        )
+    assert counter.total == ATTENTION
+
+
+def test_the_backward_pass_of_attention_counts_its_five_products():
+    q, k, v = heads(T, C), heads(S, C), heads(S, C)
+    y = nn.functional.scaled_dot_product_attention(q, k, v)
+    with FlopCounter() as counter:
+        y.sum().backward()
+    assert counter.total == ATTENTION // 2 * 5  # the scores again, and four gradients
+
+
+def test_a_linear_layer_counts_a_multiplication_and_an_addition_and_no_activation():
+    layer = nn.Sequential(nn.Linear(C, 3 * C), nn.GELU(), nn.LayerNorm(3 * C))
+    with torch.no_grad(), FlopCounter() as counter:
+        layer(torch.randn(B, T, C))
+    assert counter.total == 2 * B * T * C * 3 * C
+
+
+def operations(family: str, strategy: str, mechanism: str = "softmax", **options) -> int:
+    """Of an evaluation with half of the decisions 1, made from outside."""
+    torch.manual_seed(3)
+    model = pretrained(family)
+    set_attention(model, AttentionOptions(mechanism))
+    adapt(model, strategy, options=AdaptiveOptions(**options))
+    part = adaptive_part(model.eval())
+    with torch.no_grad(), FlopCounter() as counter:
+        if part is None:
+            run(model, family)
+        else:
+            with part.force(random_decisions(model)):
+                run(model, family)
+    return counter.total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_way_through_a_layer_counts_the_same(family):
+    """Torch's attention, our own products for a mechanism, and routed layers and heads: a sample
+    takes one branch at every site."""
+    plain = operations(family, "standard")
+    assert operations(family, "standard", "sparsemax") == plain
+    for strategy in ("SpotTune_Block", "SpotTune"):
+        assert operations(family, strategy) == plain
+        assert operations(family, strategy, eval_executor="dense") > 1.5 * plain
+    assert operations(family, "BlockDrop") < 0.8 * plain
