@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from common.experiments.rows import Experiment, PrunedRow, Row
 
-SPAN = ("--span", "keys", "--span-loss", "0.05")
+SPAN = ("--span-over", "keys", "--span-loss", "0.05")
 LAYERDROP = "0.2"
 HOLD = ("--target-rate-scale", "10")
 # Layers that stay, of two language, two vision and two cross layers: text and image lose theirs
@@ -58,6 +58,7 @@ ADAPTIVE_ATTENTION = Experiment(
     (
         Row("standard", (), "softmax", "softmax (standard)"),
         Row("standard", SPAN, "span", "span", 1.3),
+        Row("standard", (*SPAN, "--span-policy"), "span_policy", "span, read from the pair", 1.4),
         Row("standard", _entmax("entmax"), "entmax", "entmax, α learned", 2.0),
         Row("standard", _entmax("entmax15"), "entmax15", "entmax, α = 1.5", 1.5),
         Row("standard", (*SPAN, *_entmax("entmax")), "span_entmax", "span + entmax", 2.2),

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from common.adapt.attention_capture import count_zeros
-from common.modules.attention import attention_weights
+from common.modules.attention import has_mechanism
 from common.tasks.evaluation import FinetuneTask
 from common.training.batch_order import iterate
 from common.training.flops import FlopCounter
@@ -76,7 +76,7 @@ def _zero_share(
     model: nn.Module, task: FinetuneTask, data: Any, batches: list[list[int]]
 ) -> float | None:
     """In a pass of its own, since watching costs operations."""
-    if next(attention_weights(model), None) is None:
+    if not has_mechanism(model):
         return 0.0  # softmax gives every key a weight
     with count_zeros(model) as zeros:
         for batch in batches:

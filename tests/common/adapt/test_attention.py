@@ -206,7 +206,7 @@ def test_words_are_counted_from_the_query_and_regions_in_their_order():
 
 def test_spans_that_are_read_from_the_pair_are_those_of_the_sample():
     """They differ between samples, and do not depend on who else is in the batch."""
-    model = with_attention("lxmert", "read").eval()
+    model = adapt(with_attention("lxmert", "read"), "standard").eval()
     six = run(model, "lxmert")
     record = attention_record(model)
     assert all(max(entry["span_sd"]) > 0.01 for entry in record.values())
