@@ -115,7 +115,7 @@ def runs(experiment: str) -> list[PlannedRun]:
 
 def test_the_plan_has_every_strategy_with_every_seed():
     planned = plan(EXPERIMENTS, quick=False)
-    assert len(planned) == len({run.name for run in planned}) == 89
+    assert len(planned) == len({run.name for run in planned}) == 92
     for name, questions in (("questions_2000", "2000"), ("questions_500", "500")):
         found = {(run.strategy, run.seed) for run in runs(name)}
         assert len(found) == 15 and {seed for _, seed in found} == {9595, 9596, 9597}
@@ -327,7 +327,7 @@ def test_models_of_a_measured_experiment_are_compared_once(repository, monkeypat
     assert not (repository.out / "summary.md").exists(), "it has a table of its own"
 
     assert repository.command("--only", MEASURED) == 0
-    assert compared == [9595, 9596, 9597] and repository.trained()[33:] == []
+    assert compared == [9595, 9596, 9597] and repository.trained()[36:] == []
     lost = repository.folder(f"{MEASURED}/span/seed_9596/result.json")
     lost.unlink()
     assert repository.command("--only", MEASURED) == 0
@@ -343,7 +343,7 @@ def test_models_are_not_compared_while_one_is_missing(repository, monkeypatch):
     monkeypatch.setattr("common.experiments.command.measure", lambda *_: 1 / 0)
     repository.breaks(f"{MEASURED}/span/")
     assert repository.command("--only", MEASURED) == 1
-    assert len(list((repository.out / MEASURED).rglob("result.json"))) == 30
+    assert len(list((repository.out / MEASURED).rglob("result.json"))) == 33
     assert "entmax, α learned" in (repository.out / MEASURED / "summary.md").read_text()
 
 
@@ -361,7 +361,7 @@ def test_two_commands_at_once_do_every_run_once(repository):
 
 def test_list_and_bad_flags(repository, capsys):
     assert repository.command("--list") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 89
+    assert len(capsys.readouterr().out.splitlines()) == 92
     assert repository.command("--jobs", "0") == 2
     assert "error: --jobs 0" in capsys.readouterr().err
     assert repository.command("--only", "moon") == 2
