@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.adapting import adaptive_part
+from common.adapt.attention import set_attention
 from common.errors import CheckpointError, ConfigError
+from common.modules.attention import AttentionOptions
 from common.tasks.vqa_command import Built
 from lxrt.building import build_vqa
 from lxrt.finetuning import PROGRAM
@@ -215,3 +218,38 @@ def test_a_pickle_with_code_inside_is_refused_and_the_code_does_not_run(
     assert "torch.save(model.state_dict(), 'weights.pth')" in message
     torch.load(tmp_path / "model_LXRT.pth", weights_only=False)
     assert mark.exists(), "the bomb is none: this test shows nothing"
+
+
+ADAPTIVE_KINDS = {
+    "span": AttentionOptions("softmax", "published", batch=3),
+    "entmax": AttentionOptions("published"),
+    "both": AttentionOptions("published", "published", batch=3),
+    "layerdrop": AttentionOptions(),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE_KINDS)
+def test_load_takes_a_file_of_the_adaptive_lxmert(tmp_path, kind):
+    """With its names for spans, α and layers, and what it saves beside them."""
+    model = VQAModel(
+        size_config("small", vocab_size=8, num_answers=len(ANSWERS), visual_feat_dim=5)
+    )
+    set_attention(model, ADAPTIVE_KINDS[kind])
+    theirs = {}
+    for name, x in model.state_dict().items():
+        head, found, _ = name.partition(".weighting.")
+        if kind == "layerdrop":
+            name = re.sub(r"\.encoder\.(layer|[xr]_layers)\.", r".encoder.\1.module_list.", name)
+        elif found and name.endswith("current_val"):
+            name = f"{head}.adaptive_span.current_val"
+            theirs[f"{head}.adaptive_span.mask_template_0"] = torch.linspace(-19, 0, 20)
+        elif found:
+            name = f"{head}.entmax_alpha.alpha_chooser"
+            theirs[f"{head}.entmax_alpha.alpha"] = x
+        theirs[name] = x
+    torch.save(theirs, tmp_path / "adaptive_6910.pth")
+    built = build(tmp_path, "--load", str(tmp_path / "adaptive_6910.pth"))
+    assert built.record.attention == ADAPTIVE_KINDS[kind]
+    assert built.model.state_dict().keys() == model.state_dict().keys()
+    for name, value in built.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
