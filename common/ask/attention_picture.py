@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from common.ask.attention import PairAttention
-from common.ask.canvas import IMAGE_WIDTH, MARGIN, draw_image, image_height
+from common.ask.canvas import IMAGE_WIDTH, MARGIN, draw_boxes, draw_image, image_height
 from common.ask.image import AskedImage
 from common.results.plot_style import WIDTH, Target, new_figure, save, share_colours, styled
 from common.runs.places import REGION, Place
@@ -101,9 +101,8 @@ def _draw_heat(axes: Axes, image: AskedImage, found: PairAttention) -> str:
     regions = image.regions
     boxes = regions.boxes.tolist()
     if found.keys[0].kind != REGION:
-        for box in boxes:
-            _outline(axes, box, "#888888", 0.7)
-        return "the image; here words are attended to, so no region is shaded"
+        draw_boxes(axes, boxes, max(regions.width, regions.height))
+        return "here words are attended to, so no region is bright or dark"
     received = found.received().tolist()
     shares = list(zip(received, found.keys, strict=True))
     placed = [(share, key.region) for share, key in shares if key.region is not None]
