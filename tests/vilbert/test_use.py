@@ -98,7 +98,7 @@ def test_attention_is_shown_between_words_and_regions(trained, files, capsys, tm
     check_places(run, regions, question, "left", "right")
     found = blocks_by_kind(run, regions, question)
     assert {kinds: set(of) for kinds, of in found.items()} == {
-        ("text", "text"): {"lang.1", "lang.2", "lang.3", "lang.4"},
+        ("text", "text"): {"lang.1", "lang.2", "lang.3"},
         ("region", "region"): {"vision.1", "vision.2"},
         ("text", "region"): {"connection.1", "connection.2"},
         ("region", "text"): {"connection.1", "connection.2"},
