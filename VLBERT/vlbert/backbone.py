@@ -17,6 +17,7 @@ from vlbert.bench import bench_model
 from vlbert.building import make_inputs, make_model
 from vlbert.exporting import EXPORTING
 from vlbert.parity import PARITY
+from vlbert.places import find_places
 
 
 def run_vqa_data(
@@ -82,6 +83,7 @@ VLBERT = Backbone(
     script=VLBertScript(PROJECT.folder, "output/vl-bert/easy_vqa"),
     make_model=make_model,
     make_inputs=make_inputs,
+    places=find_places,
     exporting=EXPORTING,
     parity=PARITY | {"vqa_data": run_vqa_data},
     bench=bench_model,

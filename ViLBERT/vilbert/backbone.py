@@ -13,6 +13,7 @@ from vilbert import PROJECT
 from vilbert.bench import bench_model
 from vilbert.building import make_inputs, make_model
 from vilbert.exporting import EXPORTING, run_dataset
+from vilbert.inputs import find_places
 from vilbert.parity import PARITY
 from vilbert.sizes import SMALL_CONFIG
 
@@ -59,6 +60,7 @@ VILBERT = Backbone(
     script=ViLBertScript(PROJECT.folder, "save", ("--dataset", "easy_vqa")),
     make_model=make_model,
     make_inputs=make_inputs,
+    places=find_places,
     exporting=EXPORTING,
     dataset=run_dataset,
     parity=PARITY,

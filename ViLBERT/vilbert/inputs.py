@@ -5,6 +5,7 @@ Shape legend: B batch, T tokens, R regions (the first is the image as a whole), 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch
 from common.features.store import whole_image
+from common.runs.backbones import OpenedRun
+from common.runs.places import Places, two_streams
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,18 @@ class ViLBertInputs:
             batch.features, batch.boxes, batch.region_mask, self.limits, batch.image_features
         )
         return {"input_ids": ids, "attention_mask": mask, **regions}
+
+
+def find_places(run: OpenedRun, inputs: Mapping[str, Tensor | None]) -> list[Places]:
+    """What stands at the places of the streams, for each sample of `ViLBertInputs`.
+
+    The one stream of the baseline, `hidden`, has the text before the regions.
+    """
+    names = ("input_ids", "attention_mask", "features")
+    ids, mask, features = (inputs[name] for name in names)
+    assert ids is not None and mask is not None and features is not None
+    present = inputs["image_attention_mask"]
+    found = two_streams(run.tokenizer, ids, mask, features.shape[1], present, whole_first=True)
+    return [
+        {"lang": words, "vision": regions, "hidden": [*words, *regions]} for words, regions in found
+    ]

@@ -18,7 +18,7 @@ from common.adapt.adapting import freeze_dead
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import HeadsStep, Layer, split_heads
+from common.adapt.steps import HeadsStep, Layer, find_weighting, split_heads, weigh
 from common.modules.embeddings import TextEmbeddings
 from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
 from common.modules.masks import additive_mask
@@ -312,9 +312,7 @@ def probabilities(step: HeadsStep, layer: nn.Module, state: State) -> Tensor:
     heads, (query, key, _) = step.attention(layer).num_attention_heads, step.projections(layer)
     asking, asked = step.inputs(state)
     q, k = split_heads(query(asking), heads), split_heads(key(asked), heads)
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    mask = step.mask(state)
-    return (scores if mask is None else scores + mask).softmax(-1)
+    return weigh(q, k, step.mask(state), find_weighting(step.attention(layer)))
 
 
 def _each(x: Tensor, times: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.families import find_encoder
-from common.adapt.steps import WEIGHTING, HeadsStep
+from common.adapt.steps import WEIGHTING, HeadsStep, live_steps
 from common.errors import ConfigError
 from common.modules.attention import (
     AdaptiveSpan,
@@ -114,16 +114,29 @@ def mean_span(spans: Iterable[AdaptiveSpan]) -> Tensor | None:
 
 
 def attention_record(model: nn.Module) -> dict[str, dict[str, list[float]]]:
-    """Spans and α of every head, by the name of the module that they belong to."""
+    """Spans and α of every head, by layer and component (`cross.1.lang.head`), in their order.
+
+    A mechanism that two directions share is there once. What reaches no answer is left out.
+    """
     found: dict[str, dict[str, list[float]]] = {}
-    for name, weights in attention_weights(model):
-        if "twins" in name:
-            continue
-        entry: dict[str, list[float]] = {}
-        if weights.span is not None:
-            entry["span"] = weights.span.span.detach().clamp(0, 1).tolist()
-        if isinstance(weights.normaliser, LearnedEntmax):
-            entry["alpha"] = weights.normaliser.alpha.detach().tolist()
-        if entry:
-            found[name.replace(f".{WEIGHTING}", "", 1)] = entry
+    if next(attention_weights(model), None) is None:
+        return found
+    encoder = find_encoder(model)
+    layers = encoder.layers()
+    for layer, steps in zip(layers, live_steps(layers, encoder.reads)[0], strict=True):
+        for step in steps:
+            if isinstance(step, HeadsStep):
+                module = encoder.get_submodule(layer.path).get_submodule(step.module)
+                entry = _entry(getattr(module, step.weighting))
+                if entry:
+                    found[f"{layer.name}.{step.component}"] = entry
     return found
+
+
+def _entry(weights: AttentionWeights) -> dict[str, list[float]]:
+    entry: dict[str, list[float]] = {}
+    if weights.span is not None:
+        entry["span"] = weights.span.span.detach().clamp(0, 1).tolist()
+    if isinstance(weights.normaliser, LearnedEntmax):
+        entry["alpha"] = weights.normaliser.alpha.detach().tolist()
+    return entry

@@ -248,9 +248,9 @@ def attend(
         if mask is not None:
             mask = mask.to(q.dtype)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        weights = None if seen is None else softmax_weights(q, k, mask)
+        weights = None if seen is None else weigh(q, k, mask, None)
     else:
-        weights = weighting(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
+        weights = weigh(q, k, mask, weighting)
         context = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
     context = context.transpose(1, 2).flatten(2)
     if seen is not None and weights is not None:
@@ -258,10 +258,18 @@ def attend(
     return context
 
 
-def softmax_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, c), k (B, H, S, c), additive mask (B, 1, 1, S) or None -> (B, H, T, S)."""
-    precise = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ k.transpose(-1, -2)).to(precise) / math.sqrt(q.shape[-1])
+def weigh(q: Tensor, k: Tensor, mask: Tensor | None, weighting: Weighting | None) -> Tensor:
+    """Weights (B, H, T, S) of the keys, by `weighting` or else softmax.
+
+    Args:
+        q, k: (B, H, T, c) and (B, H, S, c).
+        mask: additive (B, 1, 1, S), or None.
+        weighting: what weighs the keys; None: softmax.
+    """
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if weighting is not None:
+        return weighting(scores, mask)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return (scores if mask is None else scores + mask).softmax(-1)
 
 

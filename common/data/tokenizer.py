@@ -107,6 +107,10 @@ class Tokenizer:
         """Places of word pieces in the vocabulary."""
         return self._tokenizer.convert_tokens_to_ids(list(pieces))
 
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """The word pieces at places of the vocabulary."""
+        return self._tokenizer.convert_ids_to_tokens(list(numbers))
+
     def digest(self) -> dict[str, Any]:
         """Number of word pieces and a checksum, for a checkpoint to remember."""
         return {"count": len(self), "sha256": text_digest(self.text())}

@@ -1,5 +1,11 @@
 """Results of runs: files, tables, plots and reports."""
 
+from common.results.attention_plots import (
+    draw_attention_history,
+    plot_alphas,
+    plot_spans,
+    records_attention,
+)
 from common.results.comparison import copy_decision_maps, group_summary, write_comparison
 from common.results.decision_grid import (
     Panel,
@@ -105,6 +111,7 @@ __all__ = [
     "decides_layers",
     "decision_word",
     "decisions_of",
+    "draw_attention_history",
     "draw_comparison",
     "draw_decision_history",
     "draw_decisions",
@@ -127,13 +134,16 @@ __all__ = [
     "new_figure",
     "numbers_fit",
     "panels_height",
+    "plot_alphas",
     "plot_comparison",
     "plot_decision_history",
     "plot_decisions",
     "plot_decisions_by_type",
+    "plot_spans",
     "plot_training",
     "questions",
     "read_results",
+    "records_attention",
     "run_title",
     "save",
     "share_colours",

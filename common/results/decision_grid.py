@@ -36,7 +36,7 @@ class Panel:
 
     @property
     def title(self) -> str:
-        return STREAM_TITLES.get(self.stream, f"{self.stream} layers")
+        return stream_title(self.stream)
 
     def values(
         self, vector: Sequence[float] | np.ndarray, live: Sequence[bool] | None = None
@@ -52,6 +52,11 @@ class Panel:
 def stream_of(layer: str) -> str:
     """`lang.1` → `lang`."""
     return layer.rpartition(".")[0] or layer
+
+
+def stream_title(stream: str) -> str:
+    """`lang` → `language stream`."""
+    return STREAM_TITLES.get(stream, f"{stream} layers")
 
 
 def make_panels(decisions: dict[str, Any]) -> list[Panel]:

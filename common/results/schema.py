@@ -45,6 +45,7 @@ class Epoch(TypedDict):
     policy_temperature: NotRequired[float | None]
     decisions: NotRequired[ShareOfType | None]
     train_decisions: NotRequired[ShareOfType | None]
+    attention: NotRequired[dict[str, dict[str, list[float]]] | None]
 
 
 class Flops(TypedDict):

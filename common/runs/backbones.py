@@ -21,6 +21,7 @@ from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import CheckpointError, ConfigError
 from common.projects import Project
+from common.runs.places import Places
 from common.runs.run_script import RunScript
 
 MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
@@ -68,6 +69,8 @@ class Backbone:
             the checkpoint's meta; ConfigError where this model cannot be opened.
         make_inputs: what turns a batch of a VQA data set into the model's inputs, from the
             tokenizer of the questions and the checkpoint's meta.
+        places: what stands at the places of its streams, `places(run, inputs of a batch)`, one
+            entry for each sample; None where its attention is not shown.
         dataset: the data set of a run, `dataset(run, folder of its files or None)`; by itself that
             of the table by its name.
         exporting: what is needed to export its runs as plain models; None where there are none.
@@ -81,6 +84,7 @@ class Backbone:
     script: RunScript
     make_model: Callable[[dict[str, Any]], nn.Module]
     make_inputs: Callable[[Tokenizer, dict[str, Any]], MakeInputs]
+    places: Callable[[OpenedRun, Mapping[str, Tensor | None]], list[Places]] | None = None
     dataset: Callable[[OpenedRun, Path | None], Dataset] = lambda run, data_root: resolve_dataset(
         run.dataset, data_root=data_root
     )

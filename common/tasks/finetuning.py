@@ -30,6 +30,7 @@ from common.adapt.strategies import Strategy
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from common.files import write_bytes, write_json
+from common.results.attention_plots import plot_alphas, plot_spans, records_attention
 from common.results.decision_plots import plot_decisions
 from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
 from common.results.plots import plot_training
@@ -287,6 +288,10 @@ def draw(result: dict[str, Any], out_dir: Path) -> None:
         plot_decisions(result, folder / "decisions.png")
         plot_decisions_by_type(result, folder / "decisions_by_type.png")
         plot_decision_history(result, folder / "decision_history.png")
+    if records_attention(result, "span"):
+        plot_spans(result, folder / "spans.png")
+    if records_attention(result, "alpha"):
+        plot_alphas(result, folder / "alphas.png")
     write_run_report(out_dir)
 
 

@@ -10,6 +10,7 @@ from lxrt import PROJECT
 from lxrt.bench import bench_model
 from lxrt.building import make_inputs, make_model
 from lxrt.exporting import EXPORTING
+from lxrt.inputs import find_places
 from lxrt.parity import run_pretraining, run_vqa
 
 
@@ -39,6 +40,7 @@ LXMERT = Backbone(
     script=LxmertScript(PROJECT.folder, "snap/vqa", ("--dataset", "easy_vqa")),
     make_model=make_model,
     make_inputs=make_inputs,
+    places=find_places,
     exporting=EXPORTING,
     parity={"lxmert_vqa": run_vqa, "lxmert_pretrain": run_pretraining},
     bench=bench_model,

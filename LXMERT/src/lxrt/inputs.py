@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch
+from common.runs.backbones import OpenedRun
+from common.runs.places import Places, two_streams
 
 
 @dataclass
@@ -30,3 +33,13 @@ class LxmertInputs:
             "boxes": batch.boxes,
             "region_mask": regions,
         }
+
+
+def find_places(run: OpenedRun, inputs: Mapping[str, Tensor | None]) -> list[Places]:
+    """What stands at the places of both streams, for each sample of `LxmertInputs`."""
+    ids, mask, features = (inputs[name] for name in ("input_ids", "input_mask", "features"))
+    assert ids is not None and mask is not None and features is not None
+    found = two_streams(
+        run.tokenizer, ids, mask, features.shape[1], inputs["region_mask"], whole_first=False
+    )
+    return [{"lang": words, "vision": regions} for words, regions in found]
