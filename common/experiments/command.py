@@ -108,7 +108,7 @@ class Runner:
             if measured_rows(of_seed):
                 print(f"{name}: is measured", flush=True)
                 continue
-            print(f"{name}: its models are compared, about a minute", flush=True)
+            print(f"{name}: its models are compared, a few minutes", flush=True)
             try:
                 keep_measured(of_seed, measure(of_seed, self.gpu))
             except AdaptiveError as error:
