@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import Layer, bert_steps, split_heads
+from common.adapt.steps import PAIR, Layer, bert_steps, find_weighting, key_weights, split_heads
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights
 from common.modules.masks import additive_mask
@@ -265,11 +265,11 @@ class VisualLinguisticBert(nn.Module):
                 split_heads(linear(hidden), own.num_attention_heads)
                 for linear in (own.query, own.key)
             )
-            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask
+            weights = key_weights(q, k, mask, find_weighting(own), passed[-1].get(PAIR))
             if order is not None:
-                scores = scores.gather(2, order[:, None, :, None].expand_as(scores))
-                scores = scores.gather(3, order[:, None, None].expand_as(scores))
-            found.append(scores.softmax(-1))
+                weights = weights.gather(2, order[:, None, :, None].expand_as(weights))
+                weights = weights.gather(3, order[:, None, None].expand_as(weights))
+            found.append(weights)
         return found
 
 

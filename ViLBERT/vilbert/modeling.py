@@ -18,7 +18,7 @@ from common.adapt.adapting import freeze_dead
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import HeadsStep, Layer, split_heads
+from common.adapt.steps import PAIR, HeadsStep, Layer, find_weighting, key_weights, split_heads
 from common.modules.embeddings import TextEmbeddings
 from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
 from common.modules.masks import additive_mask
@@ -298,6 +298,7 @@ class BertModel(nn.Module):
         for layer, state in zip(self.encoder.layers(), before, strict=True):
             if len(read_stream(state, "lang")) < len(read_stream(last, "lang")):
                 state = self._paired(state)
+            state = {**state, PAIR: last.get(PAIR)}
             module = self.encoder.get_submodule(layer.path)
             steps = [step for step in layer.steps if isinstance(step, HeadsStep)]
             found[layer.name] = {s.reads[0]: probabilities(s, module, state) for s in steps}
@@ -312,9 +313,8 @@ def probabilities(step: HeadsStep, layer: nn.Module, state: State) -> Tensor:
     heads, (query, key, _) = step.attention(layer).num_attention_heads, step.projections(layer)
     asking, asked = step.inputs(state)
     q, k = split_heads(query(asking), heads), split_heads(key(asked), heads)
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    mask = step.mask(state)
-    return (scores if mask is None else scores + mask).softmax(-1)
+    weighting = find_weighting(step.attention(layer))
+    return key_weights(q, k, step.mask(state), weighting, state.get(PAIR))
 
 
 def _each(x: Tensor, times: int) -> Tensor:

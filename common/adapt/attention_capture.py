@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.families import find_encoder
 from common.adapt.routes import State
-from common.adapt.steps import WATCHERS, HeadsStep
+from common.adapt.steps import WATCHERS, HeadsStep, live_steps
 from common.errors import ConfigError
 from common.modules.masks import MASKED
 
@@ -199,3 +199,17 @@ class _Watch:
             return torch.ones(len(rows), places, dtype=torch.bool, device=rows.device)
         there = mask[:, 0, 0] > MASKED / 2
         return there.expand(len(rows), -1) if len(there) == 1 else there[rows.to(there.device)]
+
+
+def attention_heads(model: nn.Module) -> dict[str, int]:
+    """The layers that attend to something, in order of execution, with their largest number of
+    heads."""
+    encoder = find_encoder(model)
+    layers = encoder.layers()
+    found: dict[str, int] = {}
+    for layer, steps in zip(layers, live_steps(layers, encoder.reads)[0], strict=True):
+        module = encoder.get_submodule(layer.path)
+        heads = [s.attention(module).num_attention_heads for s in steps if isinstance(s, HeadsStep)]
+        if heads:
+            found[layer.name] = max(heads)
+    return found

@@ -339,7 +339,8 @@ class RoutedEncoder(nn.Module):
         if self.adaptive is not None:
             raise ConfigError(
                 "attention probabilities are those of a plain model; an adapted one "
-                "has two branches (export it, or build it with strategy standard)"
+                "has two branches (common.adapt.attention_capture says what each sample ran; or "
+                "export it, or build it with strategy standard)"
             )
 
     @property

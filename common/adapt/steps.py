@@ -275,7 +275,7 @@ def attend(
         if mask is not None:
             mask = mask.to(q.dtype)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        weights = None if seen is None else softmax_weights(q, k, mask)
+        weights = None if seen is None else key_weights(q, k, mask)
     else:
         weights = weigh(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
         context = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
@@ -285,10 +285,25 @@ def attend(
     return context
 
 
-def softmax_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, c), k (B, H, S, c), additive mask (B, 1, 1, S) or None -> (B, H, T, S)."""
-    precise = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ k.transpose(-1, -2)).to(precise) / math.sqrt(q.shape[-1])
+def key_weights(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    weighting: Weighting | None = None,
+    pair: Tensor | None = None,
+) -> Tensor:
+    """Weights (B, H, T, S) of the keys, by `weighting` or else softmax.
+
+    Args:
+        q, k: (B, H, T, c) and (B, H, S, c).
+        mask: additive (B, 1, 1, S), or None.
+        weighting: what weighs the keys; None: softmax.
+        pair: (B, F) for a span policy, or None.
+    """
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if weighting is not None:
+        return weighting(scores, mask, weighting.shares(pair))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return (scores if mask is None else scores + mask).softmax(-1)
 
 

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.adapt.attention_capture import capture
 from common.adapt.encoder import Adaptive
 from common.adapt.policy import RandomPolicy
+from common.ask.attention import Choice, PairAttention, attention_json, choose_block
 from common.data.tokenizer import MAX_TOKENS, Tokenizer
 from common.data.vqa_dataset import VQABatch
 from common.errors import ConfigError
 from common.features.store import Regions
+from common.runs.attention_blocks import blocks
 from common.runs.backbones import OpenedRun
 from common.tasks.evaluation import EVALUATION
 from common.tasks.vqa import check_logits
@@ -67,16 +70,25 @@ class Answered:
         answers: the likeliest first.
         decisions: None where the strategy decides nothing.
         notes: what the user should know about the question.
+        attention: of the layer and head that was asked for, if one was.
     """
 
     question: str
     answers: list[Answer]
     decisions: PairDecisions | None
     notes: list[str] = field(default_factory=list)
+    attention: PairAttention | None = None
 
 
 @torch.no_grad()
-def ask(run: OpenedRun, regions: Regions, question: str, top: int = 5, seed: int = 0) -> Answered:
+def ask(
+    run: OpenedRun,
+    regions: Regions,
+    question: str,
+    top: int = 5,
+    seed: int = 0,
+    attention: Choice | None = None,
+) -> Answered:
     """Ask a finetuned model a question about an image.
 
     The answer head is trained with binary cross-entropy for every answer by itself, so a
@@ -88,6 +100,7 @@ def ask(run: OpenedRun, regions: Regions, question: str, top: int = 5, seed: int
         question: not empty.
         top: how many answers.
         seed: of decisions that are drawn; the same pair always draws the same ones.
+        attention: what to show of it.
 
     Raises:
         ConfigError: an empty question, no answers wanted, or decisions that cannot be made.
@@ -102,14 +115,20 @@ def ask(run: OpenedRun, regions: Regions, question: str, top: int = 5, seed: int
     if part is not None:
         pair = f"{regions.image_id}\n{question}".encode()
         part.key_noise(seed, EVALUATION, [zlib.crc32(pair)])
-    logits = run.model(**inputs)[0].float()
+    shown = None
+    if attention is None:
+        logits = run.model(**inputs)[0].float()
+    else:
+        with capture(run.model) as found:
+            logits = run.model(**inputs)[0].float()
+        shown = choose_block(attention, blocks(run, inputs, found))
     check_logits(logits[None], [f"image {regions.image_id!r}, question {question!r}"])
     order = logits.argsort(descending=True, stable=True)[:top].tolist()
     answers = [Answer(run.answers[i], float(logits[i].sigmoid()), float(logits[i])) for i in order]
     decisions = None if part is None else read_decisions(part)
     room = getattr(run.make_inputs, "longest", MAX_TOKENS - 2)
     notes = question_notes(run.tokenizer, question, room)
-    return Answered(question, answers, decisions, notes)
+    return Answered(question, answers, decisions, notes, shown)
 
 
 def make_batch(regions: Regions, question: str) -> VQABatch:
@@ -226,4 +245,5 @@ def as_json(answered: Answered) -> dict[str, Any]:
         "answers": [vars(answer) for answer in answered.answers],
         "decisions": decisions,
         "notes": answered.notes,
+        "attention": None if answered.attention is None else attention_json(answered.attention),
     }

@@ -18,6 +18,7 @@ from typing import Any
 
 from common.adapt.encoder import POLICY_EVALUATIONS
 from common.ask.answering import Answered, PairDecisions, as_json, ask
+from common.ask.attention import attention_lines, parse_choice
 from common.ask.image import AskedImage, find_image
 from common.ask.picture import plot_answer
 from common.errors import ConfigError
@@ -86,6 +87,18 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="then read questions from the standard input, one a line",
     )
+    asked.add_argument(
+        "--attention",
+        metavar="LAYER[:HEAD]",
+        help="also draw the attention of this layer and head on the picture (heads from 1; "
+        "without one the mean of all): from words to regions where the layer has that",
+    )
+    asked.add_argument(
+        "--word",
+        metavar="WORD",
+        help="with --attention: shade the regions by what this word of the question looks at "
+        "(default: the mean of all)",
+    )
     asked.add_argument("--top", type=int, default=5, metavar="K", help="answers shown (default 5)")
     asked.add_argument(
         "--policy-eval",
@@ -138,13 +151,16 @@ def run_command(args: argparse.Namespace) -> None:
     run = open_run(args.run, args.data)
     set_threads(None, run.meta["size"] == "small")
     choose_policy_eval(run, args.policy_eval)
+    attention = None
+    if args.attention is not None:
+        attention = parse_choice(run, args.attention, word=args.word)
     image = find_image(run, args.image, args.image_id, args.features, args.data)
     quiet = args.json == "-"
     if not quiet:
         print(heading(run, image), flush=True)
     entries = []
     for number, question in enumerate(questions(args), 1):
-        answered = ask(run, image.regions, question, args.top, args.seed)
+        answered = ask(run, image.regions, question, args.top, args.seed, attention)
         several = args.interactive or len(args.question) > 1
         picture = (
             None
@@ -177,6 +193,8 @@ def check(args: argparse.Namespace) -> None:
         _check_unicode("--question", question)
     if args.image_id is not None:
         _check_unicode("--image-id", args.image_id)
+    if args.word is not None and args.attention is None:
+        raise ConfigError(f"--word {args.word}: say of which layer with --attention LAYER[:HEAD]")
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: give a number of at least 1")
     if args.out is not None and not args.out.is_dir() and args.out.suffix.lower() != ".png":
@@ -274,6 +292,10 @@ def report(run: OpenedRun, answered: Answered, picture: Path | None) -> str:
         lines.append(f"decided   {nothing_decided(run)}")
     else:
         lines += decision_lines(answered.decisions, run.strategy.name)
+    if answered.attention is not None:
+        shown = attention_lines(answered.attention)
+        lines += [_wrapped(shown[0], "attended  "), *(_wrapped(t, " " * 10) for t in shown[1:])]
+        lines += map(_note, answered.attention.notes)
     if picture is not None:
         lines.append(f"picture   {picture}")
     return "\n".join(lines)

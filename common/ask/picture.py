@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from common.ask.answering import Answer, Answered, PairDecisions
+from common.ask.attention_picture import attention_height, draw_attention
+from common.ask.canvas import BOX_COLOURS, MARGIN, draw_boxes, draw_image, image_height
 from common.ask.image import AskedImage
 from common.features.store import Regions
 from common.results.decision_grid import decides_layers, stream_of
@@ -30,12 +31,10 @@ from common.results.plot_style import (
     styled,
 )
 
-MARGIN, TITLE, ID_ROW, FOOT = 0.15, 0.55, 0.15, 0.42
-IMAGE_WIDTH, IMAGE_HEIGHT = 3.8, 3.3
+TITLE, ID_ROW, FOOT = 0.55, 0.15, 0.42
 ANSWERS_LEFT, ANSWER_ROW, MOST_ANSWERS, AXIS = 4.4, 0.27, 10, 0.55
 QUESTION_ROW, NOTE_ROW = 0.25, 0.14
 STRIP, STRIP_TITLE, PANELS_TITLE = 0.62, 0.5, 0.22
-BOX_COLOURS = ("#d55e00", "#0072b2", "#cc79a7", "#009e73", "#882255", "#b8a900", "#56b4e9")
 ID_COLUMNS, MOST_IDS = 2, 36
 QUESTION_WIDTH, NOTE_WIDTH, NAME_WIDTH = 40, 58, 18
 
@@ -76,7 +75,8 @@ def draw_answer(image: AskedImage, answered: Answered, title: str, nothing: str)
     decided = answered.decisions
     table = None if decided is None else decision_table(decided)
     lower = 0.3 if table is None else _decisions_height(table)
-    height = TITLE + upper + lower
+    middle = 0.0 if answered.attention is None else attention_height(image, answered.attention)
+    height = TITLE + upper + middle + lower
     figure = new_figure(height)
     figure.text(
         MARGIN / WIDTH,
@@ -87,9 +87,14 @@ def draw_answer(image: AskedImage, answered: Answered, title: str, nothing: str)
         linespacing=1.35,
     )
     top = height - TITLE
-    _draw_image(figure, image, top)
+    boxes = image.regions.boxes.tolist()
+    draw_boxes(
+        draw_image(figure, image, top), boxes, max(image.regions.width, image.regions.height)
+    )
     _draw_ids(figure, image.regions, top - shown - 0.1)
     _draw_answers(figure, answered.answers, question, notes, top)
+    if answered.attention is not None:
+        draw_attention(figure, image, answered.attention, lower + middle)
     if table is None or decided is None:
         figure.text(MARGIN / WIDTH, 0.14 / height, f"decided: {nothing}", fontsize=10)
     else:
@@ -105,73 +110,6 @@ def decision_table(found: PairDecisions) -> dict[str, Any]:
         "live": found.live,
         "share": found.decisions,
     }
-
-
-def image_height(regions: Regions) -> float:
-    """Inches that the image needs: as wide as there is room, unless it is then too high."""
-    return min(IMAGE_HEIGHT, IMAGE_WIDTH * regions.height / regions.width)
-
-
-def _draw_image(figure: Figure, image: AskedImage, top: float) -> None:
-    """The picture, or an empty canvas of its size, with numbered boxes."""
-    height, regions = figure.get_figheight(), image.regions
-    shown = image_height(regions)
-    axes = figure.add_axes(
-        (MARGIN / WIDTH, (top - shown) / height, IMAGE_WIDTH / WIDTH, shown / height)
-    )
-    extent = (0, regions.width, regions.height, 0)
-    if image.picture is None:
-        axes.add_patch(Rectangle((0, 0), regions.width, regions.height, facecolor="#f2f2f2"))
-    else:
-        pixelated = max(image.picture.size) < 400
-        axes.imshow(
-            np.asarray(image.picture),
-            extent=extent,
-            interpolation="nearest" if pixelated else "antialiased",
-        )
-    pad = 0.02 * max(regions.width, regions.height)
-    axes.set(
-        xlim=(-pad, regions.width + pad),
-        ylim=(regions.height + pad, -pad),
-        aspect="equal",
-        anchor="NW",
-    )
-    axes.axis("off")
-    _draw_boxes(axes, regions.boxes.tolist(), max(regions.width, regions.height))
-
-
-def _draw_boxes(axes: Axes, boxes: Sequence[Sequence[float]], size: float) -> None:
-    """Outlines with numbers in their upper left corners, moved where corners coincide."""
-    step = 0.065 * size
-    taken: list[tuple[float, float]] = []
-    for number in range(len(boxes), 0, -1):  # the first, most certain ones on top
-        x1, y1, x2, y2 = boxes[number - 1]
-        colour = BOX_COLOURS[(number - 1) % len(BOX_COLOURS)]
-        axes.add_patch(
-            Rectangle(
-                (x1, y1),
-                x2 - x1,
-                y2 - y1,
-                fill=False,
-                edgecolor=colour,
-                linewidth=1.8 if number == 1 else 1.1,
-            )
-        )
-        x = x1
-        while any(abs(x - a) < step and abs(y1 - b) < step for a, b in taken) and x + step < x2:
-            x += step
-        taken.append((x, y1))
-        axes.text(
-            x,
-            y1,
-            str(number),
-            fontsize=7,
-            color="white",
-            va="top",
-            ha="left",
-            fontweight="bold",
-            bbox={"facecolor": colour, "linewidth": 0, "pad": 1.2},
-        )
 
 
 def _draw_ids(figure: Figure, regions: Regions, top: float) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 
 from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES
+from common.modules.attention import AttentionOptions
 from common.runs.backbones import BenchSettings
 
 ADAPTIVE = tuple(name for name, row in STRATEGIES.items() if row.adaptive)
@@ -20,6 +21,15 @@ TRAIN_EXECUTORS = ("dense", "exact", "sampled")
 EVAL_EXECUTORS = ("dense", "gathered")
 DEFAULT_EXECUTOR = {"train": "exact", "eval": "gathered"}
 MIDDLE = 0.5
+# Spans start as wide as all keys, so that nothing is cut: what the mechanism itself costs.
+MECHANISMS = {
+    "entmax": AttentionOptions("entmax"),
+    "entmax15": AttentionOptions("entmax15"),
+    "sparsemax": AttentionOptions("sparsemax"),
+    "span": AttentionOptions(span="keys"),
+    "span + entmax": AttentionOptions("entmax", span="keys"),
+}
+LAYERDROP = "LayerDrop"
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Case:
         against: what it is compared with: standard, the standard model with `reference_layers`
             (whole), or reference.
         decided: for every sample by itself, or once for all (global).
+        mechanism: of attention, a key of `MECHANISMS`, or `LAYERDROP`;
+            empty: softmax over all keys in all layers.
     """
 
     mode: str
@@ -46,6 +58,7 @@ class Case:
     precision: str = "fp32"
     against: str = "standard"
     decided: str = "sample"
+    mechanism: str = ""
 
     @property
     def key(self) -> str:
@@ -58,6 +71,7 @@ class Case:
             "" if self.share is None else f"{self.share:g}",
             "" if self.policy == "none" else self.policy,
             "" if self.decided == "sample" else self.decided,
+            self.mechanism,
         ]
         return "/".join(part for part in parts if part) + f" : {self.against}"
 
@@ -68,8 +82,17 @@ class Case:
             self.precision,
             self.mode,
             self.against,
-            "" if self.against == "reference" else self.strategy,
+            "mechanisms"
+            if self.mechanism
+            else ""
+            if self.against == "reference"
+            else self.strategy,
         )
+
+    @property
+    def model(self) -> str:
+        """Cases with the same run on one model."""
+        return self.mechanism or self.strategy
 
     @property
     def cost(self) -> int:
@@ -101,6 +124,7 @@ def all_cases(
                 cases += _reference_cases(settings, mode, precision, quick)
             for strategy in ADAPTIVE:
                 cases += _strategy_cases(settings, mode, strategy, precision, quick)
+        cases += mechanism_cases(precision)
         for share in kept[::2] if quick else kept:
             cases += dropping_cases(share, precision, quick)
     return list(dict.fromkeys(cases))
@@ -154,6 +178,14 @@ def dropping_cases(share: float, precision: str, quick: bool = False) -> list[Ca
         *([] if quick else [replace(case, policy="small")]),
         replace(case, decided="global"),
     ]
+
+
+def mechanism_cases(precision: str) -> Iterator[Case]:
+    """The standard model with each mechanism, and a step with LayerDrop."""
+    for name in MECHANISMS:
+        for mode in ("train", "eval"):
+            yield Case(mode, "standard", precision=precision, mechanism=name)
+    yield Case("train", "standard", precision=precision, mechanism=LAYERDROP)
 
 
 def memory_cases(settings: BenchSettings, quick: bool) -> list[Case]:

@@ -5,8 +5,8 @@
 Measures training steps (forward, backward, optimiser) and evaluation of every strategy and
 executor at several shares of decisions, with and without a policy network; the activations that a
 step keeps and the peak memory of its process; the standard model against `transformers`; what
-evaluation with dropped blocks takes, by the number of blocks kept; and how fast region features are
-imported and read.
+evaluation with dropped blocks takes, by the number of blocks kept; what mechanisms of attention and
+LayerDrop cost; and how fast region features are imported and read.
 Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
 written as JSON, table and chart. What is measured already is kept: the same command goes on where
 it stopped.

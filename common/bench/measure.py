@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from common.adapt.adapting import adapt, adaptive_part, make_policy
 from common.adapt.encoder import Adaptive
 from common.adapt.families import find_encoder
+from common.adapt.layerdrop import LayerDropping
 from common.adapt.policy import PolicyInputs
 from common.bench.cases import Case
+from common.bench.mechanisms import give_mechanism
 from common.runs.backbones import BenchModel, BenchSettings
 from common.training.runtime import PRECISIONS
 from common.training.timing import Clock, interleaved, summarise
@@ -62,13 +64,14 @@ class Bench:
         torch.manual_seed(settings.seed)
         self._policies: dict[tuple[str, str], nn.Module] = {}
         self._models: dict[str, nn.Module] = {}
+        self._dropping: dict[str, LayerDropping] = {}
+        self._steps = 0
         cases = [*(case.baseline() for case in cases if baselines), *cases]
-        strategies = sorted({case.strategy for case in cases}, key=lambda s: s != "standard")
-        for strategy in strategies:
-            if strategy != "reference":
-                self._models[strategy] = self._make(
-                    strategy, {case.policy for case in cases if case.strategy == strategy}
-                )
+        plain_first = sorted(cases, key=lambda case: case.model != "standard")
+        for model, case in {case.model: case for case in plain_first}.items():
+            if model != "reference":
+                policies = {other.policy for other in cases if other.model == model}
+                self._models[model] = self._make(case, policies)
         if any(case.strategy == "reference" for case in cases):
             if supplied.reference is None:
                 raise ValueError("the backbone supplies no reference model")
@@ -80,18 +83,21 @@ class Bench:
         )
         self._generator = torch.Generator().manual_seed(settings.seed)
 
-    def _make(self, strategy: str, policies: set[str]) -> nn.Module:
+    def _make(self, case: Case, policies: set[str]) -> nn.Module:
         """The adapted model, on the parameters of the first one, with its steered policies."""
         model = self.supplied.build().to(self.device)
         if "standard" in self._models:
             shared = self._models["standard"].state_dict(keep_vars=True)
             model.load_state_dict(shared, assign=True)
-        encoder = find_encoder(adapt(model, strategy, "random:0.5"))
+        dropping = give_mechanism(model, case.mechanism)
+        if dropping is not None:
+            self._dropping[case.model] = dropping
+        encoder = find_encoder(adapt(model, case.strategy, "random:0.5"))
         if encoder.adaptive is not None:
             count = len(encoder.adaptive.live)
             for name in sorted(policies - {"none"}):
                 network = make_policy(name, encoder, encoder.layers(), count, 0.5)
-                self._policies[strategy, name] = SteeredPolicy(network).to(self.device)
+                self._policies[case.strategy, name] = SteeredPolicy(network).to(self.device)
         return model
 
     def decisions(self, part: Adaptive, share: float, decided: str = "sample") -> Tensor:
@@ -108,12 +114,15 @@ class Bench:
 
     def decision_count(self, case: Case) -> int:
         """D of the case's model; 0 where nothing is decided."""
-        part = adaptive_part(self._models[case.strategy])
+        part = adaptive_part(self._models[case.model])
         return 0 if part is None else len(part.live)
 
     def run(self, case: Case) -> Callable[[], None]:
         """The call to be measured: one training step, or one evaluation of the batch."""
-        model = self._models[case.strategy].train(case.mode == "train")
+        model = self._models[case.model].train(case.mode == "train")
+        if case.model in self._dropping:
+            self._steps += 1
+            self._dropping[case.model].draw(self.settings.seed, self._steps)
         reference = case.strategy == "reference"
         given_inputs = self.supplied.reference_inputs if reference else self.supplied.inputs
         assert given_inputs is not None

@@ -8,6 +8,7 @@ from functools import partial
 
 from common.bench.cases import ADAPTIVE, DEFAULT_EXECUTOR, MIDDLE, Case
 from common.bench.dropping import dropping, format_dropping, summary_of_dropping
+from common.bench.mechanisms import format_mechanisms
 from common.bench.results import BenchFile
 
 NONE = "–"
@@ -184,6 +185,7 @@ def format_report(file: BenchFile) -> str:
         parts += [_strategies(file, precision)]
         if file.reference:
             parts += [_reference(file, precision)]
+        parts.append(format_mechanisms(file, precision, _cell))
         parts.append(format_dropping(file, precision, _cell))
     rows = [f"| {v.quantity} | {v.target} | {v.measured} | {v.words} |" for v in verdicts(file)]
     if rows:

@@ -5,6 +5,7 @@
 Every run goes through the backbone's own run script into `snap/vqa/experiments/`. The command can
 be given again at any time: a run whose result is there, with the same settings, is kept, one that
 was stopped goes on, and a failed one is named at the end while the others are done all the same.
+The models of some experiments are compared in one process after their training.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Runner:
             if measured_rows(of_seed):
                 print(f"{name}: is measured", flush=True)
                 continue
-            print(f"{name}: its models are compared, about a minute", flush=True)
+            print(f"{name}: its models are compared, a few minutes", flush=True)
             try:
                 keep_measured(of_seed, measure(of_seed, self.gpu))
             except AdaptiveError as error:

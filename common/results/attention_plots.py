@@ -20,12 +20,14 @@ from common.results.files import Result
 from common.results.plot_style import WIDTH, Target, new_figure, run_title, save, styled
 
 COLUMNS = 6
-PANEL, GAP, TOP, FOOT = 1.05, 0.52, 0.62, 0.62  # inches
-LEFT, RIGHT = 0.55, 0.12
+LEAST_RANGE = 0.1
+LEGEND_AT = 0.345  # inches
+PANEL, GAP, NEXT, TOP, FOOT = 1.05, 0.62, 0.36, 0.42, 0.66  # inches
+LEFT, RIGHT = 0.64, 0.12
 WORDS = {"lang": "language", "text": "language", "image": "vision"}
 KINDS = {
     "span": ("span of every head, as a share of the keys", "span", (0.0, 1.0)),
-    "alpha": ("α of every head (1: softmax, 2: sparsemax)", "α", (1.0, 2.0)),
+    "alpha": ("α of every head (towards 1: softmax, 2: sparsemax)", "α", (1.0, 2.0)),
 }
 
 
@@ -66,17 +68,18 @@ def draw_attention_history(result: Result, kind: str) -> Figure:
         raise DataError(f"{result.get('path', 'result')}: no epoch records {KINDS[kind][1]}")
     modules = [name for name, entry in epochs[-1]["attention"].items() if kind in entry]
     rows = _rows(modules)
-    inches = sum(PANEL + (GAP if first else 0.34) for _, _, first in rows)
+    inches = sum(PANEL + (GAP if first else NEXT) for _, _, first in rows)
     height = TOP + inches + FOOT
     figure = new_figure(height)
-    what, label, limits = KINDS[kind]
+    what, label, _ = KINDS[kind]
+    limits = _limits(epochs, modules, kind)
     figure.text(0.02, 1 - 0.08 / height, run_title(result, what), va="top", fontsize=10)
     heads = max(len(epochs[-1]["attention"][name][kind]) for name in modules)
     columns = max(len(names) for _, names, _ in rows)
     width = (WIDTH - LEFT - RIGHT) / max(columns, 3)
     top = height - TOP
     for title, names, first in rows:
-        top -= GAP if first else 0.34
+        top -= GAP if first else NEXT
         if first:
             figure.text(LEFT / WIDTH, (top + 0.22) / height, title, fontsize=9, va="bottom")
         for column, name in enumerate(names):
@@ -126,6 +129,17 @@ def _rows(modules: Sequence[str]) -> list[tuple[str, list[str], bool]]:
     ]
 
 
+def _limits(
+    epochs: Sequence[dict[str, Any]], modules: Sequence[str], kind: str
+) -> tuple[float, float]:
+    """One scale for all panels: what occurs, with some room, but no less than a tenth."""
+    values = [v for epoch in epochs for name in modules for v in epoch["attention"][name][kind]]
+    low, high = min(values), max(values)
+    room = max(0.04 * (high - low), (LEAST_RANGE - (high - low)) / 2)
+    least, most = KINDS[kind][2]
+    return max(low - room, least - 0.02), min(high + room, most + 0.02)
+
+
 def _panel(
     axes: Axes, epochs: Sequence[dict[str, Any]], module: str, kind: str, heads: int
 ) -> None:
@@ -160,9 +174,12 @@ def _legend(figure: Figure, heads: int) -> None:
     bar.set_ticks(list(range(1, heads + 1)))
     bar.ax.tick_params(labelsize=7, length=0, which="both")
     bar.outline.set_visible(False)
-    figure.text(0.44, 0.345 / height, "head", ha="right", va="center", fontsize=8)
-    figure.text(LEFT / WIDTH, 0.345 / height, "x: epoch", va="center", fontsize=8)
+    figure.text(0.44, LEGEND_AT / height, "head", ha="right", va="center", fontsize=8)
+    figure.text(LEFT / WIDTH, LEGEND_AT / height, "x: epoch", va="center", fontsize=8)
     mean = Line2D([], [], color="black", linewidth=1.6, linestyle=(0, (4, 2)), label="mean")
     figure.legend(
-        handles=[mean], loc="center right", bbox_to_anchor=(0.99, 0.345 / height), borderaxespad=0
+        handles=[mean],
+        loc="center right",
+        bbox_to_anchor=(0.99, LEGEND_AT / height),
+        borderaxespad=0,
     )

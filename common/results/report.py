@@ -6,11 +6,9 @@ refers to the network or to another file. Every text that comes from a result is
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +28,12 @@ from common.results.files import (
     lookup,
     sort_results,
 )
-from common.results.plot_style import Target, decision_word
+from common.results.page import html_figure, html_page, html_section, html_table, html_warnings
+from common.results.plot_style import decision_word
 from common.results.plots import plot_comparison, plot_training
 from common.results.table import LEGEND, NONE, make_tables
 
 REPORT_NAME = "report.html"
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1180px;
-       margin: 2em auto; padding: 0 1.2em; }
-h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.2em; margin: 1.8em 0 .4em; }
-.lead { color: #555; margin-top: .2em; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6em 0; }
-th, td { padding: .25em .7em; text-align: right; white-space: nowrap; }
-th { border-bottom: 2px solid #444; font-weight: 600; vertical-align: bottom; }
-td { border-bottom: 1px solid #e2e2e2; }
-th:first-child, td:first-child { text-align: left; }
-tr.baseline td { color: #666; font-style: italic; }
-.numbers { display: flex; flex-wrap: wrap; gap: .8em; margin: 1em 0; padding: 0; }
-.numbers div { border: 1px solid #d5d5d5; border-radius: 6px; padding: .5em 1em; }
-.numbers b { display: block; font-size: 1.45em; }
-.warning { background: #fff4e0; border-left: 4px solid #d17c00; padding: .5em 1em; }
-pre { background: #f4f4f4; padding: .7em 1em; overflow-x: auto; white-space: pre-wrap; }
-img { max-width: 100%; height: auto; } figure { margin: 1em 0; }
-figcaption, .legend { color: #555; font-size: .9em; }
-"""
 
 
 def write_run_report(run_dir: Path | str) -> Path:
@@ -72,26 +51,26 @@ def write_run_report(run_dir: Path | str) -> Path:
         if result.get(name) is not None
     ]
     body = [
-        _warnings(result.get("warnings") or []),
+        html_warnings(result.get("warnings") or []),
         _headline(result),
         "<h2>Accuracy</h2>",
         _accuracy_table(result),
         _decisions(result),
-        *_section(
+        *html_section(
             "Training",
-            _figure(plot_training, result, "Loss, accuracy and temperature of every epoch.")
+            html_figure(plot_training, result, "Loss, accuracy and temperature of every epoch.")
             if result.get("epochs")
             else "",
         ),
         _epoch_table(result.get("epochs") or []),
-        *_section("Attention", _attention(result)),
+        *html_section("Attention", _attention(result)),
         "<h2>Parameters, time and memory</h2>",
         _costs(result),
         "<h2>How to run it again</h2>",
         f"<pre>{html.escape(str(result.get('command') or NONE))}</pre>",
         _versions(result),
     ]
-    write_bytes(path, _page(title, ", ".join(facts), body))
+    write_bytes(path, html_page(title, ", ".join(facts), body))
     return path
 
 
@@ -112,15 +91,15 @@ def write_comparison_report(
     if not results:
         raise DataError("no results to report on")
     notes = [*problems, *comparison_notes(results)]
-    body = [_warnings(notes)]
+    body = [html_warnings(notes)]
     for table in make_tables(results):
         rows = [(row, False) for row in table.rows] + [(row, True) for row in table.baseline_rows]
-        body += [f"<h2>{html.escape(table.title)}</h2>", _table(table.headings, rows)]
+        body += [f"<h2>{html.escape(table.title)}</h2>", html_table(table.headings, rows)]
     body += [
         f"<p class='legend'>{html.escape(LEGEND)}</p>",
-        *_section(
+        *html_section(
             "Accuracy and generalization error",
-            _figure(
+            html_figure(
                 plot_comparison,
                 results,
                 "Validation (filled) and train (hollow) accuracy, with the baselines.",
@@ -133,10 +112,10 @@ def write_comparison_report(
         for group in section.groups
         if group.results[0].get("decisions")
     ]
-    body += _section(
+    body += html_section(
         "What the policies decided",
         "".join(
-            _figure(
+            html_figure(
                 plot_decisions, group.results[0], _caption(group.results[0], len(group.results))
             )
             for group in decided
@@ -145,61 +124,8 @@ def write_comparison_report(
     commands = "\n".join(str(result.get("command") or NONE) for result in results)
     body += ["<h2>Commands of the runs</h2>", f"<pre>{html.escape(commands)}</pre>"]
     write_bytes(
-        Path(path), _page("Comparison of finetuning strategies", f"{len(results)} runs", body)
+        Path(path), html_page("Comparison of finetuning strategies", f"{len(results)} runs", body)
     )
-
-
-def _page(title: str, lead: str, body: Sequence[str]) -> bytes:
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
-            f"<h1>{html.escape(title)}</h1><p class='lead'>{html.escape(lead)}</p>",
-            *filter(None, body),
-            "</body></html>",
-            "",
-        ]
-    ).encode()
-
-
-def _section(title: str, content: str) -> list[str]:
-    """Heading and content, or nothing where there is no content."""
-    return [f"<h2>{html.escape(title)}</h2>", content] if content else []
-
-
-def _figure(plot: Callable[[Any, Target], None], data: Any, caption: str) -> str:
-    """A plot as an inlined picture; the caption is its alternative text as well."""
-    buffer = io.BytesIO()
-    plot(data, buffer)
-    picture = base64.b64encode(buffer.getvalue()).decode()
-    caption = html.escape(caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{picture}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _table(headings: Sequence[Sequence[str]], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
-    """Table from two-line headings and (cells, is a baseline) rows."""
-    head = "".join(
-        f"<th>{'<br>'.join(map(html.escape, filter(None, heading)))}</th>" for heading in headings
-    )
-    lines = [
-        f"<tr{' class=baseline' if baseline else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for cells, baseline in rows
-    ]
-    return (
-        f"<div class='wide'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _warnings(messages: Iterable[str]) -> str:
-    return "\n".join(f"<p class='warning'>{html.escape(str(message))}</p>" for message in messages)
 
 
 def _number(value: Any, decimals: int = 1, factor: float = 1.0, unit: str = "") -> str:
@@ -259,7 +185,7 @@ def _accuracy_table(result: Result) -> str:
     ]
     selection = html.escape(str(result.get("selection") or "not recorded"))
     best = "" if result.get("best_epoch") is None else f" ({result['best_epoch']})"
-    return _table(headings, rows) + (
+    return html_table(headings, rows) + (
         f"<p class='legend'>Best epoch{html.escape(best)} chosen on: {selection}.</p>"
     )
 
@@ -269,14 +195,14 @@ def _decisions(result: Result) -> str:
     decisions = result.get("decisions")
     if not decisions:
         return ""
-    parts = [_figure(plot_decisions, result, _caption(result))]
+    parts = [html_figure(plot_decisions, result, _caption(result))]
     if any(entry.get("count") for entry in (decisions.get("share_by_type") or {}).values()):
-        parts.append(_figure(plot_decisions_by_type, result, "The same by type."))
+        parts.append(html_figure(plot_decisions_by_type, result, "The same by type."))
     if any(epoch.get("decisions") for epoch in result.get("epochs") or []):
         parts.append(
-            _figure(plot_decision_history, result, "How the decisions moved while training.")
+            html_figure(plot_decision_history, result, "How the decisions moved while training.")
         )
-    return "\n".join(_section("What the policy decided", "".join(parts)))
+    return "\n".join(html_section("What the policy decided", "".join(parts)))
 
 
 def _attention(result: Result) -> str:
@@ -284,11 +210,11 @@ def _attention(result: Result) -> str:
     parts = []
     if records_attention(result, "span"):
         parts.append(
-            _figure(plot_spans, result, "Span of every head after each epoch; dashed: the mean.")
+            html_figure(plot_spans, result, "Span of every head after each epoch; dashed: mean.")
         )
     if records_attention(result, "alpha"):
         parts.append(
-            _figure(plot_alphas, result, "α of every head after each epoch; dashed: the mean.")
+            html_figure(plot_alphas, result, "α of every head after each epoch; dashed: mean.")
         )
     return "\n".join(parts)
 
@@ -323,7 +249,7 @@ def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
         )
         for epoch in epochs
     ]
-    return _table(headings, rows)
+    return html_table(headings, rows)
 
 
 def _costs(result: Result) -> str:
@@ -338,7 +264,7 @@ def _costs(result: Result) -> str:
         ("peak memory", _number(lookup(result, "memory.peak_rss_bytes"), 0, 1e-6, " MB")),
         ("peak GPU memory", _number(lookup(result, "memory.peak_cuda_bytes"), 0, 1e-6, " MB")),
     ]
-    return _table([("",), ("",)], [(row, False) for row in rows])
+    return html_table([("",), ("",)], [(row, False) for row in rows])
 
 
 def _versions(result: Result) -> str:

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from common.data.datasets import load_split, open_features, resolve_dataset
+from common.data.vqa_dataset import VQADataset
 from common.errors import CheckpointError
 from common.experiments.measuring import keep_measured, measure, measured_rows
 from common.experiments.plan import EXPERIMENTS, PlannedRun
 from common.experiments.rows import PrunedRow, Row
 from common.results.files import load_result
 from common.results.table import format_markdown
-from common.tasks.measuring import SAMPLES, measured_places
+from common.runs.opened_run import open_run
+from common.tasks.measuring import SAMPLES, measure_work, measured_places
+from common.tasks.vqa import VQATask
+from common.training.runtime import make_runtime
 from lxrt.finetuning import main
 from tests.lxmert.runs import strict_json
 
@@ -78,6 +83,16 @@ def test_a_result_says_operations_and_zeros(repository):
     assert sparse["variant"] == "sparsemax"
     shown = format_markdown([plain, sparse, dropped])
     assert f"| {plain['flops']['per_sample'] / 1e9:.3f} |" in shown
+
+
+def test_operations_are_those_of_a_sample(repository):
+    """A question alone takes what the mean question takes, but for the padding of a batch."""
+    opened, dataset = open_run(runs()[0].folder), resolve_dataset("easy_vqa")
+    question = load_split(dataset, "minival")[:1]
+    data = VQADataset(question, open_features(dataset, "minival"), dataset.vocabulary())
+    task = VQATask(data, data, opened.make_inputs, make_runtime("cpu"), 1)
+    mean = load_result(runs()[0].folder)["flops"]["per_sample"]
+    assert measure_work(opened.model, task, data).flops == pytest.approx(mean, rel=0.3)
 
 
 def test_testing_says_them_too(repository, tmp_path, capsys):

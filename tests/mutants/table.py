@@ -118,6 +118,19 @@ MUTANTS = [
         ("ours[rows] = theirs[rows]", "ours[:] = theirs"),
         ("release(model)", "pass"),
     ),
+    # What is counted and compared
+    *_all(
+        f"{TRAINING}/flops.py",
+        f"{T}/training/test_flops.py",
+        ("aten._scaled_dot_product_flash_attention_for_cpu: _attention,", ""),
+        ("sdpa_backward_flop_count(grad, query, key, value)", "sdpa_flop_count(query, key, value)"),
+    ),
+    *_all(
+        "common/tasks/measuring.py",
+        "tests/lxmert/test_measuring.py",
+        ("place * len(data) // count", "place"),
+        ("counter.total / len(places)", "counter.total / len(data)"),
+    ),
     # Policy, noise, budgets
     *_all(
         f"{ADAPT}/gumbel.py",

@@ -10,10 +10,12 @@ import torch
 from common.ask.answering import ask
 from common.ask.command import main as ask_command
 from common.ask.image import find_image
+from common.attention import main as attention
 from common.features.lmdb_records import lmdb_store
 from common.features.store import RegionFeatures
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint
+from tests.common.attended import blocks_by_kind, check_places, mass
 from tests.lxmert.runs import strict_json
 from tests.vilbert.runs import SIDES, VAL, refused, write_bert
 from vilbert.finetuning import evaluate, train
@@ -71,6 +73,11 @@ def test_the_single_stream_baseline_is_asked_too(own_files, tmp_path):
     store = RegionFeatures.open(lmdb_store(own_files.features))
     found = ask(open_run(tmp_path / "run"), store.get("200"), "what is left of it?")
     assert len(found.answers) > 1 and found.decisions is None
+    opened, regions = open_run(tmp_path / "run"), store.get("200")
+    check_places(opened, regions, "what is left of it?", "left", "right")
+    blocks = blocks_by_kind(opened, regions, "what is left of it?")
+    assert len(blocks) == 4, "words and regions attend to both in one stream"
+    assert float((mass(blocks, "text", "layer.1") - 1).abs().max()) < 1e-5
 
 
 def test_the_ask_command_shows_answers_decisions_and_a_picture(trained, files, capsys):
@@ -83,6 +90,35 @@ def test_the_ask_command_shows_answers_decisions_and_a_picture(trained, files, c
     assert list((trained / "ask").glob("*.png"))
     shown = refused(capsys, [*words[:-3], "9999", *words[-2:]], ask_command)
     assert "9999" in shown
+
+
+def test_attention_is_shown_between_words_and_regions(trained, files, capsys, tmp_path):
+    run, store = open_run(trained), RegionFeatures.open(lmdb_store(files.features))
+    regions, question = store.get("200"), "what is left of it?"
+    check_places(run, regions, question, "left", "right")
+    found = blocks_by_kind(run, regions, question)
+    assert {kinds: set(of) for kinds, of in found.items()} == {
+        ("text", "text"): {"lang.1", "lang.2", "lang.3"},
+        ("region", "region"): {"vision.1", "vision.2"},
+        ("text", "region"): {"connection.1", "connection.2"},
+        ("region", "text"): {"connection.1", "connection.2"},
+    }
+    keys = found["text", "region"]["connection.1"].keys
+    assert [place.name for place in keys][:2] == ["image", "1"] and keys[0].region is None
+    words = ["--run", str(trained), "--features", str(lmdb_store(files.features))]
+    words += ["--image-id", "200", "--question", question, "--out", str(tmp_path / "a.png")]
+    assert ask_command([*words, "--attention", "connection.1:2", "--word", "left"]) == 0
+    assert "attention of connection.1, head 2: text → region" in capsys.readouterr().out
+    shown = refused(capsys, [*words, "--attention", "cross.1"], ask_command)
+    assert "lang.1, " in shown and "connection.2" in shown
+    over = ["--run", str(trained), "--samples", "3", "--out", str(tmp_path)]
+    assert attention(over) == 0
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        "a.png",
+        "zeros.png",
+        "above.png",
+        "entropy.png",
+    }
 
 
 def test_a_run_on_embedded_images_is_asked_about_a_picture(

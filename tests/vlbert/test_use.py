@@ -16,6 +16,7 @@ from common.ask.answering import ask as ask_pair
 from common.features.store import RegionFeatures
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint
+from tests.common.attended import blocks_by_kind, check_places, mass
 from tests.vlbert.coco_files import TRAINVAL
 from tests.vlbert.runs import FOLDER, TRAIN, VAL, flags, refused, result_of, write_config
 from vlbert.config import load_config
@@ -128,6 +129,29 @@ def test_the_ask_command_shows_answers_decisions_and_a_picture(runs, coco, capsy
     shown = capsys.readouterr().out
     assert "SpotTune_Block · VL-BERT" in shown and "layer.1" in shown and "layer.2" in shown
     assert list((folder / "ask").glob("*.png"))
+
+
+def test_attention_is_shown_between_words_and_regions(runs, coco, capsys, tmp_path):
+    folder = runs("SpotTune")
+    run, features = open_run(folder), store(coco)
+    regions, question = features.get(str(VAL[0])), "what is left?"
+    check_places(run, regions, question, "left", "right")
+    found = blocks_by_kind(run, regions, question)
+    assert set(found) == {(a, b) for a in ("text", "region") for b in ("text", "region")}
+    first = found["text", "text"]["layer.1"]
+    assert [place.name for place in first.keys] == [
+        *("[MASK]", "what", "is", "left", "?", "[SEP]"),  # the one that is read comes first
+        *("[CLS]", "[SEP]", "[END]"),
+    ]
+    assert found["text", "region"]["layer.1"].keys[0].name == "image"
+    for kind in ("text", "region"):
+        assert float((mass(found, kind, "layer.1") - 1).abs().max()) < 1e-5
+    words = ["--run", str(folder), "--features", str(features.path), "--image-id", str(VAL[0])]
+    words += ["--question", question, "--out", str(tmp_path / "a.png")]
+    assert ask.main([*words, "--attention", "layer.1:2", "--word", "left"]) == 0
+    shown = capsys.readouterr().out
+    assert "attention of layer.1, head 2: text → region" in shown
+    assert "of the attention; the rest goes to the others" in shown
 
 
 def plain(out: Path) -> ResNetVLBERT:

@@ -118,3 +118,29 @@ def test_a_model_in_training_mode_is_refused():
     model = model_of("lxmert", "softmax").train()
     with pytest.raises(ConfigError, match="model.eval"), capture(model):
         pass
+
+
+@every_mechanism
+@pytest.mark.parametrize("family", ["vilbert", "vlbert"])
+def test_what_a_backbone_returns_as_attention_is_what_is_captured(family, mechanism):
+    """Row by row, whatever the order in which VL-BERT's places stand within its layers."""
+    model = model_of(family, mechanism)
+    inner = model.bert if family == "vilbert" else model.vlbert
+    forward, outputs = inner.forward, []
+
+    def with_attention(*args: object, **more: object):
+        outputs.append(forward(*args, **more, attention=True))
+        return outputs[-1]
+
+    inner.forward = with_attention
+    with capture(model) as found:
+        run(model, family)
+    returned = outputs[0].attention
+    tables = list(returned.values()) if family == "vilbert" else [{"hidden": x} for x in returned]
+    layers = list(dict.fromkeys(each.layer for each in found))
+    whole = [each for each in found if each.weights.shape[2] > 1]  # the last ones are narrowed
+    assert len(whole) > 1
+    for each in whole:
+        expected = tables[layers.index(each.layer)][each.queries]
+        ours, theirs = (x.sort(-1).values.sort(-2).values for x in (each.weights, expected))
+        torch.testing.assert_close(ours, theirs)

@@ -14,7 +14,7 @@ import torch
 
 from common.adapt.adapting import adaptive_part
 from common.bench import command as bench
-from common.bench.cases import ADAPTIVE, Case, all_cases, memory_cases
+from common.bench.cases import ADAPTIVE, MECHANISMS, Case, all_cases, memory_cases
 from common.bench.command import bench_parser, describe_machine, main, make_settings, run_bench
 from common.bench.features import measure_features, write_tsv
 from common.bench.measure import ActivationBytes, Bench, measure_group
@@ -25,6 +25,7 @@ from common.bench.results import BenchFile
 from common.errors import ConfigError, DataError
 from common.features.lxmert_tsv import import_tsv
 from common.runs.backbones import BenchModel, BenchSettings, BenchSizes
+from common.training.flops import FlopCounter
 from common.training.timing import CpuClock, CudaClock, summarise
 from tests.common.tiny_models import SingleStream, single_inputs
 
@@ -406,3 +407,34 @@ def test_the_command_reports_and_refuses(tiny, tmp_path, capsys):
     if not torch.cuda.is_available():
         assert main([*command, "--device", "cuda"]) == 2
         assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_mechanisms_of_attention_are_measured_against_softmax(tmp_path):
+    file = quick(tmp_path / "bench.json", only="/standard/", supply=tiny_supply, features=False)
+    found = {(record["mechanism"], record["mode"]) for record in file.cases.values()}
+    assert found == {(m, mode) for m in MECHANISMS for mode in ("train", "eval")} | {
+        ("LayerDrop", "train")
+    }
+    table = format_report(file).split("softmax over all keys in fp32 = 1")[1]
+    rows = [line.split(" |")[0].strip("| ") for line in table.splitlines() if " (" in line]
+    assert rows == [*MECHANISMS, "LayerDrop"]
+    assert "softmax over all keys" not in format_report(replace(file, cases={}))
+
+
+def test_a_mechanism_shares_the_weights_of_the_plain_model_and_layerdrop_skips():
+    cases = [Case("train", "standard", mechanism=name) for name in ("span", "entmax", "LayerDrop")]
+    models = Bench(tiny_supply(SETTINGS), replace(SETTINGS, layers=3), cases)
+    plain = Bench(tiny_supply(SETTINGS), SETTINGS, cases[:0] or [Case("train", "standard")])
+    extra = len(models.parameters) - len(plain.parameters)
+    assert extra == 2 * 2, "a span and an α in each of two layers; all else is shared"
+
+    def work(case):
+        call = models.run(case)
+        with FlopCounter() as counter:
+            call()
+        return counter.total
+
+    full = work(Case("train", "standard"))
+    assert work(cases[0]) == work(cases[1]) >= full
+    steps = {work(cases[2]) for _ in range(12)}
+    assert len(steps) > 1 and max(steps) <= full, "each round leaves out other layers"
