@@ -26,7 +26,7 @@ class Recipe:
         policy_lr: of the policy network.
         eval_batch_size: samples per batch in evaluation.
         cycle_steps: steps from the lowest learning rate up to `lr`, and back down, over and over;
-            None: warm-up, then linearly to 0.
+            None or 0: warm-up, then linearly to 0.
         lowest_lr: of the cycles; None: a fifth of `lr`.
     """
 
@@ -56,7 +56,7 @@ class Recipe:
     @property
     def schedule(self) -> dict[str, Any]:
         """That of the learning rate, for `make_optimizer`."""
-        if self.cycle_steps is None:
+        if not self.cycle_steps:
             return {"warmup": self.warmup}
         return {
             "warmup": self.warmup,
@@ -164,7 +164,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="instead of one warm-up and decay: N steps up to --lr, N back down, over and over "
-        "(with --warmup 0)",
+        "(with --warmup 0); 0: not",
     )
     add_flag(group, "--lowest-lr", type=float, help="of the cycles (default: a fifth of --lr)")
     group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")

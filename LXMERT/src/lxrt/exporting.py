@@ -21,9 +21,12 @@ from lxrt.sizes import HOME, LxmertConfig
 
 def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, Path]:
     """The questions of a run's command, see `common.runs.opened_run.training_questions`."""
-    from lxrt.finetuning import PROGRAM  # which needs this package's table
+    # They need this package's table.
+    from lxrt.adaptive import PROGRAM as ADAPTIVE
+    from lxrt.finetuning import PROGRAM
 
-    options = options_of(run, PROGRAM.parse)
+    parse = ADAPTIVE.parse if "params" in run.meta else PROGRAM.parse
+    options = options_of(run, parse)
     root = data_root or _from_home(options.data.data)
     dataset = resolve_dataset(run.dataset, data_root=root)
     return trained_on(options.data, dataset, options.run.seed)
