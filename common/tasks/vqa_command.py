@@ -364,7 +364,8 @@ class VQAProgram(Generic[Model]):
                     dataset, split, skip_bad=options.data.skip_bad, progress=not options.quiet
                 )
             built = self.build(options, dataset, features, tracker.log)
-            data = VQADataset(load_split(dataset, split), features, dataset.vocabulary())
+            examples = load_split(dataset, split, options.data.image_limit)
+            data = VQADataset(examples, features, dataset.vocabulary())
             built.model.to(runtime.device)
             how = self.finetuning(options, built.size)
             task = VQATask(
