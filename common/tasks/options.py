@@ -153,8 +153,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", type=int)
     group.add_argument(
         "--optim",
-        help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb, lookahead_lamb, and those of "
-        "the adaptive LXMERT: published_lamb, published_lookahead_lamb",
+        help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb, lookahead_lamb; as the "
+        "adaptive transformer has them: published_lamb, published_lookahead_lamb",
     )
     group.add_argument("--lr", type=float)
     group.add_argument("--warmup", type=float, help="share of the steps that warms up")

@@ -10,7 +10,7 @@ import pytest
 from common.data.annotations import AnswerVocabulary, Example, read_lxmert_json
 from common.data.vqa_metric import oracle_score
 from common.errors import AdaptiveError, ConfigError
-from common.runs.opened_run import open_run
+from common.runs.opened_run import open_run, training_questions
 from common.training.checkpoint import load_meta
 from lxrt.adaptive import PROGRAM, attention_lines, flop_lines, main
 from lxrt.adaptive_params import PARAMS
@@ -113,7 +113,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, whole, tmp_path, capsys):
 
 
 def test_a_test_needs_no_flags_of_the_model_and_writes_the_evalai_form(
-    whole, data, vqa_data, tmp_path, capsys
+    whole, data, vqa_data, tmp_path, capsys, monkeypatch
 ):
     """The split of --test; without one `test`, whose answers are not public."""
     words = [*data, "--load_model", str(whole), "--output", str(tmp_path)]
@@ -128,6 +128,9 @@ def test_a_test_needs_no_flags_of_the_model_and_writes_the_evalai_form(
     asked = json.loads((vqa_data / "vqa" / "test.json").read_text())
     assert [sorted(row) for row in rows] == 30 * [["answer", "question_id"]]
     assert {row["question_id"] for row in rows} == {row["question_id"] for row in asked}
+    monkeypatch.setattr("common.tasks.questions.TINY_IMAGES", 205)
+    assert main([*words, "--test", "minival", "--tiny"]) == 0
+    assert 0 < len(strict_json(tmp_path / "minival_predict.json")) < 100
 
 
 @pytest.mark.parametrize(
@@ -237,7 +240,8 @@ def test_everything_goes_with_a_strategy(run, tmp_path):
     assert main(words) == 0
     assert strict_json(tmp_path / "result.json")["decisions"]["names"][0] == "lang.1"
     assert "Self Vision 1" in (tmp_path / "log.log").read_text(encoding="utf-8")
-    assert open_run(tmp_path).adaptive is not None
+    run = open_run(tmp_path)
+    assert run.adaptive is not None and len(training_questions(run)) == 64
 
 
 def test_a_learner_trains_answers_saves_and_loads(run, vqa_data, pretrained, tmp_path, monkeypatch):

@@ -47,14 +47,14 @@ RECIPES: dict[str, Recipe] = {
         batch_size=32,
         epochs=6,
         optim="lookahead_lamb",
-        lr=5e-3,
+        lr=2e-3,
         warmup=0.0,
         weight_decay=1.2e-6,
         clip=5.0,
         policy_lr=1e-3,
         eval_batch_size=256,
-        cycle_steps=200,
-        lowest_lr=1e-3,
+        cycle_steps=60,
+        lowest_lr=4e-4,
     ),
 }
 
