@@ -42,7 +42,8 @@ RECIPES: dict[str, Recipe] = {
         cycle_steps=2000,
         lowest_lr=1e-5,
     ),
-    # Chosen on held-out images of easy-VQA, see LXMERT/README.md.
+    # Chosen on held-out images of easy-VQA (2,000 questions of --tiny, three epochs, one seed): 2e-3
+    # and 5e-3 are equally good, 2e-2 does not train.
     "small": Recipe(
         batch_size=32,
         epochs=6,
