@@ -21,6 +21,7 @@ TASKS ?=
 ZERO ?=
 WORKERS ?= 2
 FUZZ ?= 20000
+FLAGS ?= --adaptive
 CFG ?=
 NPROC ?= 1
 dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
@@ -59,7 +60,7 @@ SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
 .PHONY: help setup demo experiments lint test test-slow test-gpu fuzz mutants parity bench compare diagrams data-easy-vqa \
-        pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full \
+        pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full lxmert-adaptive \
         vlbert-train vlbert-test vlbert-table pretrain-easy-vqa-vilbert vilbert-train vilbert-test \
         vilbert-retrieval vilbert-pretrain vilbert-table vilbert-joint clean
 
@@ -158,6 +159,10 @@ lxmert-test: setup  ## accuracy of a finetuned LXMERT on minival: NAME=…
 lxmert-full: setup  ## the longer recipe: standard on all finetuning questions of easy-VQA
 	cd LXMERT && PYTHON=$(BIN)/python bash run/vqa_finetune.bash $(GPU) full --dataset easy_vqa \
 	    --strategy standard --epochs 20 $(ARGS)
+
+lxmert-adaptive: setup  ## LXMERT/train.py: FLAGS='--adaptive --sparse --layerdrop' or others, NAME=…
+	cd LXMERT && $(BIN)/python train.py --gpus $(GPU) $(if $(call given,NAME),--name $(NAME)) \
+	    $(dataset) $(FLAGS) $(ARGS)
 
 vlbert-train: setup  ## finetune VL-BERT: STRATEGY=… DATASET=… or CFG=… NPROC=… NAME=… ARGS='…'
 	cd VLBERT && PYTHON=$(BIN)/python bash scripts/$(launch) vqa/train_end2end.py $(config) . \

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.files import repository_root
+from lxrt.adaptive import PROGRAM as ADAPTIVE
 from vilbert.finetuning import EVALUATE, TRAIN
 from vilbert.pretraining import pretrain_parser
 from vlbert.config import load_config
@@ -164,6 +165,23 @@ def vilbert_flags(target: str, script: str, *variables: str) -> list[str]:
     found = words(target, *variables)
     assert found[:2] == ["cd", "ViLBERT"] and (ROOT / "ViLBERT" / script).is_file()
     return found[found.index(script) + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "flags"),
+    [
+        ([], "adaptive", {"adapt_span_enabled": True}),
+        (["FLAGS=--sparse --layerdrop", "ARGS=--bs 8"], "sparse_layerdrop", {"batch_size": 8}),
+        (["NAME=mine", "SIZE=small", "GPU=cpu"], "mine", {"size": "small", "gpus": "cpu"}),
+    ],
+)
+def test_adaptive_lxmert_is_trained_by_its_own_script(variables, name, flags):
+    found = words("lxmert-adaptive", *variables)
+    place = found.index("train.py")
+    assert found[:2] == ["cd", "LXMERT"] and (ROOT / "LXMERT" / "train.py").is_file()
+    given = ADAPTIVE.parser().parse_args(found[place + 1 :])
+    assert flags.items() <= vars(given).items()
+    assert ADAPTIVE.options(given, "").run.folder == Path("snap/adaptive") / name
 
 
 def test_vilbert_is_trained_and_tested_under_one_name():

@@ -112,6 +112,16 @@ def test_every_run_script_exists_and_its_flags_are_known(name, command):
     assert parser.parse_args(flags) is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "command"), [c for c in ALL if re.match(r"python3? train\.py", c[1])]
+)
+def test_the_flags_of_the_adaptive_lxmert_are_known(name, command):
+    from lxrt.adaptive import PROGRAM
+
+    assert (ROOT / Path(name).parent / "train.py").is_file()
+    assert PROGRAM.parser().parse_args(shlex.split(command)[2:]) is not None
+
+
 VLBERT = [c for c in ALL if c[1].startswith(("./scripts/", "python vqa/", "python pretrain/"))]
 
 
@@ -297,6 +307,49 @@ def test_the_first_commands_of_lxmert_run(tmp_path):
         assert (folder / "result.json").is_file() and (folder / "report.html").is_file()
     finally:
         subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def test_the_first_commands_of_the_adaptive_lxmert_run(vqa_data):
+    """The block a newcomer copies, word for word but for other questions and another name."""
+    folder = ROOT / "LXMERT" / "snap" / "adaptive" / "readme_test"
+    block = next(b for b in blocks("LXMERT/README.md", "bash") if b.startswith("python3 train.py"))
+    block = block.replace(" first", " readme_test")
+    few = f"--tiny --size small --dataset vqa --data {vqa_data} --quiet"
+    block = block.replace("--tiny", few).replace(
+        "--questions 1000", "--questions 128 --overwrite --no-plots"
+    )
+    try:
+        found = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=ROOT / "LXMERT",
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            check=False,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert "Cross Self Vision 1" in found.stdout
+        assert f"30 predictions in {Path('snap/adaptive/readme_test')}" in found.stdout
+        assert (folder / "test_predict.json").is_file() and (folder / "result.json").is_file()
+    finally:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def test_the_learner_of_the_adaptive_lxmert_runs(vqa_data, tmp_path):
+    """The example, word for word but for other questions and another place."""
+    example = next(b for b in blocks("LXMERT/README.md", "python") if "Learner" in b)
+    few = f"dataset='vqa', data='{vqa_data}', size='small', questions=128, no_plots=True"
+    found = subprocess.run(
+        [sys.executable, "-c", example.replace("tiny=True", few)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "} 100.0\n" in found.stdout
+    assert (tmp_path / "snap" / "adaptive" / "kept" / "BEST.safetensors").is_file()
 
 
 def test_the_python_example_runs():

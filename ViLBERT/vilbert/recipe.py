@@ -69,12 +69,14 @@ def optimizers_of(options: ModelOptions, size: str) -> MakeOptimizers:
         )
         groups += of_attention
         clipped = optimizer_key(recipe.optim) == "bert"
-        if size == "small" and not clipped:
-            main = make_optimizer(recipe.optim, groups, recipe.lr, total_steps, recipe.warmup)
+        more: dict[str, Any] = {"max_grad_norm": LARGEST_NORM} if clipped else {}
+        if recipe.cycle_steps or (size == "small" and not clipped):
+            main = make_optimizer(
+                recipe.optim, groups, recipe.lr, total_steps, **recipe.schedule, **more
+            )
             return main, policy
         steps = total_steps // recipe.epochs
         epochs = [run.order.total(n) if run.order else n * steps for n in DROPS]
-        more: dict[str, Any] = {"max_grad_norm": LARGEST_NORM} if clipped else {}
         main = make_optimizer(
             recipe.optim,
             groups,

@@ -35,11 +35,10 @@ VQA = "vqa"  # in the meta of a checkpoint: questions alone
 class ViLBertProgram(VQAProgram[ModelOptions]):
     """The same for questions; for other tasks, and several, their own way."""
 
-    def train(self, options: VQAOptions[ModelOptions]) -> None:
+    def train(self, options: VQAOptions[ModelOptions]) -> dict[str, Any]:
         """Finetune and write result.json."""
         if options.model.questions_alone:
-            super().train(options)
-            return
+            return super().train(options)
         chosen = options.model
         entries, embedded = settle_entries(chosen.tasks, options.data.dataset, options.data.data)
         name = EASY if embedded else names(chosen.tasks)
@@ -71,7 +70,7 @@ class ViLBertProgram(VQAProgram[ModelOptions]):
             }
             task, val, order = together(opened, tasks, options, how.recipe)
             answers = next((source.answers for source in opened if source.answers), ())
-            self.finish(options, begun, tracker, built, how, task, val, name, answers, order)
+            return self.finish(options, begun, tracker, built, how, task, val, name, answers, order)
 
     def test(self, options: VQAOptions[ModelOptions], name: str) -> None:
         """Write the answers of a split and, where they are public, say the score."""

@@ -18,7 +18,7 @@ from common.files import write_json
 from common.reading import short
 
 if TYPE_CHECKING:
-    from common.data.annotations import Example, QuestionId
+    from common.data.annotations import AnswerVocabulary, Example, QuestionId
 
 Scores = dict[str, float | None]
 
@@ -105,6 +105,16 @@ def majority_answer_baseline(train: Sequence["Example"], val: Sequence["Example"
     """Accuracy on `val` of always giving the most frequent answer of `train`, as `score`."""
     answer = _best(_votes(train))
     return score({example.question_id: answer for example in val}, val)
+
+
+def oracle_score(vocabulary: "AnswerVocabulary", examples: Sequence["Example"]) -> Scores:
+    """The accuracy, as `score`, of always giving the best answer that a model has."""
+    predictions = {}
+    for example in examples:
+        known = vocabulary.encode(example, "skip")
+        best = max(known, key=lambda label: known[label], default=0)
+        predictions[example.question_id] = vocabulary.answers[best]
+    return score(predictions, examples)
 
 
 def _contexts(question: str) -> list[str]:

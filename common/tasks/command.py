@@ -52,9 +52,9 @@ class Command(Generic[Options]):
         """Run the command line; returns the exit status."""
         words, shown = without_flag(sys.argv[1:] if arguments is None else arguments)
         plain_output()
-        args = self.parser().parse_args(words)
 
         def work() -> int:
+            args = self.parser().parse_args(words)
             options = self.options(args, command_line(f"python {self.script}", words))
             if self.instead is not None and (status := self.instead(options, words)) is not None:
                 return status

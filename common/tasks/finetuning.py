@@ -132,8 +132,8 @@ def make_optimizers(run: Run, total_steps: int) -> Optimizers:
         [{"params": weights}, *of_attention] if of_attention else weights,
         recipe.lr,
         total_steps,
-        warmup=recipe.warmup,
         weight_decay=recipe.weight_decay,
+        **recipe.schedule,
     )
     if not groups["policy"]:
         return main, None

@@ -10,6 +10,7 @@ from typing import Any
 from common.adapt.encoder import AdaptiveOptions
 from common.errors import ConfigError
 from common.tasks.starting import LogOptions, RunOptions
+from common.training.flags import add_flag
 from common.training.loop import LoopOptions
 from common.training.options import adaptive_options, loop_options
 from common.training.run_folder import SnapshotNames
@@ -24,6 +25,9 @@ class Recipe:
             of all steps, `clip` the largest gradient norm.
         policy_lr: of the policy network.
         eval_batch_size: samples per batch in evaluation.
+        cycle_steps: steps from the lowest learning rate up to `lr`, and back down, over and over;
+            None or 0: warm-up, then linearly to 0.
+        lowest_lr: of the cycles; None: a fifth of `lr`.
     """
 
     batch_size: int
@@ -35,6 +39,8 @@ class Recipe:
     clip: float
     policy_lr: float
     eval_batch_size: int
+    cycle_steps: int | None = None
+    lowest_lr: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "eval_batch_size"):
@@ -44,6 +50,20 @@ class Recipe:
                 )
         if not self.clip >= 0:
             raise ConfigError(f"clip {self.clip}: give a number of at least 0 (0 = none)")
+        if self.lowest_lr is not None and self.cycle_steps is None:
+            raise ConfigError(f"--lowest-lr {self.lowest_lr:g} needs --cycle-steps")
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """That of the learning rate, for `make_optimizer`."""
+        if not self.cycle_steps:
+            return {"warmup": self.warmup}
+        return {
+            "warmup": self.warmup,
+            "schedule": "cyclic",
+            "cycle_up": self.cycle_steps,
+            "lowest_lr": self.lowest_lr,
+        }
 
 
 @dataclass(frozen=True)
@@ -131,9 +151,22 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation (defaults: the recipe of the size)")
     group.add_argument("--batchSize", dest="batch_size", type=int)
     group.add_argument("--epochs", type=int)
-    group.add_argument("--optim", help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb")
+    group.add_argument(
+        "--optim",
+        help="bert (BertAdam), adamw, adam, adamax, sgd, rms, lamb, lookahead_lamb; as the "
+        "adaptive transformer has them: published_lamb, published_lookahead_lamb",
+    )
     group.add_argument("--lr", type=float)
     group.add_argument("--warmup", type=float, help="share of the steps that warms up")
+    add_flag(
+        group,
+        "--cycle-steps",
+        type=int,
+        metavar="N",
+        help="instead of one warm-up and decay: N steps up to --lr, N back down, over and over "
+        "(with --warmup 0); 0: not",
+    )
+    add_flag(group, "--lowest-lr", type=float, help="of the cycles (default: a fifth of --lr)")
     group.add_argument("--clip", type=float, help="largest gradient norm, 0 = none")
     group.add_argument(
         "--dropout",

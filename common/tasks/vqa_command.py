@@ -22,7 +22,7 @@ from common.features.sources import FeatureSources
 from common.runs.backbones import MakeInputs
 from common.runs.strategy_record import StrategyRecord
 from common.tasks.command import Command
-from common.tasks.evaluation import FinetuneTask
+from common.tasks.evaluation import Evaluation, FinetuneTask
 from common.tasks.finetuning import MakeOptimizers, Run, finetune, identity
 from common.tasks.options import (
     FinetuneOptions,
@@ -144,6 +144,9 @@ class VQAProgram(Generic[Model]):
         names: of the checkpoints.
         predictions: file name of what --test answers, with a place for the split.
         others: file name of each question's best answers, likewise; None: they are not written.
+        split: the split of a data set that --test means.
+        epoch_lines: what is logged after an epoch, see `Run`, from the task and the model; None:
+            as for all.
         data_help: see `add_question_options`.
     """
 
@@ -165,6 +168,8 @@ class VQAProgram(Generic[Model]):
     names: SnapshotNames = field(default_factory=SnapshotNames)
     predictions: str = "{}_predict.json"
     others: str | None = None
+    split: Callable[[Dataset, str], str] = lambda dataset, name: dataset.split_to_test(name)
+    epoch_lines: Callable[[FinetuneTask, Built], Callable[[dict[str, Any]], str]] | None = None
     data_help: Mapping[str, str] = field(default_factory=dict)
 
     def parser(self) -> argparse.ArgumentParser:
@@ -246,8 +251,8 @@ class VQAProgram(Generic[Model]):
         else:
             self.train(options)
 
-    def train(self, options: VQAOptions[Model]) -> None:
-        """Finetune and write result.json."""
+    def train(self, options: VQAOptions[Model]) -> dict[str, Any]:
+        """Finetune and write result.json; returns it, or nothing where the run stopped earlier."""
         with started(options.run) as begun:
             with begun.world.main_first():  # which builds embedded data
                 dataset = self.dataset(options.model, options.data)
@@ -277,7 +282,7 @@ class VQAProgram(Generic[Model]):
                 options.run.seed,
                 progress=not options.quiet,
             )
-            self.finish(options, begun, tracker, built, how, task, val, dataset.name)
+            return self.finish(options, begun, tracker, built, how, task, val, dataset.name)
 
     def finish(
         self,
@@ -291,8 +296,8 @@ class VQAProgram(Generic[Model]):
         dataset: str,
         answers: Sequence[str] | None = None,
         order: Order | None = None,
-    ) -> None:
-        """Finetune a model that is built, and write result.json.
+    ) -> dict[str, Any]:
+        """Finetune a model that is built, and write result.json; see `train`.
 
         Args:
             options: of the command.
@@ -304,7 +309,7 @@ class VQAProgram(Generic[Model]):
             answers: of the answer head; None: those of `val`.
             order: see `Run`.
         """
-        finetune(
+        return finetune(
             Run(
                 built.model,
                 task,
@@ -322,6 +327,7 @@ class VQAProgram(Generic[Model]):
                 names=self.names,
                 order=order,
                 optimizers=self.optimizers and self.optimizers(options, built.size),
+                epoch_lines=self.epoch_lines and self.epoch_lines(task, built),
             )
         )
 
@@ -331,7 +337,7 @@ class VQAProgram(Generic[Model]):
         adaptive = replace(how.adaptive, policy_eval=built.record.policy_eval)
         return replace(how, adaptive=adaptive)
 
-    def test(self, options: VQAOptions[Model], name: str) -> None:
+    def test(self, options: VQAOptions[Model], name: str) -> Evaluation | None:
         """Write the predictions of a split and, where its answers are public, say the accuracy.
 
         Args:
@@ -348,7 +354,7 @@ class VQAProgram(Generic[Model]):
             dataset = self.dataset(options.model, options.data)
         small = self.size(options.model, dataset.name) == "small"
         set_threads(options.run.threads, small, world.local_size)
-        split = dataset.split_to_test(name)
+        split = self.split(dataset, name)
         with (
             alone(options.run.folder, world),
             Tracker(options.run.folder, tensorboard=False, enabled=world.main) as tracker,
@@ -358,7 +364,8 @@ class VQAProgram(Generic[Model]):
                     dataset, split, skip_bad=options.data.skip_bad, progress=not options.quiet
                 )
             built = self.build(options, dataset, features, tracker.log)
-            data = VQADataset(load_split(dataset, split), features, dataset.vocabulary())
+            examples = load_split(dataset, split, options.data.image_limit)
+            data = VQADataset(examples, features, dataset.vocabulary())
             built.model.to(runtime.device)
             how = self.finetuning(options, built.size)
             task = VQATask(
@@ -371,7 +378,7 @@ class VQAProgram(Generic[Model]):
                 progress=not options.quiet,
             )
             folder, shown = options.run.folder, f"{dataset.name}, {built.record.row.name}"
-            predict(
+            return predict(
                 built.model,
                 task,
                 data,

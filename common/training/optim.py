@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from common.errors import CheckpointError, ConfigError
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
-SCHEDULES = ("linear", "constant", "steps")
+SCHEDULES = ("linear", "constant", "steps", "cyclic")
+OURS = ("steps", "cyclic")  # schedules that BertAdam does not have
 
 
 class DecayAfterAdam(Optimizer):
@@ -74,6 +75,9 @@ class DecayAfterAdam(Optimizer):
                 torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
 
 
+Build = Callable[[list[dict[str, Any]], dict[str, Any]], Optimizer]
+
+
 @dataclass(frozen=True)
 class OptimizerKind:
     """How a name becomes an optimiser.
@@ -84,7 +88,7 @@ class OptimizerKind:
         defaults: further constructor arguments where the caller names none.
     """
 
-    build: Callable[[list[dict[str, Any]], dict[str, Any]], Optimizer]
+    build: Build
     weight_decay: float = 0.0
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,10 +102,31 @@ def _bert(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
     return optimizer
 
 
+# The library would divide LAMB's steps by 1 - β1^t after it has brought them to the length of the
+# tensor, so that the first one is ten times too long; it calls leaving that out `adam_debias`.
+LAMB = {"adam_debias": True}
+
+
 def _lamb(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
     from pytorch_optimizer import Lamb
 
     return Lamb(groups, **options)
+
+
+def _lookahead(base: Callable[..., Optimizer], late: bool) -> Build:
+    def build(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+        from common.training.lookahead import Lookahead
+
+        own = {key: options.pop(key) for key in ("k", "alpha") if key in options}
+        return Lookahead(base(groups, options), late=late, **own)
+
+    return build
+
+
+def _published_lamb(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+    from common.training.lookahead import PublishedLamb
+
+    return PublishedLamb(groups, **options)
 
 
 def _adamw(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
@@ -120,7 +145,11 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamax": OptimizerKind(lambda groups, options: torch.optim.Adamax(groups, **options)),
     "sgd": OptimizerKind(lambda groups, options: torch.optim.SGD(groups, **options)),
     "rms": OptimizerKind(lambda groups, options: torch.optim.RMSprop(groups, **options)),
-    "lamb": OptimizerKind(_lamb, 0.01),
+    "lamb": OptimizerKind(_lamb, 0.01, LAMB),
+    "lookahead_lamb": OptimizerKind(_lookahead(_lamb, late=False), 0.01, LAMB),
+    # Those of the adaptive LXMERT, see `common.training.lookahead`.
+    "published_lamb": OptimizerKind(_published_lamb, 1.2e-6),
+    "published_lookahead_lamb": OptimizerKind(_lookahead(_published_lamb, late=True), 1.2e-6),
     "vlbert_adamw": OptimizerKind(lambda groups, options: DecayAfterAdam(groups, **options), 1e-4),
 }
 
@@ -130,7 +159,7 @@ class Schedule:
     """Factor on the learning rate: linear warm-up, then linear decay to 0 or constant.
 
     Attributes:
-        kind: of SCHEDULES (`steps` is a StepSchedule).
+        kind: of SCHEDULES (`steps` is a StepSchedule, `cyclic` a CyclicSchedule).
         total_steps: updates in the whole run.
         warmup: share of them that warms up, in [0, 1).
         first_step: what the first update counts as. 0: it has factor 0 (BertAdam). 1: it has the
@@ -175,6 +204,27 @@ class StepSchedule(Schedule):
         return (self.warmup_factor * (1 - warm) + warm) * dropped
 
 
+@dataclass(frozen=True)
+class CyclicSchedule(Schedule):
+    """Factor on the learning rate: up from `lowest` to 1 and down again, over and over (triangular,
+    Smith 2017); the first update has the lowest.
+
+    Attributes:
+        up, down: updates from one end to the other.
+        lowest: factor, 0..1.
+    """
+
+    up: int = 2000
+    down: int = 2000
+    lowest: float = 0.2
+
+    def factor(self, updates: int) -> float:
+        """Factor of the update that follows `updates` earlier ones."""
+        place = (updates + self.first_step) % (self.up + self.down)
+        height = place / self.up if place <= self.up else (self.up + self.down - place) / self.down
+        return self.lowest + (1 - self.lowest) * height
+
+
 class OptimizerWithSchedule:
     """An optimiser that sets its own learning rate.
 
@@ -183,7 +233,7 @@ class OptimizerWithSchedule:
     Attributes:
         optimizer: the torch optimiser, for GradScaler and inspection.
         schedule: its schedule; the optimiser `bert` follows an equal one of its own, per tensor,
-            but for `steps`, which it does not have.
+            but for those of OURS, which it does not have.
         updates: number of updates done.
     """
 
@@ -225,7 +275,7 @@ class OptimizerWithSchedule:
             does not advance.
         """
         before = self.updates
-        if self.name != "bert" or self.schedule.kind == "steps":
+        if self.name != "bert" or self.schedule.kind in OURS:
             factor = self.schedule.factor(self.updates)
             for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=False):
                 group["lr"] = base * factor
@@ -338,6 +388,9 @@ def make_optimizer(
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
     warmup_factor: float = 0.0,
+    cycle_up: int = 2000,
+    cycle_down: int | None = None,
+    lowest_lr: float | None = None,
     **options: Any,
 ) -> OptimizerWithSchedule:
     """An optimiser with its schedule.
@@ -348,12 +401,17 @@ def make_optimizer(
         lr: highest learning rate.
         total_steps: updates in the whole run (all epochs), also if this process does fewer.
         warmup: share of them that warms up, in [0, 1).
-        weight_decay: on every tensor, biases and LayerNorm too. None: 0.01 for bert, adamw and
-            lamb, 1e-4 for vlbert_adamw (which decay the weight itself), 0 for the others (which
-            add it to the gradient).
-        schedule: `linear`, `constant` or `steps`, after the warm-up.
-        first_step: see `Schedule`; None: 0 for bert, 1 for the others.
+        weight_decay: on every tensor, biases and LayerNorm too. None: 0.01 for bert, adamw, lamb
+            and lookahead_lamb, 1e-4 for vlbert_adamw (which decay the weight itself), 1.2e-6 for
+            the published LAMB (part of the step that it scales), 0 for the others (which add it to
+            the gradient).
+        schedule: `linear`, `constant` or `steps`, after the warm-up; or `cyclic`, without one.
+        first_step: see `Schedule`; None: 0 for bert and `cyclic`, 1 for the others.
         milestones, gamma, warmup_factor: of `steps`, see `StepSchedule`.
+        cycle_up, cycle_down: of `cyclic`: updates from the lowest to the highest learning rate, and
+            back (None: as many).
+        lowest_lr: of `cyclic`; None: a fifth of `lr`. Groups with a rate of their own keep the
+            ratio.
         options: further arguments of the optimiser's class, such as `betas`, `eps`, `momentum`.
 
     Raises:
@@ -361,12 +419,16 @@ def make_optimizer(
     """
     key = optimizer_key(name)
     if first_step is None:
-        first_step = 0 if key == "bert" else 1
+        first_step = 0 if key == "bert" or schedule == "cyclic" else 1
     plan = Schedule(schedule, total_steps, warmup, first_step)
     if schedule == "steps":
         plan = StepSchedule(
             schedule, total_steps, warmup, first_step, tuple(milestones), gamma, warmup_factor
         )
+    elif schedule == "cyclic":
+        lowest = _lowest_factor(lowest_lr, lr)
+        down = cycle_up if cycle_down is None else cycle_down
+        plan = CyclicSchedule(schedule, total_steps, warmup, first_step, cycle_up, down, lowest)
     _check_schedule(plan, key, lr)
     kind, groups = OPTIMIZERS[key], _groups(params)
     decay = kind.weight_decay if weight_decay is None else weight_decay
@@ -374,7 +436,7 @@ def make_optimizer(
     if key == "bert":
         arguments |= (
             {"schedule": "none", "warmup": -1, "t_total": total_steps}  # ours sets the rate
-            if schedule == "steps"
+            if schedule in OURS
             else {"schedule": f"warmup_{schedule}", "warmup": warmup, "t_total": total_steps}
         )
     try:
@@ -382,6 +444,16 @@ def make_optimizer(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimiser {key}: {error}") from error
     return OptimizerWithSchedule(key, optimizer, plan)
+
+
+def _lowest_factor(lowest: float | None, highest: float) -> float:
+    if lowest is None:
+        return 0.2
+    if not 0 <= lowest <= highest or not highest:
+        raise ConfigError(
+            f"lowest learning rate {lowest:g}: give a number from 0 to the highest, {highest:g}"
+        )
+    return lowest / highest
 
 
 def _check_schedule(plan: Schedule, name: str, lr: float) -> None:
@@ -394,6 +466,12 @@ def _check_schedule(plan: Schedule, name: str, lr: float) -> None:
         )
     if not 0.0 <= plan.warmup < 1.0:
         raise ConfigError(f"warmup {plan.warmup}: give a share of the steps, 0 ≤ warmup < 1")
+    if isinstance(plan, CyclicSchedule) and plan.warmup:
+        raise ConfigError(f"warmup {plan.warmup}: a cyclic learning rate has none; give warmup 0")
+    if isinstance(plan, CyclicSchedule) and min(plan.up, plan.down) < 1:
+        raise ConfigError(
+            f"a cycle of {plan.up} updates up and {plan.down} down: give at least 1 of each"
+        )
     if name == "bert" and plan.first_step != 0:
         raise ConfigError("the optimiser bert counts its updates from 0; first_step is for others")
     if not 0.0 <= lr < float("inf"):

@@ -19,29 +19,7 @@ from lxrt.sizes import size_config
 from tests.lxmert.pretraining_files import PretrainingFiles, write_data
 from tests.lxmert.runs import DROPOUT_RUN, small_run
 
-QUESTIONS = {"train": 300, "nominival": 20, "minival": 100}
 WIDTH = 2048
-
-
-@pytest.fixture(scope="session")
-def vqa_data(easy_vqa_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as LXMERT/data: a few hundred questions of easy-VQA in the layout of VQA v2."""
-    root, source = tmp_path_factory.mktemp("data"), easy_vqa_root / "data" / "easy_vqa"
-    (root / "vqa").mkdir()
-    (root / "mscoco_imgfeat").mkdir()
-    for split, count in QUESTIONS.items():
-        rows = json.loads((source / f"{split}.json").read_text())[:count]
-        (root / "vqa" / f"{split}.json").write_text(json.dumps(rows))
-    test = [
-        {k: v for k, v in row.items() if k in ("img_id", "question_id", "sent")}
-        for row in json.loads((source / "minival.json").read_text())[:30]
-    ]
-    (root / "vqa" / "test.json").write_text(json.dumps(test))
-    for name in ("trainval_ans2label.json", "trainval_label2ans.json"):
-        (root / "vqa" / name).write_text((source / name).read_text())
-    for store in ("train2014", "val2014", "test2015"):
-        (root / "mscoco_imgfeat" / f"{store}_obj36").symlink_to(source / "features")
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,16 @@ from tests.lxmert.runs import small_run, strict_json
 
 IMAGE, QUESTION = "EASY_test_000000004003", "What color is the shape?"
 WORDS = ["[CLS]", "what", "color", "is", "the", "shape", "?", "[SEP]"]
-ON = ("--attention", "entmax", "--alpha-init", "1.6", "--span", "distance", "--span-init", "0.4")
+ON = (
+    "--attention",
+    "entmax",
+    "--alpha-init",
+    "1.6",
+    "--span-over",
+    "distance",
+    "--span-init",
+    "0.4",
+)
 
 
 @pytest.fixture(scope="module")

@@ -351,7 +351,11 @@ def test_other_training_questions_than_those_of_the_run_are_refused(
 
 def test_the_example_for_transformers_in_the_readme_runs(runs, tmp_path, capsys):
     text = (repository_root() / "LXMERT" / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if "transformers" in block
+    )
     assert "snap/export/first/transformers" in example
     out = exported(runs("SpotTune_Block"), tmp_path / "out")
     capsys.readouterr()

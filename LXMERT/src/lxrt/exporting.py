@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from common.data.vqa_dataset import VQADataset
 from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
 from common.tasks.questions import trained_on
+from common.tasks.vqa_command import VQAOptions
 from common.training.weights import load_into
 from lxrt.hf_folder import VISUAL_LOSSES, save_hf_folder
 from lxrt.loading import SNAPSHOT_SUFFIXES, read_pretrained
@@ -21,9 +23,14 @@ from lxrt.sizes import HOME, LxmertConfig
 
 def training_questions(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, Path]:
     """The questions of a run's command, see `common.runs.opened_run.training_questions`."""
-    from lxrt.finetuning import PROGRAM  # which needs this package's table
+    # They need this package's table.
+    from lxrt.adaptive import PROGRAM as ADAPTIVE
+    from lxrt.finetuning import PROGRAM
 
-    options = options_of(run, PROGRAM.parse)
+    parse: Callable[[Sequence[str]], VQAOptions[Any]] = PROGRAM.parse
+    if "params" in run.meta:
+        parse = ADAPTIVE.parse
+    options = options_of(run, parse)
     root = data_root or _from_home(options.data.data)
     dataset = resolve_dataset(run.dataset, data_root=root)
     return trained_on(options.data, dataset, options.run.seed)
