@@ -32,13 +32,14 @@ from lxrt.sizes import HOME
 
 Options = VQAOptions[AdaptiveModelOptions]
 SAMPLED = 512  # questions that the mean number of keys is of
-# Published name of an attention module, its name in the model, and the streams of its keys.
+# Published name of an attention module, its name in the record, and the streams of its keys; the
+# published ones count from 0.
 MODULES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Self Language", r"encoder\.layer\.(\d+)\.attention", ("lang",)),
-    ("Cross", r"encoder\.x_layers\.(\d+)\.visual_attention", ("vision", "lang")),
-    ("Cross Self Language", r"encoder\.x_layers\.(\d+)\.lang_self_att", ("lang",)),
-    ("Cross Self Vision", r"encoder\.x_layers\.(\d+)\.visn_self_att", ("vision",)),
-    ("Self Vision", r"encoder\.r_layers\.(\d+)\.attention", ("vision",)),
+    ("Self Language", r"lang\.(\d+)\.head", ("lang",)),
+    ("Cross", r"cross\.(\d+)\.cross\.head", ("vision", "lang")),
+    ("Cross Self Language", r"cross\.(\d+)\.lang\.head", ("lang",)),
+    ("Cross Self Vision", r"cross\.(\d+)\.vision\.head", ("vision",)),
+    ("Self Vision", r"vision\.(\d+)\.head", ("vision",)),
 )
 
 
@@ -94,13 +95,13 @@ def attention_lines(record: dict[str, Any], keys: dict[str, float]) -> str:
     means over its heads.
 
     Args:
-        record: `{module: {"span": shares of the keys, "alpha": …}}`, of each head.
+        record: `{layer.component: {"span": shares of the keys, "alpha": …}}`, of each head.
         keys: mean numbers of keys, by stream.
     """
     found = []
     for title, pattern, streams in MODULES:
         for name, values in record.items():
-            if (place := re.search(pattern, name)) is None:
+            if (place := re.fullmatch(pattern, name)) is None:
                 continue
             parts = []
             if "span" in values:
@@ -108,8 +109,8 @@ def attention_lines(record: dict[str, Any], keys: dict[str, float]) -> str:
                 parts.append(" / ".join(f"{share * keys[stream]:.2f}" for stream in streams))
             if "alpha" in values:
                 parts.append(f"α {sum(values['alpha']) / len(values['alpha']):.3f}")
-            found.append((int(place[1]), f"{title} {place[1]} {', '.join(parts)}"))
-    return "\n".join(line for _, line in found)
+            found.append(f"{title} {int(place[1]) - 1} {', '.join(parts)}")
+    return "\n".join(found)
 
 
 def lines_after_epoch(task: FinetuneTask, built: Built) -> Callable[[dict[str, Any]], str]:
