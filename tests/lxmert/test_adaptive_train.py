@@ -86,17 +86,20 @@ def test_the_log_has_the_spans_of_every_module_after_every_epoch(whole):
     for title in TITLES:
         for layer in range(2):
             lines = [line for line in log if line.startswith(f"{title} {layer} ")]
+            if title == "Cross Self Vision" and layer == 1:
+                assert not lines, "it reaches no answer"
+                continue
             assert len(lines) == 2 and all(", α 1." in line for line in lines), title
     (unit,) = {line for line in log if "spans in keys" in line}
     words = float(unit.split("of ")[1].split(" word pieces")[0])
     assert "7.0 regions" in unit
     found = float([line for line in log if line.startswith("Self Language 1 ")][1].split()[3][:-1])
-    spans = next(v["span"] for k, v in record.items() if "encoder.layer.1" in k)
+    spans = record["lang.2.head"]["span"]
     assert found == pytest.approx(words * sum(spans) / len(spans), rel=0.02)
 
 
 def test_spans_of_both_directions_of_a_cross_layer_are_in_keys_of_either():
-    record = {"x.encoder.x_layers.3.visual_attention.att": {"span": [0.5, 1.0]}}
+    record = {"cross.4.cross.head": {"span": [0.5, 1.0]}}
     assert attention_lines(record, {"lang": 8.0, "vision": 36.0}) == "Cross 3 27.00 / 6.00"
 
 

@@ -6,7 +6,6 @@ Everything is done by the shared command; here are its model, its recipes and it
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,8 +60,12 @@ class AdaptiveProgram(VQAProgram[AdaptiveModelOptions]):
 
 def flop_lines(result: dict[str, Any]) -> str:
     """What --measure-flops says of a finished run."""
-    found = result.get("flops")
-    return f"FLOPs: {'not measured in this run' if found is None else json.dumps(found, indent=1)}"
+    found, zeros = result["flops"], result["attention_zero_share"]
+    return (
+        f"FLOPs: {found['per_sample'] / 1e9:.4g} GFLOP per sample in evaluation, mean of "
+        f"{found['samples']:,} validation questions, without what spans, pruning and skipping save"
+        f"\nattention weights that are exactly 0: {'none' if not zeros else f'{zeros:.1%}'}"
+    )
 
 
 def build_adaptive(options: Options, dataset: Dataset, features: FeatureSources, say: Say) -> Built:
@@ -91,8 +94,8 @@ def build_adaptive(options: Options, dataset: Dataset, features: FeatureSources,
 
 
 def attention_lines(record: dict[str, Any], keys: dict[str, float]) -> str:
-    """Spans and α of an epoch's record as the adaptive LXMERT writes them: a line for each module,
-    means over its heads.
+    """Spans and α of an epoch's record as the adaptive LXMERT writes them: a line for each module
+    that reaches an answer, means over its heads.
 
     Args:
         record: `{layer.component: {"span": shares of the keys, "alpha": …}}`, of each head.
