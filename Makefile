@@ -90,7 +90,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## five strategies on all backbones, easy-VQA: table, plots, report (QUICK=1: 3 min)
 	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
 
-experiments: setup  ## strategies × sizes of data × seeds, about 2 hours, resumable (QUICK=1: minutes)
+experiments: setup  ## strategies × sizes of data × seeds, about 3.5 hours, resumable (QUICK=1: minutes)
 	$(BIN)/python -m common.experiments $(if $(QUICK),--quick) $(ARGS)
 
 lint: setup  ## formatting, ruff, types (mypy) and the direction of imports, without running anything

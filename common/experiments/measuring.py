@@ -146,11 +146,12 @@ def _pruned(source: PlannedRun, row: PrunedRow, task: VQATask, data: VQADataset)
     compared = _trained(source, task.runtime)
     layers = len(find_encoder(compared.model).layers())
     gone = prune(compared.model, row.rule)
+    kept = f"{layers - len(gone)} of {layers} layers"
     result = load_result(source.folder)
     flags = ["--dataset", result["dataset"], "--prune", row.rule]
     compared.figures = {key: result.get(key) for key in SHARED} | {
         "name": f"{source.name} {row.rule}",
-        "variant": ", ".join(filter(None, [result.get("variant"), f"pruned {row.rule}"])),
+        "variant": ", ".join(filter(None, [result.get("variant"), kept])),
         "command": " ".join(run_script().test("cpu", source.name, "BEST", flags)),
         "accuracy": {"val": counted(task.evaluate(compared.model, data, row.name), data)},
         "parameters": parameter_counts(compared.model),

@@ -6,6 +6,7 @@ open binary file; the matching `draw_…` returns the figure. No pyplot, so noth
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import LineStyleType
 
 BASELINE_STYLES: dict[str, LineStyleType] = {"majority": ":", "question_only": "--", "chance": "-."}
+LONGEST_LABEL = 45  # of a row, in characters of a line
 
 
 def plot_training(result: Result, path: Target) -> None:
@@ -105,9 +107,8 @@ def draw_comparison(results: Iterable[Result]) -> Figure:
     total = sum(heights) + 0.35
     figure = new_figure(total)
     top = total
-    margin = 0.02 + 0.0083 * max(
-        len(_row_label(group)) for section in sections for group in section.groups
-    )
+    labels = (_row_label(group) for section in sections for group in section.groups)
+    margin = 0.02 + 0.0083 * max(len(line) for label in labels for line in label.splitlines())
     panels: dict[str, list[tuple[Axes, Axes]]] = {}
     for section, height in zip(sections, heights, strict=True):
         inner = (height - 1.0) / total
@@ -226,7 +227,8 @@ def _strategy_axis(axes: Axes, groups: Sequence[RunGroup]) -> None:
 
 
 def _row_label(group: RunGroup) -> str:
-    return group.label + (f" (n={len(group.results)})" if len(group.results) > 1 else "")
+    runs = f" (n={len(group.results)})" if len(group.results) > 1 else ""
+    return textwrap.fill(group.label + runs, LONGEST_LABEL)
 
 
 def _comparison_legend() -> list[Line2D]:

@@ -399,12 +399,13 @@ def variants(run: Run) -> list[str]:
     return found
 
 
-def _mechanism_words(attention: Mapping[str, Any]) -> tuple[str, str]:
+def _mechanism_words(attention: Mapping[str, Any]) -> tuple[str, str, str]:
     """The normaliser and the span of a mechanism (entry of the meta); empty where it is usual."""
     normaliser, span = (attention.get(key) for key in ("normaliser", "span"))
     return (
         "" if normaliser in (None, "softmax") else normaliser,
         "" if span in (None, "none") else f"span over {span}",
+        "read from the pair" if attention.get("span_policy") else "",
     )
 
 

@@ -296,6 +296,8 @@ def test_the_oracle_knows_the_best_of_the_answers_that_there_are(vqa_data):
     assert oracle_score(AnswerVocabulary(["yes", "no"]), minival)["other"] == 0.0
 
 
-def test_measured_flops_are_said_where_there_are_some():
-    assert "not measured" in flop_lines({})
-    assert '"per_sample": 3' in flop_lines({"flops": {"per_sample": 3}})
+def test_measured_flops_are_said(whole):
+    found = strict_json(whole / "result.json")
+    said = flop_lines(found)
+    assert f"{found['flops']['per_sample'] / 1e9:.4g} GFLOP per sample" in said
+    assert f"{found['attention_zero_share']:.1%}" in said

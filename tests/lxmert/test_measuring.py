@@ -129,7 +129,7 @@ def test_models_of_a_seed_are_compared_and_the_figures_are_kept(repository, tmp_
     words += ["--test", "minival", "--output", str(tmp_path), "--prune", "every_other"]
     assert main(words) == 0
     assert f"overall {found['half']['accuracy']['val']['overall']:.2f}" in capsys.readouterr().out
-    assert found["half"]["variant"] == "sparsemax, pruned every_other"
+    assert found["half"]["variant"] == "sparsemax, 3 of 6 layers"
 
 
 def test_figures_of_other_runs_do_not_count(repository, tmp_path, monkeypatch):

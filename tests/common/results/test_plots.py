@@ -212,6 +212,16 @@ def test_comparison_draws_accuracies_errors_and_baselines() -> None:
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["standard (n=2)", "SpotTune"]
 
 
+def test_a_long_row_is_labelled_in_several_lines_beside_its_plot() -> None:
+    layers = ",".join(f"lang.{number}" for number in range(1, 15))
+    figure = plots.draw_comparison(
+        [make_result("standard", variant=f"LayerDrop 0.2, pruned {layers}")]
+    )
+    (label,) = (text.get_text() for text in figure.axes[0].get_yticklabels())
+    assert len(label.splitlines()) > 1 and "lang.14" in label
+    assert figure.axes[0].get_position().width > 0.2
+
+
 def test_comparison_has_a_row_of_plots_per_dataset() -> None:
     results = [make_result("standard"), make_result("standard", dataset="easy_vqa_cp")]
     assert len(plots.draw_comparison(results).axes) == 4
