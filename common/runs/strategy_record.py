@@ -47,7 +47,7 @@ class StrategyMeta(TypedDict):
     policy_eval: str
     trainable_layers: str | None
     frozen_layers: str | list[int | str] | None
-    attention: NotRequired[dict[str, str | float] | None]
+    attention: NotRequired[dict[str, str | float | bool] | None]
 
 
 class FinetunedMeta(TypedDict):

@@ -20,6 +20,7 @@ FLAGS = (
     "0.6",
     "--span-loss",
     "0.5",
+    "--span-policy",
 )
 
 
@@ -45,9 +46,10 @@ def test_spans_and_alpha_are_learned_and_recorded(whole):
         "ramp": 0.25,
         "initial_span": 0.6,
         "initial_alpha": 1.1,
+        "span_policy": True,
     }
     state = load_checkpoint(whole / "BEST.safetensors")[0]["model"]
-    assert sum("weighting" in name and "twins" in name for name in state) == 2 * 9
+    assert sum("weighting" in name and "twins" in name for name in state) == 4 * 9
 
 
 def test_a_checkpoint_brings_its_mechanism(files, whole, tmp_path, capsys):
@@ -80,7 +82,7 @@ def test_an_exported_run_keeps_its_mechanism(files, whole, tmp_path, capsys):
     assert export(words) == 0
     assert evaluate(files.test(tmp_path / "out" / "model", tmp_path / "answers")) == 0
     state = load_checkpoint(tmp_path / "out" / "model.safetensors")[0]["model"]
-    assert sum("weighting" in name for name in state) == 2 * 9
+    assert sum("weighting" in name for name in state) == 4 * 9
 
 
 @pytest.mark.parametrize(

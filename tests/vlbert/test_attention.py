@@ -11,6 +11,7 @@ from vlbert.finetuning import main
 from vlbert.testing import main as evaluate
 
 ON = ("--attention", "entmax", "--span-over", "keys", "--span-init", "0.6", "--span-loss", "0.5")
+ON += ("--span-policy",)
 RUN = (*ON, "--strategy", "SpotTune_Block", "--epochs", "2")
 
 
@@ -34,6 +35,7 @@ def test_spans_and_alpha_are_learned_and_recorded(whole):
     epochs = result_of(whole)["epochs"]
     assert "span" in epochs[0]["train_losses"]
     first, last = (epoch["attention"] for epoch in epochs)
+    assert all("span_sd" in entry for entry in last.values())
     assert set(first) == set(last) and len(first) == 2
     spans = [torch.tensor([e["span"] for e in epoch.values()]) for epoch in (first, last)]
     assert float(spans[1].mean()) < float(spans[0].mean()) < 0.6
@@ -43,8 +45,10 @@ def test_spans_and_alpha_are_learned_and_recorded(whole):
         "ramp": 0.25,
         "initial_span": 0.6,
         "initial_alpha": 1.1,
+        "span_policy": True,
     }
-    assert sum("weighting" in name and "twins" in name for name in weights(whole)) == 2 * 2
+    # α, span, weight and bias of what moves it
+    assert sum("weighting" in name and "twins" in name for name in weights(whole)) == 2 * 4
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(config, whole, tmp_path, capsys):
@@ -74,7 +78,8 @@ def test_an_exported_run_keeps_its_mechanism(whole, tmp_path):
     words = ["--run", str(whole / FOLDER), "--out", str(tmp_path / "out"), "--gpus", "cpu"]
     assert export([*words, "--quiet"]) == 0
     state = load_checkpoint(tmp_path / "out" / "model.safetensors")[0]["model"]
-    assert sum("weighting" in name for name in state) == 2 * 2
+    assert sum("weighting" in name for name in state) == 2 * 4
+    assert any("span_policy" in name for name in state)
 
 
 def test_a_config_says_the_same_as_the_flags(config, tmp_path):
