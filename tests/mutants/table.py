@@ -303,6 +303,59 @@ MUTANTS = [
         "common/reading.py", "json.loads(text, object_hook=replace)", "json.loads(text[1:])", TEXTS
     ),
     Mutant("common/reading.py", "if _written_out(node, {}) > MAX_YAML_NODES:", "if False:", TEXTS),
+    # Adaptive attention, LayerDrop
+    *_all(
+        "common/modules/attention.py",
+        f"{T}/modules/test_attention.py {T}/adapt/test_weighted_attention.py",
+        ("LEAST_ALPHA + (2 - LEAST_ALPHA) * self.logit", "1 + self.logit"),
+        ("mask[:, 0, 0] > MASKED / 2", "mask[:, 0, 0] <= 0"),
+        ("shares if heads is None else shares[:, heads]", "shares"),
+        ("alpha = self.alpha if heads is None else self.alpha[heads]", "alpha = self.alpha[:1]"),
+        (
+            "order = (order - places[:queries, None]).abs()",
+            "order = places[:queries, None] - order",
+        ),
+        ("(span.span._version, ", "(0, "),
+        ("(reach[0] - LEAST_SHARE).ceil()", "(reach[0] - 1).ceil()"),
+    ),
+    *_all(
+        "common/modules/attention.py",
+        f"{T}/adapt/test_attention.py",
+        ("nn.init.zeros_(self.shift.weight)", "pass"),
+        ("if torch.is_grad_enabled():\n                self.drawn = shares", "self.drawn = None"),
+        ("count + len(shares),", "count + 1,"),
+    ),
+    *_all(
+        f"{ADAPT}/weighted_attention.py",
+        f"{T}/adapt/test_weighted_attention.py {T}/adapt/test_attention_capture.py",
+        (").argsort()\n    return torch.cat", ")\n    return torch.cat"),
+        ("k_v = keys[:, :reach]", "k_v = keys"),
+        ("if below < reach <= bound", "if reach <= bound"),
+        ("F.pad(v, (0, 0, 0, left_out))", "v"),
+    ),
+    *_all(
+        f"{ADAPT}/layerdrop.py",
+        f"{T}/adapt/test_layerdrop.py",
+        ("if drawn[name] < self.rate", "if drawn[name] > self.rate"),
+        ("if len(out) == len(names):", "if False:"),
+        (
+            "for names in stacks.values() for name in names[::2]",
+            "for names in stacks.values() for name in names[1::2]",
+        ),
+        ("(len(names) + 1) // 2", "len(names) // 2"),
+    ),
+    Mutant(
+        f"{ADAPT}/encoder.py",
+        "dropped = encoder.dropped if self.training else frozenset()",
+        "dropped = encoder.dropped",
+        f"{T}/adapt/test_layerdrop.py",
+    ),
+    *_all(
+        "LXMERT/src/lxrt/adaptive_transformer.py",
+        "tests/lxmert/test_building.py -k adaptive_lxmert",
+        ("or TEMPLATE in name", ""),
+        ("batch=next(iter(batches), 0),", "batch=1,"),
+    ),
     # VL-BERT
     Mutant(
         "VLBERT/vlbert/transforms.py",
