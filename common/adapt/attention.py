@@ -152,43 +152,43 @@ def without_attention(
 Span = AdaptiveSpan | PublishedSpan
 
 
-def spans_of(model: nn.Module) -> list[Span]:
+class LearnedSpans:
     """The spans of a model that are learned, after it was adapted."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, Span) and any(p.requires_grad for p in module.parameters())
-    ]
 
+    def __init__(self, model: nn.Module) -> None:
+        """Look them up, once for all steps."""
+        self.spans: list[Span] = [
+            module
+            for module in model.modules()
+            if isinstance(module, Span) and any(p.requires_grad for p in module.parameters())
+        ]
+        self._encoder = find_encoder(model) if self.spans else None
 
-def clamp_spans(spans: Iterable[Span]) -> None:
-    """Keep spans in 0..1; after every update."""
-    for module in spans:
-        module.clamp()
+    def clamp(self) -> None:
+        """Keep them in 0..1; after every update."""
+        for module in self.spans:
+            module.clamp()
 
+    def loss(self, factor: float | None) -> Tensor | None:
+        """What their lengths add to the loss of a batch, after its forward pass.
 
-def span_loss(spans: Iterable[Span], factor: float | None) -> Tensor | None:
-    """What the lengths of spans add to the loss.
+        Args:
+            factor: of the mean span, 0..1, of all heads and, where spans are read from the pair, of
+                all samples, whatever is decided about them. Published spans have the published
+                loss, a sum.
 
-    Args:
-        spans: of `spans_of`, after the forward pass of a batch.
-        factor: of the mean span, 0..1, of all heads and, where spans are read from the pair, all
-            samples that went through them. Published spans have the published loss, a sum.
-
-    Returns:
-        A loss (0-d), or None.
-    """
-    found: list[Tensor] = []
-    published: list[Tensor] = []
-    for module in spans:
-        if isinstance(module, PublishedSpan):
-            published.append(module.loss())
-        elif factor:
-            drawn, module.drawn = module.drawn, None
-            found.append((module.shares() if drawn is None else drawn).mean(0))
-    parts = [factor * torch.cat(found).mean()] if factor and found else []
-    parts += [torch.stack(published).sum()] if published else []
-    return torch.stack(parts).sum() if parts else None
+        Returns:
+            A loss (0-d), or None.
+        """
+        if self._encoder is None:
+            return None
+        pair, self._encoder.pair = self._encoder.pair, None
+        learned = [m for m in self.spans if factor and isinstance(m, AdaptiveSpan)]
+        own = [module.shares(pair).mean(0) for module in learned]
+        published = [m.loss() for m in self.spans if isinstance(m, PublishedSpan)]
+        parts = [factor * torch.cat(own).mean()] if factor and own else []
+        parts += [torch.stack(published).sum()] if published else []
+        return torch.stack(parts).sum() if parts else None
 
 
 def attention_record(model: nn.Module) -> dict[str, dict[str, list[float]]]:

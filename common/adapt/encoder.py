@@ -297,6 +297,7 @@ class RoutedEncoder(nn.Module):
         dropped: names of layers that are left out in training mode; see `common.adapt.layerdrop`.
         span_policy: reads from a pair what the spans of attention depend on, see
             `common.adapt.attention`; None: they are the same for all samples.
+        pair: (B, F), what it read of the last batch in training, for the loss.
     """
 
     def __init__(self, policy_factory: PolicyFactory | None = None) -> None:
@@ -308,6 +309,7 @@ class RoutedEncoder(nn.Module):
         self.reads_first: tuple[str, ...] = ()
         self.dropped: frozenset[str] = frozenset()
         self.span_policy: nn.Module | None = None
+        self.pair: Tensor | None = None
         self._plain: tuple[tuple[Layer, tuple[Step, ...]], ...] | None = None
 
     def layers(self) -> list[Layer]:
@@ -355,7 +357,14 @@ class RoutedEncoder(nn.Module):
         first = read_stream(state, next(iter(state)))
         with torch.autocast(first.device.type, enabled=False):
             found: Tensor = self.span_policy(state)
+        if self.training and torch.is_grad_enabled():
+            self.pair = found
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the last forward pass left behind, so that a model can be copied."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"pair": None}
 
     def run_layers(
         self,

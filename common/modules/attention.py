@@ -146,7 +146,6 @@ class AdaptiveSpan(nn.Module):
     its batch. With a span policy every sample has spans of its own, which start as the heads'.
 
     Attributes:
-        drawn: shares (B, H) of the last pass in training, for the loss.
         seen: sums over the samples of evaluation: number, shares (H,), squares of shares (H,).
     """
 
@@ -169,7 +168,6 @@ class AdaptiveSpan(nn.Module):
         if self.shift is not None:  # frozen twins stay so
             nn.init.zeros_(self.shift.weight)
             nn.init.zeros_(self.shift.bias)
-        self.drawn: Tensor | None = None
         self.seen: tuple[int, Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -183,10 +181,7 @@ class AdaptiveSpan(nn.Module):
         if self.shift is None or pair is None:
             return own
         shares: Tensor = (own.logit() + self.shift(pair.to(own.dtype))).sigmoid()
-        if self.training:
-            if torch.is_grad_enabled():
-                self.drawn = shares
-        else:
+        if not self.training:
             self._note(shares.detach())
         return shares
 
@@ -233,7 +228,7 @@ class AdaptiveSpan(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without what the last passes left behind, so that a model can be copied."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return state | {"drawn": None, "seen": None}
+        return state | {"seen": None}
 
 
 class AttentionWeights(nn.Module):

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
-from common.adapt.attention import attention_record, clamp_spans, span_loss, spans_of
+from common.adapt.attention import LearnedSpans, attention_record
 from common.adapt.budget import BudgetOptions, budget_losses
 from common.adapt.layerdrop import LayerDrop, LayerDropping
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
@@ -151,7 +151,7 @@ class Trainer:
         self.names, self.keep = names or SnapshotNames(), keep
         self.part = adaptive_part(model)
         self.dropping = LayerDropping(model, options.layerdrop) if options.layerdrop else None
-        self.spans = spans_of(model)
+        self.spans = LearnedSpans(model)
         self.order = order or BatchOrder(len(task), options.batch_size, options.seed)
         self.order.check_divisible(self.world.size, options.accumulate)
         self.parallel = self._parallel()
@@ -309,8 +309,8 @@ class Trainer:
                     self.world.mean(decisions), self.part.live, self.options.budget
                 )
             self.running.decisions.add(decisions, batch.types)
-        if (span := span_loss(self.spans, self.options.span_loss)) is not None:
-            losses["span"] = span
+        if (span := self.spans.loss(self.options.span_loss)) is not None:
+            losses["span"], shares["span"] = span, _share(own, counts, SAMPLES)
         self._check_finite(losses, batch)
         # The processes' gradients are averaged, so what belongs to one process counts size times.
         size = self.world.size
@@ -332,7 +332,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.step(scaler)
         scaler.update()
-        clamp_spans(self.spans)
+        self.spans.clamp()
 
     def _check_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> None:
         bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]

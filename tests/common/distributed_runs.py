@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 
 from common.adapt.budget import BudgetOptions
+from common.adapt.layerdrop import LayerDrop
 from common.files import write_json
+from common.modules.attention import AttentionOptions
 from common.training.distributed import one_voice, start_world
 from common.training.loop import Trainer
 from common.training.runtime import make_runtime
@@ -28,6 +30,14 @@ BUDGET = BudgetOptions(
 )
 # Five samples a step: one process has three of them, the other one two.
 EQUAL = {"double": True, "dropout": 0.0, "batch_size": 5, "budget": BUDGET, "epochs": 1}
+# LayerDrop, and spans that are read from the pair and shortened.
+ATTENDED = EQUAL | {
+    "family": "lxmert",
+    "layerdrop": LayerDrop(0.3),
+    "attention": AttentionOptions("entmax", "keys", span_policy=True, initial_span=0.6),
+    "span_loss": 0.5,
+}
+DROPPED = ("standard", "SpotTune_Block")
 CASES = [
     (family, strategy)
     for family in ("single", "lxmert", "vilbert")
@@ -82,6 +92,10 @@ def equal(out: Path) -> None:
         counts = runtime.world.gather(seen[0])
         if runtime.world.main:
             write_json(out / f"{family}_{strategy}" / "one_sided.json", counts)
+    for strategy in DROPPED:
+        make_trainer(
+            out / f"dropped_{strategy}", strategy=strategy, runtime=runtime, **ATTENDED
+        ).fit()
     accumulated = make_trainer(
         out / "accumulated", runtime=runtime, accumulate=2, **EQUAL | {"budget": BudgetOptions()}
     )

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.adapting import adapt, adaptive_part
+from common.adapt.attention import set_attention
 from common.adapt.encoder import AdaptiveOptions, RoutedEncoder, frozen_copy
 from common.adapt.policy import SmallPolicy
 from common.adapt.steps import Layer, bert_steps
+from common.modules.attention import AttentionOptions
 from common.modules.layers import BertLayer, init_bert_weights
 from lxrt.modeling import VQAModel
 from lxrt.sizes import LxmertConfig
@@ -217,6 +219,7 @@ def adapted(
     dropout: float = 0.0,
     policy: str = "small",
     narrowed: bool = True,
+    attention: AttentionOptions | None = None,
     **options: object,
 ) -> nn.Module:
     """An adapted model whose finetuned weights have drifted away from the twins.
@@ -227,6 +230,7 @@ def adapted(
     if not narrowed:
         encoder = next(m for m in model.modules() if isinstance(m, RoutedEncoder))
         encoder.set_reads(encoder.reads)
+    set_attention(model, attention or AttentionOptions())
     extra = {"LastK": {"trainable_layers": "last:1"}, "FrozenLayers": {"frozen_layers": "2"}}
     torch.manual_seed(4)
     adapt(model, strategy, policy, options=AdaptiveOptions(**options), **extra.get(strategy, {}))

@@ -9,6 +9,7 @@ import torch
 
 from common.adapt.adapting import parameter_groups
 from common.adapt.budget import BudgetOptions
+from common.modules.attention import AttentionOptions
 from common.training.batch_order import BatchOrder
 from common.training.checkpoint import load_checkpoint
 from common.training.loop import LoopOptions, Trainer
@@ -79,11 +80,12 @@ def make_trainer(
     dropout: float = 0.2,
     runtime: Runtime | None = None,
     optimizer: str = "bert",
+    attention: AttentionOptions | None = None,
     **options,
 ) -> Trainer:
     """A trainer of 3 epochs of 5 steps; float32 unless `double`."""
     seed_everything(1)
-    model = adapted(family, strategy, dropout=dropout)
+    model = adapted(family, strategy, dropout=dropout, attention=attention)
     model = model if double else model.float()
     settings = {
         "epochs": 3,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.adapt.attention import set_attention, span_loss, spans_of
+from common.adapt.attention import LearnedSpans, set_attention
 from common.adapt.layerdrop import prune
 from common.modules.attention import AttentionOptions
 from common.parity import gradients
@@ -92,7 +92,7 @@ def run_adaptive(
         logits = model.logit_fc(outputs.pooled)
         bce = vqa_loss(logits, inputs["target"])
         losses = {"bce_loss": bce}
-        if (span := span_loss(spans_of(model), None)) is not None:
+        if (span := LearnedSpans(model).loss(None)) is not None:
             losses["span_loss"] = span
         total = torch.stack(list(losses.values())).sum()
         total.backward()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.adapt.adapting import adapt, adaptive_part
-from common.adapt.attention import attention_record, clamp_spans, set_attention, span_loss, spans_of
+from common.adapt.attention import LearnedSpans, attention_record, set_attention
 from common.adapt.encoder import AdaptiveOptions, RoutedEncoder
 from common.adapt.merging import merge
 from common.adapt.steps import HeadsStep
@@ -175,10 +175,10 @@ def test_spans_are_counted_clamped_and_recorded():
     for module in model.modules():
         if isinstance(module, AdaptiveSpan):
             module.span.data.fill_(3.0)
-    assert span_loss(spans_of(model), 1.0).item() == 1.0
-    clamp_spans(spans_of(model))
+    assert LearnedSpans(model).loss(1.0).item() == 1.0
+    LearnedSpans(model).clamp()
     assert all(v == 1.0 for entry in attention_record(model).values() for v in entry["span"])
-    assert span_loss(spans_of(pretrained("single")), 1.0) is None
+    assert LearnedSpans(pretrained("single")).loss(1.0) is None
     adapt(model, "SpotTune")
     assert set(attention_record(model)) == set(record), "twins are not counted"
 
@@ -215,12 +215,14 @@ def test_spans_that_are_read_from_the_pair_are_those_of_the_sample():
     torch.testing.assert_close(two, six[:2], rtol=1e-9, atol=1e-9)
     model.train()
     torch.testing.assert_close(run(model, "lxmert"), six, rtol=1e-9, atol=1e-9)
-    loss = span_loss(spans_of(model), 0.5)
+    spans = LearnedSpans(model)
+    loss = spans.loss(0.5)
     loss.backward()
-    shares = [m.shares().mean() for m in spans_of(model)]
-    assert 0 < float(loss.detach()) < 0.5 and len(shares) == len(record)
+    means = torch.tensor([entry["span"] for entry in record.values()])
+    assert float(loss.detach()) == pytest.approx(0.5 * float(means.mean()), rel=1e-4)
+    assert len(spans.spans) == len(record)
     assert float(model.bert.encoder.span_policy.normalise.weight.grad.abs().sum()) > 0
-    assert all(m.drawn is None for m in spans_of(model)), "used once"
+    assert model.bert.encoder.pair is None, "used once"
 
 
 def test_before_training_a_span_policy_gives_every_pair_the_same_spans():
@@ -236,7 +238,7 @@ def test_what_is_frozen_keeps_the_spans_that_it_had():
     set_attention(model, MECHANISMS["read"])
     expected = run(model.eval(), "lxmert")
     adapt(model, "SpotTune_Block")
-    for module in spans_of(model):
+    for module in LearnedSpans(model).spans:
         module.shift.weight.data += 1.0
     part = adaptive_part(model)
     for value, same in ((0.0, True), (1.0, False)):
@@ -250,11 +252,11 @@ def test_what_is_frozen_keeps_the_spans_that_it_had():
 def test_published_spans_have_the_published_loss_and_are_clamped():
     model = pretrained("lxmert")
     set_attention(model, AttentionOptions("published", "published", batch=6))
-    spans = spans_of(model)
-    wanted = sum(float(m.loss().detach()) for m in spans)
-    assert float(span_loss(spans, None).detach()) == pytest.approx(wanted)
+    spans = LearnedSpans(model)
+    wanted = sum(float(m.loss().detach()) for m in spans.spans)
+    assert float(spans.loss(None).detach()) == pytest.approx(wanted)
     record = attention_record(model)
     assert {key for entry in record.values() for key in entry} == {"span", "alpha"}
-    clamp_spans(spans)
-    assert all(float(m.current_val.detach().min()) >= 0 for m in spans)
+    spans.clamp()
+    assert all(float(m.current_val.detach().min()) >= 0 for m in spans.spans)
     assert run(model, "lxmert").shape == (6, 5)

@@ -25,7 +25,7 @@ from common.errors import ConfigError
 from common.training.checkpoint import load_checkpoint
 from common.training.distributed import World, one_voice, split_evenly, start_world
 from common.training.processes import main, wanted_processes
-from tests.common.distributed_runs import CASES, EQUAL
+from tests.common.distributed_runs import ATTENDED, CASES, DROPPED, EQUAL
 from tests.common.toy_task import final_state, make_trainer, same
 
 MODULE = ["-m", "tests.common.distributed_runs"]
@@ -77,6 +77,18 @@ def test_two_processes_train_as_one(two_processes, tmp_path, family, strategy):
     if trainer.part is not None:
         one_sided = json.loads((folder / "one_sided.json").read_text())
         assert all(one_sided), "no process ever had a branch without samples: nothing is tested"
+
+
+@pytest.mark.parametrize("strategy", DROPPED)
+def test_two_processes_drop_the_same_layers_and_shorten_the_spans_of_all(
+    two_processes, tmp_path, strategy
+):
+    trainer = make_trainer(tmp_path, strategy=strategy, **ATTENDED)
+    trainer.fit()
+    state = final_state(two_processes / f"dropped_{strategy}")
+    for name, ours in trainer.model.state_dict().items():
+        torch.testing.assert_close(state["model"][name], ours, rtol=1e-7, atol=1e-9, msg=name)
+    assert any("span_policy" in name for name in state["model"])
 
 
 def test_two_processes_with_micro_batches_train_as_one_with_none(two_processes, tmp_path):
