@@ -82,7 +82,7 @@ class AttentionOptions:
         if (self.batch > 0) != (self.span == "published"):
             raise ConfigError(
                 f"a span over {self.span} with a batch of {self.batch}: published spans, and no "
-                "others, belong to the places of a batch"
+                "others, belong to the places of a batch, whose size has to be given (--span-batch)"
             )
         if not LEAST_ALPHA <= self.initial_alpha <= 2:
             raise ConfigError(

@@ -11,7 +11,7 @@ from common.data.annotations import AnswerVocabulary, Example, read_lxmert_json
 from common.data.vqa_metric import oracle_score
 from common.errors import AdaptiveError, ConfigError
 from common.runs.opened_run import open_run, training_questions
-from common.training.checkpoint import load_meta
+from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.adaptive import PROGRAM, attention_lines, flop_lines, main
 from lxrt.adaptive_params import PARAMS
 from lxrt.learner import Learner
@@ -301,3 +301,18 @@ def test_measured_flops_are_said(whole):
     said = flop_lines(found)
     assert f"{found['flops']['per_sample'] / 1e9:.4g} GFLOP per sample" in said
     assert f"{found['attention_zero_share']:.1%}" in said
+
+
+def test_the_published_mechanism_trains_and_goes_on(vqa_data, pretrained, tmp_path):
+    """Its spans are of the batch's size, its loss needs no factor, and its α have no limits."""
+    run = small_run(vqa_data, pretrained)
+    run[run.index("--batchSize")] = "--bs"
+    run += ["--span-over", "published", "--attention", "published", "--output", str(tmp_path)]
+    assert main([*run, "--max-steps", "2"]) == 0
+    assert main([*run, "--resume"]) == 0
+    epoch = strict_json(tmp_path / "result.json")["epochs"][0]
+    assert "span" in epoch["train_losses"]
+    assert all(len(entry["span"]) == len(entry["alpha"]) for entry in epoch["attention"].values())
+    state = load_checkpoint(tmp_path / "BEST.safetensors")[0]["model"]
+    shapes = {tuple(x.shape) for name, x in state.items() if name.endswith("current_val")}
+    assert shapes == {(16, 4, 1, 1)}

@@ -294,7 +294,9 @@ def _settle_attention(args: argparse.Namespace) -> None:
             args.span_init = args.adapt_span_init if args.span_init is None else args.span_init
     else:
         spans = stored["adapt_span_enabled"]
-    if spans and args.span_loss is None:
+    if args.span == "published":  # which has its own loss, and a size of its batches
+        args.span_batch = args.batch_size if args.span_batch is None else args.span_batch
+    elif spans and args.span_loss is None:
         given = args.adapt_span_loss_coeff
         args.span_loss = SPAN_LOSS if given is None else given
 
