@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, named
 from common.modules.attention import AttentionOptions
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
@@ -181,10 +181,8 @@ def network_sizes(config: Config, tokenizer: Tokenizer, answers: int, width: int
             f"{tokenizer.vocabulary_file} has {len(tokenizer)} word pieces"
         )
     tokens = SpecialTokens(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    try:
+    with named(config.path):
         return NetworkConfig.from_upstream(config.NETWORK, answers, tokens, width)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: {error}") from None
 
 
 def policy_sizes(config: Config, sizes: NetworkConfig) -> EncoderConfig:
@@ -213,10 +211,8 @@ def policy_sizes(config: Config, sizes: NetworkConfig) -> EncoderConfig:
             f"{config.POLICY.VLBERT.vocab_size}: the policy reads the questions of "
             f"the model, whose vocabulary has {sizes.encoder.vocab_size} pieces"
         )
-    try:
+    with named(f"{config.path}: section POLICY"):
         return EncoderConfig.from_upstream(values)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: section POLICY: {error}") from None
 
 
 def size_name(config: Config) -> str:

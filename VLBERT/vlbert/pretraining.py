@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.tokenizer import Tokenizer
-from common.errors import ConfigError
+from common.errors import ConfigError, named
 from common.tasks.command import Command
 from common.tasks.pretraining import PretrainingRun
 from common.tasks.pretraining import pretrain as pretrain_to_the_end
@@ -139,10 +139,8 @@ main = Command(HOME, SCRIPT, pretrain_parser, pretrain_options, pretrain)
 
 def network_sizes(config: Config, multitask: bool, width: int) -> PretrainingConfig:
     """Sizes of the network of a config; see `PretrainingConfig.from_upstream`."""
-    try:
+    with named(config.path):
         sizes = PretrainingConfig.from_upstream(config.NETWORK, multitask, width)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: {error}") from None
     if not (sizes.words or sizes.regions or sizes.relationship):
         raise ConfigError(
             f"{config.path}: keys NETWORK.WITH_MLM_LOSS, WITH_MVRC_LOSS, "

@@ -11,7 +11,7 @@ from torch import nn
 
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, named
 from common.features.sources import FeatureSources
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
@@ -217,10 +217,8 @@ def _of_file(options: ModelOptions, path: Path, data: Mapping[str, Any]) -> ViLB
         )
     if not options.baseline:
         return config
-    try:
+    with named(path):
         return baseline_sizes(config)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def _record(options: ModelOptions, saved: StrategyRecord | None) -> StrategyRecord:
