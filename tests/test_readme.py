@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -71,17 +74,20 @@ def test_every_make_target_exists(name, command):
 
 @cache
 def help_of(*words: str) -> str:
-    """What `python -m MODULE [COMMAND] --help` prints; asked once, for a start takes seconds."""
-    found = subprocess.run(
-        [sys.executable, "-m", *words, "--help"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    """What `python -m MODULE [COMMAND] --help` prints, without a process and its imports.
+
+    That every command starts in a process of its own is in `common/test_packages.py`.
+    """
+    module, *more = words
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as shown,
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", [module, *more, "--help"])
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    return shown.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """LXMERT with mechanisms of attention, by its real command."""
 
-
 from common.export import main as export
 from tests.common.mechanism_runs import OVER, AttentionRuns
 from tests.lxmert.runs import refused
