@@ -15,11 +15,11 @@ import torch
 
 from common.export import main as export
 from common.training.checkpoint import load_checkpoint, load_meta
+from tests.common.refusals import Command, error_of
 from tests.lxmert.runs import same_state, strict_json
 
 OVER = "--span"  # keys or distance
 DROPPED = ("--layerdrop", "0.4")
-Command = Callable[[Sequence[str]], int]
 
 
 def mechanism(over: str) -> list[str]:
@@ -53,16 +53,6 @@ class Commands:
         return self.files(out)
 
 
-def refused(capsys: pytest.CaptureFixture[str], command: Command, words: Sequence[str]) -> str:
-    """The one error of a command that has to fail with exit status 2."""
-    capsys.readouterr()
-    assert command(list(words)) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and shown.count("error: ") == 1, shown
-    assert "Traceback" not in shown
-    return shown
-
-
 def accuracy(run: Path) -> str:
     """On the validation part, as the test of the same split has to say it."""
     return f"overall {strict_json(run / 'result.json')['accuracy']['val']['overall']:.2f}"
@@ -80,7 +70,7 @@ def goes_on(
     """A run that is stopped after some steps ends as the whole one; refused with other flags."""
     words = [*commands.of_run(out), *flags]
     assert commands.train([*words, "--max-steps", str(steps)]) == 0
-    shown = refused(capsys, commands.train, [*words, *other, "--resume"])
+    shown = error_of(capsys, commands.train, [*words, *other, "--resume"])
     assert commands.train([*words, "--resume"]) == 0
     for name in ("BEST", "LAST"):
         same_state(whole / f"{name}.safetensors", commands.files(out) / f"{name}.safetensors")
@@ -130,7 +120,7 @@ class AttentionRuns:
         capsys.readouterr()
         assert commands.evaluate(words) == 0
         assert accuracy(whole) in capsys.readouterr().out
-        shown = refused(capsys, commands.evaluate, [*words, *commands.inside])
+        shown = error_of(capsys, commands.evaluate, [*words, *commands.inside])
         assert "strategy_flags.attention" in shown
 
     def test_an_exported_run_keeps_its_mechanism(self, whole, tmp_path):
@@ -165,7 +155,7 @@ class LayerDropRuns:
         assert accuracy(whole) in capsys.readouterr().out
         assert commands.evaluate([*words, "--prune", "1"]) == 0
         assert "--prune 1: without the layers" in capsys.readouterr().out
-        shown = refused(capsys, commands.evaluate, [*words, "--prune", self.unknown])
+        shown = error_of(capsys, commands.evaluate, [*words, "--prune", self.unknown])
         assert "is no layer" in shown
 
     def test_a_model_that_starts_pruned_is_tested_as_it_is(self, commands, tmp_path, capsys):
