@@ -91,6 +91,7 @@ def help_of(*words: str) -> str:
     return shown.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # `help_of`
 @pytest.mark.parametrize(
     ("name", "command"),
     [c for c in ALL if c[1].startswith("python -m") and "distributed" not in c[1]],
