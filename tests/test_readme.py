@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,7 @@ ENVIRONMENT = os.environ | {
     "OMP_WAIT_POLICY": "passive",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }
+FEWER = "--questions 64 --epochs 1 --tiny --train train --valid nominival --overwrite --quiet"
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -71,19 +75,23 @@ def test_every_make_target_exists(name, command):
 
 @cache
 def help_of(*words: str) -> str:
-    """What `python -m MODULE [COMMAND] --help` prints; asked once, for a start takes seconds."""
-    found = subprocess.run(
-        [sys.executable, "-m", *words, "--help"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    """What `python -m MODULE [COMMAND] --help` prints, without a process and its imports.
+
+    That every command starts in a process of its own is in `common/test_packages.py`.
+    """
+    module, *more = words
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as shown,
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", [module, *more, "--help"])
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    return shown.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # `help_of`
 @pytest.mark.parametrize(
     ("name", "command"),
     [c for c in ALL if c[1].startswith("python -m") and "distributed" not in c[1]],
@@ -154,6 +162,20 @@ def test_every_command_of_vlbert_names_its_files_and_its_flags_are_known(name, c
     assert find_config(ROOT / "VLBERT" / found.cfg).is_file()
 
 
+def shown_by(block: str, folder: Path) -> str:
+    """What the commands of a block print, every one of which has to succeed."""
+    found = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout
+
+
 def test_the_first_commands_of_vlbert_run(tmp_path):
     """The block a newcomer copies, word for word but for fewer questions and another folder."""
     block = next(b for b in blocks("VLBERT/README.md", "bash") if "nondist_run" in b)
@@ -161,17 +183,9 @@ def test_the_first_commands_of_vlbert_run(tmp_path):
     block = block.replace("output/output", f"{tmp_path}/output")
     block = block.replace("--epochs 2", "--epochs 1 --set DATASET.TOY=true --quiet")
     block = block.replace("--split minival", "--split minival --set DATASET.TOY=true")
-    found = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block],
-        cwd=ROOT / "VLBERT",
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=False,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
-    assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
+    shown = shown_by(block, ROOT / "VLBERT")
+    assert "minival of easy_vqa, SpotTune_Block: overall" in shown
+    assert "decided   SpotTune_Block, the policy's likelier decision: " in shown
 
 
 LAUNCHED = [c for c in ALL if c[1].startswith(("torchrun ", "python -m torch.distributed."))]
@@ -245,16 +259,8 @@ def test_the_blocks_of_vilbert_s_tasks_run(first, said):
     if "train_tasks" in block:
         block = block.replace("--tiny", "--tiny --questions 64 --epochs 1 --no-plots")
     try:
-        found = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=home,
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT,
-            check=False,
-        )
-        assert found.returncode == 0, found.stdout + found.stderr
-        assert said in found.stdout
+        shown = shown_by(block, home)
+        assert said in shown
     finally:
         made = {path for part in ("save", "results") for path in (home / part).glob("*")} - before
         subprocess.run(["rm", "-rf", *map(str, made)], check=True)
@@ -266,21 +272,14 @@ def test_the_first_commands_of_vilbert_run():
         ROOT / "ViLBERT" / f"{p}/VQA_easy_vqa_small-readme_test" for p in ("save", "results")
     ]
     block = next(b for b in blocks("ViLBERT/README.md", "bash") if "train_tasks.py" in b)
-    block = block.replace("--save_name first", "--save_name readme_test --quiet")
+    block = block.replace("--save_name first", "--save_name readme_test")
     block = block.replace("small-first", "small-readme_test")
-    block = block.replace("--tiny", "--tiny --questions 128 --overwrite")
+    block = block.replace("minival", "nominival")
+    block = block.replace("--tiny", FEWER)
     try:
-        found = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=ROOT / "ViLBERT",
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT,
-            check=False,
-        )
-        assert found.returncode == 0, found.stdout + found.stderr
-        assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
-        assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
+        shown = shown_by(block, ROOT / "ViLBERT")
+        assert "nominival of easy_vqa, SpotTune_Block: overall" in shown
+        assert "decided   SpotTune_Block, the policy's likelier decision: " in shown
         assert (folders[0] / "result.json").is_file() and (folders[0] / "report.html").is_file()
     finally:
         subprocess.run(["rm", "-rf", *map(str, folders)], check=True)
@@ -291,19 +290,12 @@ def test_the_first_commands_of_lxmert_run(tmp_path):
     folder = ROOT / "LXMERT" / "snap" / "vqa" / "readme_test"
     block = next(b for b in blocks("LXMERT/README.md", "bash") if "vqa_finetune" in b)
     block = block.replace(" first ", " readme_test ").replace("vqa/first/", "vqa/readme_test/")
-    block = block.replace("--questions 1000", "--questions 128 --tiny --overwrite --quiet")
+    block = block.replace("minival", "nominival")
+    block = block.replace("--questions 1000 --epochs 2", FEWER)
     try:
-        found = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=ROOT / "LXMERT",
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT,
-            check=False,
-        )
-        assert found.returncode == 0, found.stdout + found.stderr
-        assert "minival of easy_vqa, SpotTune_Block: overall" in found.stdout
-        assert "decided   SpotTune_Block, the policy's likelier decision: " in found.stdout
+        shown = shown_by(block, ROOT / "LXMERT")
+        assert "nominival of easy_vqa, SpotTune_Block: overall" in shown
+        assert "decided   SpotTune_Block, the policy's likelier decision: " in shown
         assert (folder / "result.json").is_file() and (folder / "report.html").is_file()
     finally:
         subprocess.run(["rm", "-rf", str(folder)], check=True)

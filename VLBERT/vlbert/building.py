@@ -12,18 +12,18 @@ from torch import Tensor
 
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, named
 from common.modules.attention import AttentionOptions
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
     KEY,
     StrategyRecord,
-    attention_entry,
+    check_finetuned,
     checked_meta,
     finetuned_meta,
     has_own_names,
 )
-from common.training.checkpoint import check_compatible, load_meta
+from common.training.checkpoint import load_meta
 from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
 from vlbert.config_adaptive import AdaptiveSettings, check_output_size
@@ -109,8 +109,14 @@ def build_vqa(
     )
     model = ResNetVLBERT(sizes, policy_encoder)
 
-    if load is not None:
-        check_finetuned(found, meta, load)
+    if found and load is not None:
+        check_finetuned(
+            found | {"config": told_by_no_shape(found["config"])},
+            meta,
+            load,
+            transform=meta["transform"],
+            config=told_by_no_shape(meta["config"]),
+        )
 
     def load_weights() -> None:
         if load is None:
@@ -181,10 +187,8 @@ def network_sizes(config: Config, tokenizer: Tokenizer, answers: int, width: int
             f"{tokenizer.vocabulary_file} has {len(tokenizer)} word pieces"
         )
     tokens = SpecialTokens(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    try:
+    with named(config.path):
         return NetworkConfig.from_upstream(config.NETWORK, answers, tokens, width)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: {error}") from None
 
 
 def policy_sizes(config: Config, sizes: NetworkConfig) -> EncoderConfig:
@@ -213,10 +217,8 @@ def policy_sizes(config: Config, sizes: NetworkConfig) -> EncoderConfig:
             f"{config.POLICY.VLBERT.vocab_size}: the policy reads the questions of "
             f"the model, whose vocabulary has {sizes.encoder.vocab_size} pieces"
         )
-    try:
+    with named(f"{config.path}: section POLICY"):
         return EncoderConfig.from_upstream(values)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: section POLICY: {error}") from None
 
 
 def size_name(config: Config) -> str:
@@ -337,35 +339,6 @@ def saved_meta(path: Path | None) -> dict[str, Any]:
     if found and path is not None:
         checked_meta(found, path)
     return found
-
-
-def check_finetuned(found: Mapping[str, Any], meta: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of ours of another model.
-
-    Args:
-        found: its meta, see `saved_meta`; empty for a file of the original, which has none.
-        meta: what it has to agree with.
-        path: of the file.
-
-    Raises:
-        CheckpointError: says what differs.
-    """
-    if not found:
-        return
-    keys = (
-        "backbone",
-        "task",
-        "strategy",
-        "policy",
-        "size",
-        "answers",
-        "vocabulary",
-        "features",
-        "transform",
-    )
-    saved = {**found, "config": told_by_no_shape(found["config"])}
-    wanted = {key: meta[key] for key in keys} | attention_entry(meta)
-    check_compatible(saved, wanted | {"config": told_by_no_shape(meta["config"])}, path)
 
 
 def finetuned_weights(path: Path) -> dict[str, Tensor]:

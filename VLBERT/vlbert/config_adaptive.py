@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import Strategy, find_strategy
-from common.errors import ConfigError
+from common.errors import ConfigError, named
 from common.modules.attention import AttentionOptions
 from vlbert.config import Config
 
@@ -36,10 +36,8 @@ def adaptive_settings(config: Config) -> AdaptiveSettings:
         ConfigError: An unknown strategy, FROZEN_LAYERS that are missing or not layers, or keys of
             a policy with a strategy that decides nothing; names file, key and value.
     """
-    try:
+    with named(f"{config.path}: key FINETUNE_STRATEGY"):
         strategy, k = find_strategy(config.FINETUNE_STRATEGY)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: key FINETUNE_STRATEGY: {error}") from None
     if strategy.frozen == "not_last" and k is None:
         raise ConfigError(
             f"{config.path}: key FINETUNE_STRATEGY: {config.FINETUNE_STRATEGY}: "
@@ -70,7 +68,7 @@ def adaptive_settings(config: Config) -> AdaptiveSettings:
 
 def _attention(config: Config) -> AttentionOptions:
     part = config.ATTENTION
-    try:
+    with named(f"{config.path}: section ATTENTION"):
         return AttentionOptions(
             part.NORMALISER,
             part.SPAN,
@@ -80,8 +78,6 @@ def _attention(config: Config) -> AttentionOptions:
             part.SPAN_POLICY,
             part.SPAN_BATCH,
         )
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: section ATTENTION: {error}") from None
 
 
 def _frozen_layers(config: Config, strategy: Strategy) -> tuple[int, ...] | None:

@@ -19,7 +19,7 @@ import torch
 from common.adapt.attention import ATTENTION_LR
 from common.adapt.layerdrop import LayerDrop
 from common.adapt.strategies import find_strategy
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, named
 from common.reading import parse_yaml, short
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.attention_options import add_attention_options, add_layerdrop_options
@@ -350,10 +350,8 @@ def train_options(args: argparse.Namespace, config: Config, command: str) -> Tra
 def _layerdrop(config: Config) -> LayerDrop | None:
     if config.pretraining:
         return None
-    try:
+    with named(f"{config.path}: section LAYERDROP"):
         return LayerDrop.chosen(config.LAYERDROP.RATE, config.LAYERDROP.COUNT)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: section LAYERDROP: {error}") from None
 
 
 def check_training(config: Config) -> None:

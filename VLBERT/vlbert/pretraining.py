@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.data.tokenizer import Tokenizer
-from common.errors import ConfigError
+from common.errors import ConfigError, named
 from common.tasks.command import Command
-from common.tasks.pretraining import PretrainingRun
+from common.tasks.pretraining import PretrainingRun, shared_loop, trained_parameters
 from common.tasks.pretraining import pretrain as pretrain_to_the_end
 from common.tasks.starting import started
 from common.training.loop import Trainer
@@ -139,10 +139,8 @@ main = Command(HOME, SCRIPT, pretrain_parser, pretrain_options, pretrain)
 
 def network_sizes(config: Config, multitask: bool, width: int) -> PretrainingConfig:
     """Sizes of the network of a config; see `PretrainingConfig.from_upstream`."""
-    try:
+    with named(config.path):
         sizes = PretrainingConfig.from_upstream(config.NETWORK, multitask, width)
-    except ConfigError as error:
-        raise ConfigError(f"{config.path}: {error}") from None
     if not (sizes.words or sizes.regions or sizes.relationship):
         raise ConfigError(
             f"{config.path}: keys NETWORK.WITH_MLM_LOSS, WITH_MVRC_LOSS, "
@@ -171,11 +169,9 @@ def make_trainer(
         )
     steps = len(task) // batch
     length = Length(steps, train.END_EPOCH, steps, train.END_EPOCH)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = make_main_optimizer(config, named, length, size)
+    optimizer = make_main_optimizer(config, trained_parameters(model), length, size)
     loop = replace(options.loop, batch_size=batch)
-    training = {
-        "epochs": train.END_EPOCH,
+    recipe = {
         "captions per update": batch,
         "texts per update": source.train_batch[1] * batch // source.train_batch[0],
         "optim": train.OPTIMIZER,
@@ -183,24 +179,11 @@ def make_trainer(
         "warmup": length.warmup(config, "TRAIN"),
         "weight_decay": train.WD,
         "clip": loop.clip,
-        "accumulate": loop.accumulate,
-        "seed": config.seed,
     }
     tracker.log(
-        f"{batch} captions per update, learning rate {training['lr']:g}, {length.total} updates"
+        f"{batch} captions per update, learning rate {recipe['lr']:g}, {length.total} updates"
     )
-    return Trainer(
-        model,
-        task,
-        optimizer,
-        None,
-        task.runtime,
-        loop,
-        options.run.folder,
-        tracker,
-        meta | {"training": training},
-        options.run.names,
-    )
+    return shared_loop(model, task, optimizer, loop, options.run, tracker, meta, recipe)
 
 
 def whole_run(

@@ -11,19 +11,19 @@ from torch import nn
 
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, named
 from common.features.sources import FeatureSources
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
     KEY,
     StrategyRecord,
-    attention_entry,
+    check_finetuned,
     checked_meta,
     finetuned_meta,
     has_own_names,
 )
 from common.tasks.vqa_command import Built, VQAOptions
-from common.training.checkpoint import check_compatible, load_meta
+from common.training.checkpoint import load_meta
 from vilbert.baseline import BaseBertForVLTasks, baseline_sizes
 from vilbert.heads import VILBertForVLTasks, VILBertForVQA
 from vilbert.inputs import Limits, ViLBertInputs
@@ -114,7 +114,7 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
     record = StrategyRecord.from_meta(meta)
     adapted_file = bool(found) and has_own_names(found)
     if found and path is not None:
-        _check_settings(found, meta, path, adapted_file)
+        check_finetuned(found, meta, path, adapted_file)
     model = make_model(meta)
     freeze_text(model, chosen.freeze)
     if chosen.freeze >= 0 and record.row.other == "twin":
@@ -217,10 +217,8 @@ def _of_file(options: ModelOptions, path: Path, data: Mapping[str, Any]) -> ViLB
         )
     if not options.baseline:
         return config
-    try:
+    with named(path):
         return baseline_sizes(config)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def _record(options: ModelOptions, saved: StrategyRecord | None) -> StrategyRecord:
@@ -238,11 +236,3 @@ def _check_kind(found: Mapping[str, Any], path: Path) -> None:
             "train_tasks.py"
         )
     checked_meta(dict(found), path)
-
-
-def _check_settings(found: dict[str, Any], meta: dict[str, Any], path: Path, adapted: bool) -> None:
-    """Refuse a checkpoint of another model before that model is built."""
-    keys = ["backbone", "size", "answers", "vocabulary", "features"]
-    keys += ["strategy", "policy"] if adapted else []
-    mechanism = attention_entry(meta) if adapted else {}
-    check_compatible(found, {key: meta[key] for key in keys} | mechanism, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from common.errors import ConfigError
 from common.features.lmdb_records import LMDB_DETECTOR
 from common.tasks.command import Command
 from common.tasks.options import log_options, run_options
-from common.tasks.pretraining import heldout_means
+from common.tasks.pretraining import heldout_means, shared_loop, trained_parameters
 from common.tasks.pretraining import pretrain as pretrain_to_the_end
 from common.tasks.starting import LogOptions, RunOptions, Started, started
 from common.training.batch_order import WindowOrder
@@ -49,7 +49,8 @@ from vilbert.inputs import Limits
 from vilbert.loading import REGION_CLASSES, find_vocabulary, freeze_text, load_start
 from vilbert.losses import pretraining_losses
 from vilbert.options import BERT, OPTIMIZERS, SMALL_PRETRAINED, hidden_flags, whole_epochs
-from vilbert.pretraining import HELD_OUT, SPLIT, pretraining_meta, whole_run
+from vilbert.pretraining import HELD_OUT, SPLIT
+from vilbert.pretraining_run import MaskingTask, pretraining_meta, whole_run
 from vilbert.recipe import LARGEST_NORM, parameter_groups
 from vilbert.sizes import BASE_CONFIG, HOME, SMALL_CONFIG, ViLBertConfig, read_config
 
@@ -300,7 +301,7 @@ def concap_options(args: argparse.Namespace, command: str) -> ConcapOptions:
     )
 
 
-class CaptionTask:
+class CaptionTask(MaskingTask[CaptionSamples]):
     """Masked words and regions, and alignment, for the training loop."""
 
     def __init__(
@@ -310,20 +311,8 @@ class CaptionTask:
         runtime: Runtime,
         options: ConcapOptions,
     ) -> None:
-        self.train, self.heldout, self.runtime, self.options = train, heldout, runtime, options
-        self.eval_batch_size, self.workers = options.eval_batch_size, options.loop.workers
-        self.progress = options.loop.progress
-
-    def __len__(self) -> int:
-        return len(self.train)
-
-    def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
-        """The training pairs at some places."""
-        return self.draw(self.train, indices, epoch)
-
-    def draw(self, part: CaptionSamples, indices: Sequence[int], epoch: int) -> TaskBatch:
-        """The pairs at some places of a part of the data, masked for this epoch."""
-        return part.draw(indices, self.options.run.seed, epoch)
+        super().__init__(train, heldout, runtime, options)
+        self.options = options
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """All losses; the score is the number of pairs whose alignment is told rightly."""
@@ -490,7 +479,7 @@ def make_trainer(
     """The shared training loop, with the optimiser of the original."""
     loop, run = options.loop, options.run
     order = WindowOrder(len(task), loop.batch_size, run.seed, options.window)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = trained_parameters(model)
     rate = options.lr if options.from_pretrained is None and options.embedded else None
     # What comes from BERT learns slowly; without a BERT everything learns alike.
     of_bert = rate or OF_BERT * options.lr
@@ -500,8 +489,7 @@ def make_trainer(
     optimizer = make_optimizer(
         options.optim, groups, options.lr, order.total(loop.epochs), options.warmup, **more
     )
-    training = {
-        "epochs": loop.epochs,
+    recipe = {
         "batch_size": loop.batch_size,
         "optim": options.optim,
         "lr": options.lr,
@@ -515,23 +503,9 @@ def make_trainer(
         "from_pretrained": options.from_pretrained,
         "bert_model": options.bert_model,
         "files": options.files_read(),
-        "accumulate": loop.accumulate,
         "freeze": options.freeze,
-        "seed": run.seed,
     }
-    return Trainer(
-        model,
-        task,
-        optimizer,
-        None,
-        task.runtime,
-        loop,
-        run.folder,
-        tracker,
-        {**meta, "training": training},
-        run.names,
-        order=order,
-    )
+    return shared_loop(model, task, optimizer, loop, run, tracker, meta, recipe, order)
 
 
 main = Command(HOME, SCRIPT, concap_parser, concap_options, pretrain)

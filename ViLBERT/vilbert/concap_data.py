@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import DataError
+from common.errors import DataError, named
 from common.features.lmdb_records import Records, open_records
 from common.features.lxmert_tsv import check_boxes
 from common.features.store import RegionBatch
@@ -237,10 +237,8 @@ def parse_record(
         image_id = image_id.decode(errors="replace")
     if not isinstance(caption, str) or not caption.strip():
         raise DataError(f"{where}: field 'caption' is {short(caption)}: expected a text")
-    try:
+    with named(where, DataError):
         check_boxes(str(image_id), "field 'boxes'", boxes, across, height)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
     return CaptionRecord(features, shares, boxes, across, height, str(image_id), caption)
 
 

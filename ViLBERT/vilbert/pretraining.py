@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from common.files import write_bytes
 from common.modules.losses import precise
 from common.tasks.command import Command
 from common.tasks.options import log_options, run_options
-from common.tasks.pretraining import PretrainingRun, heldout_means
+from common.tasks.pretraining import heldout_means, shared_loop, trained_parameters
 from common.tasks.pretraining import pretrain as pretrain_to_the_end
 from common.tasks.starting import LogOptions, RunOptions, started
 from common.tasks.vqa import vqa_loss
@@ -36,16 +36,16 @@ from common.training.means import Means
 from common.training.optim import make_optimizer
 from common.training.options import add_run_options, check_options
 from common.training.run_folder import SnapshotNames
-from common.training.runtime import Runtime, seed_everything
+from common.training.runtime import seed_everything
 from common.training.task import StepOutput, TaskBatch, Validation
 from common.training.tracking import Tracker
 from vilbert.heads import VILBertForVLTasks, VLOutput
 from vilbert.inputs import Limits
-from vilbert.loading import DECODER
 from vilbert.losses import pretraining_losses
+from vilbert.pretraining_run import MaskingTask, pretraining_meta, whole_run
 from vilbert.pretraining_samples import Samples
 from vilbert.recipe import parameter_groups
-from vilbert.sizes import HOME, SMALL_CONFIG, ViLBertConfig, read_config
+from vilbert.sizes import HOME, SMALL_CONFIG, read_config
 
 SCRIPT = "pretrain_easy_vqa.py"
 DATASET, SPLIT = "easy_vqa", "pretrain"
@@ -138,31 +138,8 @@ def pretrain_options(args: argparse.Namespace, command: str) -> PretrainOptions:
     )
 
 
-class SmallPretrainingTask:
+class SmallPretrainingTask(MaskingTask[Samples]):
     """Masked words and regions, alignment and answers, each where a sample has a label for it."""
-
-    def __init__(
-        self,
-        train: Samples,
-        heldout: Samples,
-        runtime: Runtime,
-        seed: int,
-        eval_batch_size: int,
-        progress: bool,
-    ) -> None:
-        self.train, self.heldout, self.runtime, self.seed = train, heldout, runtime, seed
-        self.eval_batch_size, self.workers, self.progress = eval_batch_size, 0, progress
-
-    def __len__(self) -> int:
-        return len(self.train)
-
-    def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
-        """The training samples at some places."""
-        return self.draw(self.train, indices, epoch)
-
-    def draw(self, part: Samples, indices: Sequence[int], epoch: int) -> TaskBatch:
-        """The samples at some places of a part of the data, masked for this epoch."""
-        return part.draw(indices, self.seed, epoch)
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """All losses; the score is the soft score of the likeliest answers."""
@@ -261,14 +238,7 @@ def pretrain(options: PretrainOptions) -> None:
         model = VILBertForVLTasks(config)
         model.use(HEADS)
         begun.seed_processes()
-        task = SmallPretrainingTask(
-            train,
-            heldout,
-            begun.runtime,
-            options.run.seed,
-            options.eval_batch_size,
-            options.loop.progress,
-        )
+        task = SmallPretrainingTask(train, heldout, begun.runtime, options)
         described, samples = train.features.described(), (len(train), len(heldout))
         meta = pretraining_meta(DATASET, config, described, answers, train.tokenizer, samples)
         model.to(begun.runtime.device)
@@ -279,28 +249,6 @@ def pretrain(options: PretrainOptions) -> None:
 
 
 main = Command(HOME, SCRIPT, pretrain_parser, pretrain_options, pretrain)
-
-
-def pretraining_meta(
-    dataset: str,
-    config: ViLBertConfig,
-    features: Mapping[str, Any],
-    answers: Sequence[str],
-    tokenizer: Tokenizer,
-    samples: tuple[int, int],
-) -> dict[str, Any]:
-    """The meta of pretraining's checkpoints; `samples` are those trained on and those held out."""
-    return {
-        "backbone": "vilbert",
-        "task": "pretraining",
-        "dataset": dataset,
-        "size": config.size_name(),
-        "config": config.to_dict(),
-        "features": dict(features),
-        "answers": list(answers),
-        "vocabulary": tokenizer.digest(),
-        "samples": dict(zip(("train", "held out"), samples, strict=True)),
-    }
 
 
 def make_trainer(
@@ -317,110 +265,16 @@ def make_trainer(
             f"--batch-size {loop.batch_size}: there are {len(task)} samples to train on"
         )
     total = BatchOrder(len(task), loop.batch_size, run.seed).steps * loop.epochs
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = parameter_groups(named, options.lr, options.weight_decay, options.lr)
+    groups = parameter_groups(
+        trained_parameters(model), options.lr, options.weight_decay, options.lr
+    )
     optimizer = make_optimizer("adamw", groups, options.lr, total, options.warmup)
-    training = {
-        "epochs": loop.epochs,
+    recipe = {
         "batch_size": loop.batch_size,
         "optim": "adamw",
         "lr": options.lr,
         "warmup": options.warmup,
         "weight_decay": options.weight_decay,
         "clip": loop.clip,
-        "accumulate": loop.accumulate,
-        "seed": run.seed,
     }
-    return Trainer(
-        model,
-        task,
-        optimizer,
-        None,
-        task.runtime,
-        loop,
-        run.folder,
-        tracker,
-        {**meta, "training": training},
-        run.names,
-    )
-
-
-class ToldRun(Protocol):
-    """What the end of a run needs of a command's options."""
-
-    @property
-    def command(self) -> str:
-        """As it was typed."""
-
-    @property
-    def run(self) -> RunOptions:
-        """Where it writes to."""
-
-    @property
-    def export(self) -> Path | None:
-        """A folder for the best epoch, or None."""
-
-
-def whole_run(
-    options: ToldRun,
-    trainer: Trainer,
-    heldout: Sized,
-    tokenizer: Tokenizer,
-    start: float,
-    selection: str,
-    scored: str,
-) -> PretrainingRun:
-    """The run up to result.json.
-
-    Args:
-        options: of the command.
-        trainer: with the model.
-        heldout: samples of the validation.
-        tokenizer: its vocabulary is kept.
-        start: when the run began, seconds of `time.perf_counter`.
-        selection: how the best epoch is chosen.
-        scored: what the score in the log is of.
-    """
-    tracker = trainer.tracker
-    identity = {
-        "backbone": "vilbert",
-        "dataset": trainer.meta["dataset"],
-        "size": trainer.meta["size"],
-        "seed": options.run.seed,
-        "name": options.run.folder.name,
-    }
-
-    def report_epoch(values: dict[str, Any]) -> None:
-        tracker.log(epoch_lines(values, scored))
-        found = values["heldout_accuracies"] | values["heldout_losses"]
-        tracker.scalars({f"heldout/{name}": value for name, value in found.items()}, trainer.step)
-
-    return PretrainingRun(
-        trainer,
-        tokenizer,
-        identity,
-        options.command,
-        start,
-        options.run.resume,
-        options.run.overwrite,
-        report_epoch,
-        lambda best: best["heldout_accuracies"],
-        heldout,
-        selection,
-        options.export and options.export / "model.safetensors",
-        (DECODER,),
-    )
-
-
-def epoch_lines(values: Mapping[str, Any], scored: str) -> str:
-    """What is logged after an epoch; `scored` is what the score is of."""
-
-    def listed(found: Mapping[str, float]) -> str:
-        return ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-
-    epoch = f"Epoch {values['epoch']}"
-    return (
-        f"\n{epoch}: training {listed(values['train_losses'])}; {scored} "
-        f"{values['train_accuracy']:.2f}\n{epoch}: held out {listed(values['heldout_losses'])}; "
-        f"{scored} {listed(values['heldout_accuracies'])}"
-    )
+    return shared_loop(model, task, optimizer, loop, run, tracker, meta, recipe)

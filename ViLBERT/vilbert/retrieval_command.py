@@ -22,12 +22,9 @@ from common.adapt.merging import merge
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from common.files import sha256, text_digest, write_json
-from common.tasks.starting import join
 from common.tasks.vqa_command import VQAOptions
-from common.training.folder_lock import alone
 from common.training.options import fill
 from common.training.runtime import Runtime, set_threads
-from common.training.tracking import Tracker
 from vilbert.building import Needs, build_for, start_of
 from vilbert.finetuning import EVALUATE
 from vilbert.heads import VILBertForVLTasks
@@ -39,8 +36,8 @@ from vilbert.samples import Pair
 from vilbert.score_matrix import ScoreMatrix
 from vilbert.sizes import read_config
 from vilbert.task_data import RetrievalData
-from vilbert.task_program import ViLBertProgram, needs_of
-from vilbert.task_sources import EASY, OpenedTask, TaskOpener, settle_entries
+from vilbert.task_program import ViLBertProgram, needs_of, testing
+from vilbert.task_sources import OpenedTask
 from vilbert.tasks import names
 
 Say = Callable[[str], None]
@@ -151,25 +148,17 @@ class RetrievalProgram(ViLBertProgram):
         assert isinstance(chosen, RetrievalOptions)
         if len(chosen.tasks) > 1:
             raise ConfigError(f"--tasks {names(chosen.tasks)}: one task of retrieval at a time")
-        (entry,), embedded = settle_entries(chosen.tasks, options.data.dataset, options.data.data)
-        runtime = join(options.gpus, options.run.precision, options.run.seed)
-        world, folder = runtime.world, options.run.folder
-        with (
-            alone(folder, world),
-            Tracker(folder, tensorboard=False, enabled=world.main) as tracker,
-        ):
+        with testing(options) as begun:
+            runtime, tracker, folder = begun.runtime, begun.tracker, options.run.folder
+            world, (entry,) = runtime.world, begun.entries
             tracker.log(options.command)
-            opener = TaskOpener(
-                embedded, options.data, world, options.run.seed, options.quiet, tracker.log
-            )
-            opened = opener.open_tested(entry, name)
+            opened = begun.opener.open_tested(entry, name)
             if not isinstance(opened.val, RetrievalData):
                 raise ConfigError(
                     f"--task {entry.name}: no task of retrieval; give RetrievalFlickr30k (9)"
                 )
             gallery = Gallery.of(opened.val, chosen.images)
-            dataset = EASY if embedded else names(chosen.tasks)
-            scored = self._scored(options, chosen, opened, dataset, tracker.log)
+            scored = self._scored(options, chosen, opened, begun.name, tracker.log)
             model = scored.model.to(runtime.device).eval()
             small = model.config.size_name() == "small"
             set_threads(options.run.threads, small, world.local_size)

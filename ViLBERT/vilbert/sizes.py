@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
+from common.errors import ConfigError, named
 from common.files import repository_root
 from common.modules.layers import ACTIVATIONS
 from common.reading import read_json, short
@@ -291,7 +291,5 @@ def read_config(path: Path | str, connected: bool = True, **changes: Any) -> ViL
         raise ConfigError(f"{path}: {short(values)}: a config is an object with keys")
     if not connected:
         values = values | {"v_biattention_id": [], "t_biattention_id": []}
-    try:
+    with named(path):
         return replace(ViLBertConfig.from_upstream(values), **changes)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None

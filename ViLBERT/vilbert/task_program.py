@@ -5,7 +5,8 @@ Questions alone are the business of `common.tasks.vqa_command`; here is everythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,14 +19,14 @@ from common.tasks.starting import join, started
 from common.tasks.vqa_command import VQAOptions, VQAProgram
 from common.training.checkpoint import load_meta
 from common.training.folder_lock import alone
-from common.training.runtime import set_threads
+from common.training.runtime import Runtime, set_threads
 from common.training.tracking import Tracker
 from vilbert.building import Needs, build_for
 from vilbert.joint_task import JointData, JointOrder, JointTask, Plateau, Share
 from vilbert.loading import weights_file
 from vilbert.options import ModelOptions
 from vilbert.task_sources import EASY, OpenedTask, TaskOpener, settle_entries
-from vilbert.tasks import names
+from vilbert.tasks import TaskEntry, names
 
 Say = Callable[[str], None]
 VQA = "vqa"  # in the meta of a checkpoint: questions alone
@@ -80,34 +81,57 @@ class ViLBertProgram(VQAProgram[ModelOptions]):
         if chosen.questions_alone and _trained_on(options.load) == VQA:
             super().test(options, name)
             return
-        entries, embedded = settle_entries(chosen.tasks, options.data.dataset, options.data.data)
-        runtime = join(options.gpus, options.run.precision, options.run.seed)
-        world, folder = runtime.world, options.run.folder
-        data_name = EASY if embedded else names(chosen.tasks)
-        set_threads(options.run.threads, self.size(chosen, data_name) == "small", world.local_size)
-        with (
-            alone(folder, world),
-            Tracker(folder, tensorboard=False, enabled=world.main) as tracker,
-        ):
-            opener = TaskOpener(
-                embedded, options.data, world, options.run.seed, options.quiet, tracker.log
-            )
-            opened = [opener.open_tested(entry, name) for entry in entries]
-            built = build_for(options, needs_of(opened, data_name), tracker.log)
-            built.model.to(runtime.device)
+        with testing(options) as begun:
+            world, say = begun.runtime.world, begun.tracker.log
+            small = self.size(chosen, begun.name) == "small"
+            set_threads(options.run.threads, small, world.local_size)
+            opened = [begun.opener.open_tested(entry, name) for entry in begun.entries]
+            built = build_for(options, needs_of(opened, begun.name), say)
+            built.model.to(begun.runtime.device)
             batch = self.finetuning(options, built.size).recipe.eval_batch_size
             for source in opened:
                 task = source.make(
-                    built.tokenizer, runtime, batch, options.run.seed, not options.quiet
+                    built.tokenizer, begun.runtime, batch, options.run.seed, not options.quiet
                 )
                 found = task.evaluate(built.model, source.val, source.split)
                 own = f"{source.entry.name}_" if "," in built.meta["task"] else ""
-                path = folder / f"{own}{self.predictions.format(source.split)}"
+                path = options.run.folder / f"{own}{self.predictions.format(source.split)}"
                 if world.main:
                     write_json(path, rows_of(found))
-                tracker.log(f"{len(found.predictions)} samples of {source.entry.name} in {path}")
+                say(f"{len(found.predictions)} samples of {source.entry.name} in {path}")
                 if found.scores is not None:
-                    tracker.log(score_line(source, built.record.row.name, found))
+                    say(score_line(source, built.record.row.name, found))
+
+
+@dataclass(frozen=True)
+class Testing:
+    """A test that has begun.
+
+    Attributes:
+        runtime: device, precision and processes.
+        tracker: its log.
+        entries: of the chosen tasks.
+        name: of their data.
+        opener: of the data.
+    """
+
+    runtime: Runtime
+    tracker: Tracker
+    entries: Sequence[TaskEntry]
+    name: str
+    opener: TaskOpener
+
+
+@contextmanager
+def testing(options: VQAOptions[ModelOptions]) -> Iterator[Testing]:
+    """Settle what is tested and where, in a folder that no other command uses meanwhile."""
+    chosen, data = options.model.tasks, options.data
+    entries, embedded = settle_entries(chosen, data.dataset, data.data)
+    runtime = join(options.gpus, options.run.precision, options.run.seed)
+    world, folder = runtime.world, options.run.folder
+    with alone(folder, world), Tracker(folder, tensorboard=False, enabled=world.main) as tracker:
+        opener = TaskOpener(embedded, data, world, options.run.seed, options.quiet, tracker.log)
+        yield Testing(runtime, tracker, entries, EASY if embedded else names(chosen), opener)
 
 
 def score_line(source: OpenedTask, strategy: str, found: Evaluation) -> str:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, named
 from common.reading import parse_yaml, read_text, short
 from vilbert.sizes import HOME, nearest
 
@@ -142,10 +142,8 @@ def _entry(where: str, name: str, section: Any) -> TaskEntry:
         raise ConfigError(f"{where}: key {missing[0]} is missing")
     numbers = {field.name for field in fields(TaskEntry) if field.type == "float"}
     values = {k: _number(v) if k in numbers else v for k, v in section.items()}
-    try:
+    with named(where):
         return TaskEntry(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def _number(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from common.data.annotations import AnswerVocabulary, Example, read_official
 from common.data.dataset_table import DatasetKind, Split
 from common.data.datasets import Dataset, missing_files, resolve_dataset
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, named
 from common.features.writer import replace_folder
 from common.files import exclusive
 from common.pickles import read_pickle
@@ -293,10 +293,8 @@ def _keep_original_answers(folder: Path) -> None:
             if ours.is_dir() and AnswerVocabulary.read(ours).answers == answers:
                 return
             partial = ours.with_name(f"{ours.name}.partial")
-            try:
+            with named(folder / LABEL_TO_ANSWER, DataError):
                 AnswerVocabulary(answers).write(partial)
-            except DataError as error:
-                raise DataError(f"{folder / LABEL_TO_ANSWER}: {error}") from None
             replace_folder(partial, ours)
     except OSError as error:
         raise DataError(f"{ours}: cannot be written ({error}): make the folder writable") from error

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from common.data.answer_scores import ANSWER_TYPES, soft_scores
-from common.errors import DataError
+from common.errors import DataError, named
 from common.files import text_digest, write_bytes
 from common.reading import read_json, short
 
@@ -353,10 +353,8 @@ class AnswerVocabulary:
             raise DataError(f"{list_path}: {short(answers)}: expected a list of texts")
         if not isinstance(labels, dict):
             raise DataError(f"{dict_path}: {short(labels)}: expected an object answer -> label")
-        try:
+        with named(list_path, DataError):
             vocabulary = cls(answers)
-        except DataError as error:
-            raise DataError(f"{list_path}: {error}") from None
         for answer in [*answers, *labels]:
             label, expected = labels.get(answer), vocabulary.labels.get(answer)
             if label != expected:

@@ -13,15 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from common.errors import ConfigError
 from common.files import text_digest
 from common.reading import short
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+UNKNOWN = "[UNK]"
+SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 MAX_TOKENS = 20
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
+SETTINGS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def has_vocabulary(folder: Path | str) -> bool:
@@ -53,18 +65,16 @@ class Tokenizer:
             self.vocabulary_file = self.folder / VOCABULARY_FILES[1]
         if self.vocabulary_file.suffix == ".txt":
             _check_vocabulary(self.vocabulary_file)
-        from transformers import BertTokenizer
-
         try:
-            self._tokenizer = BertTokenizer.from_pretrained(str(self.folder))
-            self._tokenizer.tokenize("a")
-        except Exception as error:  # the library raises bare exceptions where a file is damaged
+            self._backend = _backend(self.folder)
+            self.pieces("a")
+        except Exception as error:  # the libraries raise bare exceptions where a file is damaged
             raise ConfigError(
                 f"{self.vocabulary_file}: no vocabulary of BERT ({short(str(error))}); take "
                 "vocab.txt of bert-base-uncased"
             ) from error
-        self.cls_id, self.sep_id = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
-        self.mask_id = self._tokenizer.mask_token_id
+        self._numbers: dict[str, int] = self._backend.get_vocab()
+        self.cls_id, self.sep_id, self.mask_id = self.numbers(SPECIAL[2:])
         if any(self.pieces(c) != self.pieces(c.upper()) for c in string.ascii_lowercase):
             raise ConfigError(
                 f"{self.folder}: its tokenizer tells capital letters from small "
@@ -72,7 +82,7 @@ class Tokenizer:
             )
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        return len(self._numbers)
 
     def encode(
         self, sentences: Sequence[str], max_tokens: int = MAX_TOKENS
@@ -82,7 +92,8 @@ class Tokenizer:
         Returns:
             ids and mask, (B, T) int64 with T <= max_tokens; mask 1 = token, 0 = padding.
         """
-        rows = self._tokenizer(list(sentences), truncation=True, max_length=max_tokens)["input_ids"]
+        self._backend.enable_truncation(max_tokens)
+        rows = [found.ids for found in self._backend.encode_batch(list(sentences))]
         return _padded(rows), _padded([[1] * len(row) for row in rows])
 
     def encode_pairs(
@@ -93,23 +104,24 @@ class Tokenizer:
         Returns:
             ids, mask and segments (0 first, 1 second), (B, T) int64.
         """
-        found = self._tokenizer(
-            list(firsts), list(seconds), truncation="longest_first", max_length=max_tokens
-        )
-        rows, segments = found["input_ids"], found["token_type_ids"]
-        return _padded(rows), _padded([[1] * len(row) for row in rows]), _padded(segments)
+        self._backend.enable_truncation(max_tokens, strategy="longest_first")
+        found = self._backend.encode_batch(list(zip(firsts, seconds, strict=True)))
+        rows = [pair.ids for pair in found]
+        mask = _padded([[1] * len(row) for row in rows])
+        return _padded(rows), mask, _padded([pair.type_ids for pair in found])
 
     def pieces(self, sentence: str) -> list[str]:
         """The word pieces of a sentence, without special tokens."""
-        return self._tokenizer.tokenize(sentence)
+        self._backend.no_truncation()
+        return self._backend.encode(sentence, add_special_tokens=False).tokens
 
     def numbers(self, pieces: Sequence[str]) -> list[int]:
         """Places of word pieces in the vocabulary."""
-        return self._tokenizer.convert_tokens_to_ids(list(pieces))
+        return [self._numbers.get(piece, self._numbers[UNKNOWN]) for piece in pieces]
 
     def names(self, numbers: Sequence[int]) -> list[str]:
         """The word pieces at places of the vocabulary."""
-        return self._tokenizer.convert_ids_to_tokens(list(numbers))
+        return [self._backend.id_to_token(number) for number in numbers]
 
     def digest(self) -> dict[str, Any]:
         """Number of word pieces and a checksum, for a checkpoint to remember."""
@@ -119,8 +131,35 @@ class Tokenizer:
         """The content of `vocab.txt`: one piece a line, in the order of their numbers."""
         if self.vocabulary_file.suffix == ".txt":
             return self.vocabulary_file.read_text(encoding="utf-8")
-        numbers = self._tokenizer.get_vocab()
-        return "".join(f"{piece}\n" for piece in sorted(numbers, key=numbers.__getitem__))
+        return "".join(
+            f"{piece}\n" for piece in sorted(self._numbers, key=self._numbers.__getitem__)
+        )
+
+
+def _backend(folder: Path) -> Backend:
+    """The tokenizer of a folder, with its special tokens.
+
+    A vocab.txt alone has the settings of BERT-base-uncased, and needs no `transformers`, which
+    takes a second to import; what other files beside it say is read by `transformers`.
+    """
+    vocabulary = folder / VOCABULARY_FILES[0]
+    if not vocabulary.exists() or any((folder / name).exists() for name in SETTINGS):
+        from transformers import BertTokenizerFast  # type: ignore[attr-defined]
+
+        return BertTokenizerFast.from_pretrained(str(folder)).backend_tokenizer
+    pieces = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    backend = Backend(WordPiece(numbers, unk_token=UNKNOWN))
+    backend.normalizer = BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = BertPreTokenizer()
+    backend.add_special_tokens(list(SPECIAL))
+    _, _, first, last, _ = SPECIAL
+    backend.post_processor = TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(piece, numbers[piece]) for piece in (first, last)],
+    )
+    return backend
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

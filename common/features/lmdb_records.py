@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.errors import DataError
+from common.errors import DataError, named
 from common.features.importing import HOPELESS_ROWS, BadRows, Earlier, import_records
 from common.features.lmdb_pages import check_pages
 from common.features.lxmert_tsv import b64decode, check_boxes
@@ -370,7 +370,7 @@ def _prepared(
             f"first record has {classes or 'none'}: all must be alike"
         )
     extra = {} if record.classes is None else {CLASSES: record.classes}
-    try:
+    with named(where, DataError):
         check_boxes(image_id, "field 'boxes'", record.boxes, record.width, record.height)
         return writer.prepare(
             image_id,
@@ -381,5 +381,3 @@ def _prepared(
             stamp=stamp,
             **extra,
         )
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None

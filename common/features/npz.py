@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.errors import DataError
+from common.errors import DataError, named
 from common.features.archives import Folder
 from common.features.importing import BadRows, Earlier, import_records
 from common.features.lxmert_tsv import check_boxes
@@ -88,15 +88,13 @@ def _read_regions(writer: RegionFeatureWriter, path: Path, stamp: int) -> Record
             raise DataError(f"{path}: an array is missing; needed are {wanted}")
         found[name] = arrays[there[0]]
     width, height = (_side(path, name, found[name]) for name in ("width", "height"))
-    try:
+    with named(path, DataError):
         if found["boxes"].dtype.kind in "fiu":
             boxes = torch.as_tensor(np.asarray(found["boxes"], dtype=np.float64))
             check_boxes(path.stem, "array 'boxes'", boxes, width, height)
         return writer.prepare(
             path.stem, width, height, found["boxes"], found["features"], stamp=stamp
         )
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def _side(path: Path, name: str, value: np.ndarray) -> int:

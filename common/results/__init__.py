@@ -1,12 +1,8 @@
-"""Results of runs: files, tables, plots and reports."""
+"""Results of runs: files, tables, plots and reports.
 
-from common.results.attention_plots import (
-    draw_attention_history,
-    plot_alphas,
-    plot_spans,
-    records_attention,
-)
-from common.results.comparison import copy_decision_maps, group_summary, write_comparison
+What draws is imported from its own module, so that to read a result does not import matplotlib.
+"""
+
 from common.results.decision_grid import (
     Panel,
     component_kind,
@@ -18,19 +14,6 @@ from common.results.decision_grid import (
     make_panels,
     stream_means,
     stream_of,
-)
-from common.results.decision_plots import (
-    draw_decisions,
-    draw_panels,
-    numbers_fit,
-    panels_height,
-    plot_decisions,
-)
-from common.results.decision_trends import (
-    draw_decision_history,
-    draw_decisions_by_type,
-    plot_decision_history,
-    plot_decisions_by_type,
 )
 from common.results.files import (
     ANSWER_TYPES,
@@ -49,27 +32,6 @@ from common.results.files import (
     sort_results,
     summarise,
 )
-from common.results.plot_style import (
-    DEAD_COLOUR,
-    DEAD_HATCH,
-    SPARE_COLOURS,
-    STRATEGY_COLOURS,
-    TYPE_COLOURS,
-    WIDTH,
-    Target,
-    dead_patch,
-    decision_word,
-    decisions_of,
-    new_figure,
-    questions,
-    run_title,
-    save,
-    share_colours,
-    stream_colour,
-    styled,
-)
-from common.results.plots import draw_comparison, plot_comparison, plot_training
-from common.results.report import write_comparison_report, write_run_report
 from common.results.table import (
     COLUMNS,
     LEGEND,
@@ -78,6 +40,7 @@ from common.results.table import (
     Table,
     format_markdown,
     format_table,
+    group_summary,
     make_tables,
     markdown_table,
     text_table,
@@ -87,15 +50,9 @@ __all__ = [
     "ANSWER_TYPES",
     "BASELINES",
     "COLUMNS",
-    "DEAD_COLOUR",
-    "DEAD_HATCH",
     "FILE_NAME",
     "LEGEND",
     "NONE",
-    "SPARE_COLOURS",
-    "STRATEGY_COLOURS",
-    "TYPE_COLOURS",
-    "WIDTH",
     "Column",
     "Panel",
     "Result",
@@ -103,20 +60,9 @@ __all__ = [
     "Section",
     "Statistic",
     "Table",
-    "Target",
     "comparison_notes",
     "component_kind",
-    "copy_decision_maps",
-    "dead_patch",
     "decides_layers",
-    "decision_word",
-    "decisions_of",
-    "draw_attention_history",
-    "draw_comparison",
-    "draw_decision_history",
-    "draw_decisions",
-    "draw_decisions_by_type",
-    "draw_panels",
     "find_results",
     "format_markdown",
     "format_table",
@@ -131,30 +77,10 @@ __all__ = [
     "make_panels",
     "make_tables",
     "markdown_table",
-    "new_figure",
-    "numbers_fit",
-    "panels_height",
-    "plot_alphas",
-    "plot_comparison",
-    "plot_decision_history",
-    "plot_decisions",
-    "plot_decisions_by_type",
-    "plot_spans",
-    "plot_training",
-    "questions",
     "read_results",
-    "records_attention",
-    "run_title",
-    "save",
-    "share_colours",
     "sort_results",
-    "stream_colour",
     "stream_means",
     "stream_of",
-    "styled",
     "summarise",
     "text_table",
-    "write_comparison",
-    "write_comparison_report",
-    "write_run_report",
 ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from common.results.files import (
     BASELINES,
     QUESTIONS,
     Result,
-    RunGroup,
     Section,
     comparison_notes,
     group_results,
@@ -26,7 +23,7 @@ from common.results.files import (
 )
 from common.results.plots import plot_comparison
 from common.results.report import write_comparison_report
-from common.results.table import COLUMNS, format_markdown
+from common.results.table import COLUMNS, format_markdown, group_summary
 
 
 def write_comparison(
@@ -84,21 +81,6 @@ def _section_summary(section: Section, out_dir: Path) -> dict[str, Any]:
             }
             for name in BASELINES
         },
-    }
-
-
-def group_summary(group: RunGroup, out_dir: Path) -> dict[str, Any]:
-    """A row of the table with full precision; paths of its runs relative to a folder."""
-    figures = {column.dotted: group.figure(column.dotted) for column in COLUMNS}
-    runs = [
-        os.path.relpath(result["path"], out_dir) for result in group.results if result.get("path")
-    ]
-    return {
-        "strategy": group.strategy,
-        "policy": group.policy,
-        "seeds": [result.get("seed") for result in group.results],
-        "runs": runs,
-        "figures": {key: asdict(found) if found else None for key, found in figures.items()},
     }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from common.projects import title_of
 from common.results.files import (
@@ -12,6 +15,7 @@ from common.results.files import (
     BASELINES,
     QUESTIONS,
     Result,
+    RunGroup,
     Section,
     Statistic,
     comparison_notes,
@@ -274,3 +278,18 @@ def _footer(
 ) -> str:
     notes = [mark + write(note) for note in [*comparison_notes(results), *remarks]]
     return "\n".join([write(LEGEND), *([""] if notes else []), *notes])
+
+
+def group_summary(group: RunGroup, out_dir: Path) -> dict[str, Any]:
+    """A row of the table with full precision; paths of its runs relative to a folder."""
+    figures = {column.dotted: group.figure(column.dotted) for column in COLUMNS}
+    runs = [
+        os.path.relpath(result["path"], out_dir) for result in group.results if result.get("path")
+    ]
+    return {
+        "strategy": group.strategy,
+        "policy": group.policy,
+        "seeds": [result.get("seed") for result in group.results],
+        "runs": runs,
+        "figures": {key: asdict(found) if found else None for key, found in figures.items()},
+    }

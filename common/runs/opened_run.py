@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from common.data.annotations import answer_digest
 from common.data.datasets import resolve_dataset
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQADataset, question_digest
-from common.errors import AdaptiveError, CheckpointError, ConfigError, DataError
+from common.errors import AdaptiveError, CheckpointError, ConfigError, DataError, named
 from common.files import write_json
 from common.reading import read_json, short
 from common.results.files import load_result
@@ -86,15 +86,6 @@ def open_run(
         tokenizer,
         answers,
     )
-
-
-@contextmanager
-def named(checkpoint: Path) -> Iterator[None]:
-    """Errors about what a checkpoint's meta says name the file."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{checkpoint}: {error}") from None
 
 
 def make_model(backbone: Backbone, meta: dict[str, Any], checkpoint: Path) -> nn.Module:

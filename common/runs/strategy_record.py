@@ -19,6 +19,7 @@ from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, DataError
 from common.modules.attention import AttentionOptions
 from common.reading import checked
+from common.training.checkpoint import check_compatible
 
 KEY = "strategy_flags"  # in the meta of a checkpoint
 ATTENTION = "attention"  # in that entry; None: softmax over all keys
@@ -211,9 +212,32 @@ def _attention_meta(attention: AttentionOptions) -> dict[str, Any]:
     return {name: value for name, value in asdict(attention).items() if value or name not in later}
 
 
-def attention_entry(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a meta that says how attention weighs keys, for `check_compatible`."""
-    return {KEY: {ATTENTION: meta[KEY][ATTENTION]}}
+def check_finetuned(
+    found: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    path: Path,
+    own_names: bool = True,
+    **more: Any,
+) -> None:
+    """Refuse a checkpoint of another model before that model is built.
+
+    Dropout, and how frozen layers were chosen, may differ between training and use.
+
+    Args:
+        found: the meta of the checkpoint.
+        meta: of the model that it is loaded into.
+        path: of the file.
+        own_names: False: a plain model, see `has_own_names`, is loaded and adapted afterwards, so
+            strategy and mechanism of attention may be others.
+        more: entries of a backbone that have to agree too.
+
+    Raises:
+        CheckpointError: says what differs.
+    """
+    keys = ["backbone", "size", "answers", "vocabulary", "features"]
+    keys += ["strategy", "policy"] if own_names else []
+    mechanism = {KEY: {ATTENTION: meta[KEY][ATTENTION]}} if own_names else {}
+    check_compatible(found, {key: meta[key] for key in keys} | mechanism | more, path)
 
 
 def finetuned_meta(

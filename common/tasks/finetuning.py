@@ -30,11 +30,6 @@ from common.adapt.strategies import Strategy
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from common.files import write_bytes, write_json
-from common.results.attention_plots import plot_alphas, plot_spans, records_attention
-from common.results.decision_plots import plot_decisions
-from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
-from common.results.plots import plot_training
-from common.results.report import write_run_report
 from common.runs.opened_run import save_answers
 from common.runs.strategy_record import ATTENTION, KEY
 from common.tasks.evaluation import Evaluation, FinetuneTask, counted
@@ -230,6 +225,8 @@ def _after_epoch(run: Run, values: dict[str, Any], step: int) -> None:
     run.tracker.log((run.epoch_lines or epoch_lines)(values))
     if values.get("decisions") is None or not run.options.plots or not run.runtime.world.main:
         return
+    from common.results.decision_plots import plot_decisions  # see `draw`
+
     partial = run.identity | {
         "decisions": decision_table(
             run.model, values["decisions"]["share"], values["decisions"]["count"]
@@ -281,6 +278,13 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
 
 def draw(result: dict[str, Any], out_dir: Path) -> None:
     """The plots of a finished run, as files in visualizations/ and in the HTML report."""
+    # Not at the top: matplotlib takes a third of a second, in every process of every run.
+    from common.results.attention_plots import plot_alphas, plot_spans, records_attention
+    from common.results.decision_plots import plot_decisions
+    from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
+    from common.results.plots import plot_training
+    from common.results.report import write_run_report
+
     folder = out_dir / "visualizations"
     folder.mkdir(exist_ok=True)
     plot_training(result, folder / "training.png")

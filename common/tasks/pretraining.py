@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.adapt.adapting import parameter_counts
 from common.data.tokenizer import Tokenizer
 from common.files import write_bytes, write_json
+from common.tasks.starting import RunOptions
 from common.training.batch_loader import BatchLoader
-from common.training.batch_order import iterate
+from common.training.batch_order import Order, iterate
 from common.training.checkpoint import load_checkpoint, save_checkpoint
-from common.training.loop import Trainer
+from common.training.loop import LoopOptions, Trainer
 from common.training.means import Means
+from common.training.optim import OptimizerWithSchedule
 from common.training.runtime import Runtime, peak_memory, versions
-from common.training.task import TaskBatch
+from common.training.task import Task, TaskBatch
 from common.training.tracking import Tracker
 
 VALIDATION = -1  # the epoch that keys what is drawn for validation, the same every time
@@ -51,6 +53,12 @@ class DrawingTask(Protocol[_Part]):
 
     def draw(self, part: _Part, indices: Sequence[int], epoch: int) -> TaskBatch:
         """Mask the samples at some places of a part of the data."""
+
+
+class PretrainingTask(Task, Protocol):
+    """A task that knows where it is computed."""
+
+    runtime: Runtime
 
 
 class _Drawn(Generic[Part]):
@@ -98,6 +106,45 @@ def heldout_means(
             count = batch.weights.get(name, float(len(batch.samples)))
             means.add(name, float(loss) * count, count)
     return means.join(world)
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters of what is not frozen."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def shared_loop(
+    model: nn.Module,
+    task: PretrainingTask,
+    optimizer: OptimizerWithSchedule,
+    loop: LoopOptions,
+    run: RunOptions,
+    tracker: Tracker,
+    meta: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    order: Order | None = None,
+) -> Trainer:
+    """The training loop in the folder of a run.
+
+    Args:
+        meta: what a checkpoint must agree on to be resumed, but for how it is trained.
+        recipe: how, but for what every loop has: epochs, accumulation and seed.
+        order: see `Trainer`.
+    """
+    told = {"epochs": loop.epochs, "accumulate": loop.accumulate, "seed": run.seed}
+    return Trainer(
+        model,
+        task,
+        optimizer,
+        None,
+        task.runtime,
+        loop,
+        run.folder,
+        tracker,
+        {**meta, "training": {**recipe, **told}},
+        run.names,
+        order=order,
+    )
 
 
 @dataclass(frozen=True)

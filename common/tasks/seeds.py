@@ -13,9 +13,8 @@ from pathlib import Path
 from common.errors import ConfigError
 from common.files import write_bytes, write_json
 from common.reading import read_json
-from common.results.comparison import group_summary
 from common.results.files import FILE_NAME, Result, group_results, load_result
-from common.results.table import format_markdown, format_table
+from common.results.table import format_markdown, format_table, group_summary
 from common.training.folder_lock import alone
 from common.training.launch import Launcher
 from common.training.processes import STARTED

@@ -12,6 +12,7 @@ from common import export
 from common.data.vqa_dataset import VQADataset
 from common.runs.backbones import OpenedRun
 from common.runs.opened_run import training_questions
+from tests.common.refusals import error_of
 
 
 def exported(run: Path, out: Path, *flags: str) -> Path:
@@ -23,11 +24,7 @@ def exported(run: Path, out: Path, *flags: str) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     """The error of an export that has to fail and to leave nothing behind."""
-    capsys.readouterr()
-    assert export.main([*flags, "--gpus", "cpu", "--quiet"]) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and "Traceback" not in shown
-    return shown
+    return error_of(capsys, export.main, [*flags, "--gpus", "cpu", "--quiet"])
 
 
 @torch.no_grad()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -379,12 +377,10 @@ def test_command_that_cannot_write_says_where(
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-def test_help_explains_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "common.compare", "--help"],
-        text=True,
-        capture_output=True,
-        check=True,
-    )
+def test_help_explains_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
     for part in ("ROOT", "--out", "--visualizations", "Exit status"):
-        assert part in done.stdout
+        assert part in shown

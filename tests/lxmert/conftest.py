@@ -16,6 +16,7 @@ from lxrt.finetuning import main
 from lxrt.modeling import PretrainingModel
 from lxrt.pretraining import main as pretrain
 from lxrt.sizes import size_config
+from tests.common.mechanism_runs import Commands
 from tests.lxmert.pretraining_files import PretrainingFiles, write_data
 from tests.lxmert.runs import DROPOUT_RUN, small_run
 
@@ -69,6 +70,22 @@ def pretrained(
         },
     )
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def commands(vqa_data: Path, pretrained: Path) -> Commands:
+    """How the tests that all backbones share start LXMERT."""
+    words = small_run(vqa_data, pretrained)
+    tested = words[: words.index("--loadLXMERTQA")]
+    return Commands(
+        main,
+        main,
+        lambda out: [*words, "--output", str(out)],
+        lambda file, out: [
+            *tested,
+            *("--load", str(file), "--test", "minival", "--quiet", "--output", str(out)),
+        ],
+    )
 
 
 @pytest.fixture

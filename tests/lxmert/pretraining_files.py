@@ -21,6 +21,7 @@ from lxrt.pretraining_data import PretrainingData
 from lxrt.pretraining_objectives import Objectives
 from lxrt.pretraining_sentences import Sentences
 from lxrt.pretraining_task import PretrainingTask
+from tests.common.refusals import error_of
 
 WIDTH = 2048
 TRAIN = [f"COCO_train2014_{n:012d}" for n in range(101, 113)]
@@ -84,11 +85,7 @@ class PretrainingFiles:
 
 def refused_pretraining(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     """The error of a pretraining command that has to fail with exit status 2."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and "Traceback" not in shown
-    return shown
+    return error_of(capsys, main, arguments)
 
 
 def entry(image: str, seed: int, questions: bool = True) -> dict:

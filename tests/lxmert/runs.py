@@ -15,6 +15,7 @@ from common.data.annotations import read_lxmert_json
 from common.data.vqa_metric import Scores, score
 from common.training.checkpoint import load_checkpoint
 from lxrt.finetuning import main
+from tests.common.refusals import error_of
 
 ADAPTIVE = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop", "BlockReplace")
 DROPOUT_RUN = ["--strategy", "SpotTune_Block", "--dropout", "0.2", "--epochs", "2"]
@@ -48,12 +49,7 @@ def small_run(vqa_data: Path, pretrained: Path) -> list[str]:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one error of a command that has to fail with exit status 2."""
-    capsys.readouterr()
-    assert main(list(arguments)) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and shown.count("error: ") == 1, shown
-    assert "Traceback" not in shown
-    return shown
+    return error_of(capsys, main, arguments)
 
 
 def strict_json(path: Path) -> Any:

@@ -25,7 +25,7 @@ from lxrt.sizes import LxmertConfig
 from tests.common.exports import exported, logits, majority, refused
 from tests.lxmert.runs import score_of_predictions, small_run, strict_json
 
-MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")
+MERGED = ("SpotTune", "BlockDrop")  # all of them, on every family: adapt/test_merge.py
 MakeRun = Callable[..., Path]
 
 
@@ -109,7 +109,7 @@ def test_the_exported_model_gives_the_logits_of_the_global_evaluation(
     torch.testing.assert_close(found.question_answering_score, expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("strategy", ["SpotTune", "BlockDrop"])
+@pytest.mark.parametrize("strategy", MERGED)
 def test_testing_the_export_gives_the_accuracy_of_the_global_evaluation(
     runs, vqa_data, tmp_path, strategy, capsys
 ):

@@ -101,6 +101,7 @@ def test_an_error_of_all_processes_is_said_once(flags, tmp_path):
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.slow  # vilbert/test_distributed.py promises the same of the shared evaluation
 def test_an_uneven_number_of_predictions_has_every_question_once(flags, tmp_path, vqa_data: Path):
     run = [*flags, "--strategy", "SpotTune", "--output", str(tmp_path)]
     assert main(run) == 0

@@ -10,11 +10,11 @@ from lxrt.finetuning import main
 from tests.lxmert.runs import DROPOUT_RUN, refused, same_state, strict_json, tensors
 
 
-@pytest.mark.parametrize("stop", ["3", "4", "6"])
+@pytest.mark.parametrize("stop", ["3", "4"])
 def test_a_resumed_run_is_bit_identical_to_one_without_interruption(
     flags, whole, tmp_path, capsys, stop
 ):
-    """SpotTune_Block with dropout; stopped in an epoch, at its end, in the second one."""
+    """SpotTune_Block with dropout; stopped in an epoch, at its end."""
     run, parts = [*flags, *DROPOUT_RUN], tmp_path
     torch.manual_seed(123)  # whatever happened in this process before
     assert main([*run, "--max-steps", stop, "--output", str(parts)]) == 0

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.common.mechanism_runs import Commands
 from tests.vilbert.other_tasks import OtherFiles, write_other_files
 from tests.vilbert.runs import DROPOUT_RUN, MINIVAL, TaskFiles, write_files
-from vilbert.finetuning import train
+from vilbert.finetuning import evaluate, train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,3 +46,9 @@ def whole(files: TaskFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     assert train(files.run(out, *DROPOUT_RUN)) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def commands(files: TaskFiles) -> Commands:
+    """How the tests that all backbones share start ViLBERT."""
+    return Commands(train, evaluate, files.run, files.test)

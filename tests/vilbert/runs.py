@@ -18,6 +18,7 @@ from torch import nn
 from common.data.tokenizer import Tokenizer, small_vocabulary
 from tests.common.data_files import annotation, question, write_official
 from tests.common.lmdb_files import arrays, texts, write_lmdb
+from tests.common.refusals import error_of
 from vilbert.finetuning import train
 from vilbert.heads import BertForMultiModalPreTraining
 from vilbert.sizes import read_config
@@ -240,9 +241,4 @@ def refused(
     capsys: pytest.CaptureFixture[str], arguments: Sequence[str], command: Any = train
 ) -> str:
     """The one error of a command that has to fail with exit status 2."""
-    capsys.readouterr()
-    assert command(list(arguments)) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and shown.count("error: ") == 1, shown
-    assert "Traceback" not in shown
-    return shown
+    return error_of(capsys, command, arguments)

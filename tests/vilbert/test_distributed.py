@@ -45,6 +45,7 @@ def started(*words: str, folder: Path = HOME) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow  # the next one promises the same of this launcher, of several tasks
 def test_torchrun_trains_as_one_process(files, tmp_path, monkeypatch):
     run = [*PARTS, "--strategy", "SpotTune_Block", "--target-rate", "0.3", "--batchSize", "13"]
     run += ["--questions", "47", "--eval-batch-size", "17", "--policy-eval", "global"]

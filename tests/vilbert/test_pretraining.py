@@ -157,13 +157,12 @@ def test_a_caption_says_nothing_about_answers(samples):
 # The command
 
 
-@pytest.mark.parametrize("stop", ["1", "2"])
-def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, capsys, stop):
-    """In an epoch, and at its end."""
+def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, capsys):
+    """In an epoch; at its end is for shared code: common/training/test_training.py."""
     torch.manual_seed(1)
-    assert main(run(tmp_path, "--max-steps", stop)) == 0
+    assert main(run(tmp_path, "--max-steps", "1")) == 0
     assert not (tmp_path / "result.json").exists()
-    assert f"stopped after {stop} of 4 steps" in capsys.readouterr().out
+    assert "stopped after 1 of 4 steps" in capsys.readouterr().out
     torch.manual_seed(2)
     assert main(run(tmp_path, "--resume")) == 0
     for name in ("BEST", "LAST", "pytorch_model_1"):

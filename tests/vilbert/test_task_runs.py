@@ -35,8 +35,18 @@ def joint(others, tmp_path_factory) -> Path:
 DROPOUT = ("--strategy", "SpotTune_Block", "--dropout", "0.2", "--plateau")
 
 
-@pytest.mark.parametrize("task", ALL)
-@pytest.mark.parametrize("strategy", ["standard", "SpotTune", "BlockDrop"])
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        ("6", "standard"),
+        ("6", "SpotTune"),
+        ("7", "BlockDrop"),
+        ("9", "standard"),
+        ("9", "SpotTune"),
+        ("11", "SpotTune"),
+        ("11", "BlockDrop"),
+    ],
+)
 def test_a_task_is_trained_and_its_best_epoch_gives_its_score_again(
     others, tmp_path, capsys, task, strategy
 ):

@@ -19,6 +19,7 @@ import yaml
 
 from common.files import repository_root
 from tests.common.data_files import annotation, question, write_json, write_official
+from tests.common.refusals import error_of
 from tests.vlbert.coco_files import ANSWERS, TEST, TRAINVAL, WORDS, record, write_features
 from vlbert.finetuning import main
 from vlbert.pretraining_network import ResNetVLBERTForPretraining
@@ -166,12 +167,7 @@ def refused(
     capsys: pytest.CaptureFixture[str], arguments: Sequence[str], command: Any = main
 ) -> str:
     """The one error of a command that has to fail with exit status 2."""
-    capsys.readouterr()
-    assert command(list(arguments)) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and shown.count("error: ") == 1, shown
-    assert "Traceback" not in shown
-    return shown
+    return error_of(capsys, command, arguments)
 
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,13 +19,13 @@ from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
     KEY,
     StrategyRecord,
-    attention_entry,
+    check_finetuned,
     checked_meta,
     finetuned_meta,
     has_own_names,
 )
 from common.tasks.vqa_command import Built, Say, VQAOptions
-from common.training.checkpoint import check_compatible, load_meta
+from common.training.checkpoint import load_meta
 from common.training.weights import load_into, load_weights, strip_prefix
 from lxrt.adaptive_transformer import own_names, published_attention
 from lxrt.hf_folder import RATES, HFFolder, is_hf_folder, read_hf_folder
@@ -167,12 +167,8 @@ def build_vqa(
     # Files of strategies that decide nothing hold exactly the standard names.
     adapted_file = path is not None and (has_own_names(found) or published is not None)
     if path is not None and found:
-        _check_settings(
-            found,
-            meta if adapted_file else meta | {"strategy": found.get("strategy"), "policy": None},
-            path,
-            attention_entry(meta) if adapted_file else {},
-        )
+        _check_kind(found, path)
+        check_finetuned(found, meta, path, adapted_file)
     elif path is not None and path.is_dir():
         _check_folder(read_hf_folder(path), meta, answers, say)
     model = make_model(meta)
@@ -236,19 +232,13 @@ def strategy_record(options: ModelOptions, saved: StrategyRecord | None) -> Stra
     return StrategyRecord.chosen(vars(options), saved, sizes)
 
 
-def _check_settings(
-    found: dict[str, Any], meta: dict[str, Any], path: Path, mechanism: Mapping[str, Any]
-) -> None:
-    """Refuse a checkpoint of another model before that model is built."""
-    if found.get("task") != meta["task"]:
+def _check_kind(found: Mapping[str, Any], path: Path) -> None:
+    if found.get("task") != "vqa":
         raise CheckpointError(
             f"{path} is not a finetuned VQA model (its task is "
             f"{found.get('task')!r}); a pretraining snapshot is loaded with "
             "--loadLXMERTQA"
         )
-    # Dropout, and how frozen layers were chosen, may differ between training and use.
-    keys = ("backbone", "task", "strategy", "policy", "size", "answers", "vocabulary", "features")
-    check_compatible(found, {key: meta[key] for key in keys} | dict(mechanism), path)
 
 
 def _check_folder(folder: HFFolder, meta: dict[str, Any], answers: list[str], say: Say) -> None:

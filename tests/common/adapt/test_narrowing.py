@@ -51,15 +51,18 @@ def outcome(family, strategy, executor, narrowed, decided):
 
 
 @every_family
-@pytest.mark.parametrize("decided", ["forced", "policy"])
 @pytest.mark.parametrize(
-    "strategy, executor",
+    "strategy, executor, decided",
     [
-        ("standard", "dense"),
+        ("standard", "dense", None),
         *(
-            (strategy, executor)
+            (strategy, executor, decided)
             for strategy in ADAPTIVE
-            for executor in ("dense", "exact", "sampled", "gathered")
+            for decided, executors in {
+                "forced": ("dense", "exact", "sampled", "gathered"),
+                "policy": ("exact", "gathered"),  # in training and evaluation
+            }.items()
+            for executor in executors
         ),
     ],
 )
