@@ -121,7 +121,8 @@ class Tokenizer:
 
     def names(self, numbers: Sequence[int]) -> list[str]:
         """The word pieces at places of the vocabulary."""
-        return [self._backend.id_to_token(number) for number in numbers]
+        found: list[str] = [self._backend.id_to_token(number) or UNKNOWN for number in numbers]
+        return found
 
     def digest(self) -> dict[str, Any]:
         """Number of word pieces and a checksum, for a checkpoint to remember."""
