@@ -147,7 +147,9 @@ def _backend(folder: Path) -> Backend:
     if not vocabulary.exists() or any((folder / name).exists() for name in SETTINGS):
         from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
-        return BertTokenizerFast.from_pretrained(str(folder)).backend_tokenizer
+        backend: Backend = BertTokenizerFast.from_pretrained(str(folder)).backend_tokenizer
+        backend.no_padding()  # which some tokenizer.json asks for; `_padded` does it
+        return backend
     pieces = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     numbers = {piece: number for number, piece in enumerate(pieces)}
     backend = Backend(WordPiece(numbers, unk_token=UNKNOWN))

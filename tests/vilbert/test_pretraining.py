@@ -15,13 +15,21 @@ from common.data.easy_vqa.regions import ATTRIBUTE_CLASSES
 from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.modules.losses import IGNORED
 from common.training.checkpoint import load_checkpoint, load_meta
+from common.training.runtime import make_runtime
 from common.training.weights import load_weights
 from tests.lxmert.runs import same_state, strict_json, tensors
 from tests.vilbert.runs import refused
 from vilbert.finetuning import train
 from vilbert.inputs import Limits
 from vilbert.loading import DECODER
-from vilbert.pretraining import HEADS, load_samples, main, pretrain_options, pretrain_parser
+from vilbert.pretraining import (
+    HEADS,
+    SmallPretrainingTask,
+    load_samples,
+    main,
+    pretrain_options,
+    pretrain_parser,
+)
 from vilbert.pretraining_samples import Samples
 from vilbert.sizes import HOME, ViLBertConfig
 
@@ -152,6 +160,15 @@ def test_training_and_held_out_samples_share_no_image(tmp_path):
 def test_a_caption_says_nothing_about_answers(samples):
     example: Example = samples.examples[captions(samples)[0]]
     assert example.answers is None and example.answer_type is None
+
+
+def test_training_samples_are_masked_anew_in_every_epoch(samples, tmp_path):
+    words = pretrain_parser().parse_args(["--output", str(tmp_path), "--seed", "3"])
+    task = SmallPretrainingTask(samples, samples, make_runtime("cpu"), pretrain_options(words, ""))
+    places = range(len(samples))
+    first, again, second = (task.read(places, epoch).inputs["input_ids"] for epoch in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    assert torch.equal(second, samples.draw(places, 3, 2).inputs["input_ids"])
 
 
 # The command

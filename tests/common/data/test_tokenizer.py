@@ -26,10 +26,12 @@ SENTENCES = [
 
 
 def folder_of(kind: str, folder: Path) -> Path:
-    """A folder with a vocab.txt and nothing else."""
+    """A folder with a vocab.txt and nothing else; or with a tokenizer.json, which pads."""
     packaged = packaged_bert_folder()
-    if kind == "BERT" and packaged is None:
+    if kind != "small" and packaged is None:
         pytest.skip("the package with a vocabulary of BERT is not installed")
+    if kind == "packaged":
+        return packaged
     text = (
         (packaged / "vocab.txt").read_text(encoding="utf-8")
         if kind == "BERT"
@@ -39,11 +41,11 @@ def folder_of(kind: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["BERT", "small"])
+@pytest.mark.parametrize("kind", ["BERT", "small", "packaged"])
 @pytest.mark.parametrize("longest", [5, 20, 400])
 def test_pieces_numbers_and_segments_are_those_of_transformers(kind, longest, tmp_path):
-    ours = Tokenizer(folder_of(kind, tmp_path))
-    theirs = BertTokenizer.from_pretrained(str(tmp_path))
+    folder = folder_of(kind, tmp_path)
+    ours, theirs = Tokenizer(folder), BertTokenizer.from_pretrained(str(folder))
     assert len(ours) == len(theirs)
     ids = (ours.cls_id, ours.sep_id, ours.mask_id)
     assert ids == (theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id)
