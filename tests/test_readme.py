@@ -320,7 +320,7 @@ def test_the_first_commands_of_the_adaptive_lxmert_run(vqa_data):
             check=False,
         )
         assert found.returncode == 0, found.stdout + found.stderr
-        assert "Cross Self Vision 1" in found.stdout
+        assert "Cross Self Vision 0" in found.stdout
         assert f"30 predictions in {Path('snap/adaptive/readme_test')}" in found.stdout
         assert (folder / "test_predict.json").is_file() and (folder / "result.json").is_file()
     finally:

@@ -104,14 +104,13 @@ def decision_word(result: Result) -> str:
 
 
 def run_title(result: Result, what: str) -> str:
-    """`SpotTune (entmax) · LXMERT (small) · easy_vqa`, and below it what the plot shows."""
+    """`SpotTune · LXMERT (small) · easy_vqa`, and below it what the plot shows."""
     size = f" ({result['size']})" if result.get("size") else ""
-    variant = f" ({result['variant']})" if result.get("variant") else ""
     seed = f" · seed {result['seed']}" if result.get("seed") is not None else ""
     task = result.get("task")
     told = "" if task in (None, "", QUESTIONS, "pretraining") else f"{task.replace(',', ' + ')} · "
     return (
-        f"{result['strategy']}{variant} · {title_of(result['backbone'])}{size} · {told}"
+        f"{result['strategy']} · {title_of(result['backbone'])}{size} · {told}"
         f"{result['dataset']}{seed}\n{what}"
     )
 

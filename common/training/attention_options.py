@@ -25,7 +25,7 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
         dest="normaliser",
         choices=NORMALISERS,
         help="how scores become weights: softmax; entmax, with an α in (1, 2] that each head "
-        "learns; entmax15 or sparsemax, fixed and cheaper; published: α as in the adaptive LXMERT, "
+        "learns; entmax15 or sparsemax, fixed and cheaper; published: α as Bhargava (2020) has it, "
         "with its faults (default softmax)",
     )
     add_flag(
@@ -35,7 +35,7 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
         choices=SPANS,
         help="a span that each head learns, over keys: the first ones (of regions the detector's "
         "most confident ones); over distance: in a text those near the query, elsewhere as keys, "
-        "since regions have no order; published: as in the adaptive LXMERT, with its faults "
+        "since regions have no order; published: as Bhargava (2020) has it, with its faults "
         "(default none)",
     )
     add_flag(
