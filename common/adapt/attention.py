@@ -17,10 +17,10 @@ from common.adapt.encoder import RoutedEncoder
 from common.adapt.families import find_encoder
 from common.adapt.policy import mean_of_present
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import WEIGHTING, HeadsStep, live_steps
+from common.adapt.steps import WEIGHTING, HeadsStep
 from common.errors import ConfigError
-from common.modules.attention import AdaptiveSpan, AttentionOptions, AttentionWeights, LearnedEntmax
-from common.modules.published_attention import PublishedEntmax, PublishedSpan, PublishedWeights
+from common.modules.attention import AdaptiveSpan, AttentionOptions, AttentionWeights, has_mechanism
+from common.modules.published_attention import PublishedSpan, PublishedWeights
 
 Module = TypeVar("Module", bound=nn.Module)
 TEXTS = ("lang",)  # streams whose places have an order
@@ -199,42 +199,17 @@ def attention_record(model: nn.Module) -> dict[str, dict[str, list[float]]]:
     the last call, and `span_sd` their standard deviation.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    if not any(
-        isinstance(module, (AttentionWeights, PublishedWeights)) for module in model.modules()
-    ):
+    if not has_mechanism(model):
         return found
-    encoder = find_encoder(model)
-    layers = encoder.layers()
-    for layer, steps in zip(layers, live_steps(layers, encoder.reads)[0], strict=True):
-        for step in steps:
-            name = f"{layer.name}.{step.component}"
-            if isinstance(step, HeadsStep) and name not in found:
-                module = encoder.get_submodule(layer.path).get_submodule(step.module)
-                if entry := _entry(getattr(module, step.weighting)):
-                    found[name] = entry
+    for layer, module, step in find_encoder(model).attending():
+        name = f"{layer.name}.{step.component}"
+        if name not in found:
+            entry = _entry(getattr(module.get_submodule(step.module), step.weighting))
+            found |= {name: entry} if entry else {}
     return found
 
 
 def _entry(weights: AttentionWeights | PublishedWeights) -> dict[str, list[float]]:
-    entry: dict[str, list[float]] = {}
-    if isinstance(weights.span, PublishedSpan):
-        entry["span"] = weights.span.current_val.detach().mean(0).flatten().tolist()
-    elif weights.span is not None:
-        entry |= _span_record(weights.span)
-    if isinstance(weights.normaliser, LearnedEntmax):
-        entry["alpha"] = weights.normaliser.alpha.detach().tolist()
-    elif isinstance(weights.normaliser, PublishedEntmax):
-        entry["alpha"] = weights.normaliser.alpha_chooser.detach().tolist()
-    return entry
-
-
-def _span_record(span: AdaptiveSpan) -> dict[str, list[float]]:
-    seen, span.seen = span.seen, None
-    if seen is None:
-        return {"span": span.shares().detach()[0].tolist()}
-    count, total, squares = seen
-    mean = total / count
-    return {
-        "span": mean.tolist(),
-        "span_sd": (squares / count - mean.square()).clamp(min=0).sqrt().tolist(),
-    }
+    entry = {} if weights.span is None else weights.span.record()
+    alpha = None if weights.normaliser is None else weights.normaliser.alpha
+    return entry if alpha is None else entry | {"alpha": alpha.detach().tolist()}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.families import find_encoder
 from common.adapt.routes import State
-from common.adapt.steps import WATCHERS, HeadsStep, live_steps
+from common.adapt.steps import WATCHERS, HeadsStep
 from common.errors import ConfigError
 from common.modules.masks import MASKED
 
@@ -204,12 +204,8 @@ class _Watch:
 def attention_heads(model: nn.Module) -> dict[str, int]:
     """The layers that attend to something, in order of execution, with their largest number of
     heads."""
-    encoder = find_encoder(model)
-    layers = encoder.layers()
     found: dict[str, int] = {}
-    for layer, steps in zip(layers, live_steps(layers, encoder.reads)[0], strict=True):
-        module = encoder.get_submodule(layer.path)
-        heads = [s.attention(module).num_attention_heads for s in steps if isinstance(s, HeadsStep)]
-        if heads:
-            found[layer.name] = max(heads)
+    for layer, module, step in find_encoder(model).attending():
+        heads = step.attention(module).num_attention_heads
+        found[layer.name] = max(heads, found.get(layer.name, 0))
     return found

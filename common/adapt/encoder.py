@@ -319,6 +319,14 @@ class RoutedEncoder(nn.Module):
     def layers_removed(self, names: Sequence[str]) -> None:
         """Called after the layers of these names were taken out (`common.adapt.merging`)."""
 
+    def attending(self) -> Iterator[tuple[Layer, nn.Module, HeadsStep]]:
+        """The steps with attention heads that reach what is read, with their layer and its module,
+        in order of execution."""
+        layers = self.layers()
+        for layer, steps in zip(layers, live_steps(layers, self.reads)[0], strict=True):
+            module = self.get_submodule(layer.path)
+            yield from ((layer, module, step) for step in steps if isinstance(step, HeadsStep))
+
     def set_reads(self, reads: Sequence[str], first: Sequence[str] = ()) -> None:
         """Say which slots are read after the last layer (before `adapt`).
 

@@ -123,7 +123,9 @@ class LearnedEntmax(nn.Module):
 
 
 class FixedNormaliser(nn.Module):
-    """Softmax, entmax with α = 1.5, or sparsemax."""
+    """Softmax, entmax with α = 1.5, or sparsemax; no α is learned."""
+
+    alpha: Tensor | None = None
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -193,6 +195,19 @@ class AdaptiveSpan(nn.Module):
             squares.to(shares.device) + shares.square().sum(0),
         )
 
+    def record(self) -> dict[str, list[float]]:
+        """Span of every head; where it is read from the pair, mean and standard deviation over the
+        samples that were evaluated since the last call."""
+        seen, self.seen = self.seen, None
+        if seen is None:
+            return {"span": self.shares().detach()[0].tolist()}
+        count, total, squares = seen
+        mean = total / count
+        return {
+            "span": mean.tolist(),
+            "span_sd": (squares / count - mean.square()).clamp(min=0).sqrt().tolist(),
+        }
+
     def reach(self, shares: Tensor, keys: Tensor) -> Tensor:
         """(B, H) places, from 0, before which a key has a weight above 0.
 
@@ -246,7 +261,7 @@ class AttentionWeights(nn.Module):
             features: see `AdaptiveSpan`.
         """
         super().__init__()
-        self.normaliser: nn.Module = (
+        self.normaliser: LearnedEntmax | FixedNormaliser = (
             LearnedEntmax(heads, options.initial_alpha)
             if options.normaliser == "entmax"
             else FixedNormaliser(options.normaliser)

@@ -48,6 +48,10 @@ class PublishedSpan(nn.Module):
         """What the original adds to the loss for this module."""
         return LOSS * SPAN * self.current_val.mean()
 
+    def record(self) -> dict[str, list[float]]:
+        """Span of every head, the mean of the places in a batch."""
+        return {"span": self.current_val.detach().mean(0).flatten().tolist()}
+
     def reported(self) -> dict[str, int]:
         """The original's figures: average and largest span, keys to trim, size of its cache."""
         spans = self.current_val.detach()
@@ -67,6 +71,11 @@ class PublishedEntmax(nn.Module):
         super().__init__()
         alpha = (1 + torch.sigmoid(torch.randn(heads))).clamp(1.01, 2)
         self.alpha_chooser = nn.Parameter(alpha)
+
+    @property
+    def alpha(self) -> Tensor:
+        """(H,)."""
+        return self.alpha_chooser
 
     def forward(self, scores: Tensor) -> Tensor:
         """(B, H, T, S) -> weights, which sum to 1."""
