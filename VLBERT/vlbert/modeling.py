@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
+from common.adapt.heads import split_heads
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import PAIR, Layer, bert_steps, find_weighting, key_weights, split_heads
+from common.adapt.steps import PAIR, Layer, bert_steps, find_weighting, key_weights
 from common.modules.heads import Pooler
 from common.modules.layers import LAYER_NORM_EPS, BertLayer, find_activation, init_bert_weights
 from common.modules.masks import additive_mask

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from common.adapt.adapting import freeze_dead
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
+from common.adapt.heads import split_heads
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
-from common.adapt.steps import PAIR, HeadsStep, Layer, find_weighting, key_weights, split_heads
+from common.adapt.steps import PAIR, HeadsStep, Layer, find_weighting, key_weights
 from common.modules.embeddings import TextEmbeddings
 from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
 from common.modules.masks import additive_mask

@@ -35,6 +35,7 @@ from common.adapt.encoder import (
 from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.families import find_encoder
 from common.adapt.gumbel import hard_gumbel, keyed_uniform
+from common.adapt.heads import split_heads
 from common.adapt.merging import Merged, merge
 from common.adapt.policy import (
     POLICIES,
@@ -54,7 +55,6 @@ from common.adapt.steps import (
     bert_steps,
     first_position,
     live_steps,
-    split_heads,
 )
 from common.adapt.strategies import STRATEGIES, Site, Strategy, find_strategy, plan_sites
 

@@ -7,7 +7,6 @@ module that has the attribute paths it names: a layer of ours, its frozen twin, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapt.heads import join_heads, scaled_scores, split_heads
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import Rows, project_by_head
 from common.adapt.weighted_attention import Seen, Weighting, weighted_attention
+from common.modules.losses import precise
 
 
 class AttentionModule(Protocol):
@@ -120,7 +121,7 @@ class HeadsStep(Step):
                 cut=not attention.training,
                 seen=seen,
             )
-            return {self.writes[0]: join_heads(context)}
+            return {self.writes[0]: context}
         q, k, v = (
             split_heads(linear(x), attention.num_attention_heads)
             for linear, x in (
@@ -232,17 +233,6 @@ def first_position(x: Tensor) -> Tensor:
     return x[:, :1]
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, C) -> (B, H, T, C / H)."""
-    by_head: Tensor = x.unflatten(-1, (heads, -1))
-    return by_head.transpose(1, 2)
-
-
-def join_heads(x: Tensor) -> Tensor:
-    """(B, H, T, c) -> (B, T, H * c)."""
-    return x.transpose(1, 2).flatten(2)
-
-
 def dropout_of(attention: AttentionModule) -> float:
     """Probability that a weight of attention is dropped now."""
     return attention.dropout.p if attention.training else 0.0
@@ -277,7 +267,7 @@ def attend(
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         weights = None if seen is None else key_weights(q, k, mask)
     else:
-        weights = weigh(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), mask)
+        weights = weigh(scaled_scores(q, k), mask)
         context = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
     context = join_heads(context)
     if seen is not None and weights is not None:
@@ -300,10 +290,10 @@ def key_weights(
         weighting: what weighs the keys; None: softmax.
         pair: (B, F) for a span policy, or None.
     """
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = scaled_scores(q, k)
     if weighting is not None:
         return weighting(scores, mask, weighting.shares(pair))
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = precise(scores)
     return (scores if mask is None else scores + mask).softmax(-1)
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapt.heads import join_heads, scaled_scores, split_heads
+
 # Measured on two cores (base width, small width): heads apart took 0.87 and 1.0 of the time of all
 # keys where they needed 30 % of the longest head's keys, but 1.0 and 1.2 where they needed 51 %.
 GROUPS = 2  # of heads, beside those that reach one key
@@ -76,7 +78,7 @@ def weighted_attention(
             dropout and 0 where a key was left out, and the context (B, T, C).
 
     Returns:
-        (B, H, T, c).
+        (B, T, C).
     """
     width, heads = keys.shape[1], attention.num_attention_heads
     shares = weighting.shares(pair)
@@ -96,16 +98,16 @@ def weighted_attention(
                 _by_head(linear, x, heads, chosen)
                 for linear, x in ((attention.query, query), (attention.key, k_v))
             )
-            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+            scores = scaled_scores(q, k)
             weights = weighting(scores, mask, shares, width, chosen)
             found.append(F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v)
         if seen is not None:
             left_out = width - reach
             watched.append((F.pad(weights, (0, left_out)), F.pad(v, (0, 0, 0, left_out))))
-    context = _in_order(found, order)
+    context = join_heads(_in_order(found, order))
     if seen is not None:
         weights, v = (_in_order(parts, order) for parts in zip(*watched, strict=True))
-        seen(weights, v, context.transpose(1, 2).flatten(2))
+        seen(weights, v, context)
     return context
 
 
@@ -141,10 +143,7 @@ def head_groups(reaches: Sequence[int]) -> list[tuple[list[int], int]]:
 def _by_head(linear: nn.Linear, x: Tensor, heads: int, chosen: Tensor | None) -> Tensor:
     """x (B, T, C) projected for some heads: (B, H', T, c); `chosen` (H',), None: all heads."""
     if chosen is None:
-        found: Tensor = linear(x)
-    else:
-        weight = linear.weight.unflatten(0, (heads, -1))[chosen].flatten(0, 1)
-        bias = linear.bias.unflatten(0, (heads, -1))[chosen].flatten()
-        found = F.linear(x, weight, bias)
-    by_head: Tensor = found.unflatten(-1, (heads if chosen is None else len(chosen), -1))
-    return by_head.transpose(1, 2)
+        return split_heads(linear(x), heads)
+    weight = linear.weight.unflatten(0, (heads, -1))[chosen].flatten(0, 1)
+    bias = linear.bias.unflatten(0, (heads, -1))[chosen].flatten()
+    return split_heads(F.linear(x, weight, bias), len(chosen))

@@ -21,6 +21,7 @@ from entmax import entmax15, entmax_bisect, sparsemax
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from common.modules.losses import precise
 from common.modules.masks import MASKED
 from common.modules.published_attention import PublishedWeights
 
@@ -300,20 +301,20 @@ class AttentionWeights(nn.Module):
             (B, H, T, S); exactly 0 at masked keys where the normaliser is an entmax.
         """
         with torch.autocast(scores.device.type, enabled=False):
-            precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            full = precise(scores)
             kept, width = scores.shape[-1], width or scores.shape[-1]
             if mask is not None:
-                precise = precise + mask[..., :kept].to(precise.dtype)
+                full = full + mask[..., :kept].to(full.dtype)
             if self.span is None:
-                return self._normalised(precise, heads)
+                return self._normalised(full, heads)
             shares = self.span.shares() if shares is None else shares
             shares = shares if heads is None else shares[:, heads]
             if mask is None:
-                keys = precise.new_full((len(scores),), float(width))
+                keys = full.new_full((len(scores),), float(width))
             else:
                 present = mask[:, 0, 0] > MASKED / 2
-                keys = present.sum(-1).to(precise.dtype).expand(len(scores))
-            return self._within(precise, self.span(scores.shape[-2], keys, kept, shares), heads)
+                keys = present.sum(-1).to(full.dtype).expand(len(scores))
+            return self._within(full, self.span(scores.shape[-2], keys, kept, shares), heads)
 
     def _normalised(self, scores: Tensor, heads: Tensor | None) -> Tensor:
         weights: Tensor = self.normaliser(scores, heads)

@@ -12,6 +12,8 @@ import torch
 from entmax import entmax_bisect
 from torch import Tensor, nn
 
+from common.modules.losses import precise
+
 SPAN, RAMP, LOSS = 1024, 32, 5e-6
 SMALL = 1e-8  # in the renormalisation
 
@@ -115,8 +117,8 @@ class PublishedWeights(nn.Module):
             shares, width, heads: of `AttentionWeights`; all keys and all heads are there.
         """
         with torch.autocast(scores.device.type, enabled=False):
-            precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            full = precise(scores)
             if mask is not None:
-                precise = precise + mask.to(precise.dtype)
-            weights = precise.softmax(-1) if self.normaliser is None else self.normaliser(precise)
+                full = full + mask.to(full.dtype)
+            weights = full.softmax(-1) if self.normaliser is None else self.normaliser(full)
             return weights if self.span is None else self.span.apply_to(weights)
