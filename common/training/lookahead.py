@@ -23,6 +23,8 @@ import pytorch_optimizer
 import torch
 from torch.optim import Optimizer
 
+from common.training.optim import update_moments
+
 SLOW = "slow_params"  # the library's name of a tensor's slow weights
 
 
@@ -59,20 +61,7 @@ class PublishedLamb(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter].update(
-                        exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
-                    )
-            states = [self.state[p] for p in parameters]
-            (beta1, beta2), grads = group["betas"], [p.grad for p in parameters]
-            mean, square = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq"))
-            torch._foreach_mul_(mean, beta1)
-            torch._foreach_add_(mean, grads, alpha=1 - beta1)
-            torch._foreach_mul_(square, beta2)
-            torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
-            root = torch._foreach_sqrt(square)
-            torch._foreach_add_(root, group["eps"])
+            mean, root = update_moments(self, parameters, group)
             steps = torch._foreach_div(mean, root)
             if group["weight_decay"]:
                 torch._foreach_add_(steps, parameters, alpha=group["weight_decay"])
