@@ -23,7 +23,7 @@ import pytorch_optimizer
 import torch
 from torch.optim import Optimizer
 
-from common.training.optim import update_moments
+from common.training.moments import update_moments
 
 SLOW = "slow_params"  # the library's name of a tensor's slow weights
 
