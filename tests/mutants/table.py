@@ -173,9 +173,14 @@ MUTANTS = [
     ),
     # Loop, optimisers, checkpoints
     *_all(
-        f"{TRAINING}/optim.py",
+        f"{TRAINING}/moments.py",
         OPTIM,
         ('torch._foreach_add_(root, group["eps"])', "pass"),
+        ("grads, grads, 1 - beta2", "grads, grads, 1 - beta1"),
+    ),
+    *_all(
+        f"{TRAINING}/optim.py",
+        OPTIM,
         ('-lr * (1 - beta2 ** s["step"]) ** 0.5', "-lr"),
         ("return progress / self.warmup", "return 1.0"),
         ("max((progress - 1.0) / (self.warmup - 1.0), 0.0)", "1.0"),
