@@ -7,7 +7,7 @@ sees as many epochs of its own as it should. Shape legend: N samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -208,7 +208,7 @@ class JointTask:
         found = self.tasks[batch.task].step(model, batch)
         (loss,) = found.losses.values()
         weight = self.order.shares[batch.task].weight
-        return StepOutput({batch.task: loss * weight}, found.score_sum, found.count)
+        return replace(found, losses={batch.task: loss * weight})
 
     def settings(self) -> dict[str, Any]:
         plan = {name: asdict(share) for name, share in self.order.shares.items()}

@@ -7,7 +7,7 @@ it (state-dict names `adaptive.*` beside the upstream ones). Shape legend: B bat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -64,7 +64,12 @@ class AdaptiveOptions:
 
 
 class Adaptive(nn.Module):
-    """Twins (or linear maps), policy network and decision vector of one encoder."""
+    """Twins (or linear maps), policy network and decision vector of one encoder.
+
+    Attributes:
+        held: the policy decides, but learns nothing: its gradients are 0, and no branch is
+            computed for them.
+    """
 
     live: Tensor
     global_decisions: Tensor
@@ -106,6 +111,8 @@ class Adaptive(nn.Module):
         self._noise_key: tuple[int, int, Sequence[int]] | None = None
         self._sampling_key: tuple[int, int, Sequence[int]] | None = None
         self._forced: Tensor | None = None
+        self._decide_only = False
+        self.held = False
 
     @property
     def sites(self) -> list[Site]:
@@ -147,6 +154,15 @@ class Adaptive(nn.Module):
         finally:
             self._forced = None
 
+    @contextmanager
+    def decide_only(self) -> Iterator[None]:
+        """Within the context only the policy network runs: layers hand on what they are given."""
+        self._decide_only = True
+        try:
+            yield
+        finally:
+            self._decide_only = False
+
     def decide(self, state: State) -> Tensor:
         """Decisions (B, D) for the samples whose embeddings are in `state`."""
         first = next(x for x in state.values() if x is not None)
@@ -157,9 +173,11 @@ class Adaptive(nn.Module):
         elif not self.training and self.options.policy_eval == "global":
             self.last = Decided(self._global(batch))
         else:
-            logits = self._logits(state)
+            with torch.no_grad() if self.held and not self._decide_only else nullcontext():
+                logits = self._logits(state)
             control = isinstance(self.policy, RandomPolicy)  # its likelier decision says nothing
-            if self.training or self.options.policy_eval == "sample" or control:
+            drawn = self.training and not self.held
+            if drawn or self.options.policy_eval == "sample" or control:
                 noise = uniform_noise(key, batch, 2 * len(self.live), device)
                 decisions = hard_gumbel(logits, noise.view_as(logits), self.options.temperature)
             else:
@@ -204,6 +222,13 @@ class Adaptive(nn.Module):
             passed: if given, receives the slots after every layer.
         """
         decisions = self.decide(state)
+        if self._decide_only:
+            return state
+        if self.training and self.policy is not None and not decisions.requires_grad:
+            # All processes have the same gradients, also where the policy learns nothing.
+            first = next(iter(state))
+            idle = list(self.policy.parameters())
+            state = {**state, first: with_zero_gradients(read_stream(state, first), idle)}
         options = self.options
         executor = options.executor if self.training else options.eval_executor
         noise = None

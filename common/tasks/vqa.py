@@ -117,8 +117,9 @@ class VQATask:
         """Answer loss; the score is the soft score of the likeliest answer."""
         logits = self.answer(model, batch.inputs)
         target = batch.labels["target"]
-        chosen = target.gather(1, logits.detach().argmax(1, keepdim=True))
-        return StepOutput({"answer": vqa_loss(logits, target)}, float(chosen.sum()), len(target))
+        scores = target.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
+        loss = vqa_loss(logits, target)
+        return StepOutput({"answer": loss}, float(scores.sum()), len(scores), scores)
 
     def settings(self) -> dict[str, Any]:
         """Numbers and checksums of the questions."""

@@ -83,6 +83,18 @@ class World:
         """Whether any process says yes."""
         return self.sum({"flag": float(flag)})["flag"] > 0
 
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Give every parameter the sum of its gradients over all processes; one without has 0."""
+        if self.size == 1:
+            return
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        with peers():
+            dist.all_reduce(flat)
+        parts = flat.split([grad.numel() for grad in grads])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.sum({"here": 1})

@@ -9,6 +9,7 @@ so that the gradient is that of the whole batch. Shape legend: B batch, D decisi
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ from common.training.checkpoint_codec import MALFORMED
 from common.training.distributed import peers
 from common.training.folder_lock import renew
 from common.training.optim import OptimizerWithSchedule
+from common.training.policy_lessons import PolicyLessons, PolicyTraining, can_be_taught
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
 from common.training.running_totals import RunningTotals
 from common.training.runtime import Runtime, peak_memory, versions
@@ -71,6 +73,7 @@ class LoopOptions:
         policy_clip: the same for the policy network.
         temperature, temperature_end: of the Gumbel-softmax at the first and the last step; it falls
             geometrically in between.
+        policy: how the policy network is trained beside its gradient.
         budget: the budget losses.
         span_loss: weight of the mean attention span in the loss; None: there is no such loss.
         layerdrop: which layers training leaves out; None: none.
@@ -89,6 +92,7 @@ class LoopOptions:
     policy_clip: float = 1.0
     temperature: float = 5.0
     temperature_end: float = 5.0
+    policy: PolicyTraining = field(default_factory=PolicyTraining)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     accumulate: int = 1
     span_loss: float | None = None
@@ -154,6 +158,7 @@ class Trainer:
         self.spans = LearnedSpans(model)
         self.order = order or BatchOrder(len(task), options.batch_size, options.seed)
         self.order.check_divisible(self.world.size, options.accumulate)
+        self.lessons = self._lessons()
         self.parallel = self._parallel()
         self.total_steps = self.order.total(options.epochs)
         self.epoch = self.step_in_epoch = self.step = 0
@@ -177,6 +182,22 @@ class Trainer:
                 device_ids=[device] if device.type == "cuda" else None,
                 find_unused_parameters=not self.order.uniform,
             )
+
+    def _lessons(self) -> PolicyLessons | None:
+        """What teaches the policy, where the options want it taught."""
+        if not self.options.policy.teaches or not can_be_taught(self.part):
+            return None
+        assert self.part is not None
+        return PolicyLessons(
+            self.model,
+            self.part,
+            self.task,
+            self.order,
+            self.runtime,
+            self.optimizers["policy"].base_lr,
+            self.options.seed,
+            self.options.progress,
+        )
 
     def _apart(self) -> AbstractContextManager[None]:
         """Within it a backward pass leaves the gradients of the processes apart."""
@@ -227,6 +248,7 @@ class Trainer:
         ) as bar:
             for parts in bar:
                 counts = self._agree(parts)
+                self._stop = self._stop or not self._policy_started()
                 if self._stop:
                     break
                 start = time.perf_counter()
@@ -293,10 +315,11 @@ class Trainer:
         """Forward and backward; returns what the batch adds to each loss of the whole batch."""
         if self.part is not None:
             self.part.options.temperature = self.temperature()
+            self.part.held = self._within(self.options.policy.hold)
             self.part.key_noise(self.options.seed, self.step, batch.samples)
         if self.dropping is not None:
             self.dropping.draw(self.options.seed, self.step)
-        with peers(), self.runtime.autocast():
+        with peers(), self.runtime.autocast(), self._warming_up():
             output = self.task.step(self.parallel, batch)
         own = part_counts(batch)
         shares = {name: _share(own, counts, name) for name in output.losses}
@@ -326,11 +349,17 @@ class Trainer:
     def _update(self) -> None:
         scaler = self.runtime.scaler
         limits = {"main": self.options.clip, "policy": self.options.policy_clip}
-        for name, optimizer in self.optimizers.items():
+        policy = self.options.policy
+        held = self._within(policy.hold) or self._within(policy.warmup)
+        updated = {k: o for k, o in self.optimizers.items() if k != "policy" or not held}
+        for name, optimizer in updated.items():
             if limits[name]:
                 optimizer.clip(limits[name], scaler)
-        for optimizer in self.optimizers.values():
-            optimizer.step(scaler)
+        for name, optimizer in self.optimizers.items():
+            if name in updated:
+                optimizer.step(scaler)
+            else:
+                optimizer.pass_over(1)
         scaler.update()
         self.spans.clamp()
 
@@ -351,6 +380,49 @@ class Trainer:
             "rate or use --precision fp32, and start again with --overwrite"
         )
 
+    def _within(self, share: float) -> bool:
+        """Whether this step is among the first ones that are such a share of all steps."""
+        return self.step < share * self.total_steps
+
+    def _warming_up(self) -> AbstractContextManager[None]:
+        """Within it every sample takes branch 0 while a new head learns its task."""
+        if self.part is None or not self._within(self.options.policy.warmup):
+            return nullcontext()
+        return self.part.force(torch.zeros_like(self.part.live, dtype=torch.float32))
+
+    def _policy_started(self) -> bool:
+        """Teach the policy once, before the first step after the warm-up.
+
+        Returns:
+            Whether it is taught as far as it has to be by now: not where a signal came meanwhile.
+        """
+        options, lessons = self.options.policy, self.lessons
+        if lessons is None or self._within(options.warmup) or lessons.passes >= options.start:
+            return True
+        begin = time.perf_counter()
+        loss = lessons.start(options.start, self.save_last, lambda: self._signal.received)
+        if lessons.passes < options.start:
+            return False
+        known = statistics.fmean(lessons.frozen.values())
+        self.tracker.log(
+            f"policy taught in {options.start} passes ({time.perf_counter() - begin:.0f} s): the "
+            f"pretrained model scores {100 * known:.1f} on {len(lessons.frozen)} training samples; "
+            f"loss {loss:.3f}"
+        )
+        return True
+
+    def _review_policy(self) -> None:
+        """Teach the held policy which branch answers better by now."""
+        options = self.options.policy
+        if self.lessons is None or not options.review or not self._within_or_at(options.hold):
+            return
+        loss = self.lessons.review(options.review, self.epoch)
+        self.tracker.log(f"policy reviewed in {options.review} passes: loss {loss:.3f}")
+
+    def _within_or_at(self, share: float) -> bool:
+        """Whether the step that was just done is among such a share of all steps."""
+        return self.step - 1 < share * self.total_steps
+
     def temperature(self) -> float:
         """Of the Gumbel-softmax at this step."""
         done = min(1.0, self.step / max(1, self.total_steps - 1))
@@ -359,6 +431,7 @@ class Trainer:
         return start * ratio
 
     def _finish_epoch(self) -> dict[str, Any]:
+        self._review_policy()
         validation = self.task.validate(self.model)
         if not math.isfinite(validation.score):
             raise AdaptiveError(
@@ -418,6 +491,8 @@ class Trainer:
                 "scaler": self.runtime.scaler.state_dict(),
                 "processes": processes,
             }
+            if self.lessons is not None:
+                state["lessons"] = self.lessons.state_dict()
         state["progress"] = {
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -490,6 +565,8 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.runtime.scaler.load_state_dict(state["scaler"])
+        if self.lessons is not None:
+            self.lessons.load_state_dict(state["lessons"])
         progress = state["progress"]
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
         self.step, self.history = progress["step"], progress["history"]

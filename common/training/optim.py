@@ -244,6 +244,11 @@ class OptimizerWithSchedule:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
+    def base_lr(self) -> float:
+        """Learning rate before the schedule, first group."""
+        return self._base_lrs[0]
+
+    @property
     def lr(self) -> float:
         """Learning rate of the next update, first group.
 

@@ -16,6 +16,7 @@ from common.errors import ConfigError
 from common.training.attention_options import attention_options, layerdrop_options
 from common.training.flags import add_flag, typed
 from common.training.loop import LoopOptions
+from common.training.policy_lessons import PolicyTraining
 
 
 def add_strategy_options(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,37 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="probability of decision 1 before training (default 0.5)",
+    )
+    add_flag(
+        group,
+        "--policy-start",
+        type=int,
+        metavar="PASSES",
+        help="before finetuning, teach the policy in so many passes over the training samples to "
+        "finetune where the pretrained model fails (skipping strategies: to keep the blocks "
+        "without which it is worse)",
+    )
+    add_flag(
+        group,
+        "--policy-hold",
+        type=float,
+        metavar="SHARE",
+        help="share of all steps, from the first, in which the policy gets no gradient",
+    )
+    add_flag(
+        group,
+        "--policy-review",
+        type=int,
+        metavar="PASSES",
+        help="at the end of every held epoch, teach it in so many passes which branch is better",
+    )
+    add_flag(
+        group,
+        "--policy-warmup",
+        type=float,
+        metavar="SHARE",
+        help="share of all steps, from the first, in which everything stays frozen but the head, "
+        "so that a new head knows the task before the policy is taught",
     )
     add_flag(
         group, "--temperature", type=float, help="of the Gumbel-softmax at the start (default 5)"
@@ -205,6 +237,10 @@ Options = TypeVar("Options")
 # that is given where nothing is decided is a mistake.
 DECISION_DEFAULTS: dict[str, Any] = {
     "policy_init": 0.5,
+    "policy_start": 0,
+    "policy_hold": 0.0,
+    "policy_review": 0,
+    "policy_warmup": 0.0,
     "temperature": 5.0,
     "executor": "exact",
     "sampled_share": 0.25,
@@ -252,6 +288,10 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "temperature": (0, math.inf, False),
     "temperature_end": (0, math.inf, False),
     "policy_init": (0, 1, False),
+    "policy_start": (0, math.inf, True),
+    "policy_hold": (0, 1, True),
+    "policy_review": (0, math.inf, True),
+    "policy_warmup": (0, 1, True),
     "policy_lr": (0, math.inf, True),
     "span_loss": (0, math.inf, True),
     "attention_lr": (0, math.inf, True),
@@ -360,6 +400,9 @@ def loop_options(
         policy_clip=args.policy_clip,
         temperature=args.temperature,
         temperature_end=end,
+        policy=PolicyTraining(
+            args.policy_warmup, args.policy_start, args.policy_hold, args.policy_review
+        ),
         budget=budget_options(args),
         accumulate=args.accumulate,
         span_loss=getattr(args, "span_loss", None),

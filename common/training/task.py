@@ -41,11 +41,17 @@ class TaskBatch:
 
 @dataclass
 class StepOutput:
-    """Losses of a batch (their sum is minimised) and a score to show, summed over the batch."""
+    """Losses of a batch (their sum is minimised) and a score to show, summed over the batch.
+
+    Attributes:
+        scores: (n,) in [0, 1] of n samples, of which each has as many rows in the batch; None
+            where a task has no score of every sample.
+    """
 
     losses: dict[str, Tensor]
     score_sum: float
     count: int
+    scores: Tensor | None = None
 
 
 @dataclass

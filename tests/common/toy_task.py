@@ -58,8 +58,9 @@ class ToyTask:
         if self.steps == self.poison:
             loss = loss * float("nan")
         self.steps += 1
-        right = (logits.argmax(1) == labels).sum()
-        return StepOutput({"answer": loss, "marked": 0.01 * other}, float(right), len(labels))
+        right = (logits.argmax(1) == labels).double()
+        losses = {"answer": loss, "marked": 0.01 * other}
+        return StepOutput(losses, float(right.sum()), len(labels), right)
 
     def validate(self, model):
         model.eval()

@@ -1,0 +1,310 @@
+"""What a policy network is taught beside its straight-through gradient.
+
+At the start both branches are equal, and in the first epochs the finetuned one becomes better for
+every sample: that common part of the gradient moves all decisions the same way before the policy
+has told its inputs apart. A policy is therefore taught from what can be measured, training samples
+alone: first to finetune where the pretrained model fails (`start`), then, while it is held, where
+the finetuned branch is the better one (`review`). A strategy that skips blocks is taught to keep
+those without which the pretrained model is worse. Shape legend: B batch, D decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common.adapt.encoder import Adaptive
+from common.adapt.policy import RandomPolicy
+from common.training.batch_loader import BatchLoader
+from common.training.batch_order import MicroBatches, Order
+from common.training.distributed import peers
+from common.training.optim import clip_grad_norm
+from common.training.runtime import Runtime
+from common.training.task import Task, TaskBatch
+
+RATE = 2.0  # of lessons, in learning rates of the policy
+WEIGHT_DECAY, LARGEST_NORM = 0.01, 1.0
+# Where the pretrained model is right, the finetuned branch mostly will be, too: such a sample says
+# little about which one is the better.
+RIGHT_TEACHES = 0.5
+SKIPS_MEASURED = 1024  # samples that are answered once for each block that could be skipped
+Scores = dict[int, Tensor]  # by sample: (), or (D,) where every decision has one
+
+
+@dataclass(frozen=True)
+class PolicyTraining:
+    """How a policy network is trained beside its gradient.
+
+    Attributes:
+        warmup: share of all steps, from the first, in which every sample takes branch 0, so that
+            a new head learns its task before what the pretrained model knows is measured.
+        start: passes over the training samples in which the policy is taught, after the warm-up,
+            where the pretrained model fails; 0: it is not.
+        hold: share of all steps, from the first, in which the policy gets no gradient.
+        review: passes at the end of every held epoch in which it is taught which branch is the
+            better one; 0: none.
+    """
+
+    warmup: float = 0.0
+    start: int = 0
+    hold: float = 0.0
+    review: int = 0
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there is any lesson."""
+        return bool(self.start or self.review)
+
+
+class PolicyLessons:
+    """Teaches the policy of a model; everything random is keyed by the seed.
+
+    Attributes:
+        frozen: score in [0, 1] of every training sample with all decisions 0, as the pretrained
+            model has it; for a strategy that skips, with all decisions 1.
+        passes: of the start that are done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        part: Adaptive,
+        task: Task,
+        order: Order,
+        runtime: Runtime,
+        lr: float,
+        seed: int,
+        progress: bool = True,
+    ) -> None:
+        """Note whom to teach.
+
+        Args:
+            model: on the runtime's device.
+            part: its adaptive part.
+            task: whose training samples are asked; its steps score every sample.
+            order: the batches of epoch 0 are those of all lessons.
+            lr: learning rate of the policy.
+            seed: of the order of the batches in each pass.
+            progress: show a bar.
+        """
+        self.model, self.part, self.task, self.order = model, part, task, order
+        self.runtime, self.world, self.lr, self.seed = runtime, runtime.world, lr, seed
+        self.progress = progress
+        self.frozen: dict[int, float] = {}
+        self.passes = 0
+        self._targets: Scores = {}
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether decision 0 skips a block, so that there is no frozen branch."""
+        return self.part.strategy.other == "skip"
+
+    def begin(self) -> None:
+        """Measure what the pretrained model knows, before anything is taught."""
+        live = len(self.part.live)
+        everywhere = torch.full((live,), float(self.skips))
+        self.frozen = self._scores(everywhere, "pretrained model")
+        if self.skips:
+            self._targets = self._worth_of_blocks()
+        else:
+            self._targets = {key: torch.tensor(1 - score) for key, score in self.frozen.items()}
+
+    def start(self, passes: int, save: Callable[[], None], stopped: Callable[[], bool]) -> float:
+        """Teach the policy where to finetune (or what to keep), going on where it was.
+
+        Args:
+            passes: over the training samples, in all.
+            save: called after the measurement and after every pass.
+            stopped: whether a signal wants this process to stop, which it does after a pass.
+
+        Returns:
+            Mean loss of the last pass, nats.
+        """
+        loss = 0.0
+        if not self.frozen:
+            self.begin()
+            save()
+        while self.passes < passes and not self.world.any(stopped()):
+            loss = self._pass(
+                self._targets, self._weights(), self.passes, f"policy start {self.passes + 1}"
+            )
+            self.passes += 1
+            if self.passes == passes:
+                self._optimizer, self._targets = None, {}
+            save()
+        return loss
+
+    def _weights(self) -> dict[int, float]:
+        """How much a sample teaches in the start."""
+        if self.skips:
+            return {}
+        return {key: 1 - score * (1 - RIGHT_TEACHES) for key, score in self.frozen.items()}
+
+    def review(self, passes: int, epoch: int) -> float:
+        """Teach which branch answers better now; samples on which they agree teach nothing.
+
+        Args:
+            passes: over the training samples.
+            epoch: keys the order.
+
+        Returns:
+            Mean loss of the last pass, nats.
+        """
+        live = len(self.part.live)
+        zero = self._scores(torch.zeros(live), "frozen branch")
+        one = self._scores(torch.ones(live), "finetuned branch")
+        gain = {key: one[key] - zero[key] for key in zero}
+        targets = {key: torch.tensor(float(value > 0)) for key, value in gain.items()}
+        weights = {key: abs(value) for key, value in gain.items()}
+        loss = 0.0
+        for number in range(passes):
+            loss = self._pass(targets, weights, 1_000 * (epoch + 1) + number, "policy review")
+        self._optimizer = None
+        return loss
+
+    def _batches(self, count: int | None = None) -> list[list[int]]:
+        return self.order.epoch(0)[:count]
+
+    def _read(self, batches: Sequence[list[int]], name: str) -> Iterator[TaskBatch]:
+        """This process' part of some batches, on the device."""
+        reader = MicroBatches(self.task, 0, self.world, 1)
+        bar = tqdm(
+            BatchLoader(reader, batches, 0),
+            total=len(batches),
+            desc=name,
+            unit="batch",
+            leave=False,
+            disable=not (self.progress and self.world.main),
+            dynamic_ncols=True,
+        )
+        for (batch,) in bar:
+            yield self.runtime.move(batch)
+
+    @torch.no_grad()
+    def _scores(
+        self, decisions: Tensor, name: str, batches: Sequence[list[int]] | None = None
+    ) -> dict[int, float]:
+        """The score of every sample with these decisions (D,), in evaluation mode."""
+        self.model.eval()
+        own: dict[int, float] = {}
+        with self.part.force(decisions.to(self.part.live.device)):
+            for batch in self._read(self._batches() if batches is None else batches, name):
+                with self.runtime.autocast():
+                    found = self.task.step(self.model, batch).scores
+                assert found is not None  # every task of a finetuning run has them
+                rows = found.float().repeat_interleave(len(batch.samples) // len(found))
+                own |= zip(batch.samples, rows.tolist(), strict=True)
+        return {key: score for part in self.world.gather(own) for key, score in part.items()}
+
+    def _worth_of_blocks(self) -> Scores:
+        """(D,) by sample: 1 where it is answered worse without that block alone."""
+        size = max(1, len(self._batches()[0]))
+        some = self._batches(-(-SKIPS_MEASURED // size))
+        live = self.part.live.cpu()
+        columns = []
+        for place in live.nonzero()[:, 0].tolist():
+            without = torch.ones(len(live))
+            without[place] = 0.0
+            columns.append(self._scores(without, self.part.decision_names[place], some))
+        keys = columns[0]
+        worth = {key: torch.zeros(len(live)) for key in keys}
+        for place, column in zip(live.nonzero()[:, 0].tolist(), columns, strict=True):
+            for key in keys:
+                worth[key][place] = float(column[key] < self.frozen[key])
+        return worth
+
+    def _pass(
+        self, targets: Scores, weights: Mapping[int, float], key: int, name: str
+    ) -> float:
+        """One pass over the training samples with the policy network alone."""
+        self.model.train()
+        policy = self.part.policy
+        assert policy is not None
+        if self._optimizer is None:
+            self._optimizer = torch.optim.AdamW(
+                policy.parameters(), lr=RATE * self.lr, weight_decay=WEIGHT_DECAY
+            )
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + key) % 2**63)
+        batches = self._batches()
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        sums = {"loss": 0.0, "weight": 0.0}
+        for batch in self._read([batches[i] for i in order], name):
+            loss, weight = self._loss(batch, targets, weights)
+            total = self.world.sum({"weight": float(weight)})["weight"]
+            if not total:
+                continue
+            self._optimizer.zero_grad()
+            (loss / total).backward()
+            self.world.sum_gradients(list(policy.parameters()))
+            clip_grad_norm(list(policy.parameters()), LARGEST_NORM)
+            self._optimizer.step()
+            sums["loss"] += float(loss.detach())
+            sums["weight"] += float(weight)
+        policy.zero_grad(set_to_none=True)
+        sums = self.world.sum(sums)
+        return sums["loss"] / max(sums["weight"], 1e-9)
+
+    def _loss(
+        self, batch: TaskBatch, targets: Scores, weights: Mapping[int, float]
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the cross entropies of a batch, and the sum of the weights."""
+        with self.part.decide_only(), peers(), self.runtime.autocast():
+            self.task.step(self.model, batch)
+        last, live = self.part.last, self.part.live
+        assert last is not None and last.logits is not None
+        odds = (last.logits[..., 1] - last.logits[..., 0])[:, live]
+        known = [key in targets for key in batch.samples]
+        blank = torch.zeros(())
+        wanted = torch.stack(
+            [targets.get(key, blank).expand(len(live)) for key in batch.samples]
+        ).to(odds)[:, live]
+        worth = odds.new_tensor(
+            [weights.get(key, 1.0) * told for key, told in zip(batch.samples, known, strict=True)]
+        )
+        losses = F.binary_cross_entropy_with_logits(odds, wanted, reduction="none").mean(1)
+        return (losses * worth).sum(), worth.sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that was stopped in the start goes on from; tensors and plain values."""
+        keys = list(self.frozen)
+        targets = list(self._targets.values())
+        return {
+            "passes": self.passes,
+            "samples": torch.tensor(keys, dtype=torch.int64),
+            "frozen": torch.tensor([self.frozen[key] for key in keys], dtype=torch.float64),
+            "taught": torch.tensor(list(self._targets), dtype=torch.int64),
+            "targets": torch.stack(targets) if targets else torch.zeros(0),
+            "optimizer": self._optimizer.state_dict()["state"] if self._optimizer else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.passes = state["passes"]
+        self.frozen = dict(zip(state["samples"].tolist(), state["frozen"].tolist(), strict=True))
+        self._targets = dict(zip(state["taught"].tolist(), state["targets"], strict=True))
+        self._optimizer = None
+        if state["optimizer"]:
+            policy = self.part.policy
+            assert policy is not None
+            self._optimizer = torch.optim.AdamW(
+                policy.parameters(), lr=RATE * self.lr, weight_decay=WEIGHT_DECAY
+            )
+            whole = self._optimizer.state_dict()
+            self._optimizer.load_state_dict(whole | {"state": dict(state["optimizer"])})
+
+
+def can_be_taught(part: Adaptive | None) -> bool:
+    """Whether a model has a policy network whose decisions choose between known branches."""
+    return (
+        part is not None
+        and part.policy is not None
+        and not isinstance(part.policy, RandomPolicy)
+        and part.strategy.other in ("twin", "skip")
+    )
