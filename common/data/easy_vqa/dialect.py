@@ -10,10 +10,10 @@ of the image key, are asked as they are (kind `kept`), those of all others in th
 `learned`). `minival`: the questions of half of the test images, each asked in both ways, so that
 one reads off what was learned and what was kept.
 
-`VARIANTS` differ in the share of images that keep their words, in the cue (a stamp in a corner of
-the image (in three of a hundred it covers a part of the shape): such data sets have images and region features of their own, beside those of easy_vqa),
-and in a third kind, `unseen`, of test questions: with their usual words and meaning, behind a
-first word that occurs nowhere in training.
+`VARIANTS` differ in the share of images that keep their words; in the cue, which may be a stamp in
+a corner of the image (on three of a hundred it covers a part of the shape): such a data set has
+images and region features of its own, beside those of easy_vqa; and in a third kind, `unseen`, of
+test questions: with their usual words and meaning, behind a first word that training never has.
 
 Files: as easy_vqa has them, without a split `pretrain`. Ids of questions (and numbers of stamped
 images) are those of easy-VQA plus `OFFSET` for each kind behind the first.
