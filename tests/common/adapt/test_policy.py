@@ -121,6 +121,25 @@ def test_random_policy_has_the_given_share_also_in_evaluation_and_no_gradient(tr
     assert not part.last.decisions.requires_grad and not list(part.policy.parameters())
 
 
+@pytest.mark.parametrize("how", ["train", "argmax", "sample"])
+def test_the_oracle_decides_by_kind_alone_and_only_where_all_kinds_are_told(how):
+    model = adapt(pretrained("single"), "SpotTune", "oracle:new").train(how == "train")
+    part = adaptive_part(model)
+    part.options.policy_eval = "argmax" if how == "train" else how
+    kinds = ["new", "old", "old", "new", "other", "new"]
+    part.tell(1, 2, range(6), kinds)
+    found = run_decisions(model, part)
+    wanted = torch.tensor([float(kind == "new") for kind in kinds], dtype=found.dtype)
+    assert torch.equal(found, wanted[:, None].expand_as(found)) and len(found) == 6
+    assert not list(part.policy.parameters())
+    for told in ((), ["new"], [*kinds[:5], None]):  # nor are the kinds of the last batch kept
+        part.tell(1, 2, range(6), told)
+        with pytest.raises(ConfigError, match="oracle:new decides by the kind of a sample"):
+            run_decisions(model, part)
+    with pytest.raises(ConfigError, match="which is not known here"):
+        run_decisions(model, part)
+
+
 def run_decisions(model, part):
     with torch.no_grad():
         run(model, "single")
