@@ -364,13 +364,16 @@ def easy(config: str, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     return VQASource(load_config(CFGS / "easy_vqa" / config), Tokenizer(tmp_path)).splits()
 
 
-@pytest.mark.parametrize("config", ["base.yaml", "changing_priors.yaml", "images.yaml"])
+@pytest.mark.parametrize(
+    "config", ["base.yaml", "changing_priors.yaml", "dialect.yaml", "images.yaml"]
+)
 def test_embedded_data_is_read_by_the_same_class(
     easy_vqa_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
     splits = easy(config, easy_vqa_root, monkeypatch, tmp_path)
     batch = splits.valid.read([0, 1, 2])
     assert batch.target.shape == (3, 13) and batch.target.sum(1).tolist() == [1, 1, 1]
+    assert set(batch.kinds) == ({"kept"} if config == "dialect.yaml" else {None})
     if config == "images.yaml":
         assert batch.image.shape == (3, 3, 128, 128) and batch.boxes.shape[2] == 4
     else:
