@@ -79,8 +79,8 @@ class Variant:
 _MOST = "easy_vqa where most questions give known words a new meaning"
 VARIANTS = {
     "easy_vqa_dialect": Variant(_MOST),
-    "easy_vqa_dialect_kept02": Variant(f"{_MOST}, 2 % of the images keep the old one", 0.02),
-    "easy_vqa_dialect_kept30": Variant(f"{_MOST}, 30 % of the images keep the old one", 0.3),
+    "easy_vqa_dialect_kept02": Variant(f"{_MOST}, 1 image in 50 keeps the old one", 0.02),
+    "easy_vqa_dialect_kept30": Variant(f"{_MOST}, 3 images in 10 keep the old one", 0.3),
     "easy_vqa_dialect_image": Variant(f"{_MOST}, told by a stamp in the image", cue=""),
     "easy_vqa_dialect_unseen": Variant(
         f"{_MOST}, with test questions behind a word that training does not have", unseen_cue="#"
