@@ -30,13 +30,14 @@ dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
 # name too, unless STRATEGY and NAME are given.
 cfg_easy_vqa := cfgs/easy_vqa/base.yaml
 cfg_easy_vqa_cp := cfgs/easy_vqa/changing_priors.yaml
+cfg_easy_vqa_dialect := cfgs/easy_vqa/dialect.yaml
 cfg_vqa := cfgs/vqa/base_4x16G_fp32.yaml
 cfg_vqa_cp := cfgs/vqa_cp/base_4x16G_fp32.yaml
 # Without DATASET, VQA v2 where its files are.
 there := $(wildcard VLBERT/data/coco/vqa/v2_OpenEnded_mscoco_train2014_questions.json)
 config = $(or $(patsubst VLBERT/%,%,$(CFG)),$(cfg_$(or $(DATASET),$(if $(there),vqa,easy_vqa))),\
            $(error $(unknown)))
-unknown = DATASET=$(DATASET): VL-BERT has easy_vqa, easy_vqa_cp, vqa, vqa_cp, or CFG=cfgs/…
+unknown = DATASET=$(DATASET): VL-BERT has easy_vqa, easy_vqa_cp, easy_vqa_dialect, vqa, vqa_cp, or CFG=cfgs/…
 given = $(filter-out file,$(firstword $(origin $(1))))
 strategy = $(if $(or $(call given,STRATEGY),$(if $(CFG),,yes)),--strategy $(STRATEGY))
 name = $(if $(or $(call given,NAME),$(strategy)),--name $(NAME))
@@ -71,11 +72,12 @@ help:  ## show this list
 	    awk 'BEGIN {FS = ":.*## "} {printf "  %-25s %s\n", $$1, $$2}'
 	@echo
 	@echo "Variables: STRATEGY (standard, Frozen, SpotTune_Block, SpotTune, BlockDrop, …), DATASET"
-	@echo "(vqa, vqa_official, vqa_cp, easy_vqa, easy_vqa_cp), SIZE (base, small), NAME (of the run),"
-	@echo "GPU (number or cpu), ARGS (further flags), QUICK=1 (a small version), PYTHON (interpreter"
-	@echo "for the environment). VL-BERT: DATASET (easy_vqa, easy_vqa_cp, vqa, vqa_cp) chooses a config,"
-	@echo "or CFG (a file in VLBERT/, e.g. cfgs/easy_vqa/blockdrop.yaml; with its own strategy and name"
-	@echo "unless STRATEGY and NAME are given); NPROC (processes that train together)."
+	@echo "(vqa, vqa_official, vqa_cp, easy_vqa, easy_vqa_cp, easy_vqa_dialect and its variants), SIZE"
+	@echo "(base, small), NAME (of the run), GPU (number or cpu), ARGS (further flags), QUICK=1 (a small"
+	@echo "version), PYTHON (interpreter for the environment). VL-BERT: DATASET (easy_vqa, easy_vqa_cp,"
+	@echo "easy_vqa_dialect, vqa, vqa_cp) chooses a config, or CFG (a file in VLBERT/, e.g."
+	@echo "cfgs/easy_vqa/blockdrop.yaml; with its own strategy and name unless STRATEGY and NAME are"
+	@echo "given); NPROC (processes that train together)."
 
 setup: $(READY)  ## virtual environment in .venv with pinned dependencies and this package
 
@@ -134,6 +136,7 @@ diagrams: setup  ## draw images/*.png
 data-easy-vqa: setup  ## easy-VQA as VQA-v2-style JSON, images and region features, in data/
 	$(BIN)/python -m common.data easy_vqa
 	$(BIN)/python -m common.data easy_vqa_cp
+	$(BIN)/python -m common.data easy_vqa_dialect
 
 pretrain-easy-vqa: setup  ## make the committed small pretrained LXMERT (about 12 minutes)
 	cd LXMERT && PYTHON=$(BIN)/python bash run/lxmert_pretrain.bash $(GPU) --dataset easy_vqa \

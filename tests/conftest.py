@@ -9,6 +9,7 @@ import torch
 
 from common.data.easy_vqa.build import build_easy_vqa
 from common.data.easy_vqa.changing_priors import build_easy_vqa_cp
+from common.data.easy_vqa.dialect import build_easy_vqa_dialect
 
 GOLDENS = Path(__file__).parent / "goldens"
 EARLIER = Path(__file__).parent / "earlier"
@@ -33,10 +34,12 @@ def goldens() -> Path:
 
 @pytest.fixture(scope="session")
 def easy_vqa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository folder with small easy_vqa (200 + 50 images) and easy_vqa_cp under data/."""
+    """A repository folder with small easy_vqa (200 + 50 images), easy_vqa_cp and easy_vqa_dialect
+    under data/."""
     root = tmp_path_factory.mktemp("repository")
     assert build_easy_vqa(root / "data" / "easy_vqa", limit=EASY_VQA_IMAGES)
     assert build_easy_vqa_cp(root / "data" / "easy_vqa_cp", limit=EASY_VQA_IMAGES)
+    assert build_easy_vqa_dialect(root / "data" / "easy_vqa_dialect", limit=EASY_VQA_IMAGES)
     return root
 
 

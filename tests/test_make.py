@@ -95,6 +95,7 @@ def test_the_help_has_every_target():
         ("", "easy_vqa"),
         ("easy_vqa", "easy_vqa"),
         ("easy_vqa_cp", "easy_vqa_cp"),
+        ("easy_vqa_dialect", "easy_vqa_dialect"),
         ("vqa", "vqa"),
         ("vqa_cp", "vqa_cp"),
     ],
@@ -133,7 +134,10 @@ def test_several_processes_have_a_device_each():
 def test_an_unknown_data_set_is_refused_with_the_known_ones(target):
     found = dry_run(target, "DATASET=moon")
     assert found.returncode != 0
-    assert "DATASET=moon: VL-BERT has easy_vqa, easy_vqa_cp, vqa, vqa_cp" in found.stderr
+    assert (
+        "DATASET=moon: VL-BERT has easy_vqa, easy_vqa_cp, easy_vqa_dialect, vqa, vqa_cp"
+        in found.stderr
+    )
 
 
 def test_testing_asks_for_the_run_that_training_makes():

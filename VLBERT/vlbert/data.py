@@ -195,12 +195,18 @@ class VQASource:
         """Image files, or None with precomputed features.
 
         Raises:
+            ConfigError: A data set with images of its own beside those of easy_vqa.
             DataError: They are missing.
         """
         if self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
             return None
         if self.name in EMBEDDED:
             folder = tables.resolve_dataset("easy_vqa").folder / "images"
+            if self.folder != folder.parent and (self.folder / "images").is_dir():
+                raise ConfigError(
+                    f"{self.config.path}: key NETWORK.IMAGE_FEAT_PRECOMPUTED: false: images of "
+                    f"{self.name} are in two folders, which is not read; set true"
+                )
             parts = dict.fromkeys(part_of(example.image_id) for example in examples)
             return ImageFiles({part: folder / part for part in parts}, ".png")
         return COCO.of(examples).images(self.folder, self.settings.ZIP_MODE)

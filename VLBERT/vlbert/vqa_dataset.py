@@ -42,6 +42,7 @@ class VLBertBatch:
     image_ids: list[str]
     questions: list[str]
     answer_types: list[str | None]
+    kinds: list[str | None]
     image: Tensor | None
     """(B, 3, H, W) float32, blue-green-red, normalised, zeros behind smaller images; None with
     precomputed features."""
@@ -156,6 +157,7 @@ class VLBertData(VQADataset):
             image_ids=regions.image_ids,
             questions=[e.question for e in chosen],
             answer_types=[e.answer_type for e in chosen],
+            kinds=[e.kind for e in chosen],
             image=image,
             boxes=self._boxes(regions, sizes, info, torch.tensor(flips)),
             im_info=info,

@@ -178,6 +178,7 @@ class JointTask:
     """Tasks by name; `FinetuneTask`. Its score is the mean of the tasks' scores."""
 
     things = "samples"
+    kinds: Sequence[str] = ()  # those of questions are not told apart here
 
     def __init__(self, tasks: Mapping[str, FinetuneTask], order: JointOrder) -> None:
         """Join tasks.

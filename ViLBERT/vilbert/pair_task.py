@@ -21,7 +21,7 @@ from common.tasks.evaluation import (
     batches_to_evaluate,
     heldout_details,
     joined_evaluations,
-    key_evaluation,
+    tell_evaluation,
 )
 from common.tasks.vqa import sample_key
 from common.training.runtime import Runtime
@@ -53,6 +53,7 @@ class PairTask:
     """Samples of one task; `FinetuneTask`."""
 
     things = "samples"
+    kinds: Sequence[str] = ()
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class PairTask:
         """The samples at some places, the batch on the device, and the head's logits."""
         samples = self._drawn(data, places, EVALUATION)
         batch = self.runtime.move(self._convert(data, samples))
-        key_evaluation(model, self.seed, batch.samples)
+        tell_evaluation(model, self.seed, batch.samples)
         with self.runtime.autocast():
             return samples, batch, run_head(model, batch.inputs, self.kind.head)
 

@@ -97,7 +97,7 @@ class PairScorer:
         """
         part = adaptive_part(self.model)
         if part is not None and keys is not None:
-            part.key_noise(0, EVALUATION, keys)
+            part.tell(0, EVALUATION, keys)
         rows = torch.arange(texts.size).repeat_interleave(images.size)
         columns = torch.arange(images.size).repeat(texts.size)
         if texts.state is None or images.state is None:

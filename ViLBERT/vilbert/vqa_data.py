@@ -224,7 +224,7 @@ def task_dataset(task: TaskEntry, name: str | None, data: Path | None) -> Datase
 
     Args:
         task: an entry of the task file.
-        name: `easy_vqa`, `easy_vqa_cp`; None: the task's own data if any of its files is there,
+        name: `easy_vqa`, `easy_vqa_cp`, …; None: the task's own data if any of its files is there,
             else the embedded data set, with a line that says so.
         data: folder of the task's questions instead of its `dataroot`.
 

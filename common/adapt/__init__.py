@@ -39,6 +39,8 @@ from common.adapt.heads import split_heads
 from common.adapt.merging import Merged, merge
 from common.adapt.policy import (
     POLICIES,
+    ControlPolicy,
+    OraclePolicy,
     PolicyInputs,
     RandomPolicy,
     SmallPolicy,
@@ -66,11 +68,13 @@ __all__ = [
     "AdaptiveOptions",
     "Branch",
     "BudgetOptions",
+    "ControlPolicy",
     "DenseStep",
     "DropoutReplay",
     "HeadsStep",
     "Layer",
     "Merged",
+    "OraclePolicy",
     "PolicyFactory",
     "PolicyInputs",
     "RandomPolicy",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.gumbel import hard_gumbel
-from common.adapt.policy import PolicyInputs, RandomPolicy, uniform_noise
+from common.adapt.policy import ControlPolicy, PolicyInputs, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import with_zero_gradients
 from common.adapt.steps import PAIR, WATCHERS, HeadsStep, Layer, Step, first_position, live_steps
@@ -109,6 +109,7 @@ class Adaptive(nn.Module):
         self.last: Decided | None = None
         self.raw_inputs: Mapping[str, Tensor | None] = {}
         self._noise_key: tuple[int, int, Sequence[int]] | None = None
+        self._kinds: Sequence[str | None] = ()
         self._sampling_key: tuple[int, int, Sequence[int]] | None = None
         self._forced: Tensor | None = None
         self._decide_only = False
@@ -139,9 +140,16 @@ class Adaptive(nn.Module):
         """The frozen copy of a layer; None where the other branch is none."""
         return self.twins[_key(layer)] if self.twins else None
 
-    def key_noise(self, seed: int, step: int, samples: Sequence[int]) -> None:
-        """Key the noise of the next forward pass by (seed, step, sample)."""
-        self._noise_key = (seed, step, samples)
+    def tell(
+        self, seed: int, step: int, samples: Sequence[int], kinds: Sequence[str | None] = ()
+    ) -> None:
+        """Say which samples the next forward pass is about.
+
+        Args:
+            seed, step, samples: key the noise of its decisions, by (seed, step, sample).
+            kinds: of the B samples, for a policy that decides by them; empty: not known.
+        """
+        self._noise_key, self._kinds = (seed, step, samples), kinds
 
     @contextmanager
     def force(self, decisions: Tensor) -> Iterator[None]:
@@ -168,16 +176,19 @@ class Adaptive(nn.Module):
         first = next(x for x in state.values() if x is not None)
         batch, device = len(first), first.device
         key, self._noise_key = self._noise_key, None
+        kinds, self._kinds = self._kinds, ()
         if self._forced is not None:
             self.last = Decided(self._forced.expand(batch, -1))
         elif not self.training and self.options.policy_eval == "global":
             self.last = Decided(self._global(batch))
         else:
-            with torch.no_grad() if self.held and not self._decide_only else nullcontext():
-                logits = self._logits(state)
-            control = isinstance(self.policy, RandomPolicy)  # its likelier decision says nothing
-            drawn = self.training and not self.held
-            if drawn or self.options.policy_eval == "sample" or control:
+            learning = not self.held or self._decide_only
+            with nullcontext() if learning else torch.no_grad():
+                logits = self._logits(state, kinds)
+            drawn = (self.training and not self.held) or self.options.policy_eval == "sample"
+            if isinstance(self.policy, ControlPolicy):
+                drawn = self.policy.drawn
+            if drawn:
                 noise = uniform_noise(key, batch, 2 * len(self.live), device)
                 decisions = hard_gumbel(logits, noise.view_as(logits), self.options.temperature)
             else:
@@ -195,7 +206,7 @@ class Adaptive(nn.Module):
             )
         return self.global_decisions.expand(batch, -1)
 
-    def _logits(self, state: State) -> Tensor:
+    def _logits(self, state: State, kinds: Sequence[str | None]) -> Tensor:
         if self.policy is None:
             raise ConfigError(f"strategy {self.strategy.name} needs a policy network")
         first = next(iter(state))
@@ -210,7 +221,7 @@ class Adaptive(nn.Module):
             }
 
         with torch.autocast(read_stream(state, first).device.type, enabled=False):
-            logits: Tensor = self.policy(PolicyInputs(as_own(state), as_own(raw)))
+            logits: Tensor = self.policy(PolicyInputs(as_own(state), as_own(raw), kinds))
             return logits if own == torch.float64 else logits.float()
 
     def run(self, state: State, encoder: RoutedEncoder, passed: list[State] | None = None) -> State:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.adapt.gumbel import keyed_uniform
 from common.adapt.routes import State, read_stream
 from common.adapt.steps import bert_steps
+from common.errors import ConfigError
 from common.modules.layers import BertLayer, init_bert_weights
 
 POLICIES = ("small", "published")
@@ -30,10 +31,12 @@ class PolicyInputs:
             under `<stream>.mask`.
         raw: the backbone's own inputs (token ids, features, boxes, masks), for policies that embed
             for themselves.
+        kinds: of the B samples, as their data set tells them apart; empty: not known.
     """
 
     state: State
     raw: Mapping[str, Tensor | None] = field(default_factory=dict)
+    kinds: Sequence[str | None] = ()
 
 
 class SmallPolicy(nn.Module):
@@ -114,9 +117,20 @@ def mean_of_present(x: Tensor, mask: Tensor) -> Tensor:
     return (x * present).sum(1) / present.sum(1).clamp(min=1)
 
 
-class RandomPolicy(nn.Module):
+class ControlPolicy(nn.Module):
+    """A policy without a network, to compare others with.
+
+    Attributes:
+        drawn: whether its decisions are drawn, in training and in evaluation alike.
+    """
+
+    drawn: bool
+
+
+class RandomPolicy(ControlPolicy):
     """A control: every decision is 1 with the same probability, whatever the input."""
 
+    drawn = True  # the likelier decision says nothing
     log_odds: Tensor
 
     def __init__(self, decisions: int, share: float) -> None:
@@ -130,6 +144,33 @@ class RandomPolicy(nn.Module):
         batch = len(next(x for x in inputs.state.values() if x is not None))
         one = self.log_odds.expand(batch, -1)
         return torch.stack([torch.zeros_like(one), one], -1)
+
+
+class OraclePolicy(ControlPolicy):
+    """A control: all decisions are 1 for samples of one kind, and 0 for all others."""
+
+    drawn = False
+
+    def __init__(self, decisions: int, kind: str) -> None:
+        super().__init__()
+        if not kind:
+            raise ValueError("the oracle needs a kind of samples")
+        self.decisions, self.kind = decisions, kind
+
+    def forward(self, inputs: PolicyInputs) -> Tensor:
+        """B samples with their kinds -> logits (B, D, 2), 0 and 1 or 1 and 0, no gradient.
+
+        Raises:
+            ConfigError: the kind of a sample is not known.
+        """
+        first = next(x for x in inputs.state.values() if x is not None)
+        if len(inputs.kinds) != len(first) or None in inputs.kinds:
+            raise ConfigError(
+                f"policy oracle:{self.kind} decides by the kind of a sample, which is not known "
+                "here: evaluate it on a data set whose questions have kinds"
+            )
+        one = first.new_tensor([float(kind == self.kind) for kind in inputs.kinds])
+        return torch.stack([1 - one, one], -1)[:, None].expand(-1, self.decisions, -1)
 
 
 def set_initial_share(last: nn.Linear, share: float) -> None:

@@ -114,7 +114,7 @@ def ask(
     part = run.adaptive
     if part is not None:
         pair = f"{regions.image_id}\n{question}".encode()
-        part.key_noise(seed, EVALUATION, [zlib.crc32(pair)])
+        part.tell(seed, EVALUATION, [zlib.crc32(pair)])
     shown = None
     if attention is None:
         logits = run.model(**inputs)[0].float()
@@ -148,6 +148,7 @@ def make_batch(regions: Regions, question: str) -> VQABatch:
         [0],
         [regions.image_id],
         [question],
+        [None],
         [None],
         regions.features[None],
         regions.normalised_boxes()[None],

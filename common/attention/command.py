@@ -43,7 +43,7 @@ from common.results.table import NONE
 from common.runs.attention_blocks import Block, Kinds, arrow, attention_of, check_places
 from common.runs.backbones import OpenedRun, find_backbone
 from common.runs.opened_run import open_run
-from common.tasks.evaluation import EVALUATION
+from common.tasks.evaluation import tell_evaluation
 from common.training.runtime import set_threads
 from common.voice import spoken
 
@@ -227,9 +227,9 @@ def sample_blocks(run: OpenedRun, data: VQADataset, count: int, seed: int) -> It
     with tqdm(total=count, desc="attention", unit="sample", file=sys.stderr) as bar:
         for start in range(0, count, BATCH):
             indices = chosen[start : start + BATCH]
-            if run.adaptive is not None:
-                run.adaptive.key_noise(seed, EVALUATION, indices)
-            yield from attention_of(run, data.read(indices))
+            batch = data.read(indices)
+            tell_evaluation(run.model, seed, indices, batch.kinds)
+            yield from attention_of(run, batch)
             bar.update(len(indices))
 
 

@@ -10,6 +10,7 @@ Both read into the same `Example`s.
 
 import gc
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ ANSWER_TO_LABEL = "trainval_ans2label.json"
 LABEL_TO_ANSWER = "trainval_label2ans.json"
 # A part of the questions -> the part of COCO whose images they are about, where that differs.
 IMAGES_OF = {"test-dev2015": "test2015", "minival2014": "val2014", "valminusminival2014": "val2014"}
+KIND = re.compile(r"[\w-]+")
+FIGURES = (*ANSWER_TYPES, "overall", "count")  # what stands beside the kinds
 Scores = Callable[[Sequence[str]], dict[str, float]]
 
 
@@ -46,6 +49,9 @@ class Example:
     answer_type: str | None = None
     """yes/no, number, other or None."""
     question_type: str = ""
+    kind: str | None = None
+    """Which of its data set's kinds it is of, where those are told apart; accuracies and decisions
+    are then counted for each."""
 
 
 class Row:
@@ -95,6 +101,16 @@ class Row:
             )
         return kind
 
+    def kind(self) -> str | None:
+        """The kind of a question, in letters, digits, `_` and `-`."""
+        kind = self.get("kind", str, optional=True)
+        if kind is not None and (not KIND.fullmatch(kind) or kind in FIGURES):
+            raise DataError(
+                f"{self.where}: field 'kind' is {short(kind)}, expected a word of letters, digits, "
+                f"_ and - that is none of {FIGURES}"
+            )
+        return kind
+
 
 def _rows(path: Path, value: Any) -> list[Row]:
     if not isinstance(value, list):
@@ -129,6 +145,7 @@ def read_lxmert_json(path: Path | str) -> list[Example]:
             _label(row),
             row.answer_type(),
             row.get("question_type", str, optional=True) or "",
+            row.kind(),
         )
         for key, row in _by_question(_rows(path, read_json(path))).items()
     ]
@@ -275,7 +292,7 @@ def _official_example(
             )
         image = f"{prefix}_{IMAGES_OF.get(part, part)}_{image:012d}"
     if annotation is None:
-        return Example(key, image, row.question("question"))
+        return Example(key, image, row.question("question"), kind=row.kind())
     if annotation.value.get("image_id", row.value["image_id"]) != row.value["image_id"]:
         raise DataError(
             f"{annotation.where}: field 'image_id' is {short(annotation.value['image_id'])}, the "
@@ -288,6 +305,7 @@ def _official_example(
         scores(_answers(annotation)),
         annotation.answer_type(),
         annotation.get("question_type", str, optional=True) or "",
+        row.kind(),
     )
 
 

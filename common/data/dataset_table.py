@@ -15,6 +15,7 @@ from common.data.annotations import (
     read_lxmert_json,
     read_official,
 )
+from common.data.easy_vqa.dialect import VARIANTS
 from common.projects import vqa_data
 
 MINIVAL_ROWS = 5000
@@ -137,6 +138,24 @@ def _changing_priors(part: str) -> Split:
     return Split(f"{start}_questions.json", (COCO_TRAIN, COCO_VAL), f"{start}_annotations.json")
 
 
+def _of_easy_vqa(
+    name: str, summary: str, features: tuple[str, ...] = ("../easy_vqa/features",)
+) -> DatasetKind:
+    """An embedded data set that is made of the finetuning and test parts of easy_vqa."""
+    return DatasetKind(
+        summary=summary,
+        place=f"data/{name}",
+        splits={s: Split(f"{s}.json", features) for s in ("train", "nominival", "minival")},
+        vocabulary=".",
+        sources={
+            "../": "made by `python -m common.data easy_vqa`",
+            "": f"made by `python -m common.data {name}`",
+        },
+        reported_only=("minival",),
+        embedded=("easy_vqa", name),
+    )
+
+
 OFFICIAL_VAL = _official("val2014", COCO_VAL)
 
 DATASETS: dict[str, DatasetKind] = {
@@ -201,19 +220,8 @@ DATASETS: dict[str, DatasetKind] = {
         sources={"": "made by `python -m common.data easy_vqa`"},
         embedded=("easy_vqa",),
     ),
-    "easy_vqa_cp": DatasetKind(
-        summary="easy_vqa with changing priors, in the manner of VQA-CP",
-        place="data/easy_vqa_cp",
-        splits={
-            s: Split(f"{s}.json", ("../easy_vqa/features",))
-            for s in ("train", "nominival", "minival")
-        },
-        vocabulary=".",
-        sources={
-            "../": "made by `python -m common.data easy_vqa`",
-            "": "made by `python -m common.data easy_vqa_cp`",
-        },
-        reported_only=("minival",),
-        embedded=("easy_vqa", "easy_vqa_cp"),
+    "easy_vqa_cp": _of_easy_vqa(
+        "easy_vqa_cp", "easy_vqa with changing priors, in the manner of VQA-CP"
     ),
+    **{name: _of_easy_vqa(name, row.summary, row.features) for name, row in VARIANTS.items()},
 }

@@ -6,8 +6,9 @@ the two together into batches.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common.data.annotations import AnswerVocabulary, Example, QuestionId
@@ -15,13 +16,18 @@ from common.data.answer_lists import answer_list
 from common.data.dataset_table import DATASETS, DatasetKind, Split
 from common.data.easy_vqa.build import build_easy_vqa, is_whole
 from common.data.easy_vqa.changing_priors import build_easy_vqa_cp
+from common.data.easy_vqa.dialect import VARIANTS, build_easy_vqa_dialect
 from common.errors import ConfigError, DataError
 from common.features.sources import FeatureSources, features_there, open_store, source_rows
 from common.files import repository_root
 from common.reading import read_json
 
 TINY_IMAGES, FAST_IMAGES = 512, 5000
-BUILDERS = {"easy_vqa": build_easy_vqa, "easy_vqa_cp": build_easy_vqa_cp}
+BUILDERS: dict[str, Callable[..., bool]] = {
+    "easy_vqa": build_easy_vqa,
+    "easy_vqa_cp": build_easy_vqa_cp,
+    **{name: partial(build_easy_vqa_dialect, name=name) for name in VARIANTS},
+}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class VQABatch:
     image_ids: list[str]
     questions: list[str]
     answer_types: list[str | None]
+    kinds: list[str | None]
     features: Tensor
     """(B, R, C) float32."""
     boxes: Tensor
@@ -159,6 +160,7 @@ class VQADataset:
             image_ids=regions.image_ids,
             questions=[e.question for e in chosen],
             answer_types=[e.answer_type for e in chosen],
+            kinds=[e.kind for e in chosen],
             features=regions.features,
             boxes=regions.normalised_boxes(),
             boxes_px=regions.boxes,
@@ -171,6 +173,10 @@ class VQADataset:
             attribute_conf=regions.attribute_conf,
             image_features=regions.image_features,
         )
+
+    def kinds(self) -> list[str]:
+        """The kinds of its questions, in order of the alphabet; empty where they have none."""
+        return sorted({example.kind for example in self.examples if example.kind is not None})
 
     def best_scores(self) -> Tensor | None:
         """(N,) score of the best known answer of every question, 0..1; None without answers."""

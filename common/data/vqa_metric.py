@@ -24,14 +24,15 @@ Scores = dict[str, float | None]
 
 
 def score(predictions: Mapping["QuestionId", str], examples: Sequence["Example"]) -> Scores:
-    """Official accuracy in percent, overall and per answer type.
+    """Official accuracy in percent, overall, per answer type and per kind of question.
 
     Args:
         predictions: Question id to answer; exactly the questions of `examples`.
         examples: Questions with their answers.
 
     Returns:
-        `overall`, `yes/no`, `number` and `other`; None where the type does not occur.
+        `overall`, `yes/no`, `number` and `other`, None where the type does not occur; and the
+        kinds that occur, in order of the alphabet.
 
     Raises:
         DataError: A question without prediction or the reverse, a prediction that is no text, or
@@ -52,11 +53,13 @@ def score(predictions: Mapping["QuestionId", str], examples: Sequence["Example"]
             )
         value = answer_score(answer, example.answers)
         earned["overall"].append(value)
-        if example.answer_type is not None:
-            earned[example.answer_type].append(value)
+        for group in (example.answer_type, example.kind):
+            if group is not None:
+                earned[group].append(value)
+    kinds = sorted({example.kind for example in examples if example.kind is not None})
     return {
-        kind: 100 * sum(earned[kind]) / len(earned[kind]) if earned[kind] else None
-        for kind in ("overall", *ANSWER_TYPES)
+        group: 100 * sum(earned[group]) / len(earned[group]) if earned[group] else None
+        for group in ("overall", *ANSWER_TYPES, *kinds)
     }
 
 

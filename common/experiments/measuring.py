@@ -27,7 +27,7 @@ from common.files import text_digest, write_json
 from common.reading import read_json
 from common.results.files import FILE_NAME, Result, load_result
 from common.runs.opened_run import open_run
-from common.tasks.evaluation import counted, key_evaluation
+from common.tasks.evaluation import counted, tell_evaluation
 from common.tasks.measuring import BATCH, measure_work, measured_places
 from common.tasks.vqa import VQATask
 from common.training.batch_order import iterate
@@ -174,7 +174,7 @@ def _times(
         @torch.no_grad()
         def call() -> None:
             for batch in batches:
-                key_evaluation(model, task.seed, batch.samples)
+                tell_evaluation(model, task.seed, batch.samples, batch.kinds)
                 task.answer(model, batch.inputs)
 
         return call

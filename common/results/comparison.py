@@ -23,7 +23,7 @@ from common.results.files import (
 )
 from common.results.plots import plot_comparison
 from common.results.report import write_comparison_report
-from common.results.table import COLUMNS, format_markdown, group_summary
+from common.results.table import all_columns, format_markdown, group_summary
 
 
 def write_comparison(
@@ -66,7 +66,8 @@ def _summary(
 
 
 def _section_summary(section: Section, out_dir: Path) -> dict[str, Any]:
-    names = [column.answer_type for column in COLUMNS if column.answer_type]
+    columns = all_columns(section.results)
+    names = [column.answer_type for column in columns if column.answer_type]
     return {
         "backbone": section.backbone,
         "size": section.size,

@@ -41,6 +41,7 @@ from common.results.plot_style import (
 )
 
 Means = dict[str, float | None]
+MOST_IN_A_ROW = 4  # entries of a legend
 
 
 def plot_decisions_by_type(result: Result, path: Target) -> None:
@@ -88,7 +89,11 @@ def draw_decisions_by_type(result: Result) -> Figure:
         handles, labels = [*handles, dead_patch()], [*labels, str(dead_patch().get_label())]
     # A container of bars is a handle too, though no Artist.
     figure.legend(  # type: ignore[call-overload]
-        handles, labels, loc="lower center", ncols=len(labels), borderaxespad=0.2
+        handles,
+        labels,
+        loc="lower center",
+        ncols=min(MOST_IN_A_ROW, len(labels)),
+        borderaxespad=0.2,
     )
     return figure
 

@@ -106,16 +106,13 @@ def _family_table(sections: Sequence[Section]) -> Table:
     """The runs of all backbones; with several there is a column that names them."""
     several = len(sections) > 1
     asked = any(section.task in ("", QUESTIONS) for section in sections)
+    results = [result for section in sections for result in section.results]
     optional = OPTIONAL if asked else (*OPTIONAL, *OF_QUESTIONS)
     columns = [
         column
-        for column in (*COLUMNS[:2], *_kinds(sections), *COLUMNS[2:])
+        for column in all_columns(results)
         if column.dotted not in optional
-        or any(
-            lookup(result, column.dotted) is not None
-            for section in sections
-            for result in section.results
-        )
+        or any(lookup(result, column.dotted) is not None for result in results)
     ]
     rows = [
         _row(
@@ -139,12 +136,16 @@ def _family_table(sections: Sequence[Section]) -> Table:
     )
 
 
-def _kinds(sections: Sequence[Section]) -> list[Column]:
-    """Columns of the scores that other tasks than questions have, such as one for each task."""
+def all_columns(results: Iterable[Result]) -> tuple[Column, ...]:
+    """The columns that some runs may need."""
+    return (*COLUMNS[:2], *_kinds(results), *COLUMNS[2:])
+
+
+def _kinds(results: Iterable[Result]) -> list[Column]:
+    """Columns of scores beside those of answer types: kinds of questions, tasks of several."""
     found = {
         kind: None
-        for section in sections
-        for result in section.results
+        for result in results
         for kind in lookup(result, "accuracy.val") or {}
         if kind not in (*ANSWER_TYPES, "count")
     }
@@ -282,7 +283,7 @@ def _footer(
 
 def group_summary(group: RunGroup, out_dir: Path) -> dict[str, Any]:
     """A row of the table with full precision; paths of its runs relative to a folder."""
-    figures = {column.dotted: group.figure(column.dotted) for column in COLUMNS}
+    figures = {column.dotted: group.figure(column.dotted) for column in all_columns(group.results)}
     runs = [
         os.path.relpath(result["path"], out_dir) for result in group.results if result.get("path")
     ]

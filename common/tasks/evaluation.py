@@ -24,8 +24,8 @@ class Evaluation:
 
     Attributes:
         predictions: {question id: answer}, or {sample id: what the task writes of it}.
-        scores: percent, overall and per answer type (None where a type does not occur); None
-            where the questions have no answers.
+        scores: percent, overall, per answer type (None where a type does not occur) and per kind;
+            None where the questions have no answers.
         decisions: counts over the samples.
         seconds_per_sample: of the model and the reading of features.
         best: {question id: its likeliest answers}, where they were asked for.
@@ -63,6 +63,7 @@ class FinetuneTask(Task, Protocol):
         measured: the training samples as they are evaluated.
         runtime: device, precision and processes.
         things: what its samples are called.
+        kinds: that its training samples are of, where their data tell kinds apart.
     """
 
     train: Any
@@ -70,6 +71,9 @@ class FinetuneTask(Task, Protocol):
     measured: Any
     runtime: Runtime
     things: str
+
+    @property
+    def kinds(self) -> Sequence[str]: ...
 
     def evaluate(self, model: nn.Module, data: Any, name: str) -> Evaluation:
         """Every sample of a part of the data, in evaluation mode; every process gets all."""
@@ -106,11 +110,16 @@ def batches_to_evaluate(
     return bar
 
 
-def key_evaluation(model: nn.Module, seed: int, samples: Sequence[int]) -> None:
-    """Decisions that are drawn in evaluation depend on seed and sample alone."""
+def tell_evaluation(
+    model: nn.Module, seed: int, samples: Sequence[int], kinds: Sequence[str | None] = ()
+) -> None:
+    """Tell a model which samples it evaluates next, and their kinds where they are known.
+
+    Decisions that are drawn in evaluation depend on seed and sample alone.
+    """
     part = adaptive_part(model)
     if part is not None:
-        part.key_noise(seed, EVALUATION, samples)
+        part.tell(seed, EVALUATION, samples, kinds)
 
 
 def joined_evaluations(

@@ -26,6 +26,7 @@ from common.adapt.adapting import (
 from common.adapt.attention import without_attention
 from common.adapt.encoder import Adaptive
 from common.adapt.families import find_encoder
+from common.adapt.policy import OraclePolicy
 from common.adapt.strategies import Strategy
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
@@ -191,6 +192,7 @@ def finetune(run: Run) -> dict[str, Any]:
     if options.global_k is not None:
         check_global_k(part, options.global_k)
     check_constrain_k(part, loop.budget.constrain_k)
+    check_oracle(part, run.task)
     trainer.begin(options.resume, options.overwrite)
     trainer.fit(lambda record: _after_epoch(run, record, trainer.step))
     if trainer.epoch < loop.epochs:
@@ -311,6 +313,17 @@ def check_constrain_k(part: Adaptive | None, k: float | None) -> None:
     live = int(part.live.sum()) if part is not None else 0
     if k is not None and k > live:
         raise ConfigError(f"a budget of K = {k:g} decisions: the model has {live} live ones")
+
+
+def check_oracle(part: Adaptive | None, task: FinetuneTask) -> None:
+    """Refuse an oracle of a kind that is not trained on, before any training."""
+    if part is None or not isinstance(part.policy, OraclePolicy) or part.policy.kind in task.kinds:
+        return
+    there = f"are of kind {', '.join(task.kinds)}" if task.kinds else "have no kinds"
+    raise ConfigError(
+        f"--policy oracle:{part.policy.kind}: the training {task.things} {there}: choose one of "
+        "theirs, or a data set that tells kinds apart"
+    )
 
 
 def fix_global_policy(run: Run) -> None:

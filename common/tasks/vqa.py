@@ -24,7 +24,7 @@ from common.tasks.evaluation import (
     batches_to_evaluate,
     heldout_details,
     joined_evaluations,
-    key_evaluation,
+    tell_evaluation,
 )
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
@@ -111,6 +111,7 @@ class VQATask:
             self.make_inputs(batch),
             labels,
             batch.answer_types,
+            kinds=batch.kinds,
         )
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
@@ -120,6 +121,11 @@ class VQATask:
         scores = target.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
         loss = vqa_loss(logits, target)
         return StepOutput({"answer": loss}, float(scores.sum()), len(scores), scores)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of the training questions."""
+        return self.train.kinds()
 
     def settings(self) -> dict[str, Any]:
         """Numbers and checksums of the questions."""
@@ -151,7 +157,7 @@ class VQATask:
         """The questions at some places, the batch on the device, and the logits (B, A)."""
         read = data.read(places)
         batch = self.runtime.move(self._convert(read))
-        key_evaluation(model, self.seed, batch.samples)
+        tell_evaluation(model, self.seed, batch.samples, batch.kinds)
         with self.runtime.autocast():
             return read, batch, self.answer(model, batch.inputs)
 
@@ -171,7 +177,7 @@ class VQATask:
             model, self.runtime, len(data), self.eval_batch_size, name, self.progress
         ):
             read, batch, logits = self._asked(model, data, indices)
-            counts.add_last(model, batch.types)
+            counts.add_last(model, batch.types, batch.kinds)
             logits = logits.float().cpu()
             check_logits(logits, [f"question {asked}" for asked in read.question_ids])
             predictions |= zip(read.question_ids, data.vocabulary.decode(logits), strict=True)

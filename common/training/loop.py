@@ -316,7 +316,7 @@ class Trainer:
         if self.part is not None:
             self.part.options.temperature = self.temperature()
             self.part.held = self._within(self.options.policy.hold)
-            self.part.key_noise(self.options.seed, self.step, batch.samples)
+            self.part.tell(self.options.seed, self.step, batch.samples, batch.kinds)
         if self.dropping is not None:
             self.dropping.draw(self.options.seed, self.step)
         with peers(), self.runtime.autocast(), self._warming_up():
@@ -331,7 +331,7 @@ class Trainer:
                 losses |= budget_losses(
                     self.world.mean(decisions), self.part.live, self.options.budget
                 )
-            self.running.decisions.add(decisions, batch.types)
+            self.running.decisions.add(decisions, batch.types, batch.kinds)
         if (span := self.spans.loss(self.options.span_loss)) is not None:
             losses["span"], shares["span"] = span, _share(own, counts, SAMPLES)
         self._check_finite(losses, batch)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.adapt.encoder import Adaptive
-from common.adapt.policy import RandomPolicy
+from common.adapt.policy import ControlPolicy
 from common.training.batch_loader import BatchLoader
 from common.training.batch_order import MicroBatches, Order
 from common.training.distributed import peers
@@ -305,6 +305,6 @@ def can_be_taught(part: Adaptive | None) -> bool:
     return (
         part is not None
         and part.policy is not None
-        and not isinstance(part.policy, RandomPolicy)
+        and not isinstance(part.policy, ControlPolicy)
         and part.strategy.other in ("twin", "skip")
     )

@@ -29,6 +29,7 @@ class TaskBatch:
             words; a loss that is not named is a mean over the B samples. Parts of a batch, on
             other processes or in other micro-batches, are put together with them.
         task: name of the task, where several are trained together.
+        kinds: B kinds of samples, as their data set tells them apart, or empty.
     """
 
     samples: list[int]
@@ -37,6 +38,7 @@ class TaskBatch:
     types: Sequence[str | None] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     task: str = ""
+    kinds: Sequence[str | None] = ()
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Task(Protocol):
 
 
 class DecisionCounts:
-    """How many samples had decision 1, per decision, overall and by question type."""
+    """How many samples had decision 1, per decision, overall and by question type and kind."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -87,21 +89,27 @@ class DecisionCounts:
         self.by_type: dict[str, Tensor] = {}
         self.type_counts: Counter[str] = Counter()
 
-    def add(self, decisions: Tensor, types: Sequence[str | None] = ()) -> None:
-        """Count a batch of decisions (B, D) of samples of these types."""
+    def add(self, decisions: Tensor, *types: Sequence[str | None]) -> None:
+        """Count a batch of decisions (B, D).
+
+        Args:
+            types: what the B samples are counted under as well, such as answer types and kinds;
+                each has B names, or none.
+        """
         hard = decisions.detach().double().cpu()
         self.count += len(hard)
         self.ones = hard.sum(0) if self.ones is None else self.ones + hard.sum(0)
-        for kind in sorted({t for t in types if t is not None}):
-            rows = torch.tensor([t == kind for t in types])
-            self.by_type[kind] = self.by_type.get(kind, 0) + hard[rows].sum(0)
-            self.type_counts[kind] += int(rows.sum())
+        for names in types:
+            for kind in sorted({name for name in names if name is not None}):
+                rows = torch.tensor([name == kind for name in names])
+                self.by_type[kind] = self.by_type.get(kind, 0) + hard[rows].sum(0)
+                self.type_counts[kind] += int(rows.sum())
 
-    def add_last(self, model: nn.Module, types: Sequence[str | None] = ()) -> None:
+    def add_last(self, model: nn.Module, *types: Sequence[str | None]) -> None:
         """Count what a model decided in its last forward pass, if it decides anything."""
         part = adaptive_part(model)
         if part is not None and part.last is not None:
-            self.add(part.last.decisions, types)
+            self.add(part.last.decisions, *types)
 
     @property
     def share(self) -> list[float] | None:

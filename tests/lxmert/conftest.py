@@ -94,6 +94,34 @@ def flags(vqa_data: Path, pretrained: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def dialect_data(
+    vqa_data: Path, easy_vqa_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder as `vqa_data` with questions of easy_vqa_dialect, as many of each kind."""
+    root, source = tmp_path_factory.mktemp("dialect"), easy_vqa_root / "data" / "easy_vqa_dialect"
+    (root / "vqa").mkdir()
+    (root / "mscoco_imgfeat").symlink_to(vqa_data / "mscoco_imgfeat")
+    for split, count in (("train", 60), ("nominival", 10), ("minival", 30)):
+        rows = json.loads((source / f"{split}.json").read_text())
+        if split == "nominival":  # a few images, so perhaps of one kind
+            chosen = rows[:count]
+        else:
+            chosen = [r for kind in ("kept", "learned")
+                      for r in [r for r in rows if r["kind"] == kind][:count]]  # fmt: skip
+        (root / "vqa" / f"{split}.json").write_text(json.dumps(chosen))
+    for name in ("trainval_ans2label.json", "trainval_label2ans.json"):
+        (root / "vqa" / name).write_text((source / name).read_text())
+    return root
+
+
+@pytest.fixture
+def dialect(flags: list[str], dialect_data: Path) -> list[str]:
+    """Flags of a small run on it."""
+    place = flags.index("--data") + 1
+    return [*flags[:place], str(dialect_data), *flags[place + 1 :]]
+
+
+@pytest.fixture(scope="session")
 def whole(vqa_data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs with dropout that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")

@@ -132,3 +132,17 @@ def test_an_uneven_number_of_predictions_has_every_question_once(flags, tmp_path
         capture_output=True,
     )
     assert len(expected) == 100 and strict_json(file) == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes `0,1` for two processes on the CPU")
+def test_an_oracle_on_two_processes_decides_as_on_one(dialect, tmp_path):
+    run = [*dialect, "--strategy", "SpotTune", "--policy", "oracle:learned", "--batchSize", "13"]
+    assert main([*run, "--output", str(tmp_path / "one")]) == 0
+    place = run.index("--gpus")
+    two = ["0,1", *run[:place], *run[place + 2 :], "--output", str(tmp_path / "two")]
+    done = finetune(*two)
+    assert done.returncode == 0, done.stderr
+    first, second = (strict_json(tmp_path / name / "result.json") for name in ("one", "two"))
+    assert second["processes"] == 2 and first["decisions"] == second["decisions"]
+    train = [r["epochs"][0]["train_decisions"]["share"] for r in (first, second)]
+    assert train[0] == pytest.approx(train[1])

@@ -195,10 +195,7 @@ MUTANTS = [
         ('"lr": self.optimizers["main"].lr,', '"lr": 0.0,'),
         ("better = validation.score > self.best_score", "better = True"),
         ("ratio: float = (end / start) ** done", "ratio: float = 1.0"),
-        (
-            "self.part.key_noise(self.options.seed, self.step,",
-            "self.part.key_noise(self.options.seed, 0,",
-        ),
+        ("self.part.tell(self.options.seed, self.step,", "self.part.tell(self.options.seed, 0,"),
         ('self.step, self.history = progress["step"]', "self.step, self.history = 0"),
         ("self._check_finite(losses, batch)", "pass"),
     ),

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from common.data import datasets
+from common.data.easy_vqa.dialect import build_easy_vqa_dialect
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError, DataError
 from common.training.runtime import make_runtime
 from tests.common.data_files import annotation, question, write_json, write_official
+from tests.conftest import EASY_VQA_IMAGES
 from tests.vlbert.coco_files import (
     TRAINVAL,
     WIDTH,
@@ -357,20 +359,30 @@ def test_wrong_key_is_one_clear_error(coco: Path, message: str) -> None:
         source(coco, **WRONG_KEYS[message]).splits()
 
 
-def easy(config: str, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Splits:
+def easy(
+    config: str,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    overrides: dict[str, Any] | None = None,
+) -> Splits:
     """Splits of a config on a small easy-VQA."""
     monkeypatch.setattr(datasets, "repository_root", lambda: root)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return VQASource(load_config(CFGS / "easy_vqa" / config), Tokenizer(tmp_path)).splits()
+    found = load_config(CFGS / "easy_vqa" / config, overrides)
+    return VQASource(found, Tokenizer(tmp_path)).splits()
 
 
-@pytest.mark.parametrize("config", ["base.yaml", "changing_priors.yaml", "images.yaml"])
+@pytest.mark.parametrize(
+    "config", ["base.yaml", "changing_priors.yaml", "dialect.yaml", "images.yaml"]
+)
 def test_embedded_data_is_read_by_the_same_class(
     easy_vqa_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
     splits = easy(config, easy_vqa_root, monkeypatch, tmp_path)
     batch = splits.valid.read([0, 1, 2])
     assert batch.target.shape == (3, 13) and batch.target.sum(1).tolist() == [1, 1, 1]
+    assert set(batch.kinds) == ({"kept"} if config == "dialect.yaml" else {None})
     if config == "images.yaml":
         assert batch.image.shape == (3, 3, 128, 128) and batch.boxes.shape[2] == 4
     else:
@@ -384,6 +396,18 @@ def test_embedded_data_is_read_by_the_same_class(
         )
     ]
     assert not splits.remarks
+
+
+def test_stamped_images_are_read_as_features_alone(
+    easy_vqa_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "easy_vqa_dialect_image"
+    build_easy_vqa_dialect(easy_vqa_root / "data" / name, limit=EASY_VQA_IMAGES, name=name)
+    stamped = {"DATASET.DATASET": name}
+    splits = easy("base.yaml", easy_vqa_root, monkeypatch, tmp_path, stamped)
+    assert set(splits.valid.read([0, len(splits.valid) - 1]).kinds) == {"kept", "learned"}
+    with pytest.raises(ConfigError, match="IMAGE_FEAT_PRECOMPUTED: false: images of easy_vqa_dia"):
+        easy("images.yaml", easy_vqa_root, monkeypatch, tmp_path, stamped)
 
 
 def test_an_empty_question_is_refused_before_training(coco: Path) -> None:

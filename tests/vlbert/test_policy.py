@@ -54,7 +54,7 @@ def test_all_of_it_learns_and_nothing_reaches_the_backbone_through_it():
         for parameter in model.vlbert.encoder.layer.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     part = adaptive_part(model)
-    part.key_noise(1, 2, list(range(4)))
+    part.tell(1, 2, list(range(4)))
     model(**vlbert_inputs(4)).square().sum().backward()
     # Half of the padding row and of position and type rows is not read; the tensors are.
     still = [

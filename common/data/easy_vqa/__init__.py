@@ -1,4 +1,4 @@
-"""The embedded data: easy-VQA with regions made of pixels, changing priors, captions."""
+"""The embedded data: easy-VQA with regions made of pixels, changing priors, dialect, captions."""
 
 from common.data.easy_vqa.build import (
     COLOURS,
@@ -19,6 +19,7 @@ from common.data.easy_vqa.build import (
 )
 from common.data.easy_vqa.captions import caption_examples
 from common.data.easy_vqa.changing_priors import assign_cp_splits, build_easy_vqa_cp
+from common.data.easy_vqa.dialect import VARIANTS, assign_dialect_splits, build_easy_vqa_dialect
 from common.data.easy_vqa.regions import (
     ATTRIBUTE_CLASSES,
     FOREGROUND_DIFFERENCE,
@@ -44,13 +45,16 @@ __all__ = [
     "NO_OBJECT",
     "OBJECT_CLASSES",
     "SHAPES",
+    "VARIANTS",
     "WIDTH",
     "Question",
     "assign_cp_splits",
+    "assign_dialect_splits",
     "assign_splits",
     "background_colour",
     "build_easy_vqa",
     "build_easy_vqa_cp",
+    "build_easy_vqa_dialect",
     "caption_examples",
     "connected_regions",
     "extract_regions",

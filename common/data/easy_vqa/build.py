@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired
@@ -48,7 +49,9 @@ TEST_OFFSET = 4000
 SPLITS = ("pretrain", "train", "nominival", "minival")
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
-Kind = tuple[str, str | None]
+Asked = tuple[str, str | None]
+Splits = dict[str, list["Question"]]
+Change = Callable[[Image.Image], Image.Image]
 
 
 class BuiltFile(TypedDict):
@@ -79,6 +82,8 @@ class Question:
     """train or test, of the package."""
     text: str
     answer: str
+    kind: str | None = None
+    """Which of its data set's kinds it is of, where those are told apart."""
 
     @property
     def key(self) -> str:
@@ -90,7 +95,7 @@ class Question:
         return "yes/no" if self.answer in ("yes", "no") else "other"
 
 
-def question_kind(text: str) -> Kind:
+def question_kind(text: str) -> Asked:
     """What is asked for: the question type and, in a yes/no question, the colour or shape.
 
     Types are `what color`, `what shape`, `is color`, `is shape`, `is not color`, `is not shape`.
@@ -98,7 +103,7 @@ def question_kind(text: str) -> Kind:
     Raises:
         DataError: A question that the package does not ask.
     """
-    words = text.lower().rstrip("?").split()
+    words = re.findall("[a-z]+", text.lower())
     if words[:1] == ["what"]:
         return ("what color" if "color" in words else "what shape"), None
     values = [word for word in words if word in SHAPES or word in COLOURS]
@@ -145,7 +150,7 @@ def load_package(limit: int | None = None) -> tuple[list[Question], dict[str, Pa
     return questions, paths
 
 
-def assign_splits(questions: Sequence[Question]) -> dict[str, list[Question]]:
+def assign_splits(questions: Sequence[Question]) -> Splits:
     """Questions by split; deterministic, no image in two splits."""
     train_keys = {q.key for q in questions if q.part == "train"}
     ranked = sorted(train_keys, key=lambda key: share(f"pretrain {key}"))
@@ -153,7 +158,7 @@ def assign_splits(questions: Sequence[Question]) -> dict[str, list[Question]]:
     held = len(ranked[half:]) // 10
     of_key = dict.fromkeys(ranked[:half], "pretrain")
     of_key |= dict.fromkeys(ranked[half : half + held], "nominival")
-    splits: dict[str, list[Question]] = {name: [] for name in SPLITS}
+    splits: Splits = {name: [] for name in SPLITS}
     for q in questions:
         splits["minival" if q.part == "test" else of_key.get(q.key, "train")].append(q)
     return splits
@@ -165,7 +170,7 @@ def official_json(
     """Question and annotation entries in the official form; with `coco_split` as in VQA-CP."""
     asked, answered = [], []
     for q in questions:
-        extra = {"coco_split": q.part} if coco_split else {}
+        extra = ({"coco_split": q.part} if coco_split else {}) | kind_entry(q)
         ids = {"image_id": q.image, "question_id": q.question_id}
         asked.append({**ids, "question": q.text, **extra})
         answers = [
@@ -184,6 +189,11 @@ def official_json(
     return asked, answered
 
 
+def kind_entry(question: Question) -> dict[str, str]:
+    """The field of a question whose kind is told."""
+    return {} if question.kind is None else {"kind": question.kind}
+
+
 def lxmert_json(questions: Iterable[Question]) -> list[dict[str, Any]]:
     """Entries in the form of LXMERT."""
     return [
@@ -194,6 +204,7 @@ def lxmert_json(questions: Iterable[Question]) -> list[dict[str, Any]]:
             "question_id": q.question_id,
             "question_type": question_kind(q.text)[0],
             "sent": q.text,
+            **kind_entry(q),
         }
         for q in questions
     ]
@@ -219,33 +230,65 @@ def build_easy_vqa(out: Path | str, force: bool = False, limit: int | None = Non
     Raises:
         DataError: `out` has other things in it, or the package is not installed.
     """
+    return build_folder("easy_vqa", out, force, limit, _write_easy_vqa)
+
+
+Write = Callable[[Path, list[Question], dict[str, Path]], tuple[Splits, dict[str, int]]]
+
+
+def build_folder(name: str, out: Path | str, force: bool, limit: int | None, write: Write) -> bool:
+    """Write a data set that is made of the package; arguments and result as `build_easy_vqa`.
+
+    Args:
+        name: Of the data set.
+        write: Gets a folder, and what `load_package` gives; writes questions, and images if it has
+            its own, and returns the questions by split and further counts for meta.json.
+    """
     out = Path(out)
     with exclusive(out.with_name(f".{out.name}.lock")):
         if not force and is_whole(out, limit):
             return False
         partial = start_folder(out)
         questions, paths = load_package(limit)
-        splits = assign_splits(questions)
-        for name, rows in splits.items():
-            asked, answered = official_json(rows)
-            subtype = {"data_subtype": "test" if name == "minival" else "train"}
-            head = {"info": {"description": f"easy-VQA, {name}"}, **subtype}
-            write_json(
-                partial / f"v2_OpenEnded_easy_vqa_{name}_questions.json",
-                {**head, "task_type": "Open-Ended", "questions": asked},
-            )
-            write_json(
-                partial / f"v2_easy_vqa_{name}_annotations.json", {**head, "annotations": answered}
-            )
-            write_json(partial / f"{name}.json", lxmert_json(rows))
+        splits, counts = write(partial, questions, paths)
         question_vocabulary(questions).write(partial)
-        _write_images(partial, paths)
-        finish_folder(partial, out, "easy_vqa", splits, limit, images=len(paths))
+        finish_folder(partial, out, name, splits, limit, **counts)
     return True
 
 
-def _write_images(folder: Path, paths: dict[str, Path]) -> None:
-    """Copy the images and write their region features."""
+def _write_easy_vqa(
+    folder: Path, questions: list[Question], paths: dict[str, Path]
+) -> tuple[Splits, dict[str, int]]:
+    splits = assign_splits(questions)
+    write_splits(folder, "easy_vqa", "easy-VQA", splits)
+    write_images(folder, paths)
+    return splits, {"images": len(paths)}
+
+
+def write_splits(folder: Path, name: str, title: str, splits: Splits) -> None:
+    """Questions in the official form and in that of LXMERT; `minival` is of the test images."""
+    for split, rows in splits.items():
+        asked, answered = official_json(rows)
+        subtype = {"data_subtype": "test" if split == "minival" else "train"}
+        head = {"info": {"description": f"{title}, {split}"}, **subtype}
+        write_json(
+            folder / f"v2_OpenEnded_{name}_{split}_questions.json",
+            {**head, "task_type": "Open-Ended", "questions": asked},
+        )
+        write_json(
+            folder / f"v2_{name}_{split}_annotations.json", {**head, "annotations": answered}
+        )
+        write_json(folder / f"{split}.json", lxmert_json(rows))
+
+
+def write_images(folder: Path, paths: Mapping[str, Path], change: Change | None = None) -> None:
+    """Write images and their region features.
+
+    Args:
+        folder: Of the data set.
+        paths: Image files by key.
+        change: Makes another image of each; None copies the files.
+    """
     optional = ("object_ids", "object_conf", "attribute_ids", "attribute_conf")
     for part in ("train", "test"):
         (folder / "images" / part).mkdir(parents=True, exist_ok=True)
@@ -258,8 +301,13 @@ def _write_images(folder: Path, paths: dict[str, Path]) -> None:
         source=f"easy-vqa {importlib.metadata.version('easy-vqa')}",
     ) as writer:
         for key, path in tqdm(paths.items(), desc="easy-VQA images", unit="image"):
-            shutil.copyfile(path, folder / "images" / key.split("_")[1] / f"{key}.png")
-            with Image.open(path) as image:
+            own = folder / "images" / key.split("_")[1] / f"{key}.png"
+            if change is None:
+                shutil.copyfile(path, own)
+            else:
+                with Image.open(path) as image:
+                    change(image).save(own)
+            with Image.open(own) as image:
                 width, height = image.size
                 found = extract_regions(image)
             writer.add(
@@ -291,12 +339,7 @@ def start_folder(out: Path) -> Path:
 
 
 def finish_folder(
-    partial: Path,
-    out: Path,
-    name: str,
-    splits: dict[str, list[Question]],
-    limit: int | None,
-    **counts: int,
+    partial: Path, out: Path, name: str, splits: Splits, limit: int | None, **counts: int
 ) -> None:
     """Write meta.json and give the folder its name."""
     files = sorted(p for p in partial.glob("**/*") if p.is_file() and p.suffix in (".json", ".npy"))

@@ -26,18 +26,15 @@ from pathlib import Path
 
 from common.data.easy_vqa.build import (
     Question,
+    Splits,
     assign_splits,
-    finish_folder,
-    is_whole,
-    load_package,
+    build_folder,
     lxmert_json,
     official_json,
     question_kind,
-    question_vocabulary,
     share,
-    start_folder,
 )
-from common.files import exclusive, write_json
+from common.files import write_json
 
 TRAIN, TEST = "train", "test"
 FAVOURED = dict.fromkeys(("blue", "green", "red", "yellow", "circle"), TRAIN) | dict.fromkeys(
@@ -80,14 +77,14 @@ def assign_sides(questions: Sequence[Question]) -> dict[str, str]:
     return sides
 
 
-def assign_cp_splits(questions: Sequence[Question]) -> dict[str, list[Question]]:
+def assign_cp_splits(questions: Sequence[Question]) -> Splits:
     """Questions of the finetuning part by split, some left out; no image in two splits."""
     sides = assign_sides(questions)
     held = sorted(
         (key for key, side in sides.items() if side == TRAIN), key=lambda k: share(f"held {k}")
     )
     nominival = set(held[: len(held) // 10])
-    splits: dict[str, list[Question]] = {name: [] for name in SPLITS}
+    splits: Splits = {name: [] for name in SPLITS}
     for question in questions:
         side = sides[question.key]
         one_in = KEPT_PRESENT if _shown(question)[1] else KEPT_ABSENT
@@ -100,23 +97,18 @@ def assign_cp_splits(questions: Sequence[Question]) -> dict[str, list[Question]]
 
 def build_easy_vqa_cp(out: Path | str, force: bool = False, limit: int | None = None) -> bool:
     """Write the split's files; a few seconds. Arguments and result as `build_easy_vqa`."""
-    out = Path(out)
-    with exclusive(out.with_name(f".{out.name}.lock")):
-        if not force and is_whole(out, limit):
-            return False
-        partial = start_folder(out)
-        questions = load_package(limit)[0]
-        full = assign_splits(questions)
-        splits = assign_cp_splits(full["train"] + full["nominival"])
-        for side, rows in (
-            (TRAIN, splits["train"] + splits["nominival"]),
-            (TEST, splits["minival"]),
-        ):
-            asked, answered = official_json(rows, coco_split=True)
-            write_json(partial / f"easy_vqa_cp_{side}_questions.json", asked)
-            write_json(partial / f"easy_vqa_cp_{side}_annotations.json", answered)
-        for name, rows in splits.items():
-            write_json(partial / f"{name}.json", lxmert_json(rows))
-        question_vocabulary(questions).write(partial)
-        finish_folder(partial, out, "easy_vqa_cp", splits, limit)
-    return True
+    return build_folder("easy_vqa_cp", out, force, limit, _write)
+
+
+def _write(
+    folder: Path, questions: list[Question], _paths: dict[str, Path]
+) -> tuple[Splits, dict[str, int]]:
+    full = assign_splits(questions)
+    splits = assign_cp_splits(full["train"] + full["nominival"])
+    for side, rows in ((TRAIN, splits["train"] + splits["nominival"]), (TEST, splits["minival"])):
+        asked, answered = official_json(rows, coco_split=True)
+        write_json(folder / f"easy_vqa_cp_{side}_questions.json", asked)
+        write_json(folder / f"easy_vqa_cp_{side}_annotations.json", answered)
+    for name, rows in splits.items():
+        write_json(folder / f"{name}.json", lxmert_json(rows))
+    return splits, {}

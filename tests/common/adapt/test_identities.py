@@ -138,7 +138,7 @@ def test_exact_is_dense_in_outputs_and_all_gradients(family, strategy, which):
         model = adapted(family, strategy, executor=executor).train()
         part = adaptive_part(model)
         if which == "policy":
-            part.key_noise(1, 2, list(range(BATCH)))
+            part.tell(1, 2, list(range(BATCH)))
             logits = run(model, family)
             leaf = None
         else:

@@ -39,7 +39,7 @@ def outcome(family, strategy, executor, narrowed, decided):
     model.train(training)
     leaf, context = None, nullcontext()
     if part is not None:
-        part.key_noise(1, 2, list(range(BATCH)))
+        part.tell(1, 2, list(range(BATCH)))
         if decided == "forced":
             leaf = random_decisions(model).requires_grad_(training)
             context = part.force(leaf)

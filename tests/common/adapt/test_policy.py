@@ -72,14 +72,14 @@ def test_noise_keys_make_training_decisions_independent_of_the_batch_split():
     model = adapted("single", "SpotTune").train()
     part = adaptive_part(model)
     inputs = {"input_ids": torch.randint(1, 40, (6, 5)), "mask": torch.ones(6, 5)}
-    part.key_noise(1, 7, [3, 1, 4, 15, 9, 2])
+    part.tell(1, 7, [3, 1, 4, 15, 9, 2])
     model(**inputs)
     whole = part.last.decisions.detach()
-    part.key_noise(1, 7, [15, 9])
+    part.tell(1, 7, [15, 9])
     model(**{k: x[3:5] for k, x in inputs.items()})
     assert torch.equal(part.last.decisions, whole[3:5])
     assert 0 < whole.mean() < 1
-    part.key_noise(1, 7, [1])
+    part.tell(1, 7, [1])
     with pytest.raises(ValueError, match="keyed for 1 samples, the batch has 6"):
         model(**inputs)
 
@@ -121,6 +121,25 @@ def test_random_policy_has_the_given_share_also_in_evaluation_and_no_gradient(tr
     assert not part.last.decisions.requires_grad and not list(part.policy.parameters())
 
 
+@pytest.mark.parametrize("how", ["train", "argmax", "sample"])
+def test_the_oracle_decides_by_kind_alone_and_only_where_all_kinds_are_told(how):
+    model = adapt(pretrained("single"), "SpotTune", "oracle:new").train(how == "train")
+    part = adaptive_part(model)
+    part.options.policy_eval = "argmax" if how == "train" else how
+    kinds = ["new", "old", "old", "new", "other", "new"]
+    part.tell(1, 2, range(6), kinds)
+    found = run_decisions(model, part)
+    wanted = torch.tensor([float(kind == "new") for kind in kinds], dtype=found.dtype)
+    assert torch.equal(found, wanted[:, None].expand_as(found)) and len(found) == 6
+    assert not list(part.policy.parameters())
+    with pytest.raises(ConfigError, match="which is not known here"):
+        run_decisions(model, part)  # what was told is about one pass
+    for told in ((), ["new"], [*kinds[:5], None]):
+        part.tell(1, 2, range(6), told)
+        with pytest.raises(ConfigError, match="oracle:new decides by the kind of a sample"):
+            run_decisions(model, part)
+
+
 def run_decisions(model, part):
     with torch.no_grad():
         run(model, "single")
@@ -135,9 +154,9 @@ def test_policy_evaluations_argmax_sample_and_global():
     part.options.policy_eval = "sample"
     draws = torch.stack([run_decisions(model, part) for _ in range(8)])
     assert (draws.std(0) > 0).any(), "sample is not random"
-    part.key_noise(1, -1, range(6))
+    part.tell(1, -1, range(6))
     keyed = run_decisions(model, part)
-    part.key_noise(1, -1, range(6))
+    part.tell(1, -1, range(6))
     assert torch.equal(run_decisions(model, part), keyed), "a keyed draw does not repeat"
     part.options.policy_eval = "global"
     with pytest.raises(ConfigError, match="needs global decisions"):
@@ -193,7 +212,7 @@ def test_a_budget_pulls_a_policy_towards_its_target():
     optimizer = torch.optim.Adam(part.policy.parameters(), lr=0.01)
     part.options.temperature = 1.0
     for step in range(150):
-        part.key_noise(0, step, list(range(6)))
+        part.tell(0, step, list(range(6)))
         run(model, "single")
         loss = constrain_k(part.last.decisions.mean(0), part.live, 1.0)
         optimizer.zero_grad()

@@ -99,6 +99,7 @@ def test_static_strategies_freeze_the_named_layers_and_nothing_else(strategy, fl
         ("SpotTune", {"trainable_layers": "last:1"}, "belong to LastK"),
         ("SpotTune", {"policy": "large"}, "unknown policy 'large'; valid: small, published"),
         ("SpotTune", {"policy": "random:2"}, "random:0.5"),
+        ("SpotTune", {"policy": "oracle:"}, "use e.g. oracle:learned"),
         ("SpotTune", {"policy": "published"}, "no published policy network; use 'small'"),
     ],
 )

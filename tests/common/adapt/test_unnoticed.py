@@ -28,7 +28,7 @@ def test_the_model_s_temperature_is_that_of_the_policy_s_gradient(temperature):
     """At forced noise it is s (1 - s) / T with s = sigmoid((logits + noise) / T)."""
     model = adapted("single", "SpotTune_Block", temperature=temperature).train()
     part = adaptive_part(model)
-    part.key_noise(3, 7, list(range(BATCH)))
+    part.tell(3, 7, list(range(BATCH)))
     run(model, "single")
     logits = part.last.logits
     (found,) = torch.autograd.grad(part.last.decisions.sum(), logits)
@@ -102,7 +102,7 @@ def test_sampling_noise_is_drawn_for_every_site_by_itself():
 
     encoder.execute = watch
     try:
-        part.key_noise(1, 2, list(range(BATCH)))
+        part.tell(1, 2, list(range(BATCH)))
         run(model, "single")
     finally:
         encoder.execute = original

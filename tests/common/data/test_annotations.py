@@ -190,6 +190,8 @@ BAD_LXMERT = {
     "zero": ({"label": {"net": 0}}, r"answer 'net' has score 0, expected a number in \(0, 1\]"),
     "label": ({"label": ["net"]}, r"field 'label' is \['net'\], expected dict"),
     "image": ({"img_id": 3}, r"field 'img_id' is 3, expected str"),
+    "kind": ({"kind": "all other"}, r"field 'kind' is 'all other', expected a word of letters"),
+    "kind of an answer": ({"kind": "other"}, r"field 'kind' is 'other', .*none of \('yes/no', "),
 }
 
 

@@ -209,7 +209,7 @@ def test_image_without_features_is_named_with_its_question(tmp_path: Path) -> No
 
 
 def test_easy_vqa_reads_into_batches(easy_vqa_root: Path) -> None:
-    for name in ("easy_vqa", "easy_vqa_cp"):
+    for name in ("easy_vqa", "easy_vqa_cp", "easy_vqa_dialect"):
         dataset = resolve_dataset(name, easy_vqa_root)
         examples = load_split(dataset, "train,nominival")
         features = open_features(dataset, "train,nominival", expect_width=2048)

@@ -33,6 +33,22 @@ def test_soft_scores_equal_the_literal_definition() -> None:
             assert found.get(answer, 0.0) == pytest.approx(literal_accuracy(answer, answers))
 
 
+def test_accuracy_is_given_for_every_kind_beside_the_answer_types() -> None:
+    kinds = ["new", "new", "old", None]
+    examples = [
+        Example(n, "i", "q?", {"yes": 1.0}, "yes/no", kind=kind) for n, kind in enumerate(kinds)
+    ]
+    found = score({0: "yes", 1: "no", 2: "no", 3: "yes"}, examples)
+    assert list(found.items()) == [
+        ("overall", 50.0),
+        ("yes/no", 50.0),
+        ("number", None),
+        ("other", None),
+        ("new", 50.0),
+        ("old", 0.0),
+    ]
+
+
 @pytest.mark.parametrize(("matches", "expected"), enumerate([0.0, 0.3, 0.6, 0.9, 1.0, 1.0]))
 def test_scores_of_ten_answers_are_the_known_steps(matches: int, expected: float) -> None:
     answers = matches * ["yes"] + [f"other{i}" for i in range(10 - matches)]

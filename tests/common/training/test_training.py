@@ -317,12 +317,12 @@ def test_model_and_policy_are_clipped_with_their_own_limits(tmp_path):
 def test_the_noise_of_a_step_is_keyed_by_seed_step_and_samples(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, 3, accumulate=2)
     keys = []
-    original = trainer.part.key_noise
+    original = trainer.part.tell
 
     def watch(seed, step, samples):
         keys.append((seed, step, len(samples)))
         original(seed, step, samples)
 
-    monkeypatch.setattr(trainer.part, "key_noise", watch)
+    monkeypatch.setattr(trainer.part, "tell", watch)
     trainer.fit()
     assert [k for k in keys if k[0] == 5] == [(5, s, 2) for s in (0, 0, 1, 1, 2, 2)]
