@@ -301,6 +301,7 @@ def test_the_first_commands_of_lxmert_run(tmp_path):
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
+@pytest.mark.slow  # tests/lxmert/test_adaptive_train.py trains and tests the same way
 def test_the_first_commands_of_the_adaptive_lxmert_run(vqa_data):
     """The block a newcomer copies, word for word but for other questions and another name."""
     folder = ROOT / "LXMERT" / "snap" / "adaptive" / "readme_test"
@@ -327,6 +328,7 @@ def test_the_first_commands_of_the_adaptive_lxmert_run(vqa_data):
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
+@pytest.mark.slow  # tests/lxmert/test_adaptive_train.py trains and tests the same way
 def test_the_learner_of_the_adaptive_lxmert_runs(vqa_data, tmp_path):
     """The example, word for word but for other questions and another place."""
     example = next(b for b in blocks("LXMERT/README.md", "python") if "Learner" in b)

@@ -31,6 +31,7 @@ def script(folder: Path, words: list[str], **environment: str) -> subprocess.Com
 
 
 @pytest.mark.parametrize("name", HELP)
+@pytest.mark.slow
 def test_an_interpreter_may_be_named_relative_to_the_caller_s_folder(tmp_path: Path, name):
     (tmp_path / "py").symlink_to(sys.executable)
     found = script(tmp_path, HELP[name], PYTHON="./py")

@@ -48,6 +48,7 @@ def finetune(gpus: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes `0,1` for two processes on the CPU")
+@pytest.mark.slow  # the other backbones' scripts promise the same of this launcher
 def test_the_run_script_with_two_gpus_trains_as_one_process(flags, tmp_path):
     run = [
         *flags,

@@ -322,6 +322,7 @@ def test_a_cnn_without_usable_weights_is_refused(coco, tmp_path, capsys, changes
     assert message in refused(capsys, flags(image_config(coco, tmp_path, **changes), tmp_path))
 
 
+@pytest.mark.slow
 def test_the_cnn_is_loaded_from_a_file_with_torchvision_s_names(coco, tmp_path, capsys):
     config = image_config(coco, tmp_path)
     assert main(flags(config, tmp_path / "a", "--questions", "8", "--no-tensorboard")) == 0

@@ -100,23 +100,24 @@ def test_a_number_of_layers_is_left_out_of_each_stack():
 
 
 @pytest.mark.parametrize(
-    ("rule", "kept"),
+    ("layers", "rule", "kept"),
     [
-        ("every_other", ["lang.1", "lang.3", "lang.5"]),
-        ("spread", ["lang.1", "lang.4", "lang.6"]),
-        ("1", ["lang.1", "lang.2", "lang.4", "lang.5", "lang.6"]),
-        ("5", ["lang.1"]),
-        ("lang.6,lang.2", ["lang.2", "lang.6"]),
+        (6, "every_other", ["lang.1", "lang.3", "lang.5"]),
+        (6, "spread", ["lang.1", "lang.4", "lang.6"]),
+        (5, "spread", ["lang.1", "lang.3", "lang.5"]),
+        (6, "1", ["lang.1", "lang.2", "lang.4", "lang.5", "lang.6"]),
+        (6, "5", ["lang.1"]),
+        (6, "lang.6,lang.2", ["lang.2", "lang.6"]),
     ],
 )
-def test_rules_keep_layers_of_each_stack(rule, kept):
+def test_rules_keep_layers_of_each_stack(layers, rule, kept):
     class Layer:
         def __init__(self, number):
             self.name, self.path = f"lang.{number}", f"layer.{number - 1}"
 
     class Encoder:
         def layers(self):
-            return [Layer(number) for number in range(1, 7)]
+            return [Layer(number) for number in range(1, layers + 1)]
 
     found = kept_layers(Encoder(), rule)
     assert found == kept
