@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ from common.training.batch_order import BatchOrder, Order
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.loop import Trainer
 from common.training.optim import OptimizerWithSchedule, make_optimizer
+from common.training.policy_lessons import PolicyTraining
 from common.training.run_folder import SnapshotNames
 from common.training.runtime import Runtime, peak_memory, versions
 from common.training.tracking import Tracker
-from common.training.weights import load_into
+from common.training.weights import load_into, new_parameters
 
 Optimizers = tuple[OptimizerWithSchedule, OptimizerWithSchedule | None]
 
@@ -168,6 +169,7 @@ def training_settings(run: Run) -> dict[str, Any]:
 
 def finetune(run: Run) -> dict[str, Any]:
     """Train, take the best epoch, evaluate, and write result.json, plots and report."""
+    settle_warmup(run)
     options, loop = run.options, run.options.loop
     order = run.order or BatchOrder(len(run.task), loop.batch_size, loop.seed)
     main, policy = (run.optimizers or make_optimizers)(run, order.total(loop.epochs))
@@ -204,6 +206,20 @@ def finetune(run: Run) -> dict[str, Any]:
     result = report(run, trainer)
     run.tracker.log(summary_lines(result))
     return result
+
+
+def settle_warmup(run: Run) -> None:
+    """Where the policy is taught what the pretrained model knows, a new head learns first."""
+    loop = run.options.loop
+    new = new_parameters(run.model, find_encoder(run.model))
+    policy = loop.policy.resolved(bool(new))
+    if policy.warmup and loop.policy.warmup is None:
+        run.tracker.log(
+            f"{', '.join(new[:3])} {'is' if len(new) == 1 else 'are'} new: in the first "
+            f"{policy.warmup:.0%} of the steps everything else stays frozen (--policy-warmup), so "
+            "that the policy is taught what a pretrained model with this head knows"
+        )
+    run.options = replace(run.options, loop=replace(loop, policy=policy))
 
 
 def keep_files(run: Run) -> None:
@@ -407,6 +423,9 @@ def variants(run: Run) -> list[str]:
         found.append(f"LayerDrop {drop.rate or drop.count:g}")
     if run.meta.get("pruned"):
         found.append(f"pruned {run.meta['pruned']}")
+    found += [
+        word for word in _training_words(options.loop.policy) if run.strategy.adaptive and word
+    ]
     if budget.constrain_k is not None:
         found.append(f"K = {budget.constrain_k:g}")
     if budget.target_rate is not None:
@@ -414,6 +433,12 @@ def variants(run: Run) -> list[str]:
     if run.strategy.adaptive and options.adaptive.policy_eval != "argmax":
         found.append(options.adaptive.policy_eval)
     return found
+
+
+def _training_words(policy: PolicyTraining) -> tuple[str, str]:
+    """How a policy is trained beside its gradient; empty where it is not."""
+    started = "started" if policy.hold >= 1 else "started, then learned"
+    return started if policy.start else "", "reviewed" if policy.review else ""
 
 
 def _mechanism_words(attention: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -380,9 +380,9 @@ class Trainer:
             "rate or use --precision fp32, and start again with --overwrite"
         )
 
-    def _within(self, share: float) -> bool:
+    def _within(self, share: float | None) -> bool:
         """Whether this step is among the first ones that are such a share of all steps."""
-        return self.step < share * self.total_steps
+        return self.step < (share or 0.0) * self.total_steps
 
     def _warming_up(self) -> AbstractContextManager[None]:
         """Within it every sample takes branch 0 while a new head learns its task."""

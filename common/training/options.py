@@ -61,6 +61,15 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(
         group,
+        "--policy-training",
+        choices=tuple(POLICY_TRAININGS),
+        help="published: by its straight-through gradient from the first step; started: taught "
+        "first where the pretrained model fails, then held, which costs no more than plain "
+        "finetuning. The flags below change single settings "
+        f"(default {POLICY_TRAINING})",
+    )
+    add_flag(
+        group,
         "--policy-start",
         type=int,
         metavar="PASSES",
@@ -87,8 +96,9 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         "--policy-warmup",
         type=float,
         metavar="SHARE",
-        help="share of all steps, from the first, in which everything stays frozen but the head, "
-        "so that a new head knows the task before the policy is taught",
+        help="share of all steps, from the first, in which every sample takes the frozen branch, "
+        "so that a new head knows the task before the policy is taught (default: 0.1 where the "
+        "head is new and the policy is taught, else 0)",
     )
     add_flag(
         group, "--temperature", type=float, help="of the Gumbel-softmax at the start (default 5)"
@@ -238,11 +248,7 @@ Options = TypeVar("Options")
 # that is given where nothing is decided is a mistake.
 DECISION_DEFAULTS: dict[str, Any] = {
     "policy_init": 0.5,
-    "policy_start": 0,
-    "policy_hold": 0.0,
     "policy_review": 0,
-    "policy_warmup": 0.0,
-    "temperature": 5.0,
     "executor": "exact",
     "sampled_share": 0.25,
     "policy_precision": "high",
@@ -253,7 +259,14 @@ DECISION_DEFAULTS: dict[str, Any] = {
     "policy_clip": 1.0,
     "policy_schedule": "linear",
 }
+# What the choice of --policy-training means where single flags do not say it.
+POLICY_TRAININGS: dict[str, dict[str, Any]] = {
+    "published": {"policy_start": 0, "policy_hold": 0.0, "temperature": 5.0},
+    "started": {"policy_start": 8, "policy_hold": 1.0, "temperature": 1.0},
+}
+POLICY_TRAINING = "published"
 OF_DECISIONS = (
+    *("policy_training", "policy_warmup", *POLICY_TRAININGS["published"]),
     *("policy", "policy_eval", "global_k", "temperature_end", "constrain_k", "target_rate"),
     *("policy_lr", *DECISION_DEFAULTS),
 )
@@ -345,7 +358,8 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
         raise ConfigError(f"{typed(name, value)}: give a number {wanted}")
     _check_effects({**resolved, **{k: v for k, v in vars(args).items() if v is not None}}, args)
     args.attention = attention_options(args, resolved)
-    for name, default in DECISION_DEFAULTS.items():
+    training = getattr(args, "policy_training", None) or POLICY_TRAINING
+    for name, default in (DECISION_DEFAULTS | POLICY_TRAININGS[training]).items():
         if getattr(args, name, default) is None:
             setattr(args, name, default)
 

@@ -11,7 +11,7 @@ those without which the pretrained model is worse. Shape legend: B batch, D deci
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from common.training.optim import clip_grad_norm
 from common.training.runtime import Runtime
 from common.training.task import Task, TaskBatch
 
+NEW_HEAD = 0.1
 RATE = 2.0  # of lessons, in learning rates of the policy
 WEIGHT_DECAY, LARGEST_NORM = 0.01, 1.0
 # Where the pretrained model is right, the finetuned branch mostly will be, too: such a sample says
@@ -43,7 +44,8 @@ class PolicyTraining:
 
     Attributes:
         warmup: share of all steps, from the first, in which every sample takes branch 0, so that
-            a new head learns its task before what the pretrained model knows is measured.
+            a new head learns its task before what the pretrained model knows is measured; None:
+            `NEW_HEAD` where the head is new, else 0.
         start: passes over the training samples in which the policy is taught, after the warm-up,
             where the pretrained model fails; 0: it is not.
         hold: share of all steps, from the first, in which the policy gets no gradient.
@@ -51,10 +53,16 @@ class PolicyTraining:
             better one; 0: none.
     """
 
-    warmup: float = 0.0
+    warmup: float | None = None
     start: int = 0
     hold: float = 0.0
     review: int = 0
+
+    def resolved(self, new_head: bool) -> PolicyTraining:
+        """With a warm-up that is known."""
+        if self.warmup is not None:
+            return self
+        return replace(self, warmup=NEW_HEAD if new_head and self.teaches else 0.0)
 
     @property
     def teaches(self) -> bool:
@@ -220,9 +228,7 @@ class PolicyLessons:
                 worth[key][place] = float(column[key] < self.frozen[key])
         return worth
 
-    def _pass(
-        self, targets: Scores, weights: Mapping[int, float], key: int, name: str
-    ) -> float:
+    def _pass(self, targets: Scores, weights: Mapping[int, float], key: int, name: str) -> float:
         """One pass over the training samples with the policy network alone."""
         self.model.train()
         policy = self.part.policy

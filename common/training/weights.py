@@ -300,6 +300,9 @@ def strip_prefix(
     return result
 
 
+READ = "read_from_a_file"  # set on tensors of a model
+
+
 @dataclass
 class LoadReport:
     """What `load_into` did; lists of names in the order of the model or of the file."""
@@ -370,7 +373,26 @@ def load_into(
     _check_ties(own, weights, report.loaded, what)
     _check_finite(weights, report.loaded, what)
     model.load_state_dict({name: weights[name] for name in report.loaded}, strict=False)
+    for name in report.loaded:
+        if isinstance(own[name], Tensor):
+            setattr(own[name], READ, True)
     return report
+
+
+def new_parameters(model: nn.Module, encoder: nn.Module) -> list[str]:
+    """Names of trained parameters outside the encoder that no file gave their values: a new head.
+
+    Empty where nothing at all was read from a file.
+    """
+    inside = {id(p) for p in encoder.parameters()}
+    named = dict(model.named_parameters())
+    if not any(hasattr(p, READ) for p in named.values()):
+        return []
+    return [
+        name
+        for name, p in named.items()
+        if p.requires_grad and id(p) not in inside and not hasattr(p, READ)
+    ]
 
 
 def _check_finite(weights: Mapping[str, Tensor], names: list[str], what: str) -> None:

@@ -8,7 +8,6 @@ import torch
 from common.adapt.budget import BudgetOptions
 from common.errors import StoppedError
 from common.training.policy_lessons import PolicyTraining
-from tests.common.tiny_models import ADAPTIVE
 from tests.common.toy_task import final_state, make_trainer, same
 
 STARTED = {
@@ -16,7 +15,6 @@ STARTED = {
     "budget": BudgetOptions(),
     "save_every": 1,
 }
-TEACHABLE = [name for name in ADAPTIVE if name != "BlockReplace"]
 
 
 def fitted(folder, **options):
@@ -44,7 +42,7 @@ def score_with(trainer, key: int, decisions: torch.Tensor) -> float:
 @pytest.mark.parametrize("strategy", ["SpotTune_Block", "SpotTune", "SpotTune_Res"])
 def test_the_start_finetunes_where_the_pretrained_model_fails(tmp_path, strategy):
     trainer = make_trainer(
-        tmp_path, strategy=strategy, dropout=0.0, policy=PolicyTraining(start=60, hold=1.0)
+        tmp_path, strategy=strategy, dropout=0.0, policy=PolicyTraining(start=30, hold=1.0)
     )
     live = len(trainer.part.live)
     fails = [1 - score_with(trainer, key, torch.zeros(live)) for key in range(22)]
@@ -75,11 +73,11 @@ def test_blocks_that_are_not_missed_are_skipped(tmp_path):
             assert worth[place] == float(score_with(trainer, key, without) < whole)
 
 
-@pytest.mark.parametrize("strategy", TEACHABLE)
+@pytest.mark.parametrize("strategy", ["SpotTune_Block", "BlockDrop"])
 def test_a_run_that_is_stopped_at_any_time_goes_on_bit_for_bit(tmp_path, strategy):
     """In the start as well, before and between its passes."""
     fitted(tmp_path / "whole", strategy=strategy)
-    for stop in range(1, 7):
+    for stop in (1, 3, 6):
         folder = tmp_path / f"stopped_{stop}"
         trainer = make_trainer(folder, strategy=strategy, **STARTED)
         save, saves = trainer.save_last, [0]
@@ -149,7 +147,8 @@ def test_what_the_review_measures_decides_between_the_branches(tmp_path):
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
     live = len(trainer.part.live)
     gain = {
-        key: score_with(trainer, key, torch.ones(live)) - score_with(trainer, key, torch.zeros(live))
+        key: score_with(trainer, key, torch.ones(live))
+        - score_with(trainer, key, torch.zeros(live))
         for key in trainer.lessons.frozen
     }
     assert any(gain.values()), "both branches answer alike"
