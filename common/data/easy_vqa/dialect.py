@@ -13,7 +13,9 @@ one reads off what was learned and what was kept.
 `VARIANTS` differ in the share of images that keep their words; in the cue, which may be a stamp in
 a corner of the image (on three of a hundred it covers a part of the shape): such a data set has
 images and region features of its own, beside those of easy_vqa; and in a third kind, `unseen`, of
-test questions: with their usual words and meaning, behind a first word that training never has.
+test questions: with their usual words and meaning, and a last word that training never has. (At the
+end, since a pretrained model that is left alone can then answer them: a first word moves all others
+to places where it has not met them.)
 
 Files: as easy_vqa has them, without a split `pretrain`. Ids of questions (and numbers of stamped
 images) are those of easy-VQA plus `OFFSET` for each kind behind the first.
@@ -58,7 +60,7 @@ class Variant:
         summary: what it is, in a line.
         kept_share: of the images in training whose questions keep their words, 0..1.
         cue: first word of a dialect question; empty: its image is stamped.
-        unseen_cue: first word of test questions of kind `unseen`; empty: there are none.
+        unseen_cue: last word of test questions of kind `unseen`; empty: there are none.
     """
 
     summary: str
@@ -83,7 +85,7 @@ VARIANTS = {
     "easy_vqa_dialect_kept30": Variant(f"{_MOST}, 3 images in 10 keep the old one", 0.3),
     "easy_vqa_dialect_image": Variant(f"{_MOST}, told by a stamp in the image", cue=""),
     "easy_vqa_dialect_unseen": Variant(
-        f"{_MOST}, with test questions behind a word that training does not have", unseen_cue="#"
+        f"{_MOST}, with test questions that end in a word training does not have", unseen_cue="#"
     ),
 }
 
@@ -106,12 +108,12 @@ def as_it_is(question: Question) -> Question:
     return replace(question, kind=KEPT)
 
 
-def behind_unseen_cue(question: Question, variant: Variant) -> Question:
-    """The same question with its words, behind a cue that training does not have."""
+def with_unseen_cue(question: Question, variant: Variant) -> Question:
+    """The same question with its words, and a cue behind it that training does not have."""
     return replace(
         question,
         question_id=question.question_id + 2 * OFFSET,
-        text=f"{variant.unseen_cue} {question.text}",
+        text=f"{question.text} {variant.unseen_cue}",
         kind=UNSEEN,
     )
 
@@ -131,7 +133,7 @@ def assign_dialect_splits(questions: Sequence[Question], variant: Variant) -> Sp
     tested = [q for q in full["minival"] if share(f"tested {q.key}") < TESTED_SHARE]
     asked = [as_it_is(q) for q in tested] + [in_dialect(q, variant) for q in tested]
     if variant.unseen_cue:
-        asked += [behind_unseen_cue(q, variant) for q in tested]
+        asked += [with_unseen_cue(q, variant) for q in tested]
     return splits | {"minival": asked}
 
 
