@@ -151,6 +151,8 @@ def training_settings(run: Run) -> dict[str, Any]:
     free = ("eval_batch_size", "workers", "log_every", "save_every", "max_steps", "progress")
     options = run.options
     settings = vars(options.recipe) | asdict(options.loop)
+    if options.loop.policy == PolicyTraining(warmup=0.0):
+        settings["policy"] = None  # as in runs from before there was a choice
     part = adaptive_part(run.model)
     adaptive = asdict(part.options) if part is not None else {}
     adaptive |= {
