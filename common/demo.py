@@ -102,7 +102,7 @@ class Demo:
             self.gpu,
             run.name,
             [
-                *script.easy,
+                *script.data(DATASET),
                 "--strategy",
                 run.strategy,
                 "--overwrite",

@@ -73,6 +73,9 @@ class VLBertScript(RunScript):
             *flags,
         ]
 
+    def data(self, dataset: str) -> tuple[str, ...]:
+        return "--set", f"DATASET.DATASET={dataset}"
+
     def run_folder(self, name: str) -> Path:
         return super().run_folder(name) / self.image_sets
 

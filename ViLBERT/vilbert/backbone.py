@@ -57,7 +57,7 @@ class ViLBertScript(RunScript):
 VILBERT = Backbone(
     name="vilbert",
     project=PROJECT,
-    script=ViLBertScript(PROJECT.folder, "save", ("--dataset", "easy_vqa")),
+    script=ViLBertScript(PROJECT.folder, "save"),
     make_model=make_model,
     make_inputs=make_inputs,
     places=find_places,

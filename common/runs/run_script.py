@@ -17,12 +17,10 @@ class RunScript(ABC):
     Attributes:
         folder: of the backbone; its commands run there.
         runs: where runs go in it.
-        easy: flags that choose the embedded data and the small model.
     """
 
     folder: str
     runs: str
-    easy: tuple[str, ...] = ()
 
     @abstractmethod
     def train(self, gpu: str, name: str, flags: Sequence[str]) -> list[str]:
@@ -31,6 +29,10 @@ class RunScript(ABC):
     @abstractmethod
     def test(self, gpu: str, name: str, snapshot: str, flags: Sequence[str]) -> list[str]:
         """What evaluates a snapshot (`BEST`, `LAST`) of the run `name` on minival."""
+
+    def data(self, dataset: str) -> tuple[str, ...]:
+        """Flags that choose an embedded data set, and the small model with it."""
+        return "--dataset", dataset
 
     @property
     def home(self) -> Path:

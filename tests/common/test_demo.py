@@ -153,8 +153,8 @@ def test_the_commands_of_all_backbones_are_understood_by_their_scripts():
         for word in script.train("cpu", "x", [])[1:2]:
             assert (script.home / word).is_file()
     flags = ["--strategy", "SpotTune", "--overwrite", *demo.FULL, *demo.THREADS]
-    assert PROGRAM.parser().parse_args([*lxmert.train("cpu", "x", [*lxmert.easy, *flags])[4:]])
-    bash, _, script, config, folder, *rest = vlbert.train("cpu", "x", [*vlbert.easy, *flags])
+    assert PROGRAM.parser().parse_args([*lxmert.train("cpu", "x", [*lxmert.data("easy_vqa"), *flags])[4:]])
+    bash, _, script, config, folder, *rest = vlbert.train("cpu", "x", [*vlbert.data("easy_vqa"), *flags])
     assert bash == "bash" and (vlbert.home / script).is_file()
     given = train_parser(script, None).parse_args(["--cfg", config, "--model-dir", folder, *rest])
     assert (given.name, given.gpus, given.strategy) == ("x", "cpu", "SpotTune")
@@ -163,7 +163,7 @@ def test_the_commands_of_all_backbones_are_understood_by_their_scripts():
     assert (vlbert.home / script).is_file() and (vlbert.home / given.cfg).is_file()
     assert vlbert.run_folder("x") == vlbert.home / given.result_path
     assert given.ckpt.parent == given.result_path and given.split == "minival"
-    _, script, *rest = vilbert.train("cpu", "x", [*vilbert.easy, *flags])
+    _, script, *rest = vilbert.train("cpu", "x", [*vilbert.data("easy_vqa"), *flags])
     assert (vilbert.home / script).is_file()
     options = TRAIN.options(TRAIN.parser().parse_args(rest), "")
     assert (options.gpus, options.model.strategy) == ("cpu", "SpotTune")

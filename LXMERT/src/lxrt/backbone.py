@@ -37,7 +37,7 @@ class LxmertScript(RunScript):
 LXMERT = Backbone(
     name="lxmert",
     project=PROJECT,
-    script=LxmertScript(PROJECT.folder, "snap/vqa", ("--dataset", "easy_vqa")),
+    script=LxmertScript(PROJECT.folder, "snap/vqa"),
     make_model=make_model,
     make_inputs=make_inputs,
     places=find_places,

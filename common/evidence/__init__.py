@@ -1,0 +1,6 @@
+"""What learned decisions earn: the same comparison on all backbones. `python -m common.evidence`."""
+
+from common.evidence.command import main
+from common.evidence.plan import EvidenceRow, EvidenceRun, Study, plan, studies
+
+__all__ = ["EvidenceRow", "EvidenceRun", "Study", "main", "plan", "studies"]
