@@ -1,4 +1,4 @@
-"""What learned decisions earn: the same comparison on all backbones. `python -m common.evidence`."""
+"""What learned decisions earn, on all backbones. `python -m common.evidence`."""
 
 from common.evidence.command import main
 from common.evidence.plan import EvidenceRow, EvidenceRun, Study, plan, studies

@@ -43,7 +43,7 @@ from common.files import exclusive, repository_root, write_json
 from common.reading import read_json
 from common.results.files import FILE_NAME, Result, load_result
 from common.results.table import text_table
-from common.training.launch import Launcher
+from common.training.launch import Launcher, Pace
 from common.voice import spoken
 
 
@@ -151,22 +151,6 @@ class Runner:
 
     def _say(self, run: PlannedRun, text: str) -> None:
         print(f"run {self._places[run]} of {len(self.runs)}: {run}: {text}", flush=True)
-
-
-class Pace:
-    """How long runs take here in comparison to what was expected."""
-
-    def __init__(self) -> None:
-        self.expected = self.needed = 0.0
-
-    def add(self, minutes: float, seconds: float) -> None:
-        """Note a run that was expected to take some minutes and took so many seconds."""
-        self.expected += minutes
-        self.needed += seconds / 60
-
-    def minutes(self, expected: float) -> float:
-        """What these expected minutes will be."""
-        return expected * (self.needed / self.expected if self.expected else 1.0)
 
 
 def last_epoch(result: Result, predictions: Path) -> dict[str, Any]:

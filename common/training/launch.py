@@ -92,3 +92,19 @@ class Launcher:
         """Raise StoppedError if a signal asked to stop."""
         if self.stopped:
             raise StoppedError("stopped by a signal; what was done is kept")
+
+
+class Pace:
+    """How long runs take here in comparison to what was expected."""
+
+    def __init__(self) -> None:
+        self.expected = self.needed = 0.0
+
+    def add(self, minutes: float, seconds: float) -> None:
+        """Note a run that was expected to take some minutes and took so many seconds."""
+        self.expected += minutes
+        self.needed += seconds / 60
+
+    def minutes(self, expected: float) -> float:
+        """What these expected minutes will be."""
+        return expected * (self.needed / self.expected if self.expected else 1.0)

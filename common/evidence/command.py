@@ -1,0 +1,206 @@
+"""`make evidence`: does a policy earn more than chance, on every backbone, from one command.
+
+    python -m common.evidence [--only STUDY,…] [--quick] [--jobs N] [--list]
+
+Every run goes through its backbone's own run script. A result that is among the kept ones already,
+made with the same flags, is not made again; a run that was stopped goes on; one that fails is named
+at the end while the others are done all the same. Then tables, differences and the figure are made
+from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from common.errors import AdaptiveError, ConfigError, DataError
+from common.evidence.plan import EvidenceRun, embedded, plan, studies
+from common.evidence.report import publish
+from common.files import exclusive, repository_root, write_json
+from common.reading import read_json
+from common.results.files import FILE_NAME, Result, load_result
+from common.results.table import text_table
+from common.training.launch import Launcher, Pace
+from common.voice import spoken
+
+FLAGS = "flags"  # of the run script, in a kept result
+BULK = ("decisions", "train_decisions", "policy")  # of every epoch
+EXTREME = 0.001  # a random policy decides neither always nor never
+
+
+class Runner:
+    """Does planned runs, saying how far it is."""
+
+    def __init__(self, runs: Sequence[EvidenceRun], gpu: str, out: Path, overwrite: bool) -> None:
+        self.runs, self.gpu, self.out, self.overwrite = list(runs), gpu, out, overwrite
+        self.failures: list[str] = []
+        self._places = {run: place for place, run in enumerate(self.runs, 1)}
+        self._left = sum(run.cost for run in self.runs)
+        self._pace, self._lock = Pace(), threading.Lock()
+        self._done = {run: threading.Event() for run in self.runs}
+
+    def run_all(self, jobs: int) -> None:
+        """Do all runs, `jobs` at a time.
+
+        Raises:
+            StoppedError: stopped by a signal.
+        """
+        for run in {run.study.dataset: run for run in self.runs}.values():
+            embedded(run)
+        with Launcher() as launcher, ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda run: self._run(run, launcher, jobs), self.runs))
+            launcher.check()
+
+    def _run(self, run: EvidenceRun, launcher: Launcher, jobs: int) -> None:
+        try:
+            if not launcher.stopped:
+                with exclusive(run.folder.with_name(f".{run.folder.name}.lock")):
+                    self._finish(run, launcher, jobs)
+        except AdaptiveError as error:
+            if not launcher.stopped:
+                self._say(run, f"failed: {error}")
+                self.failures.append(f"{run}: {error}")
+        finally:
+            with self._lock:
+                self._left -= run.cost
+            self._done[run].set()
+
+    def _finish(self, run: EvidenceRun, launcher: Launcher, jobs: int) -> None:
+        """Bring a run to its end, from wherever it is, and keep its result."""
+        flags = run.flags(self._share(run))
+        kept = kept_result(run, self.out)
+        if kept is not None and kept[FLAGS] == flags and not self.overwrite:
+            self._say(run, f"is there: {figures(kept)}")
+            return
+        settings = run.folder / "settings.json"
+        same = settings.is_file() and read_json(settings) == flags and not self.overwrite
+        if not (same and (run.folder / FILE_NAME).is_file()):
+            resumable = same and (run.folder / "LAST.safetensors").is_file()
+            minutes = self._pace.minutes(self._left / jobs)
+            self._say(run, f"{'goes on' if resumable else 'starts'}, about {minutes:.0f} min left")
+            write_json(settings, flags)
+            how = "--resume" if resumable else "--overwrite"
+            script = run.study.script
+            begin = time.perf_counter()
+            launcher.run_silently(script.train(self.gpu, run.name, [*flags, how]), script.home)
+            if not resumable:
+                self._pace.add(run.cost, time.perf_counter() - begin)
+        result = to_keep(load_result(run.folder / FILE_NAME), flags)
+        write_json(run.published(self.out), result, indent=1)
+        self._say(run, figures(result))
+        for path in run.folder.glob("*.safetensors"):
+            path.unlink()
+        shutil.rmtree(run.folder / "src", ignore_errors=True)
+
+    def _share(self, run: EvidenceRun) -> float | None:
+        """Of a random control: what the row that it stands beside did on training questions."""
+        if not run.row.share_of:
+            return None
+        (source,) = (
+            other
+            for other in self.runs
+            if (other.study, other.seed, other.row.name) == (run.study, run.seed, run.row.share_of)
+        )
+        self._done[source].wait()
+        found = kept_result(source, self.out)
+        if found is None:
+            raise DataError(f"its share is that of {source}, which has no result")
+        counts = found["epochs"][found["best_epoch"]]["train_share"]
+        return min(max(counts, EXTREME), 1 - EXTREME)
+
+    def _say(self, run: EvidenceRun, text: str) -> None:
+        print(f"run {self._places[run]} of {len(self.runs)}: {run}: {text}", flush=True)
+
+
+def kept_result(run: EvidenceRun, out: Path) -> Result | None:
+    """What is kept of a run; None where there is nothing yet."""
+    path = run.published(out)
+    return load_result(path) if path.is_file() else None
+
+
+def to_keep(result: Result, flags: list[str]) -> dict[str, Any]:
+    """What is kept of a result: without the decisions of every epoch, but with their share."""
+    live = (result.get("decisions") or {}).get("live")
+    kept = {key: value for key, value in result.items() if key != "path"} | {FLAGS: flags}
+    kept["epochs"] = [
+        {key: value for key, value in epoch.items() if key not in BULK}
+        | {"train_share": share_of(epoch.get("train_decisions"), live)}
+        for epoch in result["epochs"]
+    ]
+    return kept
+
+
+def share_of(decided: dict[str, Any] | None, live: Sequence[bool] | None) -> float | None:
+    """Mean share of live decisions that are 1."""
+    if not decided or not live:
+        return None
+    used = [share for share, alive in zip(decided["share"], live, strict=True) if alive]
+    return sum(used) / len(used)
+
+
+def figures(result: Result) -> str:
+    """Accuracies in a few words."""
+    shown = {k: v for k, v in result["accuracy"]["val"].items() if k != "count" and v is not None}
+    kinds = {k: v for k, v in shown.items() if k not in ("overall", "yes/no", "number", "other")}
+    more = ", ".join(f"{kind} {value:.1f}" for kind, value in kinds.items())
+    return f"validation {shown['overall']:.1f}{f' ({more})' if more else ''}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m common.evidence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "--only", metavar="STUDY,…", help=f"some of {', '.join(studies())} (default: all)"
+    )
+    made.add_argument(
+        "--quick", action="store_true", help="a tiny version, to see that all of it works (3 min)"
+    )
+    made.add_argument("--list", action="store_true", help="only list the runs")
+    made.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
+    made.add_argument(
+        "--gpu", default=os.environ.get("GPU", "cpu"), help="number or cpu (default cpu)"
+    )
+    made.add_argument("--overwrite", action="store_true", help="start all chosen runs again")
+    made.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="default results/evidence/, with --quick results/quick/evidence/",
+    )
+    return made
+
+
+@spoken
+def main(arguments: Sequence[str]) -> int:
+    """Command line; returns the exit status."""
+    options = parser().parse_args(arguments)
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: give a number of at least 1")
+    runs = plan(options.only.split(",") if options.only else None, options.quick)
+    out = options.out or repository_root() / (
+        "results/quick/evidence" if options.quick else "results/evidence"
+    )
+    if options.list:
+        for run in runs:
+            print(f"{run}: {'is there' if run.published(out).is_file() else 'to do'}")
+        return 0
+    runner = Runner(runs, options.gpu, out, options.overwrite)
+    runner.run_all(options.jobs)
+    for table in publish(out, {run.study.name: run.study for run in runs}):
+        print(f"\n{text_table(table)}")
+    print(f"\nresults: {out}")
+    for failure in runner.failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return int(bool(runner.failures))

@@ -1,0 +1,198 @@
+"""Tables, paired differences and the figure of the evidence, from the results that are kept."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from common.evidence.figure import draw_evidence
+from common.evidence.plan import EvidenceRow, Study
+from common.files import write_bytes
+from common.results.files import Result, load_result, lookup
+from common.results.plot_style import save
+from common.results.table import NONE, Table, markdown_table
+
+SUMMARY, FIGURE = "summary.md", "evidence.png"
+SHARE = 0.95
+LEGEND = (
+    "Accuracy on validation questions in percent, of the epoch that was best on held-out training "
+    "images; mean ± sample standard deviation over seeds. kept = questions in the old words, "
+    "learned = questions in the dialect. finetuned = share of live decisions that chose the "
+    "finetuned part, of the validation questions of that kind. difference = in overall accuracy to "
+    f"the first row with the same seeds (same data and order), with its {SHARE:.0%} confidence "
+    "interval (t, paired). permuted = the decisions of the row above, given to other questions of "
+    "the validation part. Settings were chosen with other seeds than those that are shown."
+)
+Found = dict[str, dict[int, Result]]  # by name of the row and seed
+
+
+def read_study(study: Study, out: Path) -> Found:
+    """The kept results of a study; a permuted row beside each that has one."""
+    found: Found = {}
+    for row in study.rows:
+        files = sorted((out / study.name / row.name).glob("seed_*.json"))
+        results = {int(path.stem.removeprefix("seed_")): load_result(path) for path in files}
+        results = {seed: result for seed, result in results.items() if seed in study.seeds}
+        if results:
+            found[row.name] = results
+        if row.permuted and (permuted := _permuted(results)):
+            found[permuted_name(row)] = permuted
+    return found
+
+
+def permuted_name(row: EvidenceRow) -> str:
+    """Name of the row with the decisions of another one, permuted."""
+    return f"{row.name}_permuted"
+
+
+def _permuted(results: Mapping[int, Result]) -> dict[int, Result]:
+    return {
+        seed: result | {"accuracy": {"val": values}}
+        for seed, result in results.items()
+        if (values := lookup(result, "accuracy.val_permuted")) is not None
+    }
+
+
+def shown_rows(study: Study) -> list[tuple[str, str]]:
+    """Name and title of every row of the table."""
+    rows = []
+    for row in study.rows:
+        rows.append((row.name, row.title))
+        if row.permuted:
+            rows.append((permuted_name(row), f"{row.title}, permuted"))
+    return rows
+
+
+def publish(out: Path, chosen: Mapping[str, Study]) -> list[Table]:
+    """Write the tables and the figure of all studies that have results.
+
+    Args:
+        out: folder of the kept results.
+        chosen: the studies by name.
+
+    Returns:
+        The tables.
+    """
+    found = {name: (study, read_study(study, out)) for name, study in chosen.items()}
+    found = {name: pair for name, pair in found.items() if pair[1]}
+    tables = [study_table(study, results) for study, results in found.values()]
+    if tables:
+        for name, table in zip(found, tables, strict=True):
+            write_bytes(out / name / SUMMARY, f"{markdown_table(table)}\n".encode())
+        text = "\n\n".join([*map(markdown_table, tables), LEGEND])
+        write_bytes(out / SUMMARY, f"{text}\n".encode())
+    drawn = [pair for pair in found.values() if pair[0].group == "dialect"]
+    if drawn:
+        save(draw_evidence(drawn), out / FIGURE)
+    return tables
+
+
+def kinds_of(results: Found) -> list[str]:
+    """Kinds of questions that the results tell apart."""
+    known = ("overall", "yes/no", "number", "other", "count")
+    kinds: dict[str, None] = {}
+    for of_seed in results.values():
+        for result in of_seed.values():
+            kinds |= dict.fromkeys(k for k in lookup(result, "accuracy.val") if k not in known)
+    return list(kinds)
+
+
+def study_table(study: Study, results: Found) -> Table:
+    """One line for each row of a study."""
+    kinds = kinds_of(results)
+    types = kinds or ["yes/no", "other"]
+    headings = [("", ""), ("runs", "n"), ("val %", "overall"), *(("val %", t) for t in types)]
+    headings += [("finetuned", t) for t in kinds or [""]] + [("difference", "points")]
+    first = results.get(study.rows[0].name, {})
+    rows = []
+    for name, title in shown_rows(study):
+        of_seed = results.get(name)
+        if of_seed is None:
+            continue
+        rows.append(
+            (
+                title,
+                str(len(of_seed)),
+                *(
+                    _mean([lookup(r, f"accuracy.val.{t}") for r in of_seed.values()])
+                    for t in ("overall", *types)
+                ),
+                *(
+                    _mean([share_finetuned(r, kind) for r in of_seed.values()], 2)
+                    for kind in kinds or [""]
+                ),
+                NONE if name == study.rows[0].name else difference_text(of_seed, first),
+            )
+        )
+    counts = {r["accuracy"]["val"].get("count") for of in results.values() for r in of.values()}
+    questions = max((count for count in counts if count), default=0)
+    return Table(
+        f"{study.title} ({questions:,} validation questions)", tuple(headings), tuple(rows), ()
+    )
+
+
+def share_finetuned(result: Result, kind: str) -> float | None:
+    """Mean share of live decisions that are 1, of validation questions of a kind; "": of all."""
+    decisions: dict[str, Any] | None = result.get("decisions")
+    if not decisions:
+        return None
+    if not kind:
+        mean: float = decisions["mean_live"]
+        return mean
+    shares = decisions["share_by_type"].get(kind, {}).get("share")
+    if shares is None:
+        return None
+    used = [s for s, alive in zip(shares, decisions["live"], strict=True) if alive]
+    return sum(used) / len(used)
+
+
+def _mean(values: Sequence[float | None], decimals: int = 1) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return NONE
+    mean = f"{statistics.fmean(known):.{decimals}f}"
+    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.{decimals}f}"
+
+
+def paired_difference(
+    ours: Mapping[int, float], theirs: Mapping[int, float]
+) -> tuple[float, float | None]:
+    """Mean difference over the seeds that both have, and half of its confidence interval.
+
+    Args:
+        ours, theirs: a figure by seed.
+
+    Returns:
+        Both in the figure's unit; the second one is None for a single seed.
+
+    Raises:
+        ValueError: there is no seed that both have.
+    """
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if not differences:
+        raise ValueError("no seed in common")
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
+        return mean, None
+    error = statistics.stdev(differences) / math.sqrt(count)
+    return mean, float(stats.t.ppf(0.5 + SHARE / 2, count - 1)) * error
+
+
+def difference_text(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> str:
+    """`+9.1 (6.2 to 12.0)`, in points of overall accuracy."""
+    overall = (
+        {seed: float(lookup(r, "accuracy.val.overall")) for seed, r in side.items()}
+        for side in (ours, theirs)
+    )
+    try:
+        mean, half = paired_difference(*overall)
+    except ValueError:
+        return NONE
+    if half is None:
+        return f"{mean:+.1f}"
+    return f"{mean:+.1f} ({mean - half:.1f} to {mean + half:.1f})"
