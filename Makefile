@@ -60,7 +60,7 @@ vilbert_joint := save/joint
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
-.PHONY: help setup demo experiments lint test test-slow test-gpu fuzz mutants parity bench compare diagrams data-easy-vqa \
+.PHONY: help setup demo experiments evidence lint test test-slow test-gpu fuzz mutants parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full lxmert-adaptive \
         vlbert-train vlbert-test vlbert-table pretrain-easy-vqa-vilbert vilbert-train vilbert-test \
         vilbert-retrieval vilbert-pretrain vilbert-table vilbert-joint clean
@@ -94,6 +94,9 @@ demo: setup  ## five strategies on all backbones, easy-VQA: table, plots, report
 
 experiments: setup  ## strategies × sizes of data × seeds, about 3.5 hours, resumable (QUICK=1: minutes)
 	$(BIN)/python -m common.experiments $(if $(QUICK),--quick) $(ARGS)
+
+evidence: setup  ## does a policy earn more than chance? all backbones, 80 minutes, resumable (QUICK=1: 5)
+	$(BIN)/python -m common.evidence $(if $(QUICK),--quick) $(ARGS)
 
 lint: setup  ## formatting, ruff, types (mypy) and the direction of imports, without running anything
 	$(BIN)/python -m ruff format --check .
