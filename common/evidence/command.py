@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import sys
 import threading
 import time
@@ -101,7 +102,7 @@ class Runner:
         shutil.rmtree(run.folder / "src", ignore_errors=True)
 
     def _share(self, run: EvidenceRun) -> float | None:
-        """Of a random control: what the row that it stands beside did on training questions."""
+        """Of a random control: mean share of the row beside it over the epochs of its training."""
         if not run.row.share_of:
             return None
         (source,) = (
@@ -113,8 +114,10 @@ class Runner:
         found = kept_result(source, self.out)
         if found is None:
             raise DataError(f"its share is that of {source}, which has no result")
-        counts = found["epochs"][found["best_epoch"]]["train_share"]
-        return min(max(counts, EXTREME), 1 - EXTREME)
+        shares = [epoch["train_share"] for epoch in found["epochs"] if "train_share" in epoch]
+        if not shares or None in shares:
+            raise DataError(f"its share is that of {source}, whose result does not say it")
+        return min(max(statistics.fmean(shares), EXTREME), 1 - EXTREME)
 
     def _say(self, run: EvidenceRun, text: str) -> None:
         print(f"run {self._places[run]} of {len(self.runs)}: {run}: {text}", flush=True)

@@ -78,7 +78,7 @@ def fake_result(name: str, flags: Sequence[str], backbone: str = "lxmert") -> di
         seed=seed,
         layout=layout,
         name=name,
-        val=VAL[strategy] + seed - 9595,
+        val=VAL.get(strategy, 81.0) + (seed - 9595) % 100,
         dataset=given.get("--dataset", "easy_vqa"),
     )
     return result | {"policy": given.get("--policy", result["policy"])}

@@ -121,6 +121,7 @@ def make_epochs(
                     "count": 120,
                 },
                 "decisions": moved,
+                "train_decisions": moved,
                 "seconds": 12.5,
                 "policy_temperature": None if decisions is None else 5.0 * (1.2 - done),
             }

@@ -87,8 +87,10 @@ def test_every_strategy_runs_on_every_backbone_and_ends_in_one_table(repository,
 
 def test_backbones_differ_only_in_what_their_scripts_need(repository):
     assert repository.command("--quick") == 0
+    scripts = [find_backbone(name).script for name in ("lxmert", "vlbert", "vilbert")]
+    data = [word for script in scripts for word in script.data("easy_vqa")]
     flags = {
-        mode: [word for word in rest if word not in ("--dataset", "easy_vqa")]
+        mode: [word for word in rest if word not in data]
         for mode, gpu, name, *rest in repository.calls()
         if name == "demo_SpotTune"
     }
@@ -153,8 +155,12 @@ def test_the_commands_of_all_backbones_are_understood_by_their_scripts():
         for word in script.train("cpu", "x", [])[1:2]:
             assert (script.home / word).is_file()
     flags = ["--strategy", "SpotTune", "--overwrite", *demo.FULL, *demo.THREADS]
-    assert PROGRAM.parser().parse_args([*lxmert.train("cpu", "x", [*lxmert.data("easy_vqa"), *flags])[4:]])
-    bash, _, script, config, folder, *rest = vlbert.train("cpu", "x", [*vlbert.data("easy_vqa"), *flags])
+    assert PROGRAM.parser().parse_args(
+        [*lxmert.train("cpu", "x", [*lxmert.data("easy_vqa"), *flags])[4:]]
+    )
+    bash, _, script, config, folder, *rest = vlbert.train(
+        "cpu", "x", [*vlbert.data("easy_vqa"), *flags]
+    )
     assert bash == "bash" and (vlbert.home / script).is_file()
     given = train_parser(script, None).parse_args(["--cfg", config, "--model-dir", folder, *rest])
     assert (given.name, given.gpus, given.strategy) == ("x", "cpu", "SpotTune")

@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -24,35 +23,14 @@ from common.files import repository_root
 from common.results.table import format_markdown
 from common.runs.backbones import find_backbone
 from common.training.launch import Launcher
+from tests.common.fake_repository import Repository as Scripts
+from tests.common.fake_repository import make_repository
 from tests.common.fake_runs import fake_result
 from tests.common.result_examples import make_result, write_result
 
-FAKE = Path(__file__).parents[1] / "fake_runs.py"
 
-
-class Repository:
-    """A folder with run scripts that write results at once."""
-
-    def __init__(self, root: Path, minival: Path) -> None:
-        self.root, self.minival, self.out = root, minival, root / "out"
-
-    def command(self, *arguments: str) -> int:
-        """`python -m common.experiments` with this repository's scripts."""
-        return main([*arguments, "--out", str(self.out)])
-
-    def calls(self) -> list[str]:
-        """What the scripts were called with since the last look."""
-        path = self.root / "calls.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return lines
-
-    def trained(self) -> list[str]:
-        """Names of the runs that were started since the last look."""
-        return [line.split()[2] for line in self.calls() if line.startswith("train ")]
-
-    def folder(self, name: str) -> Path:
-        return self.root / "LXMERT" / "snap" / "vqa" / "experiments" / name
+class Repository(Scripts):
+    """One in which experiments may be done already."""
 
     def give(self, experiment: str) -> None:
         """Let an experiment be done already."""
@@ -74,10 +52,6 @@ class Repository:
             ):
                 (run.folder / f"{name}.json").write_text(json.dumps(content))
 
-    def breaks(self, *parts: str) -> None:
-        """Runs with these parts in their names fail from now on."""
-        (self.root / "broken.txt").write_text("\n".join(parts))
-
 
 @pytest.fixture
 def repository(drawing_repository, monkeypatch) -> Repository:
@@ -92,21 +66,7 @@ def repository(drawing_repository, monkeypatch) -> Repository:
 
 @pytest.fixture
 def drawing_repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
-    scripts = tmp_path / "LXMERT" / "run"
-    scripts.mkdir(parents=True)
-    for name, mode in (("vqa_finetune", "train"), ("vqa_test", "test")):
-        (scripts / f"{name}.bash").write_text(f'exec "$PYTHON" -S {FAKE} {mode} "$@"\n')
-    minival = easy_vqa_root / "data" / "easy_vqa" / "minival.json"
-    for name, value in (
-        ("FAKE_RUNS", tmp_path),
-        ("FAKE_MINIVAL", minival),
-        ("PYTHONPATH", repository_root()),
-    ):
-        monkeypatch.setenv(name, str(value))
-    for module in ("runs.run_script", "experiments.command"):
-        monkeypatch.setattr(f"common.{module}.repository_root", lambda: tmp_path)
-    monkeypatch.setattr("common.data.datasets.repository_root", lambda: easy_vqa_root)
-    return Repository(tmp_path, minival)
+    return make_repository(tmp_path, easy_vqa_root, monkeypatch, main, "experiments", Repository)
 
 
 def runs(experiment: str) -> list[PlannedRun]:
