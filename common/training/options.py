@@ -265,6 +265,8 @@ POLICY_TRAININGS: dict[str, dict[str, Any]] = {
     "started": {"policy_start": 8, "policy_hold": 1.0, "temperature": 1.0},
 }
 POLICY_TRAINING = "published"
+BUDGETS = ("constrain_k", "target_rate", "deterministic_scale")
+HOLD_WITH_BUDGET = 0.25
 OF_DECISIONS = (
     *("policy_training", "policy_warmup", *POLICY_TRAININGS["published"]),
     *("policy", "policy_eval", "global_k", "temperature_end", "constrain_k", "target_rate"),
@@ -358,10 +360,24 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
         raise ConfigError(f"{typed(name, value)}: give a number {wanted}")
     _check_effects({**resolved, **{k: v for k, v in vars(args).items() if v is not None}}, args)
     args.attention = attention_options(args, resolved)
-    training = getattr(args, "policy_training", None) or POLICY_TRAINING
-    for name, default in (DECISION_DEFAULTS | POLICY_TRAININGS[training]).items():
+    training = POLICY_TRAININGS[getattr(args, "policy_training", None) or POLICY_TRAINING]
+    if any(getattr(args, flag, None) for flag in BUDGETS):
+        training = training | {"policy_hold": min(training["policy_hold"], HOLD_WITH_BUDGET)}
+        _check_budget_is_learned(args)
+    for name, default in (DECISION_DEFAULTS | training).items():
         if getattr(args, name, default) is None:
             setattr(args, name, default)
+
+
+def _check_budget_is_learned(args: argparse.Namespace) -> None:
+    """A policy that is held to the end follows no budget loss."""
+    if (hold := getattr(args, "policy_hold", None)) is not None and hold >= 1:
+        budget = next(flag for flag in BUDGETS if getattr(args, flag, None))
+        raise ConfigError(
+            f"{typed('policy_hold', hold)}: the policy learns nothing, so that "
+            f"{typed(budget, getattr(args, budget))} would have no effect; hold it for a part of "
+            f"the steps, e.g. --policy-hold {HOLD_WITH_BUDGET}"
+        )
 
 
 def _check_effects(values: dict[str, Any], args: argparse.Namespace) -> None:
