@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.strategies import Strategy, find_strategy
 from common.errors import ConfigError, named
 from common.modules.attention import AttentionOptions
+from common.training.policy_lessons import PolicyTraining
 from vlbert.config import Config
 
 
@@ -27,6 +28,7 @@ class AdaptiveSettings:
     budget: BudgetOptions
     temperature_end: float
     attention: AttentionOptions
+    training: PolicyTraining = field(default_factory=PolicyTraining)
 
 
 def adaptive_settings(config: Config) -> AdaptiveSettings:

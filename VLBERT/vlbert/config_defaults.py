@@ -15,6 +15,7 @@ from typing import Any
 
 from common.adapt.attention import ATTENTION_LR
 from common.modules.attention import NORMALISERS, SPANS
+from common.training.options import POLICY_TRAININGS
 
 Defaults = dict[str, Any]
 
@@ -201,6 +202,11 @@ ADDED: Defaults = {
     "DATASET.IMPORT_FEATURES": True,
     "POLICY.NETWORK": "published",
     "POLICY.EVALUATION": "argmax",
+    "POLICY.TRAINING": "published",
+    "POLICY.START": 0,
+    "POLICY.HOLD": 0.0,
+    "POLICY.REVIEW": 0,
+    "POLICY.HEAD_WARMUP": 0.0,
     "POLICY.TEMPERATURE": 5.0,
     "POLICY.TEMPERATURE_END": 5.0,
     "POLICY.INITIAL_SHARE": 0.5,
@@ -229,8 +235,15 @@ ADDED_MEANING = {
     "DATASET.IMPORT_FEATURES": "import feature files into a store once; else read them each time",
     "POLICY.NETWORK": "published, small, random:SHARE or oracle:KIND",
     "POLICY.EVALUATION": "argmax, sample or global",
+    "POLICY.TRAINING": "published or started: what holds where the next keys, and TEMPERATURE, "
+    "are not given",
+    "POLICY.START": "passes in which the policy is taught where the pretrained model fails",
+    "POLICY.HOLD": "share of all steps in which the policy gets no gradient",
+    "POLICY.REVIEW": "passes after every held epoch that teach which branch is the better one",
+    "POLICY.HEAD_WARMUP": "share of all steps in which a new head learns alone (not given: 0.1 where "
+    "the head is new and the policy is taught)",
     "POLICY.TEMPERATURE": "of the Gumbel-softmax at the start of training",
-    "POLICY.TEMPERATURE_END": "and at its end",
+    "POLICY.TEMPERATURE_END": "and at its end (not given: as at the start)",
     "POLICY.INITIAL_SHARE": "probability of decision 1 before training",
     "POLICY.EXECUTOR": "exact, dense or sampled",
     "ATTENTION.NORMALISER": "softmax, entmax (its α is learned), entmax15, sparsemax or published",
@@ -283,6 +296,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "EXECUTOR": ("exact", "dense", "sampled"),
     "NORMALISER": NORMALISERS,
     "SPAN": SPANS,
+    "TRAINING": tuple(POLICY_TRAININGS),
 }
 # Key → lowest and highest value, at every level.
 LIMITS: dict[str, tuple[float, float]] = {
@@ -325,6 +339,8 @@ LIMITS: dict[str, tuple[float, float]] = {
         (0, math.inf),
     ),
     **dict.fromkeys(("TEMPERATURE", "TEMPERATURE_END"), (1e-6, math.inf)),
+    **dict.fromkeys(("START", "REVIEW"), (0, math.inf)),
+    **dict.fromkeys(("HOLD", "HEAD_WARMUP"), (0, 1)),
     "INITIAL_SHARE": (1e-6, 1 - 1e-6),
 }
 

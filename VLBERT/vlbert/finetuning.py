@@ -13,7 +13,7 @@ from common.tasks.command import Command
 from common.tasks.finetuning import Optimizers, Run, finetune, identity
 from common.tasks.options import FinetuneOptions, Recipe
 from common.tasks.starting import Started, started
-from common.training.options import check_options
+from common.training.options import check_options, policy_training
 from common.training.tracking import Tracker
 from vlbert.building import Built, build_vqa, size_name
 from vlbert.config import Config
@@ -21,7 +21,7 @@ from vlbert.config_adaptive import AdaptiveSettings, adaptive_settings, policy_r
 from vlbert.config_remarks import idle_keys
 from vlbert.data import Splits, VQASource
 from vlbert.data_task import VLBertTask
-from vlbert.options import TrainOptions, load, train_options, train_parser
+from vlbert.options import POLICY_TRAINING_KEYS, TrainOptions, load, train_options, train_parser
 from vlbert.outputs import keep_config, lasting
 from vlbert.recipe import Length, make_main_optimizer, make_policy_optimizer
 from vlbert.sizes import ENCODER_SIZES, HOME
@@ -74,6 +74,7 @@ class VQAOptions:
             temperature=settings.options.temperature,
             temperature_end=settings.temperature_end,
             budget=settings.budget,
+            policy=settings.training,
         )
         return FinetuneOptions(
             recipe,
@@ -131,9 +132,14 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
         ConfigError: something does not go together.
     """
     settings = adaptive_settings(config)
+    if settings.strategy.adaptive:
+        for flag, key in POLICY_TRAINING_KEYS.items():
+            if key in config.given:
+                setattr(args, flag, config.POLICY[key.partition(".")[2]])
     check_options(args, **_of_config(settings))
     options = replace(
         settings.options,
+        temperature=args.temperature,
         sampled_share=args.sampled_share,
         full_precision=args.policy_precision == "high",
     )
@@ -145,7 +151,16 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
     budget = replace(
         settings.budget, target_rate=args.target_rate, target_rate_scale=args.target_rate_scale
     )
-    return replace(settings, options=options, budget=budget)
+    end = settings.temperature_end
+    if "POLICY.TEMPERATURE_END" not in config.given:
+        end = args.temperature
+    return replace(
+        settings,
+        options=options,
+        budget=budget,
+        temperature_end=end,
+        training=policy_training(args),
+    )
 
 
 def _of_config(settings: AdaptiveSettings) -> dict[str, Any]:

@@ -40,14 +40,21 @@ TRAINING_KEYS = {
     "eval_batch_size": "VAL.BATCH_IMAGES",
     "precision": "TRAIN.FP16",
 }
-STRATEGY_KEYS = {
+POLICY_TRAINING_KEYS = {
+    "policy_training": "POLICY.TRAINING",
+    "policy_start": "POLICY.START",
+    "policy_hold": "POLICY.HOLD",
+    "policy_review": "POLICY.REVIEW",
+    "policy_warmup": "POLICY.HEAD_WARMUP",
+    "temperature": "POLICY.TEMPERATURE",
+}
+STRATEGY_KEYS = POLICY_TRAINING_KEYS | {
     "strategy": "FINETUNE_STRATEGY",
     "trainable_layers": "FINETUNE_STRATEGY",
     "frozen_layers": "NETWORK.VLBERT.FROZEN_LAYERS",
     "policy": "POLICY.NETWORK",
     "policy_eval": "POLICY.EVALUATION",
     "policy_init": "POLICY.INITIAL_SHARE",
-    "temperature": "POLICY.TEMPERATURE",
     "temperature_end": "POLICY.TEMPERATURE_END",
     "executor": "POLICY.EXECUTOR",
     "normaliser": "ATTENTION.NORMALISER",

@@ -408,6 +408,12 @@ def budget_options(args: argparse.Namespace) -> BudgetOptions:
     )
 
 
+def policy_training(args: argparse.Namespace) -> PolicyTraining:
+    return PolicyTraining(
+        args.policy_warmup, args.policy_start, args.policy_hold, args.policy_review
+    )
+
+
 def adaptive_options(args: argparse.Namespace) -> AdaptiveOptions:
     return AdaptiveOptions(
         executor=args.executor,
@@ -431,9 +437,7 @@ def loop_options(
         policy_clip=args.policy_clip,
         temperature=args.temperature,
         temperature_end=end,
-        policy=PolicyTraining(
-            args.policy_warmup, args.policy_start, args.policy_hold, args.policy_review
-        ),
+        policy=policy_training(args),
         budget=budget_options(args),
         accumulate=args.accumulate,
         span_loss=getattr(args, "span_loss", None),
