@@ -184,7 +184,8 @@ def set_classifier_rows(network: ResNetVLBERT, rows: Tensor) -> None:
     Raises:
         ConfigError: the layer does not read the encoder's width.
     """
-    weight = last_linear(network.final_mlp).weight
+    last = last_linear(network.final_mlp)
+    weight = last.weight
     if weight.shape != rows.shape:
         raise ConfigError(
             f"answer rows {tuple(rows.shape)} do not fit the last layer of the "
@@ -194,3 +195,4 @@ def set_classifier_rows(network: ResNetVLBERT, rows: Tensor) -> None:
         )
     with torch.no_grad():
         weight.copy_(rows)
+    mark_read(last.parameters())  # a bias of 0 belongs to them

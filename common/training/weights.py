@@ -373,10 +373,14 @@ def load_into(
     _check_ties(own, weights, report.loaded, what)
     _check_finite(weights, report.loaded, what)
     model.load_state_dict({name: weights[name] for name in report.loaded}, strict=False)
-    for name in report.loaded:
-        if isinstance(own[name], Tensor):
-            setattr(own[name], READ, True)
+    mark_read(own[name] for name in report.loaded if isinstance(own[name], Tensor))
     return report
+
+
+def mark_read(parameters: Iterable[Tensor]) -> None:
+    """Note that the values of these come from what was pretrained; see `new_parameters`."""
+    for parameter in parameters:
+        setattr(parameter, READ, True)
 
 
 def new_parameters(model: nn.Module, encoder: nn.Module) -> list[str]:
