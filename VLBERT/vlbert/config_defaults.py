@@ -240,8 +240,8 @@ ADDED_MEANING = {
     "POLICY.START": "passes in which the policy is taught where the pretrained model fails",
     "POLICY.HOLD": "share of all steps in which the policy gets no gradient",
     "POLICY.REVIEW": "passes after every held epoch that teach which branch is the better one",
-    "POLICY.HEAD_WARMUP": "share of all steps in which a new head learns alone (not given: 0.1 where "
-    "the head is new and the policy is taught)",
+    "POLICY.HEAD_WARMUP": "share of all steps in which a new head learns alone (not given: 0.1 "
+    "where the head is new and the policy is taught)",
     "POLICY.TEMPERATURE": "of the Gumbel-softmax at the start of training",
     "POLICY.TEMPERATURE_END": "and at its end (not given: as at the start)",
     "POLICY.INITIAL_SHARE": "probability of decision 1 before training",

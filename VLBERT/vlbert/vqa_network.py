@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.errors import ConfigError
+from common.training.weights import mark_read
 from vlbert.fast_rcnn import FastRCNN, Regions
 from vlbert.heads import classifier, last_linear
 from vlbert.modeling import VisualLinguisticBert, VLBertOutput
