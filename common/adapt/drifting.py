@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.families import find_encoder
@@ -23,7 +23,8 @@ def drift(model: nn.Module) -> dict[str, Any] | None:
     if part is None or not part.twins:
         return None
     encoder = find_encoder(model)
-    names, squares = [], []
+    names: list[str] = []
+    squares: list[Tensor] = []
     for layer in encoder.layers():
         twin = part.twin(layer.name)
         assert twin is not None
@@ -43,8 +44,9 @@ def drift(model: nn.Module) -> dict[str, Any] | None:
     }
 
 
-def _square(x: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(x, dtype=torch.float64) ** 2
+def _square(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm**2
 
 
 def _ratio(moved: float, size: float) -> float:

@@ -77,9 +77,10 @@ def draw_policy(result: Result) -> Figure:
         wspace=0.34,
         hspace=0.5,
     )
+    first, last = epochs[0]["epoch"], epochs[-1]["epoch"]
     for axes, draw in zip(grid, panels, strict=False):
         draw(axes, epochs, decision_word(result))
-        axes.set(xlabel="epoch")
+        axes.set(xlabel="epoch", xlim=(first - 0.2, last + 0.2))
         if best is not None:
             axes.axvline(best, color="#999999", linewidth=1, linestyle=":", zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -144,15 +145,15 @@ def _information(axes: Axes, epochs: Epochs, word: str) -> None:
             _line(axes, epochs, f"information.{family}.most", colour, title)
             level = max(lookup(epoch, f"policy.information.{family}.of") or 0.0 for epoch in epochs)
             axes.axhline(level, color=colour, linewidth=0.9, linestyle="--", alpha=0.7)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.6 * axes.get_ylim()[1])  # room for the legend
     axes.set(ylabel="nats, best decision")
     axes.set_title("tells (dashed: all there is)", loc="left", fontsize=8.5)
-    axes.legend(loc="best")
+    axes.legend(loc="upper left")
 
 
 def _norm(axes: Axes, epochs: Epochs, word: str) -> None:
     _line(axes, epochs, "gradient.norm", DARK)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.set(ylabel="norm before clipping")
     axes.set_title("gradient of the policy", loc="left", fontsize=8.5)
 

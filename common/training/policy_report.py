@@ -59,7 +59,7 @@ def policy_line(policy: Mapping[str, Any]) -> str:
     if gradient := policy["gradient"]:
         agreement = gradient["agreement"]
         shown = "–" if agreement is None else f"{agreement:.2f}"
-        words.append(f"gradient {gradient['norm']:.2g}, of which inputs agree on {shown}")
+        words.append(f"gradient {gradient['norm']:.2g}, agreement of inputs {shown}")
     else:
         words.append("no gradient")
     if policy["drift"]:

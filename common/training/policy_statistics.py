@@ -152,7 +152,7 @@ class PolicyStatistics:
         self._rows, self._groups = {}, {}
         self._sums, self._counts = state["sums"], list(state["counts"])
         self._pushes, self._norms = state["pushes"], state["norms"]
-        rows = []
+        rows: list[Tensor] = []
         for family, names in state["groups"].items():
             for name, entry in names.items():
                 self._rows[family, name] = len(rows)

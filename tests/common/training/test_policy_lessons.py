@@ -159,6 +159,3 @@ def test_what_the_review_measures_decides_between_the_branches(tmp_path):
             assert ((finetunes(trainer, key) > 0.5) == (value > 0)).all()
 
 
-def test_random_policies_and_linear_branches_are_taught_nothing(tmp_path):
-    trainer = make_trainer(tmp_path, **STARTED | {"strategy": "BlockReplace"})
-    assert trainer.lessons is None
