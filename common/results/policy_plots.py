@@ -68,7 +68,7 @@ def draw_policy(result: Result) -> Figure:
     what = "the policy over the training samples of each epoch"
     what += "" if best is None else f"; dotted: the epoch that was kept ({best})"
     figure.text(0.02, 1 - 0.08 / height, run_title(result, what), va="top", fontsize=10)
-    grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    places = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     figure.subplots_adjust(
         left=0.075,
         right=0.985,
@@ -78,14 +78,14 @@ def draw_policy(result: Result) -> Figure:
         hspace=0.5,
     )
     first, last = epochs[0]["epoch"], epochs[-1]["epoch"]
-    for axes, draw in zip(grid, panels, strict=False):
+    for axes, draw in zip(places, panels, strict=False):
         draw(axes, epochs, decision_word(result))
         axes.set(xlabel="epoch", xlim=(first - 0.2, last + 0.2))
         if best is not None:
             axes.axvline(best, color="#999999", linewidth=1, linestyle=":", zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y", visible=True)
-    for axes in list(grid):  # those that nothing was drawn in
+    for axes in places[len(panels) :]:
         axes.remove()
     return figure
 
