@@ -125,6 +125,8 @@ def test_decisions_are_given_to_samples_that_are_named():
     with note_decisions(part) as noted:
         part.tell(0, 0, [5, 6])
         model(**inputs)
+        assert torch.equal(part.last.decisions, torch.stack([noted[5], noted[6]]).double())
+        assert not torch.equal(noted[5], noted[6])
         with pytest.raises(ValueError, match="whose decisions are these"):
             model(**inputs)
     turned = {5: 1 - noted[5], 6: noted[6]}

@@ -19,12 +19,12 @@ from tests.common.tiny_models import adapted
 def problems(
     share: float,
     spread: float = 0.3,
-    policy: str = "small",
+    decider: str = "small",
     strategy: str = "SpotTune",
     **options: Any,
 ) -> list[str]:
     """Warnings of a run whose first live decision has this share, and all others 1."""
-    part = adaptive_part(adapted("lxmert", strategy, policy=policy))
+    part = adaptive_part(adapted("lxmert", strategy, policy=decider))
     live = part.live.tolist()
     decisions = {"share": [share] + [1.0] * (len(live) - 1), "live": live}
     spreads = [spread if alive else 1.0 for alive in live]
@@ -66,6 +66,6 @@ def test_a_policy_that_hardly_looks_at_its_input_is_warned_of_where_decisions_di
 
 @pytest.mark.parametrize("policy", ["shared", "random:0.5", "oracle:new"])
 def test_controls_are_not_expected_to_look_at_it(policy):
-    assert problems(0.5, spread=0.0, policy=policy) == []
-    found = problems(1.0, spread=0.0, policy=policy)
+    assert problems(0.5, spread=0.0, decider=policy) == []
+    found = problems(1.0, spread=0.0, decider=policy)
     assert len(found) == (policy != "shared") and not any("try" in warning for warning in found)

@@ -127,6 +127,7 @@ def test_a_resumed_epoch_is_recorded_bit_for_bit_with_what_the_pretrained_model_
     resumed.resume()
     resumed.fit()
     same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+    assert all(record["policy"]["gradient"] for record in whole.history)
     told = whole.history[1]["policy"]["information"]
     right = sum(score > 0.5 for score in whole.lessons.frozen.values()) / 20
     assert set(told) == {"type", "kind", "pretrained"} and 0 < right < 1
@@ -211,6 +212,24 @@ def test_movement_of_the_policy_is_not_taken_for_a_difference_of_inputs():
     found = statistics.record(torch.tensor([True, False]))
     assert found["spread"] < 1e-7 and found["count"] == 60 and found["information"] == {}
     assert WINDOWS >= 10 and PolicyStatistics().record(torch.tensor([True])) is None
+
+
+def test_the_scale_of_a_loss_is_taken_out_of_the_gradient_and_infinite_ones_left_out():
+    found = []
+    for units in ((1.0, 1.0), (2.0, 1024.0)):
+        statistics = PolicyStatistics()
+        for unit, sign in zip(units, (1.0, -0.5), strict=True):
+            logits = torch.zeros(3, 2, 2, requires_grad=True)
+            used = logits * 1
+            statistics.add(used, 0.0, {}, torch.tensor(unit))
+            (used[..., 1].sum() * sign * unit).backward()
+        used = logits * 1
+        statistics.add(used, 0.0, {}, 1.0)
+        (used.sum() * math.inf).backward()
+        for norm in (1.0, math.inf, 2.0):
+            statistics.add_norm(torch.tensor(norm))
+        found.append(statistics.record(torch.tensor([True, True]))["gradient"])
+    assert found[0] == found[1] == {"norm": 1.5, "agreement": pytest.approx(1 / 3)}
 
 
 @pytest.mark.parametrize("family", ["single", "lxmert", "vilbert", "vlbert"])
