@@ -128,6 +128,7 @@ def test_a_resumed_epoch_is_recorded_bit_for_bit_with_what_the_pretrained_model_
     resumed.fit()
     same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
     assert all(record["policy"]["gradient"] for record in whole.history)
+    assert whole.history[1]["policy"]["count"] == 20
     told = whole.history[1]["policy"]["information"]
     right = sum(score > 0.5 for score in whole.lessons.frozen.values()) / 20
     assert set(told) == {"type", "kind", "pretrained"} and 0 < right < 1
