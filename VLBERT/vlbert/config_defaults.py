@@ -233,7 +233,7 @@ ADDED_MEANING = {
     "DATASET.ANSWER_SPELLING": "normalised: answers are compared as the official metric does; "
     "verbatim: as typed, as the original has it",
     "DATASET.IMPORT_FEATURES": "import feature files into a store once; else read them each time",
-    "POLICY.NETWORK": "published, small, random:SHARE or oracle:KIND",
+    "POLICY.NETWORK": "published, small, shared, random:SHARE or oracle:KIND",
     "POLICY.EVALUATION": "argmax, sample or global",
     "POLICY.TRAINING": "published or started: what holds where the next keys, and TEMPERATURE, "
     "are not given",

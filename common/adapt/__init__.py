@@ -24,6 +24,7 @@ from common.adapt.budget import (
     deterministic,
     target_rate,
 )
+from common.adapt.drifting import drift
 from common.adapt.encoder import (
     POLICY_EVALUATIONS,
     Adaptive,
@@ -43,6 +44,7 @@ from common.adapt.policy import (
     OraclePolicy,
     PolicyInputs,
     RandomPolicy,
+    SharedPolicy,
     SmallPolicy,
     set_initial_share,
     uniform_noise,
@@ -83,6 +85,7 @@ __all__ = [
     "Routes",
     "Routing",
     "Rows",
+    "SharedPolicy",
     "Site",
     "SmallPolicy",
     "State",
@@ -96,6 +99,7 @@ __all__ = [
     "constrain_k",
     "deciding_part",
     "deterministic",
+    "drift",
     "execute",
     "find_encoder",
     "find_strategy",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common.adapt.encoder import HALF, POLICY_EVALUATIONS, Adaptive, AdaptiveOptions, RoutedEncoder
 from common.adapt.families import find_encoder
 from common.adapt.guards import protect
-from common.adapt.policy import OraclePolicy, RandomPolicy, SmallPolicy
+from common.adapt.policy import OraclePolicy, RandomPolicy, SharedPolicy, SmallPolicy
 from common.adapt.steps import Layer, live_steps
 from common.adapt.strategies import Strategy, find_strategy, plan_sites
 from common.errors import ConfigError
@@ -40,9 +40,10 @@ def adapt(
     Args:
         model: with pretrained weights already loaded.
         strategy: a name of `common.adapt.strategies.STRATEGIES`, in any case, or an alias.
-        policy: `small`, `published`, or a control without a network: `random:<share>`, or
-            `oracle:<kind>`, which decides 1 for samples of that kind (`Adaptive.tell` says theirs)
-            and 0 for others; ignored by strategies that decide nothing.
+        policy: `small`, `published`, or a control without a network: `shared`, which learns the
+            same odds for all samples, `random:<share>`, or `oracle:<kind>`, which decides 1 for
+            samples of that kind (`Adaptive.tell` says theirs) and 0 for others; ignored by
+            strategies that decide nothing.
         trainable_layers: for `LastK`, `last:<k>`.
         frozen_layers: for `FrozenLayers`, numbers from 1 in execution order or names (`lang.3`).
         initial_share: probability of decision 1 before training, in (0, 1).
@@ -121,6 +122,8 @@ def make_policy(
                 f"{type(encoder).__name__} has no published policy network; use 'small'"
             )
         return encoder.policy_factory(decisions, initial_share)
+    if name == "shared":
+        return SharedPolicy(decisions, initial_share)
     control, _, value = name.partition(":")
     try:
         if control == "random":
@@ -131,7 +134,7 @@ def make_policy(
         example = {"random": "random:0.5", "oracle": "oracle:learned"}[control]
         raise ConfigError(f"policy {name!r}: {error}; use e.g. {example}") from None
     raise ConfigError(
-        f"unknown policy {name!r}; valid: small, published, random:<share>, oracle:<kind>"
+        f"unknown policy {name!r}; valid: small, published, shared, random:<share>, oracle:<kind>"
     )
 
 

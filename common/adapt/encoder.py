@@ -25,6 +25,7 @@ from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 
 PolicyFactory = Callable[[int, float], nn.Module]
+Forced = Tensor | Callable[[Sequence[int]], Tensor]
 HALF = (torch.bfloat16, torch.float16)
 POLICY_EVALUATIONS = ("argmax", "sample", "global")
 
@@ -69,6 +70,7 @@ class Adaptive(nn.Module):
     Attributes:
         held: the policy decides, but learns nothing: its gradients are 0, and no branch is
             computed for them.
+        observer: told the samples and the decisions (B, D) of every pass, see `note_decisions`.
     """
 
     live: Tensor
@@ -111,7 +113,8 @@ class Adaptive(nn.Module):
         self._noise_key: tuple[int, int, Sequence[int]] | None = None
         self._kinds: Sequence[str | None] = ()
         self._sampling_key: tuple[int, int, Sequence[int]] | None = None
-        self._forced: Tensor | None = None
+        self._forced: Forced | None = None
+        self.observer: Callable[[Sequence[int], Tensor], None] | None = None
         self._decide_only = False
         self.held = False
 
@@ -152,9 +155,12 @@ class Adaptive(nn.Module):
         self._noise_key, self._kinds = (seed, step, samples), kinds
 
     @contextmanager
-    def force(self, decisions: Tensor) -> Iterator[None]:
-        """Within the context use these decisions, (D,) or (B, D) of 0 / 1, not the policy's."""
-        if decisions.shape[-1] != len(self.live):
+    def force(self, decisions: Forced) -> Iterator[None]:
+        """Within the context use these decisions, (D,) or (B, D) of 0 / 1, not the policy's.
+
+        A function gives those of the samples that `tell` names.
+        """
+        if isinstance(decisions, Tensor) and decisions.shape[-1] != len(self.live):
             raise ValueError(f"{decisions.shape[-1]} decisions given, {len(self.live)} needed")
         self._forced = decisions
         try:
@@ -178,7 +184,8 @@ class Adaptive(nn.Module):
         key, self._noise_key = self._noise_key, None
         kinds, self._kinds = self._kinds, ()
         if self._forced is not None:
-            self.last = Decided(self._forced.expand(batch, -1))
+            forced = self._forced if isinstance(self._forced, Tensor) else self._forced(_told(key))
+            self.last = Decided(forced.to(device).expand(batch, -1))
         elif not self.training and self.options.policy_eval == "global":
             self.last = Decided(self._global(batch))
         else:
@@ -195,6 +202,8 @@ class Adaptive(nn.Module):
                 decisions = (logits[..., 1] > logits[..., 0]).to(logits.dtype)
             self.last = Decided(decisions, logits)
         self._sampling_key = key
+        if self.observer is not None:
+            self.observer(_told(key), self.last.decisions)
         return self.last.decisions
 
     def _global(self, batch: int) -> Tensor:
@@ -275,7 +284,7 @@ class Adaptive(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without what the last forward pass left behind, so that a model can be copied."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return state | {"last": None, "raw_inputs": {}}
+        return state | {"last": None, "raw_inputs": {}, "observer": None}
 
     def _drops(self) -> bool:
         return any(
@@ -486,6 +495,13 @@ def _linear_maps(layer: Layer, streams: Sequence[str]) -> nn.ModuleDict:
         nn.init.zeros_(linear.bias)
         maps[stream] = linear
     return maps
+
+
+def _told(key: tuple[int, int, Sequence[int]] | None) -> Sequence[int]:
+    """The samples that a pass is about, which has to be known where decisions are theirs."""
+    if key is None:
+        raise ValueError("whose decisions are these? Say it with Adaptive.tell before the pass")
+    return key[2]
 
 
 def _key(layer_name: str) -> str:

@@ -20,6 +20,10 @@ from common.errors import ConfigError
 from common.modules.layers import BertLayer, init_bert_weights
 
 POLICIES = ("small", "published")
+# Odds of a shared policy change so many times faster than its parameters: about as fast as those of
+# a network, whose last layer reads as many features.
+STRIDE = 64.0
+CERTAIN = 50.0  # odds of a decision that is no matter of chance
 
 
 @dataclass
@@ -127,6 +131,29 @@ class ControlPolicy(nn.Module):
     drawn: bool
 
 
+class SharedPolicy(nn.Module):
+    """A control that learns: the same odds of every decision for all inputs."""
+
+    def __init__(self, decisions: int, initial_share: float = 0.5) -> None:
+        """Build for D decisions.
+
+        Args:
+            decisions: D.
+            initial_share: probability of decision 1 before training, in (0, 1).
+        """
+        super().__init__()
+        if not 0 < initial_share < 1:
+            raise ValueError(f"initial share of decisions {initial_share} is not in (0, 1)")
+        logits = torch.zeros(decisions, 2)
+        logits[:, 1] = torch.tensor(initial_share).logit()
+        self.small_logits = nn.Parameter(logits / STRIDE)
+
+    def forward(self, inputs: PolicyInputs) -> Tensor:
+        """Anything with B samples -> logits (B, D, 2), the same for every sample."""
+        first = next(x for x in inputs.state.values() if x is not None)
+        return (STRIDE * self.small_logits).expand(len(first), -1, -1)
+
+
 class RandomPolicy(ControlPolicy):
     """A control: every decision is 1 with the same probability, whatever the input."""
 
@@ -158,7 +185,7 @@ class OraclePolicy(ControlPolicy):
         self.decisions, self.kind = decisions, kind
 
     def forward(self, inputs: PolicyInputs) -> Tensor:
-        """B samples with their kinds -> logits (B, D, 2), 0 and 1 or 1 and 0, no gradient.
+        """B samples with their kinds -> logits (B, D, 2) of certain decisions, no gradient.
 
         Raises:
             ConfigError: the kind of a sample is not known.
@@ -169,8 +196,9 @@ class OraclePolicy(ControlPolicy):
                 f"policy oracle:{self.kind} decides by the kind of a sample, which is not known "
                 "here: evaluate it on a data set whose questions have kinds"
             )
-        one = first.new_tensor([float(kind == self.kind) for kind in inputs.kinds])
-        return torch.stack([1 - one, one], -1)[:, None].expand(-1, self.decisions, -1)
+        odds = first.new_tensor([1.0 if kind == self.kind else -1.0 for kind in inputs.kinds])
+        one = CERTAIN * odds
+        return torch.stack([-one / 2, one / 2], -1)[:, None].expand(-1, self.decisions, -1)
 
 
 def set_initial_share(last: nn.Linear, share: float) -> None:

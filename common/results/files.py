@@ -148,7 +148,7 @@ def load_result(path: Path | str) -> Result:
 
 
 def _check_accuracy(result: Result, path: Path) -> None:
-    for part in ("train", "val"):
+    for part in ("train", "val", "val_permuted"):
         for name, value in (result["accuracy"].get(part) or {}).items():
             if value is not None and not _is_number(value):
                 raise DataError(

@@ -31,6 +31,7 @@ from common.results.files import (
 from common.results.page import html_figure, html_page, html_section, html_table, html_warnings
 from common.results.plot_style import decision_word
 from common.results.plots import plot_comparison, plot_training
+from common.results.policy_plots import plot_policy, policy_table, records_policy
 from common.results.table import LEGEND, NONE, make_tables
 
 REPORT_NAME = "report.html"
@@ -63,6 +64,7 @@ def write_run_report(run_dir: Path | str) -> Path:
             else "",
         ),
         _epoch_table(result.get("epochs") or []),
+        *html_section("The policy while it was trained", _policy(result)),
         *html_section("Attention", _attention(result)),
         "<h2>Parameters, time and memory</h2>",
         _costs(result),
@@ -158,6 +160,9 @@ def _accuracy_table(result: Result) -> str:
         ("train (eval mode)", lookup(result, "accuracy.train") or {}, False),
         ("validation", lookup(result, "accuracy.val"), False),
     ]
+    if exchanged := lookup(result, "accuracy.val_permuted"):
+        label = "validation, each with the decisions of another"
+        sources.append((label, exchanged, False))
     sources += [
         (f"baseline: {title}", lookup(result, f"baselines.{name}"), True)
         for name, title in BASELINES.items()
@@ -203,6 +208,13 @@ def _decisions(result: Result) -> str:
             html_figure(plot_decision_history, result, "How the decisions moved while training.")
         )
     return "\n".join(html_section("What the policy decided", "".join(parts)))
+
+
+def _policy(result: Result) -> str:
+    """Probabilities, what they tell, and the gradient, where they were recorded."""
+    if not records_policy(result):
+        return ""
+    return html_figure(plot_policy, result, "The policy in every epoch.") + policy_table(result)
 
 
 def _attention(result: Result) -> str:

@@ -29,6 +29,42 @@ class Decisions(TypedDict):
     mean_live: NotRequired[float | None]
 
 
+class Told(TypedDict):
+    """Mutual information between a decision and a group of samples, nats."""
+
+    most: float
+    mean: float
+    of: float
+    each: list[float]
+
+
+class PolicyGradient(TypedDict):
+    """Norm before clipping; how far the samples agree on its direction, 0 to 1."""
+
+    norm: float
+    agreement: float | None
+
+
+class Drift(TypedDict):
+    """Distance of finetuned from frozen weights, as a share of their size."""
+
+    overall: float
+    layers: dict[str, float]
+
+
+class PolicyOfEpoch(TypedDict):
+    """What a policy did in an epoch; means over the live decisions, and each of all D."""
+
+    count: int
+    p: float
+    entropy: float
+    spread: float
+    each: dict[str, list[float]]
+    information: dict[str, Told]
+    gradient: PolicyGradient | None
+    drift: Drift | None
+
+
 class Epoch(TypedDict):
     """A finished epoch."""
 
@@ -46,6 +82,7 @@ class Epoch(TypedDict):
     decisions: NotRequired[ShareOfType | None]
     train_decisions: NotRequired[ShareOfType | None]
     attention: NotRequired[dict[str, dict[str, list[float]]] | None]
+    policy: NotRequired[PolicyOfEpoch | None]
 
 
 class Flops(TypedDict):
@@ -60,6 +97,7 @@ class Accuracy(TypedDict):
 
     val: Figures
     train: NotRequired[Figures | None]
+    val_permuted: NotRequired[Figures | None]
 
 
 class ResultFile(TypedDict):

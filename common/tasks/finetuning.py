@@ -31,16 +31,20 @@ from common.adapt.strategies import Strategy
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from common.files import write_bytes, write_json
+from common.results.files import things_of
 from common.runs.opened_run import save_answers
 from common.runs.strategy_record import ATTENTION, KEY
 from common.tasks.evaluation import Evaluation, FinetuneTask, counted
 from common.tasks.measuring import measure_work
 from common.tasks.options import FinetuneOptions
+from common.tasks.permuting import noting, permuted_evaluation
+from common.tasks.problems import find_problems
 from common.training.batch_order import BatchOrder, Order
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.loop import Trainer
 from common.training.optim import OptimizerWithSchedule, make_optimizer
 from common.training.policy_lessons import PolicyTraining
+from common.training.policy_report import policy_line
 from common.training.run_folder import SnapshotNames
 from common.training.runtime import Runtime, peak_memory, versions
 from common.training.tracking import Tracker
@@ -243,6 +247,8 @@ def epoch_lines(values: dict[str, Any]) -> str:
 
 def _after_epoch(run: Run, values: dict[str, Any], step: int) -> None:
     run.tracker.log((run.epoch_lines or epoch_lines)(values))
+    if values.get("policy"):
+        run.tracker.log(policy_line(values["policy"]))
     if values.get("decisions") is None or not run.options.plots or not run.runtime.world.main:
         return
     from common.results.decision_plots import plot_decisions  # see `draw`
@@ -285,9 +291,12 @@ def report(run: Run, trainer: Trainer) -> dict[str, Any]:
     load_into(run.model, state["model"], what="BEST")
     if run.strategy.adaptive and run.options.adaptive.policy_eval == "global":
         fix_global_policy(run)
-    val = run.task.evaluate(run.model, run.val, "validation")
+    with noting(run.model) as noted:
+        val = run.task.evaluate(run.model, run.val, "validation")
+    seed = run.options.loop.seed
+    exchanged = noted and permuted_evaluation(run.model, run.task, run.val, seed, noted)
     train = run.task.evaluate(run.model, run.task.measured, f"training {run.task.things}")
-    result = collect(run, trainer, train, val)
+    result = collect(run, trainer, train, val, exchanged or None)
     if not run.runtime.world.main:
         return result
     write_json(run.out_dir / "result.json", result, indent=1)
@@ -303,6 +312,7 @@ def draw(result: dict[str, Any], out_dir: Path) -> None:
     from common.results.decision_plots import plot_decisions
     from common.results.decision_trends import plot_decision_history, plot_decisions_by_type
     from common.results.plots import plot_training
+    from common.results.policy_plots import plot_policy, records_policy
     from common.results.report import write_run_report
 
     folder = out_dir / "visualizations"
@@ -312,6 +322,8 @@ def draw(result: dict[str, Any], out_dir: Path) -> None:
         plot_decisions(result, folder / "decisions.png")
         plot_decisions_by_type(result, folder / "decisions_by_type.png")
         plot_decision_history(result, folder / "decision_history.png")
+    if records_policy(result):
+        plot_policy(result, folder / "policy.png")
     if records_attention(result, "span"):
         plot_spans(result, folder / "spans.png")
     if records_attention(result, "alpha"):
@@ -359,17 +371,30 @@ def fix_global_policy(run: Run) -> None:
         save_checkpoint(path, state | {"model": dict(run.model.state_dict())}, meta)
 
 
-def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> dict[str, Any]:
-    """Everything that result.json holds."""
+def collect(
+    run: Run,
+    trainer: Trainer,
+    train: Evaluation,
+    val: Evaluation,
+    exchanged: Evaluation | None = None,
+) -> dict[str, Any]:
+    """Everything that result.json holds.
+
+    Args:
+        run, trainer: the run, after training.
+        train, val: the two evaluations.
+        exchanged: `val` with decisions permuted among the samples, see `permuted_evaluation`.
+    """
     baselines = run.task.baselines(run.val, val)
     decisions = None
     if val.decisions.share is not None:
         decisions = decision_table(
             run.model, val.decisions.share, val.decisions.count, val.decisions.share_by_type()
         )
-    # With `global`, all samples share their decisions because the user wants it.
-    chosen = None if run.options.adaptive.policy_eval == "global" else decisions
-    warnings = run.warnings + find_problems(val, chosen, baselines)
+    part = adaptive_part(run.model)
+    warnings = run.warnings + find_problems(
+        val, decisions, baselines, part, options=run.options.loop, epoch=kept_epoch(trainer)
+    )
     for warning in warnings:
         run.tracker.log(f"warning: {warning}")
     seconds = [epoch["step_seconds"] for epoch in trainer.history]
@@ -380,7 +405,11 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "device": str(run.runtime.device),
         "precision": run.runtime.precision,
         "processes": run.runtime.world.size,
-        "accuracy": {"train": counted(train, run.task.measured), "val": counted(val, run.val)},
+        "accuracy": {
+            "train": counted(train, run.task.measured),
+            "val": counted(val, run.val),
+            **({"val_permuted": counted(exchanged, run.val)} if exchanged else {}),
+        },
         "generalization_error": train.overall - val.overall,
         "baselines": baselines,
         "parameters": parameter_counts(run.model),
@@ -401,6 +430,11 @@ def collect(run: Run, trainer: Trainer, train: Evaluation, val: Evaluation) -> d
         "epochs": trainer.history,
         "warnings": warnings,
     }
+
+
+def kept_epoch(trainer: Trainer) -> dict[str, Any]:
+    """The record of the best epoch."""
+    return next((e for e in trainer.history if e["epoch"] == trainer.best_epoch), {})
 
 
 def variants(run: Run) -> list[str]:
@@ -453,28 +487,6 @@ def _mechanism_words(attention: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def find_problems(
-    val: Evaluation, decisions: dict[str, Any] | None, baselines: dict[str, dict[str, float | None]]
-) -> list[str]:
-    """What a reader should be warned of: a collapsed policy, accuracy below the majority answer."""
-    found = []
-    if decisions is not None:
-        live = [s for s, alive in zip(decisions["share"], decisions["live"], strict=True) if alive]
-        if all(s in (0.0, 1.0) for s in live):
-            found.append(
-                f"the policy has collapsed: every one of {len(live)} live decisions is "
-                "the same for all samples"
-            )
-    for name, what in (("majority", "always answering the majority answer"), ("chance", "chance")):
-        level = baselines.get(name, {}).get("overall")
-        if level is not None and val.overall < level:
-            found.append(
-                f"accuracy {val.overall:.2f} is below {what} ({level:.2f}): something is wrong, or "
-                "training too short"
-            )
-    return found
-
-
 def summary_lines(result: dict[str, Any]) -> str:
     """What a run prints last."""
     val, train = result["accuracy"]["val"], result["accuracy"]["train"]
@@ -488,6 +500,11 @@ def summary_lines(result: dict[str, Any]) -> str:
         f"{val['overall']:.2f}{f' ({types})' if types else ''}, generalization error "
         f"{result['generalization_error']:.2f}"
     ]
+    if exchanged := result["accuracy"].get("val_permuted"):
+        lines.append(
+            f"validation with the decisions of other {things_of(result['task'], decided=True)}: "
+            f"{exchanged['overall']:.2f}"
+        )
     if result["decisions"]:
         lines.append(f"share of live decisions that are 1: {result['decisions']['mean_live']:.3f}")
     return "\n".join(lines)

@@ -44,7 +44,9 @@ from common.training.checkpoint_codec import MALFORMED
 from common.training.distributed import peers
 from common.training.folder_lock import renew
 from common.training.optim import OptimizerWithSchedule
-from common.training.policy_lessons import PolicyLessons, PolicyTraining, can_be_taught
+from common.training.policy_lessons import PolicyLessons, PolicyTraining, check_teachable
+from common.training.policy_report import policy_record, policy_scalars
+from common.training.policy_statistics import groups_of
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
 from common.training.running_totals import RunningTotals
 from common.training.runtime import Runtime, peak_memory, versions
@@ -185,8 +187,9 @@ class Trainer:
 
     def _lessons(self) -> PolicyLessons | None:
         """What teaches the policy, where the options want it taught."""
-        if not self.options.policy.teaches or not can_be_taught(self.part):
+        if not self.options.policy.teaches:
             return None
+        check_teachable(self.part)
         assert self.part is not None
         return PolicyLessons(
             self.model,
@@ -332,6 +335,7 @@ class Trainer:
                     self.world.mean(decisions), self.part.live, self.options.budget
                 )
             self.running.decisions.add(decisions, batch.types, batch.kinds)
+            self._watch_policy(self.part.last.logits, batch)
         if (span := self.spans.loss(self.options.span_loss)) is not None:
             losses["span"], shares["span"] = span, _share(own, counts, SAMPLES)
         self._check_finite(losses, batch)
@@ -346,6 +350,13 @@ class Trainer:
         self.running.count_scores(output)
         return {name: float(loss.detach()) * factors[name] / size for name, loss in losses.items()}
 
+    def _watch_policy(self, logits: Tensor | None, batch: TaskBatch) -> None:
+        if logits is not None:
+            one = torch.full((), float(self.world.size), device=logits.device)
+            groups = groups_of(batch, self.lessons.frozen if self.lessons else {})
+            done = self.step_in_epoch / self.order.steps_of(self.epoch)
+            self.running.policy.add(logits, done, groups, self.runtime.scaler.scale(one))
+
     def _update(self) -> None:
         scaler = self.runtime.scaler
         limits = {"main": self.options.clip, "policy": self.options.policy_clip}
@@ -353,8 +364,10 @@ class Trainer:
         held = self._within(policy.hold) or self._within(policy.warmup)
         updated = {k: o for k, o in self.optimizers.items() if k != "policy" or not held}
         for name, optimizer in updated.items():
-            if limits[name]:
-                optimizer.clip(limits[name], scaler)
+            if limits[name] or name == "policy":
+                norm = optimizer.clip(limits[name], scaler)
+                if name == "policy":
+                    self.running.policy.add_norm(norm)
         for name, optimizer in self.optimizers.items():
             if name in updated:
                 optimizer.step(scaler)
@@ -451,6 +464,7 @@ class Trainer:
         )
         if self.part is not None:
             record["policy_temperature"] = self.temperature()
+            record["policy"] = policy_record(totals.policy, self.model, self.part)
         if attention := attention_record(self.model):
             record["attention"] = attention
         self.history.append(record)
@@ -458,7 +472,9 @@ class Trainer:
             optimizer.pass_over(self.order.left_out(self.epoch))
         self.order.follow(self.history)
         self.tracker.scalars(
-            {"train/score": record["train_accuracy"], "heldout/score": validation.score}, self.step
+            {"train/score": record["train_accuracy"], "heldout/score": validation.score}
+            | policy_scalars(record.get("policy")),
+            self.step,
         )
         better = validation.score > self.best_score
         if better:

@@ -35,8 +35,9 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--policy",
         help="small (reads the backbone's embeddings), published (a small model of the "
-        "backbone's family), random:SHARE or oracle:KIND (controls: decisions drawn with this "
-        "probability; 1 for questions of this kind and 0 for others) (default small)",
+        "backbone's family), or a control: shared (learns the same odds for all inputs), "
+        "random:SHARE (decisions drawn with this probability), oracle:KIND (1 for questions of "
+        "this kind and 0 for others) (default small)",
     )
     add_flag(
         group,

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.adapt.encoder import Adaptive
-from common.adapt.policy import ControlPolicy
+from common.adapt.policy import OraclePolicy, RandomPolicy, SharedPolicy
+from common.errors import ConfigError
 from common.training.batch_loader import BatchLoader
 from common.training.batch_order import MicroBatches, Order
 from common.training.distributed import peers
@@ -308,9 +309,33 @@ class PolicyLessons:
 
 def can_be_taught(part: Adaptive | None) -> bool:
     """Whether a model has a policy network whose decisions choose between known branches."""
-    return (
-        part is not None
-        and part.policy is not None
-        and not isinstance(part.policy, ControlPolicy)
-        and part.strategy.other in ("twin", "skip")
-    )
+    return not _not_taught(part)
+
+
+def check_teachable(part: Adaptive | None) -> None:
+    """Refuse lessons for what cannot be taught, before any training.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if reason := _not_taught(part):
+        raise ConfigError(f"--policy-start and --policy-review teach a policy network: {reason}")
+
+
+def _not_taught(part: Adaptive | None) -> str:
+    """Why a policy cannot be taught; empty where it can."""
+    policy = None if part is None else part.policy
+    if part is None or policy is None:
+        return "this strategy decides nothing"
+    if isinstance(policy, SharedPolicy):
+        return "policy shared decides the same for all samples, whichever the model fails on"
+    if isinstance(policy, RandomPolicy):
+        return "policy random draws its decisions and learns nothing"
+    if isinstance(policy, OraclePolicy):
+        return f"policy oracle:{policy.kind} decides by the kind of a sample and learns nothing"
+    if part.strategy.other not in ("twin", "skip"):
+        return (
+            f"the other branch of {part.strategy.name} are linear maps that are not trained yet, "
+            "so nothing can be measured that says when to use them"
+        )
+    return ""

@@ -1,4 +1,4 @@
-"""Sums over the steps of an epoch: losses, score, decisions, seconds."""
+"""Sums over the steps of an epoch: losses, score, decisions, the policy, seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.training.policy_statistics import PolicyStatistics
 from common.training.task import DecisionCounts, StepOutput
 
 
@@ -19,6 +20,7 @@ class RunningTotals:
         self.count = self.steps = 0
         self.step_seconds: list[float] = []
         self.decisions = DecisionCounts()
+        self.policy = PolicyStatistics()
 
     @classmethod
     def joined(cls, states: Sequence[Mapping[str, Any]]) -> RunningTotals:
@@ -31,6 +33,8 @@ class RunningTotals:
             totals.score += state["score"]
             totals.count += state["count"]
             totals.decisions.join(state["decisions"])
+            if state.get("policy"):
+                totals.policy.join(state["policy"])
         return totals
 
     def add(self, losses: Mapping[str, float]) -> None:
@@ -74,6 +78,7 @@ class RunningTotals:
             "steps": self.steps,
             "step_seconds": list(self.step_seconds),
             "decisions": self.decisions.state_dict(),
+            "policy": self.policy.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -83,3 +88,4 @@ class RunningTotals:
         self.score, self.count = state["score"], state["count"]
         self.steps, self.step_seconds = state["steps"], list(state["step_seconds"])
         self.decisions.load_state_dict(state["decisions"])
+        self.policy.load_state_dict(state.get("policy") or {})  # earlier runs had none

@@ -82,11 +82,12 @@ def make_trainer(
     runtime: Runtime | None = None,
     optimizer: str = "bert",
     attention: AttentionOptions | None = None,
+    decider: str = "small",
     **options,
 ) -> Trainer:
     """A trainer of 3 epochs of 5 steps; float32 unless `double`."""
     seed_everything(1)
-    model = adapted(family, strategy, dropout=dropout, attention=attention)
+    model = adapted(family, strategy, dropout=dropout, policy=decider, attention=attention)
     model = model if double else model.float()
     settings = {
         "epochs": 3,
@@ -118,6 +119,17 @@ def make_trainer(
         Tracker(folder, tensorboard=False, enabled=runtime.world.main),
         {"strategy": strategy},
     )
+
+
+def flat(value: Any, name: str = "") -> dict[str, float]:
+    """All numbers in dictionaries and lists, by path."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    elif isinstance(value, list):
+        value = list(enumerate(value))
+    else:
+        return {} if value is None else {name: value}
+    return {k: x for key, item in value for k, x in flat(item, f"{name}.{key}").items()}
 
 
 def final_state(folder: Path) -> dict:

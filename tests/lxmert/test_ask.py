@@ -224,6 +224,7 @@ def test_drawn_decisions_are_the_same_for_the_same_pair_and_seed(finetuned, stor
         ["--strategy", "BlockDrop", "--llayers", "1"],
         ["--strategy", "BlockReplace"],
         ["--strategy", "BlockDrop", "--policy", "random:0.3"],
+        ["--strategy", "SpotTune_Res", "--policy", "shared"],
     ],
     ids=lambda flags: "-".join(flags[1::2]),
 )

@@ -45,9 +45,21 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int, list[float
 
 def test_accuracies_and_decisions_are_recorded_by_kind(dialect, dialect_data, tmp_path, capsys):
     run = [flag for flag in dialect if flag != "--no-plots"]
-    assert main([*run, "--strategy", "SpotTune_Block", "--output", str(tmp_path)]) == 0
-    assert "kept " in capsys.readouterr().out.splitlines()[-2]
+    # Random weights answer nothing rightly: a policy that learned from that would collapse.
+    taught = ["--strategy", "SpotTune_Block", "--policy-start", "1", "--policy-lr", "1e-9"]
+    assert main([*run, *taught, "--output", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "kept " in lines[-3]
     result = strict_json(tmp_path / "result.json")
+    exchanged = result["accuracy"]["val_permuted"]
+    assert lines[-2].endswith(f"decisions of other questions: {exchanged['overall']:.2f}")
+    assert exchanged["count"] == 60
+    (policy,) = [line for line in lines if line.startswith("policy: p ")]
+    assert (
+        "kind" in policy and "pretrained" in policy and policy in (tmp_path / "log.log").read_text()
+    )
+    assert result["epochs"][0]["policy"]["information"].keys() == {"type", "kind", "pretrained"}
+    assert (tmp_path / "visualizations" / "policy.png").stat().st_size > 10_000
     kinds = {"kept", "learned"}
     for figures in (*result["accuracy"].values(), *result["baselines"].values()):
         assert kinds <= figures.keys()
@@ -89,6 +101,28 @@ def test_the_oracle_decides_exactly_by_kind_in_training_and_evaluation(
     assert set(by_type["learned"]["share"]) == {1.0} and set(by_type["kept"]["share"]) == {0.0}
     assert result["decisions"]["mean_live"] == 0.5
     assert not any("collapsed" in warning for warning in result["warnings"])
+
+
+def test_a_shared_policy_decides_the_same_for_all_and_is_warned_of_nothing(
+    dialect, tmp_path, capsys
+):
+    """It is no policy network: it is not taught, and permuting its decisions changes nothing."""
+    run = [*dialect, "--strategy", "SpotTune", "--policy", "shared", "--policy-init", "0.7"]
+    assert main([*run, "--output", str(tmp_path / "run")]) == 0
+    result = strict_json(tmp_path / "run" / "result.json")
+    sites = len(result["decisions"]["names"])
+    assert result["policy"] == "shared" and result["parameters"]["policy"] == 2 * sites
+    assert set(result["decisions"]["share"]) <= {0.0, 1.0}
+    assert not any("collapsed" in warning for warning in result["warnings"])
+    assert "val_permuted" not in result["accuracy"]
+    assert result["epochs"][0]["policy"]["spread"] < 1e-6
+    assert result["epochs"][0]["policy"]["gradient"]["norm"] > 0
+    out = ["--output", str(tmp_path / "refused"), "--policy-start", "8"]
+    shown = refused(capsys, *run, *out)
+    assert "policy shared decides the same for all samples" in shown
+    assert not (tmp_path / "refused" / "LAST.safetensors").exists()
+    plain = ["--run", str(tmp_path / "run"), "--data", str(dialect[dialect.index("--data") + 1])]
+    assert export([*plain, "--out", str(tmp_path / "exported"), "--quiet"]) == 0
 
 
 def test_a_resumed_oracle_is_bit_identical_to_one_without_interruption(dialect, tmp_path):

@@ -169,7 +169,7 @@ def test_a_global_policy_that_was_never_computed_is_an_error(stopped, vqa_data, 
         ),
         (
             ["--policy", "big", "--strategy", "SpotTune"],
-            ["unknown policy 'big'; valid: small, published, random:<share>, oracle:<kind>"],
+            ["unknown policy 'big'; valid: small, published, shared, random:<share>"],
         ),
         (
             ["--valid", "minivall"],

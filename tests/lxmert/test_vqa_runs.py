@@ -312,7 +312,9 @@ def test_a_collapsed_policy_and_an_accuracy_below_the_majority_are_warned_of(fla
     assert result["decisions"]["share"] == [1.0] * 6
     collapsed, below = result["warnings"]
     assert collapsed == (
-        "the policy has collapsed: every one of 6 live decisions is the same for all samples"
+        "the policy has collapsed: every one of 6 live decisions is the same for all samples. What "
+        "to try: teach it first (--policy-start 8), hold it meanwhile, or for good "
+        "(--policy-hold 1), a lower --temperature (1), a budget (--target-rate 0.5)"
     )
     majority = result["baselines"]["majority"]["overall"]
     assert result["accuracy"]["val"]["overall"] < majority

@@ -32,7 +32,7 @@ from vilbert.pretraining import main as pretrain
         ),
         (
             ["--policy", "big", "--strategy", "SpotTune"],
-            ["unknown policy 'big'; valid: small, published, random:<share>, oracle:<kind>"],
+            ["unknown policy 'big'; valid: small, published, shared, random:<share>"],
         ),
         (["--policy", "small"], ["--policy small: strategy standard decides nothing"]),
         (

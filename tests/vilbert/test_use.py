@@ -55,6 +55,7 @@ def test_the_best_answers_are_what_the_evaluation_of_the_run_predicts(trained, f
         ("BlockReplace", ()),
         ("SpotTune_Block", ("--policy", "published", "--policy_layers", "1,1,1")),
         ("BlockDrop", ("--policy", "random:0.3")),
+        ("SpotTune_Block", ("--policy", "shared")),
     ],
 )
 def test_a_run_of_any_strategy_is_rebuilt_from_its_folder(files, tmp_path, strategy, more):

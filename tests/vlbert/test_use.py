@@ -97,6 +97,7 @@ def test_the_best_answer_is_what_testing_predicts(runs, config, coco, tmp_path):
         ("BlockReplace", ()),
         ("SpotTune_Block", ("--policy", "published")),
         ("BlockDrop", ("--policy", "random:0.3")),
+        ("SpotTune_Block", ("--policy", "shared")),
     ],
 )
 def test_a_run_of_any_strategy_is_rebuilt_from_its_folder(runs, strategy, more):

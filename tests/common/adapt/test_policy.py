@@ -18,9 +18,9 @@ from common.adapt.budget import (
 )
 from common.adapt.encoder import AdaptiveOptions
 from common.adapt.gumbel import hard_gumbel, keyed_uniform
-from common.adapt.policy import PolicyInputs, SmallPolicy
+from common.adapt.policy import PolicyInputs, SharedPolicy, SmallPolicy
 from common.errors import ConfigError
-from tests.common.tiny_models import adapted, pretrained, run
+from tests.common.tiny_models import adapted, drift_layers, pretrained, run
 
 
 def test_keyed_noise_is_uniform():
@@ -234,3 +234,32 @@ def test_a_model_can_be_copied_after_a_training_step_and_the_copy_is_independent
             parameter.add_(1.0)
     assert torch.equal(run(model, "lxmert"), before)
     assert not torch.allclose(run(copy, "lxmert"), before)
+
+
+@pytest.mark.parametrize("family", ["single", "lxmert", "vilbert", "vlbert"])
+def test_a_shared_policy_learns_one_pair_of_logits_for_all_inputs(family):
+    model = adapt(pretrained(family), "SpotTune_Block", "shared", initial_share=0.8).train()
+    drift_layers(model, 0.1)
+    part = adaptive_part(model)
+    (parameter,) = part.policy.parameters()
+    assert parameter.shape == (len(part.live), 2)
+    part.tell(1, 2, range(6))
+    run(model, family).square().sum().backward()
+    p = part.last.logits.softmax(-1)[..., 1]
+    torch.testing.assert_close(p, torch.full_like(p, 0.8))
+    assert len(set(map(tuple, part.last.decisions.tolist()))) > 1, "decisions are drawn"
+    live = part.live
+    assert (parameter.grad[live].abs() > 0).all() and not parameter.grad[~live].any()
+    model.eval()
+    assert bool((run_decisions_of(model, part, family) == 1).all())
+    with torch.no_grad():
+        parameter[0] = parameter[0].flip(0)
+    assert run_decisions_of(model, part, family).mean(0).tolist() == [0.0] + [1.0] * (len(live) - 1)
+    with pytest.raises(ValueError, match="initial share of decisions 1 is not in"):
+        SharedPolicy(3, 1)
+
+
+def run_decisions_of(model, part, family):
+    with torch.no_grad():
+        run(model, family)
+    return part.last.decisions

@@ -26,7 +26,7 @@ from common.training.checkpoint import load_checkpoint
 from common.training.distributed import World, one_voice, split_evenly, start_world
 from common.training.processes import main, wanted_processes
 from tests.common.distributed_runs import ATTENDED, CASES, DROPPED, EQUAL
-from tests.common.toy_task import final_state, make_trainer, same
+from tests.common.toy_task import final_state, flat, make_trainer, same
 
 MODULE = ["-m", "tests.common.distributed_runs"]
 LIMIT = 150.0  # seconds: a hang fails
@@ -74,6 +74,8 @@ def test_two_processes_train_as_one(two_processes, tmp_path, family, strategy):
         assert theirs["train_losses"] == pytest.approx(ours["train_losses"], rel=1e-6)
         assert theirs["train_accuracy"] == ours["train_accuracy"]
         assert theirs.get("train_decisions") == ours.get("train_decisions")
+        recorded = [flat(record.get("policy", {})) for record in (ours, theirs)]
+        assert recorded[1] == pytest.approx(recorded[0], rel=1e-6, abs=1e-8)
     if trainer.part is not None:
         one_sided = json.loads((folder / "one_sided.json").read_text())
         assert all(one_sided), "no process ever had a branch without samples: nothing is tested"
