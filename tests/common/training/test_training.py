@@ -319,9 +319,9 @@ def test_the_noise_of_a_step_is_keyed_by_seed_step_and_samples(tmp_path, monkeyp
     keys = []
     original = trainer.part.tell
 
-    def watch(seed, step, samples):
+    def watch(seed, step, samples, kinds):
         keys.append((seed, step, len(samples)))
-        original(seed, step, samples)
+        original(seed, step, samples, kinds)
 
     monkeypatch.setattr(trainer.part, "tell", watch)
     trainer.fit()
