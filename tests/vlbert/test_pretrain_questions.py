@@ -136,7 +136,7 @@ def test_a_question_read_whole_whose_answer_is_shown_is_refused():
 
 
 def test_the_committed_model_is_small_fits_the_shipped_config_and_compares():
-    """The question alone answers 81 % of the held-out yes/no questions."""
+    """The question alone answers 82 % of the held-out yes/no questions."""
     assert sum(path.stat().st_size for path in COMMITTED.iterdir()) < 10_000_000
     meta, config = load_meta(COMMITTED / "model.safetensors"), load_config(EASY)
     tokenizer = Tokenizer(COMMITTED)
