@@ -150,7 +150,7 @@ pretrain-easy-vqa-vlbert: setup  ## make the committed small pretrained VL-BERT 
 	    cfgs/pretrain/easy_vqa_small.yaml . --gpus $(GPU) --overwrite \
 	    --export pretrained/easy_vqa_small $(ARGS)
 
-pretrain-easy-vqa-vilbert: setup  ## make the committed small pretrained ViLBERT (about 3 minutes)
+pretrain-easy-vqa-vilbert: setup  ## make the committed small pretrained ViLBERT (about 4 minutes)
 	cd ViLBERT && $(BIN)/python pretrain_easy_vqa.py --gpus $(GPU) --overwrite \
 	    --export pretrained/easy_vqa_small $(ARGS)
 

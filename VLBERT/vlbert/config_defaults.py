@@ -263,11 +263,14 @@ ADDED_MEANING = {
 PRETRAIN_ADDED: Defaults = {
     "DATASET.WITH_ANSWERS": False,
     "DATASET.ANSWER_MASK_RATE": 0.15,
+    "DATASET.MASK_QUESTIONS": True,
     "DATASET.REGION_CLASSES": "object",
 }
 PRETRAIN_ADDED_MEANING = {
     "DATASET.WITH_ANSWERS": "easy_vqa_captions: questions with their answers are captions too",
     "DATASET.ANSWER_MASK_RATE": "share of the words of such answers that is masked",
+    "DATASET.MASK_QUESTIONS": "words and regions of such questions are masked too; false: they are "
+    "read as in VQA, all words and regions shown and [MASK] for the answer",
     "DATASET.REGION_CLASSES": "easy_vqa_captions: object, or object_attribute: every pair of an "
     "object and an attribute class is a class",
 }

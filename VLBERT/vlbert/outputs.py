@@ -140,4 +140,7 @@ def lasting(config: Config) -> dict[str, Any]:
         if values[part] == defaults(config.pretraining)[part]:
             del values[part]
     datasets = [without(part.copy(), FREE_IN_DATASET) for part in config.datasets]
+    for dataset in datasets:
+        if dataset.get("MASK_QUESTIONS", False):  # as earlier versions did without the key
+            del dataset["MASK_QUESTIONS"]
     return values | {"DATASET": datasets, "TRAIN": without(values["TRAIN"], FREE_IN_TRAIN)}

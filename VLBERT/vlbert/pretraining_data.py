@@ -141,6 +141,13 @@ class PretrainingSource:
                 self.settings.ANSWER_MASK_RATE,
                 "must lie between 0 and 1",
             )
+        if not self.settings.MASK_QUESTIONS and self.settings.ANSWER_MASK_RATE < 1:
+            raise self._wrong(
+                "DATASET.MASK_QUESTIONS",
+                self.settings.MASK_QUESTIONS,
+                "a question that is read whole with its answer shown teaches nothing: set "
+                f"ANSWER_MASK_RATE to 1 (it is {self.settings.ANSWER_MASK_RATE:g})",
+            )
 
     def _wrong(self, key: str, value: object, why: str) -> ConfigError:
         return ConfigError(f"{self.config.path}: key {key}: {value}: {why}")
@@ -171,7 +178,8 @@ class PretrainingSource:
 
     @cached_property
     def rates(self) -> Rates:
-        return Rates(replies=self.settings.ANSWER_MASK_RATE)
+        settings = self.settings
+        return Rates(replies=settings.ANSWER_MASK_RATE, questions=settings.MASK_QUESTIONS)
 
     @cached_property
     def captions(self) -> tuple[EitherCaptions, EitherCaptions]:

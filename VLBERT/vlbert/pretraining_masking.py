@@ -22,10 +22,18 @@ RELATIONSHIP, WORDS, TEXT_WORDS, REGIONS, TEXT_ORDER = range(5)
 
 @dataclass(frozen=True)
 class Rates:
-    """Share of the words that is masked, in texts and in replies."""
+    """What is masked.
+
+    Attributes:
+        words, replies: share of the words of texts and of replies.
+        questions: a text with a reply loses words and regions as every other one does; otherwise
+            it is read as VQA reads a question: all of its words and regions are shown, and [MASK]
+            stands for the reply.
+    """
 
     words: float = 0.15
     replies: float = 0.15
+    questions: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ def mask_words(
     Args:
         texts: B of them.
         purpose: of the numbers, WORDS or TEXT_WORDS.
+        rates: without `questions`, a text with a reply keeps its words, and what is masked of the
+            reply is always [MASK].
 
     Returns:
         ids (B, T), padding 0, and labels (B, T), -1 where nothing was masked.
@@ -100,6 +110,10 @@ def mask_words(
     maskable = (ids > 0) & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
     numbers = draws.uniform(purpose, 3 * width).unflatten(1, (width, 3))
     rate = torch.where(replies, rates.replies, rates.words)
+    if not rates.questions:
+        whole = replies.any(1, keepdim=True) & ~replies
+        rate = rate.masked_fill(whole, 0.0)
+        numbers[..., 1].masked_fill_(replies, 0.0)  # how: the lowest number is [MASK]
     # Piece 0 is padding, which the network leaves out: it never replaces a word.
     return mask_pieces(ids, maskable, rate, numbers, tokenizer.mask_id, len(tokenizer), words, 1)
 

@@ -178,9 +178,7 @@ class CaptionSamples:
         order = likeliest.argsort(dim=1, descending=True, stable=True)
         classes = _in_order(classes, order)
         features = _in_order(regions.features, order)
-        masked, hidden = torch.zeros_like(present), torch.zeros_like(present)
-        if self.config.regions:
-            masked, hidden = mask_regions(present, draws)
+        masked, hidden = self._mask(present, chosen, draws)
         images = None if self.images is None else [self.images.read(c.image) for c in chosen]
         sizes = [image.size for image in images] if images else _sizes(regions)
         info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
@@ -214,6 +212,18 @@ class CaptionSamples:
             if self.config.mask_raw_pixels:
                 _hide_pixels(pixels, boxes, hidden)
         return Seen(boxes, info, hidden, classes, pixels)
+
+    def _mask(
+        self, present: Tensor, chosen: Sequence[Caption], draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the regions that are present are masked, and which are hidden; (B, R) bool."""
+        if not self.config.regions:
+            return torch.zeros_like(present), torch.zeros_like(present)
+        masked, hidden = mask_regions(present, draws)
+        if self.rates.questions:
+            return masked, hidden
+        stated = torch.tensor([caption.reply is None for caption in chosen])[:, None]
+        return masked & stated, hidden & stated
 
     def _classes(self, regions: RegionBatch) -> Tensor:
         """(B, R, S): the detector's probabilities, or 1 for the class of each region.

@@ -98,7 +98,7 @@ def pretrain_parser() -> argparse.ArgumentParser:
     add("--config_file", type=Path, default=SMALL_CONFIG, metavar="FILE", help="sizes")
     add("--output", type=Path, default=Path("save/pretrain_easy_vqa"), help="folder of the run")
     add("--export", type=Path, metavar="FOLDER", help="write the best epoch in half precision")
-    add("--epochs", type=int, default=3, help="default 3")
+    add("--epochs", type=int, default=4, help="default 4")
     add("--batch-size", dest="batch_size", type=int, default=64, help="default 64")
     add("--lr", type=float, default=1e-3, help="default 1e-3")
     add("--warmup", type=float, default=0.1, help="share of the steps (default 0.1)")

@@ -392,6 +392,19 @@ MUTANTS = [
         ('part("val2014", first=-MINIVAL)', 'part("val2014", last=MINIVAL)'),
         ("found.sort(key=", "sorted(found, key="),
     ),
+    *_all(
+        "VLBERT/vlbert/pretraining_masking.py",
+        "tests/vlbert/test_pretrain_questions.py",
+        ("rate = rate.masked_fill(whole, 0.0)", "pass"),
+        ("numbers[..., 1].masked_fill_(replies, 0.0)", "pass"),
+        ("replies.any(1, keepdim=True) & ~replies", "~replies"),
+    ),
+    Mutant(
+        "VLBERT/vlbert/pretraining_samples.py",
+        "return masked & stated, hidden & stated",
+        "return masked, hidden",
+        "tests/vlbert/test_pretrain_questions.py",
+    ),
     Mutant(
         "ViLBERT/vilbert/pretraining_samples.py",
         "stated = (~asked & ~apart)[:, None]",

@@ -246,7 +246,8 @@ def test_the_committed_model_is_small_and_fits_the_shipped_config():
     tokenizer = Tokenizer(COMMITTED)
     assert config.vocab_size == len(tokenizer) and meta["vocabulary"] == tokenizer.digest()
     assert len(meta["answers"]) == config.num_labels == 13
-    assert meta["held_out"]["heldout_accuracies"]["overall"] > 80
+    # The question alone answers 83 % of them.
+    assert meta["held_out"]["heldout_accuracies"]["yes/no"] > 90
 
 
 def test_other_settings_and_used_folders_are_refused(whole, tmp_path, capsys):
