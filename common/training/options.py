@@ -65,8 +65,8 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         "--policy-training",
         choices=tuple(POLICY_TRAININGS),
         help="published: by its straight-through gradient from the first step; started: taught "
-        "first where the pretrained model fails, then held, which costs no more than plain "
-        "finetuning. The flags below change single settings "
+        "first where the pretrained model fails, then held, so that a step computes one branch "
+        "for each sample. The flags below change single settings "
         f"(default {POLICY_TRAINING})",
     )
     add_flag(
