@@ -98,6 +98,10 @@ def wants_resume(config: Config, folder: Path, resume: bool, overwrite: bool) ->
     return resume or config.TRAIN.RESUME or (config.TRAIN.AUTO_RESUME and there)
 
 
+# Keys of POLICY that follow from TRAINING where they are not given.
+TRAINED_AS = ("START", "HOLD", "REVIEW", "HEAD_WARMUP", "TEMPERATURE")
+
+
 def log_options(
     config: Config, name: str, log_dir: Path | None, tensorboard: bool, wandb: str
 ) -> LogOptions:
@@ -121,8 +125,16 @@ def log_options(
 
 
 def keep_config(config: Config, folder: Path) -> None:
-    """Write the config of a run into its folder, whole: without BASE, with all changes."""
+    """Write the config of a run into its folder, whole: without BASE, with all changes.
+
+    What follows from POLICY.TRAINING where it is not given stays out.
+    """
     values = {key: value for key, value in config.to_dict().items() if key != "BASE"}
+    values["POLICY"] = {
+        key: value
+        for key, value in values["POLICY"].items()
+        if key not in TRAINED_AS or f"POLICY.{key}" in config.given
+    }
     text = f"# {config.path} as it was used, with every key.\n" + yaml.safe_dump(
         values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
     )
@@ -139,6 +151,8 @@ def lasting(config: Config) -> dict[str, Any]:
     for part in ("ATTENTION", "LAYERDROP"):  # which runs of earlier versions did not know
         if values[part] == defaults(config.pretraining)[part]:
             del values[part]
+    # The settings of training have what these mean.
+    values["POLICY"] = without(values["POLICY"], ("TRAINING", *TRAINED_AS[:-1]))
     datasets = [without(part.copy(), FREE_IN_DATASET) for part in config.datasets]
     for dataset in datasets:
         if dataset.get("MASK_QUESTIONS", False):  # as earlier versions did without the key
