@@ -43,6 +43,7 @@ from common.training.batch_order import BatchOrder, Order
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.loop import Trainer
 from common.training.optim import OptimizerWithSchedule, make_optimizer
+from common.training.policy_lessons import PolicyTraining
 from common.training.policy_report import policy_line
 from common.training.run_folder import SnapshotNames
 from common.training.runtime import Runtime, peak_memory, versions
@@ -154,6 +155,8 @@ def training_settings(run: Run) -> dict[str, Any]:
     free = ("eval_batch_size", "workers", "log_every", "save_every", "max_steps", "progress")
     options = run.options
     settings = vars(options.recipe) | asdict(options.loop)
+    if options.loop.policy == PolicyTraining():
+        settings["policy"] = None  # earlier versions did not know of it
     part = adaptive_part(run.model)
     adaptive = asdict(part.options) if part is not None else {}
     adaptive |= {
