@@ -176,6 +176,7 @@ def shown_by(block: str, folder: Path) -> str:
     return found.stdout
 
 
+@pytest.mark.slow
 def test_the_first_commands_of_vlbert_run(tmp_path):
     """The block a newcomer copies, word for word but for fewer questions and another folder."""
     block = next(b for b in blocks("VLBERT/README.md", "bash") if "nondist_run" in b)
@@ -266,6 +267,7 @@ def test_the_blocks_of_vilbert_s_tasks_run(first, said):
         subprocess.run(["rm", "-rf", *map(str, made)], check=True)
 
 
+@pytest.mark.slow
 def test_the_first_commands_of_vilbert_run():
     """The block a newcomer copies, word for word but for fewer questions and another name."""
     folders = [

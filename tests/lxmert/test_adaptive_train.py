@@ -238,6 +238,7 @@ def test_the_recipe_of_base_is_the_published_one():
     assert recipe.clip == 5 and recipe.weight_decay == 1.2e-6
 
 
+@pytest.mark.slow  # the combinations are those of tests/lxmert/test_attention.py
 def test_everything_goes_with_a_strategy(run, tmp_path):
     words = [*run, "--epochs=1", "--strategy", "SpotTune_Block", "--output", str(tmp_path)]
     assert main(words) == 0
@@ -303,6 +304,7 @@ def test_measured_flops_are_said(whole):
     assert f"{found['attention_zero_share']:.1%}" in said
 
 
+@pytest.mark.slow
 def test_the_published_mechanism_trains_and_goes_on(vqa_data, pretrained, tmp_path):
     """Its spans are of the batch's size, its loss needs no factor, and its α have no limits."""
     run = small_run(vqa_data, pretrained)

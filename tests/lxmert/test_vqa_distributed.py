@@ -136,6 +136,7 @@ def test_an_uneven_number_of_predictions_has_every_question_once(flags, tmp_path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes `0,1` for two processes on the CPU")
+@pytest.mark.slow
 def test_an_oracle_on_two_processes_decides_as_on_one(dialect, tmp_path):
     run = [*dialect, "--strategy", "SpotTune", "--policy", "oracle:learned", "--batchSize", "13"]
     assert main([*run, "--output", str(tmp_path / "one")]) == 0

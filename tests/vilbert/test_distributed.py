@@ -73,6 +73,7 @@ def test_torchrun_trains_as_one_process(files, tmp_path, monkeypatch):
         torch.testing.assert_close(theirs[name], weight, rtol=1e-3, atol=3e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_several_tasks_are_trained_by_two_processes_as_by_one(others, tmp_path, monkeypatch):
     """Steps of different heads, batches that are divided unevenly; scores of every sample once."""
     words = ["--strategy", "SpotTune_Block", "--policy-eval", "global", "--plateau"]
