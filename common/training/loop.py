@@ -393,9 +393,9 @@ class Trainer:
             "rate or use --precision fp32, and start again with --overwrite"
         )
 
-    def _within(self, share: float | None) -> bool:
-        """Whether this step is among the first ones that are such a share of all steps."""
-        return self.step < (share or 0.0) * self.total_steps
+    def _within(self, share: float | None, back: int = 0) -> bool:
+        """Whether this step, or one so many before it, is in such a first share of all steps."""
+        return self.step - back < (share or 0.0) * self.total_steps
 
     def _warming_up(self) -> AbstractContextManager[None]:
         """Within it every sample takes branch 0 while a new head learns its task."""
@@ -427,14 +427,10 @@ class Trainer:
     def _review_policy(self) -> None:
         """Teach the held policy which branch answers better by now."""
         options = self.options.policy
-        if self.lessons is None or not options.review or not self._within_or_at(options.hold):
+        if self.lessons is None or not options.review or not self._within(options.hold, back=1):
             return
         loss = self.lessons.review(options.review, self.epoch)
         self.tracker.log(f"policy reviewed in {options.review} passes: loss {loss:.3f}")
-
-    def _within_or_at(self, share: float) -> bool:
-        """Whether the step that was just done is among such a share of all steps."""
-        return self.step - 1 < share * self.total_steps
 
     def temperature(self) -> float:
         """Of the Gumbel-softmax at this step."""

@@ -140,10 +140,10 @@ class PolicyLessons:
         if not self.frozen:
             self.begin()
             save()
+        weights = self._weights()
         while self.passes < passes and not self.world.any(stopped()):
-            loss = self._pass(
-                self._targets, self._weights(), self.passes, f"policy start {self.passes + 1}"
-            )
+            name = f"policy start {self.passes + 1}"
+            loss = self._pass(self._targets, weights, self.passes, name)
             self.passes += 1
             if self.passes == passes:
                 self._optimizer, self._targets = None, {}
@@ -178,8 +178,8 @@ class PolicyLessons:
         self._optimizer = None
         return loss
 
-    def _batches(self, count: int | None = None) -> list[list[int]]:
-        return self.order.epoch(0)[:count]
+    def _batches(self) -> list[list[int]]:
+        return self.order.epoch(0)
 
     def _read(self, batches: Sequence[list[int]], name: str) -> Iterator[TaskBatch]:
         """This process' part of some batches, on the device."""
@@ -214,19 +214,16 @@ class PolicyLessons:
 
     def _worth_of_blocks(self) -> Scores:
         """(D,) by sample: 1 where it is answered worse without that block alone."""
-        size = max(1, len(self._batches()[0]))
-        some = self._batches(-(-SKIPS_MEASURED // size))
-        live = self.part.live.cpu()
-        columns = []
+        batches = self._batches()
+        some = batches[: -(-SKIPS_MEASURED // max(1, len(batches[0])))]
+        live, names = self.part.live.cpu(), self.part.decision_names
+        worth: dict[int, Tensor] = {}
         for place in live.nonzero()[:, 0].tolist():
             without = torch.ones(len(live))
             without[place] = 0.0
-            columns.append(self._scores(without, self.part.decision_names[place], some))
-        keys = columns[0]
-        worth = {key: torch.zeros(len(live)) for key in keys}
-        for place, column in zip(live.nonzero()[:, 0].tolist(), columns, strict=True):
-            for key in keys:
-                worth[key][place] = float(column[key] < self.frozen[key])
+            for key, score in self._scores(without, names[place], some).items():
+                row = worth.setdefault(key, torch.zeros(len(live)))
+                row[place] = float(score < self.frozen[key])
         return worth
 
     def _pass(self, targets: Scores, weights: Mapping[int, float], key: int, name: str) -> float:
@@ -235,9 +232,7 @@ class PolicyLessons:
         policy = self.part.policy
         assert policy is not None
         if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(
-                policy.parameters(), lr=RATE * self.lr, weight_decay=WEIGHT_DECAY
-            )
+            self._optimizer = self._new_optimizer(policy)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + key) % 2**63)
         batches = self._batches()
         order = torch.randperm(len(batches), generator=generator).tolist()
@@ -257,6 +252,9 @@ class PolicyLessons:
         policy.zero_grad(set_to_none=True)
         sums = self.world.sum(sums)
         return sums["loss"] / max(sums["weight"], 1e-9)
+
+    def _new_optimizer(self, policy: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(policy.parameters(), lr=RATE * self.lr, weight_decay=WEIGHT_DECAY)
 
     def _loss(
         self, batch: TaskBatch, targets: Scores, weights: Mapping[int, float]
@@ -300,9 +298,7 @@ class PolicyLessons:
         if state["optimizer"]:
             policy = self.part.policy
             assert policy is not None
-            self._optimizer = torch.optim.AdamW(
-                policy.parameters(), lr=RATE * self.lr, weight_decay=WEIGHT_DECAY
-            )
+            self._optimizer = self._new_optimizer(policy)
             whole = self._optimizer.state_dict()
             self._optimizer.load_state_dict(whole | {"state": dict(state["optimizer"])})
 
