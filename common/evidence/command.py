@@ -27,7 +27,7 @@ from common.evidence.plan import EvidenceRun, embedded, plan, studies
 from common.evidence.report import publish
 from common.files import exclusive, repository_root, write_json
 from common.reading import read_json
-from common.results.files import FILE_NAME, Result, load_result
+from common.results.files import FILE_NAME, Result, load_result, mean_of_live
 from common.results.table import text_table
 from common.training.launch import Launcher, Pace
 from common.voice import spoken
@@ -145,8 +145,7 @@ def share_of(decided: dict[str, Any] | None, live: Sequence[bool] | None) -> flo
     """Mean share of live decisions that are 1."""
     if not decided or not live:
         return None
-    used = [share for share, alive in zip(decided["share"], live, strict=True) if alive]
-    return sum(used) / len(used)
+    return mean_of_live(decided["share"], live)
 
 
 def figures(result: Result) -> str:

@@ -13,7 +13,7 @@ from scipy import stats
 from common.evidence.figure import draw_evidence
 from common.evidence.plan import EvidenceRow, Study
 from common.files import write_bytes
-from common.results.files import Result, load_result, lookup
+from common.results.files import Result, load_result, lookup, mean_of_live
 from common.results.plot_style import save
 from common.results.table import NONE, Table, markdown_table
 
@@ -147,8 +147,7 @@ def share_finetuned(result: Result, kind: str) -> float | None:
     shares = decisions["share_by_type"].get(kind, {}).get("share")
     if shares is None:
         return None
-    used = [s for s, alive in zip(shares, decisions["live"], strict=True) if alive]
-    return sum(used) / len(used)
+    return mean_of_live(shares, decisions["live"])
 
 
 def _mean(values: Sequence[float | None], decimals: int = 1) -> str:

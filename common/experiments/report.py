@@ -20,7 +20,14 @@ from common.experiments.rows import Experiment
 from common.files import write_bytes, write_json
 from common.reading import read_json
 from common.results.comparison import write_comparison
-from common.results.files import FILE_NAME, Result, find_results, group_results, load_result
+from common.results.files import (
+    FILE_NAME,
+    Result,
+    find_results,
+    group_results,
+    load_result,
+    mean_of_live,
+)
 from common.results.table import NONE, Column, Table, markdown_table
 
 SUMMARY, CHART = "summary.md", "summary.png"
@@ -133,10 +140,7 @@ def last_decisions(result: Result) -> dict[str, Any] | None:
     if not result.get("decisions"):
         return None
     shares = result["epochs"][-1]["decisions"]["share"]
-    live = [
-        share for share, alive in zip(shares, result["decisions"]["live"], strict=True) if alive
-    ]
-    return {"mean_live": sum(live) / len(live)}
+    return {"mean_live": mean_of_live(shares, result["decisions"]["live"])}
 
 
 def results_of(experiment: Experiment, out: Path) -> list[Result]:

@@ -113,6 +113,12 @@ def summarise(values: Iterable[float | None]) -> Statistic | None:
     )
 
 
+def mean_of_live(shares: Sequence[float], live: Sequence[bool]) -> float:
+    """Mean of D shares over the decisions that are live."""
+    used = [share for share, alive in zip(shares, live, strict=True) if alive]
+    return sum(used) / len(used)
+
+
 def lookup(result: Result, dotted: str) -> Any:
     """Value under a dotted key, or None where a part of the key is missing or null.
 

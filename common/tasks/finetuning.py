@@ -31,7 +31,7 @@ from common.adapt.strategies import Strategy
 from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from common.files import write_bytes, write_json
-from common.results.files import things_of
+from common.results.files import mean_of_live, things_of
 from common.runs.opened_run import save_answers
 from common.runs.strategy_record import ATTENTION, KEY
 from common.tasks.evaluation import Evaluation, FinetuneTask, counted
@@ -271,7 +271,6 @@ def decision_table(
     """The `decisions` entry of result.json for D shares over `count` samples."""
     part = deciding_part(model)
     live = part.live.tolist()
-    used = [s for s, alive in zip(share, live, strict=True) if alive]
     return {
         "names": part.decision_names,
         "layers": part.decision_layers,
@@ -280,7 +279,7 @@ def decision_table(
         "live": live,
         "count": count,
         "share_by_type": by_type or {},
-        "mean_live": sum(used) / len(used),
+        "mean_live": mean_of_live(share, live),
     }
 
 
