@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common.errors import AdaptiveError, ConfigError, DataError
-from common.evidence.plan import EvidenceRun, embedded, plan, studies
+from common.errors import ConfigError, DataError
+from common.evidence.plan import EvidenceRun, Pruned, embedded, plan, studies
 from common.evidence.report import publish
-from common.files import exclusive, repository_root, write_json
-from common.reading import read_json
+from common.files import repository_root, write_json
 from common.results.files import FILE_NAME, Result, load_result, mean_of_live
 from common.results.table import text_table
-from common.training.launch import Launcher, Pace
+from common.runs.planned_runs import Folder, PlannedRuns, tidy, validated
+from common.training.launch import Launcher
 from common.voice import spoken
 
 FLAGS = "flags"  # of the run script, in a kept result
@@ -37,69 +34,50 @@ BULK = ("decisions", "train_decisions", "policy")  # of every epoch
 EXTREME = 0.001  # a random policy decides neither always nor never
 
 
-class Runner:
-    """Does planned runs, saying how far it is."""
+class Evidence(PlannedRuns[EvidenceRun]):
+    """Does the runs of studies, and keeps their results where they are published."""
 
-    def __init__(self, runs: Sequence[EvidenceRun], gpu: str, out: Path, overwrite: bool) -> None:
-        self.runs, self.gpu, self.out, self.overwrite = list(runs), gpu, out, overwrite
-        self.failures: list[str] = []
-        self._places = {run: place for place, run in enumerate(self.runs, 1)}
-        self._left = sum(run.cost for run in self.runs)
-        self._pace, self._lock = Pace(), threading.Lock()
+    def __init__(
+        self, runs: Sequence[EvidenceRun], gpu: str, out: Path, overwrite: bool = False
+    ) -> None:
+        super().__init__(runs, gpu, overwrite)
+        self.out = out
         self._done = {run: threading.Event() for run in self.runs}
 
-    def run_all(self, jobs: int) -> None:
-        """Do all runs, `jobs` at a time.
+    def after_run(self, run: EvidenceRun) -> None:
+        self._done[run].set()
 
-        Raises:
-            StoppedError: stopped by a signal.
-        """
-        for run in {run.study.dataset: run for run in self.runs}.values():
-            embedded(run)
-        with Launcher() as launcher, ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda run: self._run(run, launcher, jobs), self.runs))
-            launcher.check()
-
-    def _run(self, run: EvidenceRun, launcher: Launcher, jobs: int) -> None:
-        try:
-            if not launcher.stopped:
-                with exclusive(run.folder.with_name(f".{run.folder.name}.lock")):
-                    self._finish(run, launcher, jobs)
-        except AdaptiveError as error:
-            if not launcher.stopped:
-                self._say(run, f"failed: {error}")
-                self.failures.append(f"{run}: {error}")
-        finally:
-            with self._lock:
-                self._left -= run.cost
-            self._done[run].set()
-
-    def _finish(self, run: EvidenceRun, launcher: Launcher, jobs: int) -> None:
+    def finish(self, run: EvidenceRun, launcher: Launcher) -> None:
         """Bring a run to its end, from wherever it is, and keep its result."""
         flags = run.flags(self._share(run))
-        kept = kept_result(run, self.out)
-        if kept is not None and kept[FLAGS] == flags and not self.overwrite:
-            self._say(run, f"is there: {figures(kept)}")
+        kept = None if self.overwrite else kept_result(run, self.out)
+        made = all(run.published(self.out, pruned.name).is_file() for pruned in run.row.pruned)
+        if kept is not None and kept[FLAGS] == flags and made:
+            self.say(run, f"is there: {figures(kept)}")
             return
-        settings = run.folder / "settings.json"
-        same = settings.is_file() and read_json(settings) == flags and not self.overwrite
-        if not (same and (run.folder / FILE_NAME).is_file()):
-            resumable = same and (run.folder / "LAST.safetensors").is_file()
-            minutes = self._pace.minutes(self._left / jobs)
-            self._say(run, f"{'goes on' if resumable else 'starts'}, about {minutes:.0f} min left")
-            write_json(settings, flags)
-            how = "--resume" if resumable else "--overwrite"
-            script = run.study.script
-            begin = time.perf_counter()
-            launcher.run_silently(script.train(self.gpu, run.name, [*flags, how]), script.home)
-            if not resumable:
-                self._pace.add(run.cost, time.perf_counter() - begin)
-        result = to_keep(load_result(run.folder / FILE_NAME), flags)
-        write_json(run.published(self.out), result, indent=1)
-        self._say(run, figures(result))
-        for path in run.folder.glob("*.safetensors"):
-            path.unlink()
-        shutil.rmtree(run.folder / "src", ignore_errors=True)
+        found = Folder.look(run, [] if self.overwrite else flags)
+        if not (found.trained and (found.resumable or not run.row.pruned)):
+            self.train(run, flags, launcher)
+        result = load_result(run.folder / FILE_NAME)
+        for pruned in run.row.pruned:
+            write_json(
+                run.published(self.out, pruned.name),
+                to_keep(self._pruned(run, pruned, result, launcher), flags),
+                indent=1,
+            )
+        write_json(run.published(self.out), to_keep(result, flags), indent=1)
+        self.say(run, figures(result))
+        tidy(run.folder)
+
+    def _pruned(
+        self, run: EvidenceRun, pruned: Pruned, result: Result, launcher: Launcher
+    ) -> Result:
+        """The result of a run's best epoch without some layers."""
+        flags = [*run.script.data(run.study.dataset), "--prune", pruned.rule, "--quiet"]
+        command = run.script.test(self.gpu, run.name, "BEST", flags)
+        launcher.run_silently(command, run.script.home)
+        accuracy = validated(run.study.dataset, run.folder / "minival_predict.json")
+        return result | {"accuracy": {"val": accuracy}, "epochs": []}
 
     def _share(self, run: EvidenceRun) -> float | None:
         """Of a random control: mean share of the row beside it over the epochs of its training."""
@@ -118,9 +96,6 @@ class Runner:
         if not shares or None in shares:
             raise DataError(f"its share is that of {source}, whose result does not say it")
         return min(max(statistics.fmean(shares), EXTREME), 1 - EXTREME)
-
-    def _say(self, run: EvidenceRun, text: str) -> None:
-        print(f"run {self._places[run]} of {len(self.runs)}: {run}: {text}", flush=True)
 
 
 def kept_result(run: EvidenceRun, out: Path) -> Result | None:
@@ -198,7 +173,9 @@ def main(arguments: Sequence[str]) -> int:
         for run in runs:
             print(f"{run}: {'is there' if run.published(out).is_file() else 'to do'}")
         return 0
-    runner = Runner(runs, options.gpu, out, options.overwrite)
+    for run in {run.study.dataset: run for run in runs}.values():
+        embedded(run)
+    runner = Evidence(runs, options.gpu, out, options.overwrite)
     runner.run_all(options.jobs)
     for table in publish(out, {run.study.name: run.study for run in runs}):
         print(f"\n{text_table(table)}")

@@ -1,8 +1,9 @@
-"""The figure of the evidence: what was learned against what was kept, one point per run."""
+"""Figures of the evidence: what was learned against what was kept, what fewer layers cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -131,3 +132,53 @@ def _panel(axes: Axes, study: Study, found: Results, start: float) -> None:
     axes.set_ylim(start, 100)
     axes.set_title(study.title.split(",")[0], loc="left")
     axes.set_xlabel("learned: dialect (%)")
+
+
+# Ways to have fewer layers → beginning of their rows' names, title, colour, mark.
+REMOVALS = (
+    ("blockdrop_", "BlockDrop, learned", "#d55e00", "o"),
+    ("static_", "finetuned without them", "#222222", "s"),
+    ("random_", "random, same share", "#e69f00", "X"),
+    ("layerdrop_", "LayerDrop, pruned", "#56b4e9", "v"),
+)
+
+
+@styled
+def draw_kept_shares(study: Study, found: Results) -> Figure:
+    """Accuracy (percent) against the share of layers kept; lines join the means of the rows."""
+    figure = new_figure(3.6, 5.2)
+    axes = figure.add_axes((0.12, 0.15, 0.84, 0.75))
+    for beginning, title, colour, mark in REMOVALS:
+        names = [name for name in found if name.startswith(beginning) and "permuted" not in name]
+        runs = [_points_of(found[name]) for name in names]
+        if not runs:
+            continue
+        axes.scatter(
+            [x for points in runs for x, _ in points],
+            [y for points in runs for _, y in points],
+            s=22,
+            c=colour,
+            marker=mark,
+            edgecolors="white",
+            linewidths=0.4,
+            zorder=3,
+        )
+        means = sorted(tuple(map(fmean, zip(*points, strict=True))) for points in runs)
+        axes.plot(*zip(*means, strict=True), color=colour, marker=mark, ms=5, label=title, zorder=2)
+    whole = _points_of(found.get("standard", {}))
+    if whole:
+        level = fmean(y for _, y in whole)
+        axes.axhline(level, color="#9a9a9a", linestyle="--", linewidth=0.9, label="all layers")
+    axes.set_xlabel("share of layers kept")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.set_title(study.title, loc="left", fontsize=9)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    return figure
+
+
+def _points_of(results: Mapping[int, Result]) -> list[tuple[float, float]]:
+    """Share of layers kept and accuracy of each run."""
+    return [
+        (lookup(result, "decisions.mean_live"), lookup(result, "accuracy.val.overall"))
+        for result in results.values()
+    ]

@@ -24,6 +24,22 @@ SLOWER = {"Frozen": 0.8, "SpotTune_Block": 1.3, "SpotTune": 1.6, "BlockDrop": 1.
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """The model of a row without some of its layers; it is not trained again.
+
+    Attributes:
+        name, title: as of an `EvidenceRow`.
+        rule: see `common.adapt.layerdrop.kept_layers`.
+        kept: share of the layers that stay.
+    """
+
+    name: str
+    title: str
+    rule: str
+    kept: float
+
+
+@dataclass(frozen=True)
 class EvidenceRow:
     """A run of a study, once for each seed.
 
@@ -35,6 +51,8 @@ class EvidenceRow:
             random policy takes over; empty: it is not such a control.
         permuted: it stands for two rows, the second of them with its decisions permuted among the
             questions.
+        kept: share of the layers that it has, where no policy says it.
+        pruned: what is taken out of it after its training, rows of their own.
     """
 
     name: str
@@ -43,6 +61,8 @@ class EvidenceRow:
     flags: tuple[str, ...] = ()
     share_of: str = ""
     permuted: bool = False
+    kept: float | None = None
+    pruned: tuple[Pruned, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,11 @@ class Study:
     def script(self) -> RunScript:
         return backbones()[self.backbone].script
 
+    @property
+    def skips(self) -> bool:
+        """Its rows are compared by the share of layers that they keep."""
+        return self.group == "blocks"
+
 
 @dataclass(frozen=True)
 class EvidenceRun:
@@ -90,17 +115,21 @@ class EvidenceRun:
         return f"{self.root}/{self.study.name}/{self.row.name}/seed_{self.seed}"
 
     @property
+    def script(self) -> RunScript:
+        return self.study.script
+
+    @property
     def folder(self) -> Path:
-        return self.study.script.run_folder(self.name)
+        return self.script.run_folder(self.name)
 
     @property
     def cost(self) -> float:
         """Expected minutes."""
         return self.study.minutes * SLOWER.get(self.row.strategy, 1.0)
 
-    def published(self, out: Path) -> Path:
-        """Its result among those that are kept."""
-        return out / self.study.name / self.row.name / f"seed_{self.seed}.json"
+    def published(self, out: Path, name: str = "") -> Path:
+        """Its result among those that are kept, or that of a row made of it."""
+        return out / self.study.name / (name or self.row.name) / f"seed_{self.seed}.json"
 
     def flags(self, share: float | None = None) -> list[str]:
         """What the run script is given.
@@ -161,6 +190,45 @@ SITES = (
     _policy("reviewed", "started and reviewed", *STARTED, "--policy-review", "2"),
 )
 PLAIN = (STANDARD, FROZEN, PUBLISHED, STARTED_ROW, RANDOM)
+# Layers that stay, of two language, two vision and two cross layers.
+LAYERS = 6
+DEPTHS = {4: "lang.1,vision.1,cross.1,cross.2", 3: "every_other", 2: "cross.1,cross.2"}
+HOLD = ("--target-rate-scale", "10")  # the weight of a budget that keeps it
+
+
+def _of_blocks(kept: int, rule: str) -> tuple[EvidenceRow, ...]:
+    share, shown = f"{kept / LAYERS:.3g}", f"{kept} of {LAYERS}"
+    budget = ("--target-rate", share, *HOLD, *LEARNED)
+    name = f"blockdrop_{kept}"
+    static = ("--prune", rule)
+    return (
+        EvidenceRow(name, f"BlockDrop, {shown}", "BlockDrop", budget, permuted=True),
+        EvidenceRow(
+            f"static_{kept}", f"finetuned without, {shown}", "standard", static, kept=kept / LAYERS
+        ),
+        EvidenceRow(
+            f"random_{kept}", f"random, share of BlockDrop {shown}", "BlockDrop", share_of=name
+        ),
+    )
+
+
+SKIPPING = (
+    replace(STANDARD, kept=1.0),
+    *itertools.chain.from_iterable(itertools.starmap(_of_blocks, DEPTHS.items())),
+    EvidenceRow(
+        "layerdrop",
+        "LayerDrop 0.2",
+        "standard",
+        ("--layerdrop", "0.2"),
+        kept=1.0,
+        pruned=tuple(
+            Pruned(
+                f"layerdrop_{kept}", f"LayerDrop, pruned, {kept} of {LAYERS}", rule, kept / LAYERS
+            )
+            for kept, rule in DEPTHS.items()
+        ),
+    ),
+)
 VARIANTS = {
     "image": "cue in the image",
     "kept02": "2 % of the images keep the old words",
@@ -224,6 +292,19 @@ def _studies() -> list[Study]:
         given = ("--questions", flags[0], "--epochs", flags[1])
         shown = f"{title}, {title_of}"
         found.append(Study(name, shown, first, dataset, given, few, minutes, PLAIN, "plain"))
+    found.append(
+        Study(
+            "blocks",
+            f"{title}, easy-VQA, 1,000 questions, with fewer layers",
+            first,
+            "easy_vqa",
+            DIALECT_FLAGS,
+            few,
+            0.7,
+            SKIPPING,
+            "blocks",
+        )
+    )
     return found
 
 

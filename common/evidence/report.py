@@ -10,20 +10,21 @@ from typing import Any
 
 from scipy import stats
 
-from common.evidence.figure import draw_evidence
+from common.evidence.figure import draw_evidence, draw_kept_shares
 from common.evidence.plan import EvidenceRow, Study
 from common.files import write_bytes
 from common.results.files import Result, load_result, lookup, mean_of_live
 from common.results.plot_style import save
 from common.results.table import NONE, Table, markdown_table
 
-SUMMARY, FIGURE = "summary.md", "evidence.png"
+SUMMARY, FIGURE, KEPT_FIGURE = "summary.md", "evidence.png", "kept_shares.png"
 SHARE = 0.95
 LEGEND = (
     "Accuracy on validation questions in percent, of the epoch that was best on held-out training "
     "images; mean ± sample standard deviation over seeds. kept = questions in the old words, "
     "learned = questions in the dialect. finetuned = share of live decisions that chose the "
-    "finetuned part, of the validation questions of that kind. difference = in overall accuracy to "
+    "finetuned part, of the validation questions of that kind. kept share = of the layers, of live "
+    "ones where a policy decides. difference = in overall accuracy to "
     f"the first row with the same seeds (same data and order), with its {SHARE:.0%} confidence "
     "interval (t, paired). permuted = the decisions of the row above, given to other questions of "
     "the validation part. Settings were chosen with other seeds than those that are shown."
@@ -35,14 +36,24 @@ def read_study(study: Study, out: Path) -> Found:
     """The kept results of a study; a permuted row beside each that has one."""
     found: Found = {}
     for row in study.rows:
-        files = sorted((out / study.name / row.name).glob("seed_*.json"))
-        results = {int(path.stem.removeprefix("seed_")): load_result(path) for path in files}
-        results = {seed: result for seed, result in results.items() if seed in study.seeds}
-        if results:
-            found[row.name] = results
+        shares = {row.name: row.kept} | {pruned.name: pruned.kept for pruned in row.pruned}
+        for name, kept in shares.items():
+            if results := _read_row(out / study.name / name, study.seeds, kept):
+                found[name] = results
+        results = found.get(row.name, {})
         if row.permuted and (permuted := _permuted(results)):
             found[permuted_name(row)] = permuted
     return found
+
+
+def _read_row(folder: Path, seeds: Sequence[int], kept: float | None) -> dict[int, Result]:
+    """The kept results of a row by seed, with the share of the layers that are left."""
+    files = {int(path.stem.removeprefix("seed_")): path for path in folder.glob("seed_*.json")}
+    return {
+        seed: load_result(path) | ({} if kept is None else {"decisions": {"mean_live": kept}})
+        for seed, path in sorted(files.items())
+        if seed in seeds
+    }
 
 
 def permuted_name(row: EvidenceRow) -> str:
@@ -65,6 +76,7 @@ def shown_rows(study: Study) -> list[tuple[str, str]]:
         rows.append((row.name, row.title))
         if row.permuted:
             rows.append((permuted_name(row), f"{row.title}, permuted"))
+        rows += [(pruned.name, pruned.title) for pruned in row.pruned]
     return rows
 
 
@@ -89,6 +101,9 @@ def publish(out: Path, chosen: Mapping[str, Study]) -> list[Table]:
     drawn = [pair for pair in found.values() if pair[0].group == "dialect"]
     if drawn:
         save(draw_evidence(drawn), out / FIGURE)
+    for study, results in found.values():
+        if study.skips:
+            save(draw_kept_shares(study, results), out / study.name / KEPT_FIGURE)
     return tables
 
 
@@ -107,7 +122,8 @@ def study_table(study: Study, results: Found) -> Table:
     kinds = kinds_of(results)
     types = kinds or ["yes/no", "other"]
     headings = [("", ""), ("runs", "n"), ("val %", "overall"), *(("val %", t) for t in types)]
-    headings += [("finetuned", t) for t in kinds or [""]] + [("difference", "points")]
+    share = "kept share" if study.skips else "finetuned"
+    headings += [(share, t) for t in kinds or [""]] + [("difference", "points")]
     first = results.get(study.rows[0].name, {})
     rows = []
     for name, title in shown_rows(study):

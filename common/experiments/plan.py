@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
 from common.experiments.adaptive_attention import ADAPTIVE_ATTENTION
 from common.experiments.rows import Experiment, Row
-from common.reading import read_json
-from common.results.files import FILE_NAME, Result, load_result
 from common.runs.backbones import backbones
+from common.runs.planned_runs import finished
 from common.runs.run_script import RunScript
 
 STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
 _ROWS = tuple(map(Row, STRATEGIES))
 SEED = 9595
-SETTINGS, LAST_EPOCH = "settings.json", "last_epoch.json"
+LAST_EPOCH = "last_epoch.json"
 COMMON_FLAGS = ("--holdout", "0.05", "--quiet", "--no-plots", "--no-tensorboard")
 
 
@@ -104,8 +103,12 @@ class PlannedRun:
         return f"{self.root}/{self.experiment.name}/{self.row}/seed_{self.seed}"
 
     @property
+    def script(self) -> RunScript:
+        return run_script()
+
+    @property
     def folder(self) -> Path:
-        return run_script().run_folder(self.name)
+        return self.script.run_folder(self.name)
 
     @property
     def cost(self) -> float:
@@ -139,14 +142,6 @@ def plan(names: Iterable[str], quick: bool) -> list[PlannedRun]:
         for experiment in chosen
         for i, row in itertools.product(range(experiment.seeds), experiment.rows)
     ]
-
-
-def finished(run: PlannedRun) -> Result | None:
-    """The result of a run, or None where there is none that can be read."""
-    try:
-        return load_result(run.folder / FILE_NAME)
-    except DataError:
-        return None
 
 
 def learned_share(run: PlannedRun) -> float:
@@ -189,34 +184,3 @@ def flags_of(run: PlannedRun) -> list[str]:
         str(run.seed),
         *COMMON_FLAGS,
     ]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """What a run's folder holds.
-
-    Attributes:
-        begun: a run with the same settings was started.
-        resumable: it has a last state to go on from.
-        trained: it was trained to its end.
-        evaluated: its last state was evaluated as well.
-    """
-
-    begun: bool
-    resumable: bool
-    trained: bool
-    evaluated: bool
-
-    @classmethod
-    def look(cls, run: PlannedRun, flags: Sequence[str]) -> Folder:
-        """Look into the folder of a run that would be given these flags."""
-        settings, folder = run.folder / SETTINGS, run.folder
-        if not settings.is_file() or read_json(settings) != list(flags):
-            return cls(False, False, False, False)
-        trained = finished(run) is not None
-        return cls(
-            True,
-            (folder / "LAST.safetensors").exists(),
-            trained,
-            trained and (folder / LAST_EPOCH).exists(),
-        )

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.experiments.measured_report import legend, measured_tables
 from common.experiments.measuring import measured_rows
-from common.experiments.plan import EXPERIMENTS, LAST_EPOCH, PlannedRun, finished
+from common.experiments.plan import EXPERIMENTS, LAST_EPOCH, PlannedRun
 from common.experiments.plots import plot_experiments
 from common.experiments.rows import Experiment
 from common.files import write_bytes, write_json
@@ -29,6 +29,7 @@ from common.results.files import (
     mean_of_live,
 )
 from common.results.table import NONE, Column, Table, markdown_table
+from common.runs.planned_runs import finished
 
 SUMMARY, CHART = "summary.md", "summary.png"
 BULK = ("decisions", "train_decisions")  # of every epoch

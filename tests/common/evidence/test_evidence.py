@@ -11,6 +11,7 @@ from scipy import stats
 
 from common.errors import ConfigError
 from common.evidence.command import main
+from common.evidence.figure import draw_kept_shares
 from common.evidence.plan import SEEDS, plan, studies
 from common.evidence.report import paired_difference, read_study, study_table
 from common.runs.backbones import backbones
@@ -137,3 +138,51 @@ def test_the_table_has_kinds_shares_and_the_permuted_row(tmp_path):
     assert rows["policy, started"][6] == "+30.0 (30.0 to 30.0)"
     assert rows["policy, started, permuted"][1] == "70.0 ± 0.0"
     assert rows["plain finetuning"][-1] == "–"
+
+
+def test_layers_are_taken_out_of_a_trained_model_before_it_is_tidied_away(repository):
+    assert repository.command("--only", "blocks") == 0
+    calls = repository.calls()
+    tests = [line.split() for line in calls if line.startswith("test ")]
+    rules = [words[words.index("--prune") + 1] for words in tests]
+    assert len(tests) == 3 * 3 and len(set(rules)) == 3
+    assert all("/layerdrop/seed_" in words[2] for words in tests)
+    pruned = json.loads((repository.out / "blocks" / "layerdrop_3" / "seed_101.json").read_text())
+    whole = json.loads((repository.out / "blocks" / "layerdrop" / "seed_101.json").read_text())
+    # The fake answers "yes" to everything when it is tested.
+    assert 0 < pruned["accuracy"]["val"]["overall"] < 50 < whole["accuracy"]["val"]["overall"]
+    assert not list(repository.root.rglob("*.safetensors"))
+    assert (repository.out / "blocks" / "kept_shares.png").stat().st_size > 5000
+    text = (repository.out / "blocks" / "summary.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| LayerDrop, pruned, 3 of 6"))
+    assert "0.50 ± 0.00" in row and "kept share" in text
+    assert repository.command("--only", "blocks") == 0
+    assert repository.calls() == []
+    # A lost result of a pruned row needs the model again.
+    (repository.out / "blocks" / "layerdrop_3" / "seed_101.json").unlink()
+    assert repository.command("--only", "blocks") == 0
+    assert [line.split()[0] for line in repository.calls()] == ["train", "test", "test", "test"]
+
+
+def test_kept_shares_are_drawn_by_the_way_they_came_about():
+    def results(share, *values):
+        return {
+            seed: {"decisions": {"mean_live": share}, "accuracy": {"val": {"overall": value}}}
+            for seed, value in enumerate(values)
+        }
+
+    found = {
+        "standard": results(1.0, 94.0, 92.0),
+        "blockdrop_4": results(0.67, 93.0, 94.0),
+        "blockdrop_4_permuted": results(0.67, 10.0, 10.0),
+        "static_4": results(0.67, 80.0, 90.0),
+        "static_3": results(0.5, 70.0, 72.0),
+    }
+    (axes,) = draw_kept_shares(studies()["blocks"], found).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["BlockDrop, learned"] == [[pytest.approx(0.67), pytest.approx(93.5)]]
+    assert lines["finetuned without them"] == [
+        [pytest.approx(0.5), pytest.approx(71.0)],
+        [pytest.approx(0.67), pytest.approx(85.0)],
+    ]
+    assert lines["all layers"][0][1] == pytest.approx(93.0)
