@@ -1,9 +1,13 @@
 """`make demo`: finetune small pretrained models with five strategies and compare them.
 
+Most questions give known words a new meaning, some keep the old one; see the data set
+`easy_vqa_dialect`. A policy that chooses between frozen and finetuned parts is trained in both
+ways, `--policy-training published` and `started`.
+
     python -m common.demo [--quick] [--backbones lxmert,vilbert,…] [--strategies Frozen,standard,…]
 
-Every run goes through its backbone's own run script on the embedded data, on the CPU two at a time;
-then the runs are compared: results/, visualizations/, and a table as the last thing on the screen.
+Every run goes through its backbone's own run script, on the CPU two at a time; then the runs are
+compared: results/, visualizations/, and a table as the last thing on the screen.
 """
 
 from __future__ import annotations
@@ -31,21 +35,27 @@ from common.results.table import format_table
 from common.runs.backbones import find_backbone
 from common.runs.run_script import RunScript
 from common.training.launch import Launcher
+from common.training.options import POLICY_TRAININGS
 from common.voice import spoken
 
-DATASET = "easy_vqa"
-FULL = ("--questions", "4000", "--epochs", "8")
-QUICK = ("--questions", "1500", "--epochs", "2", "--tiny")
-SEED = ("--seed", "9595")  # so that all of them draw the same --questions (not with --tiny)
+DATASET = "easy_vqa_dialect"
+FULL = ("--questions", "1000", "--epochs", "8")
+QUICK = ("--questions", "1000", "--epochs", "2", "--tiny")
+SEED = ("--seed", "101")  # so that all of them draw the same --questions (not with --tiny)
 THREADS = ("--threads", "1", "--quiet")
 
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One strategy on one backbone."""
+    """One strategy on one backbone.
+
+    Attributes:
+        training: of its policy, see `--policy-training`; empty where there is one way only.
+    """
 
     backbone: str
     strategy: str
+    training: str = ""
 
     @property
     def script(self) -> RunScript:
@@ -53,7 +63,13 @@ class DemoRun:
 
     @property
     def name(self) -> str:
-        return f"demo_{self.strategy}"
+        return "_".join(filter(None, ("demo", self.strategy, self.training)))
+
+    @property
+    def flags(self) -> list[str]:
+        """Of the run script, beside those that all runs are given."""
+        training = ["--policy-training", self.training] if self.training else []
+        return [*self.script.data(DATASET), "--strategy", self.strategy, *training]
 
     @property
     def folder(self) -> Path:
@@ -61,7 +77,17 @@ class DemoRun:
         return self.script.run_folder(self.name)
 
     def __str__(self) -> str:
-        return f"{title_of(self.backbone)}, {self.strategy}"
+        return ", ".join(filter(None, (title_of(self.backbone), self.strategy, self.training)))
+
+
+def demo_runs(strategies: Sequence[str], backbones: Sequence[str]) -> list[DemoRun]:
+    """The runs of some strategies, each with every way in which its policy can be trained."""
+    return [
+        DemoRun(backbone, strategy, training)
+        for strategy in strategies
+        for training in (POLICY_TRAININGS if find_strategy(strategy)[0].other == "twin" else ("",))
+        for backbone in backbones
+    ]
 
 
 class Demo:
@@ -101,15 +127,7 @@ class Demo:
         command = script.train(
             self.gpu,
             run.name,
-            [
-                *script.data(DATASET),
-                "--strategy",
-                run.strategy,
-                "--overwrite",
-                *SEED,
-                *self.flags,
-                *(THREADS if shared else ()),
-            ],
+            [*run.flags, "--overwrite", *SEED, *self.flags, *(THREADS if shared else ())],
         )
         print(
             f"{'' if shared else chr(10)}== {run}: in {script.folder}/: {' '.join(command)}",
@@ -186,7 +204,7 @@ def demo_parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="about three minutes instead of sixteen: fewer questions and epochs",
+        help="about three minutes instead of ten: fewer images and epochs",
     )
     add(
         "--backbones",
@@ -232,7 +250,7 @@ def main(arguments: Sequence[str]) -> int:
     backbones = options.backbones.split(",")
     if wrong := [name for name in backbones if name not in projects()]:
         raise ConfigError(f"--backbones {wrong[0]}: valid are {', '.join(projects())}")
-    runs = [DemoRun(backbone, strategy) for strategy in strategies for backbone in backbones]
+    runs = demo_runs(strategies, backbones)
     run_demo(Demo(runs, options.gpu, QUICK if options.quick else FULL, jobs), out, maps)
     return 0
 

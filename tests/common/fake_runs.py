@@ -79,9 +79,10 @@ def fake_result(name: str, flags: Sequence[str], backbone: str = "lxmert") -> di
         layout=layout,
         name=name,
         val=VAL.get(strategy, 81.0) + (seed - 9595) % 100,
-        dataset=given.get("--dataset", "easy_vqa"),
+        dataset=given.get("--dataset") or given.get("--set", "=easy_vqa").partition("=")[2],
     )
-    return result | {"policy": given.get("--policy", result["policy"])}
+    variant = "started" if given.get("--policy-training") == "started" else None
+    return result | {"policy": given.get("--policy", result["policy"]), "variant": variant}
 
 
 if __name__ == "__main__":

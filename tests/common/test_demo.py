@@ -66,11 +66,22 @@ def repository(tmp_path, easy_vqa_root, monkeypatch) -> Repository:
 def test_every_strategy_runs_on_every_backbone_and_ends_in_one_table(repository, capfd, jobs):
     assert repository.command("--jobs", jobs) == 0
     calls = repository.calls()
+    names = [
+        f"demo_{strategy}{training}"
+        for strategy in STRATEGIES
+        for training in (("_published", "_started") if "Tune" in strategy else ("",))
+    ]
+    assert len(names) == 7
     assert sorted((mode, name) for mode, _, name, *_ in calls) == sorted(
-        (mode, f"demo_{strategy}") for mode in MODES for strategy in STRATEGIES
+        (mode, name) for mode in MODES for name in names
+    )
+    assert all(
+        "--policy-training" not in flags
+        or flags[flags.index("--policy-training") + 1] == name.rpartition("_")[2]
+        for _, _, name, *flags in calls
     )
     table = capfd.readouterr().out.split("made in")[1]
-    assert "LXMERT, ViLBERT and VL-BERT (small) on easy_vqa" in table
+    assert "LXMERT, ViLBERT and VL-BERT (small) on easy_vqa_dialect" in table
     rows = [line.split()[:2] for line in table.splitlines()]
     places = [rows.index(["standard", name]) for name in ("LXMERT", "ViLBERT", "VL-BERT")]
     assert places == sorted(places)
@@ -88,11 +99,11 @@ def test_every_strategy_runs_on_every_backbone_and_ends_in_one_table(repository,
 def test_backbones_differ_only_in_what_their_scripts_need(repository):
     assert repository.command("--quick") == 0
     scripts = [find_backbone(name).script for name in ("lxmert", "vlbert", "vilbert")]
-    data = [word for script in scripts for word in script.data("easy_vqa")]
+    data = [word for script in scripts for word in script.data("easy_vqa_dialect")]
     flags = {
         mode: [word for word in rest if word not in data]
         for mode, gpu, name, *rest in repository.calls()
-        if name == "demo_SpotTune"
+        if name == "demo_SpotTune_started"
     }
     assert flags["train"] == flags["vlbert"] == flags["vilbert"]
     assert {"--tiny", "--overwrite", "SpotTune"} <= set(flags["train"])
@@ -115,7 +126,7 @@ def test_a_run_that_fails_is_named_with_its_message(repository, capfd, jobs):
 def test_after_a_failure_no_further_run_is_started(repository):
     (repository.root / "broken.txt").write_text("demo_")
     assert repository.command("--jobs", "2") == 2
-    assert len(repository.calls()) < len(MODES) * len(STRATEGIES)
+    assert len(repository.calls()) < len(MODES) * 7
 
 
 def test_bad_flags_are_refused_before_anything_starts(repository, capsys):
