@@ -15,7 +15,7 @@ from typing import Any
 
 from common.adapt.attention import ATTENTION_LR
 from common.modules.attention import NORMALISERS, SPANS
-from common.training.options import POLICY_TRAININGS
+from common.training.options import POLICY_TRAINING_CHOICES
 
 Defaults = dict[str, Any]
 
@@ -235,8 +235,9 @@ ADDED_MEANING = {
     "DATASET.IMPORT_FEATURES": "import feature files into a store once; else read them each time",
     "POLICY.NETWORK": "published, small, shared, random:SHARE or oracle:KIND",
     "POLICY.EVALUATION": "argmax, sample or global",
-    "POLICY.TRAINING": "published or started: what holds where the next keys, and TEMPERATURE, "
-    "are not given",
+    "POLICY.TRAINING": "published, started or automatic: what holds where the next keys, and "
+    "TEMPERATURE, are not given; automatic is started where a policy network chooses between "
+    "frozen and finetuned parts without a budget, else published",
     "POLICY.START": "passes in which the policy is taught where the pretrained model fails",
     "POLICY.HOLD": "share of all steps in which the policy gets no gradient",
     "POLICY.REVIEW": "passes after every held epoch that teach which branch is the better one",
@@ -299,7 +300,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "EXECUTOR": ("exact", "dense", "sampled"),
     "NORMALISER": NORMALISERS,
     "SPAN": SPANS,
-    "TRAINING": tuple(POLICY_TRAININGS),
+    "TRAINING": POLICY_TRAINING_CHOICES,
 }
 # Key → lowest and highest value, at every level.
 LIMITS: dict[str, tuple[float, float]] = {

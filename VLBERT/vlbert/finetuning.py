@@ -134,7 +134,7 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
     settings = adaptive_settings(config)
     if settings.strategy.adaptive:
         for flag, key in POLICY_TRAINING_KEYS.items():
-            if key in config.given:
+            if key in config.given or flag == "policy_training":
                 setattr(args, flag, config.POLICY[key.partition(".")[2]])
     check_options(args, **_of_config(settings))
     options = replace(
@@ -169,7 +169,11 @@ def _of_config(settings: AdaptiveSettings) -> dict[str, Any]:
     found |= {"normaliser": settings.attention.normaliser, "span": settings.attention.span}
     if settings.strategy.adaptive:
         found["policy_eval"] = settings.options.policy_eval
-    budget = {"constrain_k": settings.budget.constrain_k}
+        found["policy"] = settings.policy
+    budget = {
+        "constrain_k": settings.budget.constrain_k,
+        "deterministic_scale": settings.budget.deterministic_scale or None,
+    }
     return found | {key: value for key, value in budget.items() if value is not None}
 
 

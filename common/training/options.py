@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import POLICY_EVALUATIONS, AdaptiveOptions
+from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES, find_strategy
 from common.errors import ConfigError
 from common.training.attention_options import attention_options, layerdrop_options
@@ -63,11 +64,12 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group,
         "--policy-training",
-        choices=tuple(POLICY_TRAININGS),
+        choices=POLICY_TRAINING_CHOICES,
         help="published: by its straight-through gradient from the first step; started: taught "
         "first where the pretrained model fails, then held, so that a step computes one branch "
-        "for each sample. The flags below change single settings "
-        f"(default {POLICY_TRAINING})",
+        "for each sample; automatic: started where a policy network chooses between frozen and "
+        "finetuned parts without a budget, else published. The flags below change single settings "
+        f"(default {AUTOMATIC})",
     )
     add_flag(
         group,
@@ -265,7 +267,8 @@ POLICY_TRAININGS: dict[str, dict[str, Any]] = {
     "published": {"policy_start": 0, "policy_hold": 0.0, "temperature": 5.0},
     "started": {"policy_start": 8, "policy_hold": 1.0, "temperature": 1.0},
 }
-POLICY_TRAINING = "published"
+AUTOMATIC = "automatic"
+POLICY_TRAINING_CHOICES = (AUTOMATIC, *POLICY_TRAININGS)
 BUDGETS = ("constrain_k", "target_rate", "deterministic_scale")
 HOLD_WITH_BUDGET = 0.25
 OF_DECISIONS = (
@@ -343,7 +346,7 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
     Args:
         args: the flags.
         resolved: what holds for some flags where they are not given, e.g. `strategy`, `executor`,
-            `policy_eval` of a config.
+            `policy`, `policy_eval` of a config.
 
     Raises:
         ConfigError: a number outside its limits, or a flag that has no effect.
@@ -359,15 +362,34 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
         else:
             wanted = f"from {low} to {high}" if allowed else f"between {low} and {high}"
         raise ConfigError(f"{typed(name, value)}: give a number {wanted}")
-    _check_effects({**resolved, **{k: v for k, v in vars(args).items() if v is not None}}, args)
+    values = {**resolved, **{k: v for k, v in vars(args).items() if v is not None}}
+    _check_effects(values, args)
     args.attention = attention_options(args, resolved)
-    training = POLICY_TRAININGS[getattr(args, "policy_training", None) or POLICY_TRAINING]
+    training = POLICY_TRAININGS[_policy_training_of(args, values)]
     if any(getattr(args, flag, None) for flag in BUDGETS):
         training = training | {"policy_hold": min(training["policy_hold"], HOLD_WITH_BUDGET)}
         _check_budget_is_learned(args)
     for name, default in (DECISION_DEFAULTS | training).items():
         if getattr(args, name, default) is None:
             setattr(args, name, default)
+
+
+def _policy_training_of(args: argparse.Namespace, values: Mapping[str, Any]) -> str:
+    """How the policy is trained, with what `automatic` means.
+
+    A policy that is loaded with its strategy is not taught anew; one with a budget has to learn it.
+    """
+    chosen = getattr(args, "policy_training", None) or AUTOMATIC
+    if chosen != AUTOMATIC:
+        return chosen
+    strategy = values.get("strategy")
+    taught = (
+        strategy is not None
+        and find_strategy(strategy)[0].other == "twin"
+        and values.get("policy", POLICIES[0]) in POLICIES
+        and not any(values.get(flag) for flag in BUDGETS)
+    )
+    return "started" if taught else "published"
 
 
 def _check_budget_is_learned(args: argparse.Namespace) -> None:
