@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.evidence.plan import Study
+from common.evidence.plan import Study, shown_rows
 from common.results.files import Result, lookup
 from common.results.plot_style import new_figure, styled
 
@@ -24,17 +24,6 @@ MARKS = {
     "started_permuted": ("#d55e00", "x"),
     "random": ("#e69f00", "X"),
     "oracle": ("#009e73", "*"),
-}
-TITLES = {
-    "standard": "plain finetuning",
-    "frozen": "Frozen",
-    "last_2": "last 2 layers",
-    "published": "policy, published training",
-    "shared": "one decision for all",
-    "started": "policy, started",
-    "started_permuted": "started, decisions permuted",
-    "random": "random, same share",
-    "oracle": "oracle by kind",
 }
 PANEL, MARGIN = 3.1, 0.55  # inches
 Results = Mapping[str, Mapping[int, Result]]
@@ -85,6 +74,7 @@ def _values(found: Results) -> list[float]:
 
 def _panel(axes: Axes, study: Study, found: Results, start: float) -> None:
     """One point for each run."""
+    titles = dict(shown_rows(study))
     for mean in range(int(start), 100, 5):
         axes.axline((mean, mean), slope=-1, color="#e6e6e6", linewidth=0.7, zorder=0)
     for name, (colour, mark) in MARKS.items():
@@ -95,18 +85,17 @@ def _panel(axes: Axes, study: Study, found: Results, start: float) -> None:
         ]
         if not points:
             continue
-        open_mark = mark in ("x", "X", "P")
         axes.scatter(
             [x for x, _ in points],
             [y for _, y in points],
-            s=60 if mark == "*" else 26,
+            s=60 if mark == "*" else 30,
             c=colour,
             marker=mark,
-            linewidths=1.2 if open_mark else 0.4,
+            linewidths=1.2 if mark == "x" else 0.4,
             edgecolors=None if mark == "x" else "white",
             alpha=0.9,
             zorder=3,
-            label=TITLES[name],
+            label=titles[name],
         )
     chance = next(
         (

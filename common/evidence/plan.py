@@ -95,6 +95,11 @@ class Study:
         return backbones()[self.backbone].script
 
     @property
+    def backbone_title(self) -> str:
+        """For people."""
+        return backbones()[self.backbone].title
+
+    @property
     def skips(self) -> bool:
         """Its rows are compared by the share of layers that they keep."""
         return self.group == "blocks"
@@ -152,6 +157,22 @@ class EvidenceRun:
 
     def __str__(self) -> str:
         return f"{self.study.name}, {self.row.name}, seed {self.seed}"
+
+
+def permuted_name(row: EvidenceRow) -> str:
+    """Name of the row with the decisions of another one, permuted."""
+    return f"{row.name}_permuted"
+
+
+def shown_rows(study: Study) -> list[tuple[str, str]]:
+    """Name and title of every row of the table."""
+    rows = []
+    for row in study.rows:
+        rows.append((row.name, row.title))
+        if row.permuted:
+            rows.append((permuted_name(row), f"{row.title}, permuted"))
+        rows += [(pruned.name, pruned.title) for pruned in row.pruned]
+    return rows
 
 
 def _policy(name: str, title: str, *flags: str, **more: str | bool) -> EvidenceRow:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
 from common.evidence.figure import draw_evidence, draw_kept_shares
-from common.evidence.plan import EvidenceRow, Study
+from common.evidence.plan import Study, permuted_name, shown_rows
 from common.files import write_bytes
 from common.results.files import Result, load_result, lookup, mean_of_live
 from common.results.plot_style import save
@@ -56,28 +56,12 @@ def _read_row(folder: Path, seeds: Sequence[int], kept: float | None) -> dict[in
     }
 
 
-def permuted_name(row: EvidenceRow) -> str:
-    """Name of the row with the decisions of another one, permuted."""
-    return f"{row.name}_permuted"
-
-
 def _permuted(results: Mapping[int, Result]) -> dict[int, Result]:
     return {
         seed: result | {"accuracy": {"val": values}}
         for seed, result in results.items()
         if (values := lookup(result, "accuracy.val_permuted")) is not None
     }
-
-
-def shown_rows(study: Study) -> list[tuple[str, str]]:
-    """Name and title of every row of the table."""
-    rows = []
-    for row in study.rows:
-        rows.append((row.name, row.title))
-        if row.permuted:
-            rows.append((permuted_name(row), f"{row.title}, permuted"))
-        rows += [(pruned.name, pruned.title) for pruned in row.pruned]
-    return rows
 
 
 def publish(out: Path, chosen: Mapping[str, Study]) -> list[Table]:
@@ -98,6 +82,7 @@ def publish(out: Path, chosen: Mapping[str, Study]) -> list[Table]:
             write_bytes(out / name / SUMMARY, f"{markdown_table(table)}\n".encode())
         text = "\n\n".join([*map(markdown_table, tables), LEGEND])
         write_bytes(out / SUMMARY, f"{text}\n".encode())
+    write_overviews(found.values(), out)
     drawn = [pair for pair in found.values() if pair[0].group == "dialect"]
     if drawn:
         save(draw_evidence(drawn), out / FIGURE)
@@ -105,6 +90,34 @@ def publish(out: Path, chosen: Mapping[str, Study]) -> list[Table]:
         if study.skips:
             save(draw_kept_shares(study, results), out / study.name / KEPT_FIGURE)
     return tables
+
+
+def write_overviews(found: Iterable[tuple[Study, Found]], out: Path) -> None:
+    """A table for each group of studies with the same rows on several backbones, as Markdown."""
+    groups: dict[str, list[tuple[Study, Found]]] = {}
+    for study, results in found:
+        groups.setdefault(study.group, []).append((study, results))
+    for group, studies in groups.items():
+        if len({study.backbone for study, _ in studies}) > 1:
+            text = f"{markdown_table(overview(studies))}\n\n{LEGEND}\n"
+            write_bytes(out / f"{group}.md", text.encode())
+
+
+def overview(studies: Sequence[tuple[Study, Found]]) -> Table:
+    """Accuracy over all questions and the difference to the first row, of all backbones."""
+    headings = [("", "")]
+    cells: dict[str, list[str]] = {title: [] for _, title in shown_rows(studies[0][0])}
+    for study, results in studies:
+        name, first = study.backbone_title, results.get(study.rows[0].name, {})
+        headings += [(name, "val %"), (name, "difference")]
+        for row, title in shown_rows(study):
+            of_seed = results.get(row, {})
+            accuracies = [lookup(r, "accuracy.val.overall") for r in of_seed.values()]
+            own = row == study.rows[0].name or not of_seed
+            cells[title] += [_mean(accuracies), NONE if own else difference_text(of_seed, first)]
+    dataset, seeds = studies[0][0].dataset, len(studies[0][0].seeds)
+    rows = tuple((title, *row) for title, row in cells.items())
+    return Table(f"{dataset}, {seeds} seeds", tuple(headings), rows, ())
 
 
 def kinds_of(results: Found) -> list[str]:

@@ -13,7 +13,13 @@ from common.errors import ConfigError
 from common.evidence.command import main
 from common.evidence.figure import draw_kept_shares
 from common.evidence.plan import SEEDS, plan, studies
-from common.evidence.report import paired_difference, read_study, study_table
+from common.evidence.report import (
+    overview,
+    paired_difference,
+    read_study,
+    study_table,
+    write_overviews,
+)
 from common.runs.backbones import backbones
 from tests.common.fake_repository import Repository, make_repository
 from tests.common.result_examples import make_result
@@ -186,3 +192,28 @@ def test_kept_shares_are_drawn_by_the_way_they_came_about():
         [pytest.approx(0.67), pytest.approx(85.0)],
     ]
     assert lines["all layers"][0][1] == pytest.approx(93.0)
+
+
+def test_the_overview_has_all_backbones_side_by_side(tmp_path):
+    def results(strategy: str, backbone: str, val: float) -> dict:
+        return {
+            seed: make_result(strategy, backbone=backbone, seed=seed, val=val + seed % 2)
+            for seed in SEEDS
+        }
+
+    found = [
+        (studies()[f"dialect_{name}"], {"standard": results("standard", name, 70.0)} | more)
+        for name, more in (
+            ("lxmert", {"started": results("SpotTune_Block", "lxmert", 85.0)}),
+            ("vlbert", {}),
+        )
+    ]
+    table = overview(found)
+    assert table.headings[1:3] == (("LXMERT", "val %"), ("LXMERT", "difference"))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["plain finetuning"][1::2] == ("–", "–")
+    assert rows["policy, started"] == ("85.6 ± 0.5", "+15.0 (15.0 to 15.0)", "–", "–")
+    write_overviews(found, tmp_path)
+    assert "| policy, started | 85.6 ± 0.5 |" in (tmp_path / "dialect.md").read_text()
+    write_overviews(found[:1], tmp_path / "one")
+    assert not (tmp_path / "one").exists(), "there is nothing to put side by side"
