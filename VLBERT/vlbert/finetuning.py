@@ -12,8 +12,8 @@ from common.errors import ConfigError
 from common.tasks.command import Command
 from common.tasks.finetuning import Optimizers, Run, finetune, identity
 from common.tasks.options import FinetuneOptions, Recipe
-from common.tasks.starting import Started, started
-from common.training.options import check_options, policy_training
+from common.tasks.starting import RunOptions, Started, started
+from common.training.options import check_options, earlier_policy_training, policy_training
 from common.training.tracking import Tracker
 from vlbert.building import Built, build_vqa, size_name
 from vlbert.config import Config
@@ -111,7 +111,7 @@ def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
             "pretrain/train_end2end.py"
         )
     train = train_options(args, config, command)
-    settings = strategy_settings(args, config)
+    settings = strategy_settings(args, config, train.run)
     test_options = TestOptions.after_training(train) if args.do_test else None
     return VQAOptions(
         train,
@@ -125,8 +125,13 @@ def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
     )
 
 
-def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSettings:
+def strategy_settings(
+    args: argparse.Namespace, config: Config, run: RunOptions | None = None
+) -> AdaptiveSettings:
     """The strategy of config and flags, checked with all flags.
+
+    Args:
+        run: whose policy goes on as it was trained, if it is resumed.
 
     Raises:
         ConfigError: something does not go together.
@@ -136,7 +141,10 @@ def strategy_settings(args: argparse.Namespace, config: Config) -> AdaptiveSetti
         for flag, key in POLICY_TRAINING_KEYS.items():
             if key in config.given or flag == "policy_training":
                 setattr(args, flag, config.POLICY[key.partition(".")[2]])
-    check_options(args, **_of_config(settings))
+    resolved = _of_config(settings)
+    if run is not None and run.resume:
+        resolved |= earlier_policy_training(run.folder / f"{run.names.last}.safetensors")
+    check_options(args, **resolved)
     options = replace(
         settings.options,
         temperature=args.temperature,

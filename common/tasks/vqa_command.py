@@ -54,6 +54,7 @@ from common.training.options import (
     add_seeds_option,
     add_strategy_options,
     check_options,
+    earlier_policy_training,
     fill,
 )
 from common.training.run_folder import SnapshotNames
@@ -202,7 +203,9 @@ class VQAProgram(Generic[Model]):
         """
         self.settle(args)
         # With --load and without --strategy it is that of the checkpoint.
-        check_options(args, **({} if args.load else {"strategy": "standard"}))
+        strategy = {} if args.load else {"strategy": "standard"}
+        last = args.output / f"{self.names.last}.safetensors"
+        check_options(args, **strategy, **(earlier_policy_training(last) if args.resume else {}))
         name, flags = args.version or args.output.name, flag_texts(args)
         seeds = SeedRuns(
             args.seed, args.seeds, args.output, name, args.resume, args.overwrite, flags

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from common.adapt.budget import BudgetOptions
@@ -15,6 +16,7 @@ from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES, find_strategy
 from common.errors import ConfigError
 from common.training.attention_options import attention_options, layerdrop_options
+from common.training.checkpoint import load_meta
 from common.training.flags import add_flag, typed
 from common.training.loop import LoopOptions
 from common.training.policy_lessons import PolicyTraining
@@ -346,7 +348,7 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
     Args:
         args: the flags.
         resolved: what holds for some flags where they are not given, e.g. `strategy`, `executor`,
-            `policy`, `policy_eval` of a config.
+            `policy`, `policy_eval` of a config, `policy_training` of a run that goes on.
 
     Raises:
         ConfigError: a number outside its limits, or a flag that has no effect.
@@ -365,7 +367,8 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
     values = {**resolved, **{k: v for k, v in vars(args).items() if v is not None}}
     _check_effects(values, args)
     args.attention = attention_options(args, resolved)
-    training = POLICY_TRAININGS[_policy_training_of(args, values)]
+    earlier = resolved.get("policy_training", AUTOMATIC)
+    training = POLICY_TRAININGS[_policy_training_of(args, values, earlier)]
     if any(getattr(args, flag, None) for flag in BUDGETS):
         training = training | {"policy_hold": min(training["policy_hold"], HOLD_WITH_BUDGET)}
         _check_budget_is_learned(args)
@@ -374,12 +377,33 @@ def check_options(args: argparse.Namespace, **resolved: Any) -> None:
             setattr(args, name, default)
 
 
-def _policy_training_of(args: argparse.Namespace, values: Mapping[str, Any]) -> str:
+def earlier_policy_training(last: Path) -> dict[str, str]:
+    """How the policy of a run that goes on was trained, for `check_options`.
+
+    Where the flags leave it open, it is trained so to the end, whatever is automatic by then.
+
+    Args:
+        last: checkpoint to go on from.
+
+    Raises:
+        CheckpointError: truncated or damaged.
+    """
+    if not last.is_file():
+        return {}
+    settings = load_meta(last).get("training")
+    policy = settings.get("policy") if isinstance(settings, dict) else None
+    return {} if policy and policy["start"] else {"policy_training": "published"}
+
+
+def _policy_training_of(
+    args: argparse.Namespace, values: Mapping[str, Any], chosen: str = AUTOMATIC
+) -> str:
     """How the policy is trained, with what `automatic` means.
 
     A policy that is loaded with its strategy is not taught anew; one with a budget has to learn it.
     """
-    chosen = getattr(args, "policy_training", None) or AUTOMATIC
+    flag = getattr(args, "policy_training", None) or AUTOMATIC
+    chosen = chosen if flag == AUTOMATIC else flag
     if chosen != AUTOMATIC:
         return chosen
     strategy = values.get("strategy")

@@ -87,7 +87,7 @@ def test_the_summary_is_mean_and_sample_deviation(two):
         assert found["mean"] == pytest.approx(statistics.fmean(values))
         assert found["sd"] == pytest.approx(statistics.stdev(values))
     table = (out / "seeds.md").read_text()
-    assert "SpotTune\\_Block | 2 |" in table and "±" in table
+    assert "SpotTune\\_Block (started) | 2 |" in table and "±" in table
 
 
 def test_finished_seeds_are_kept_and_more_can_be_added(two, capsys):

@@ -296,6 +296,8 @@ def test_a_collapsed_policy_and_an_accuracy_below_the_majority_are_warned_of(fla
                 *flags,
                 "--strategy",
                 "SpotTune_Block",
+                "--policy-training",
+                "published",
                 "--policy-init",
                 "0.999999",
                 "--policy-lr",

@@ -37,6 +37,8 @@ def runs(files: TaskFiles, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
             out = tmp_path_factory.mktemp(strategy)
             rates = ["--learning_rate", "2e-2", "--epochs", "2"]
             rates += [] if strategy == "standard" else ["--policy-lr", "2e-2"]
+            # Its decisions are neither all 0 nor all 1 here.
+            rates += ["--policy-training", "published"] if strategy.startswith("SpotTune") else []
             assert train(files.run(out, *rates, "--strategy", strategy, *flags)) == 0
             made[key] = out
         return made[key]
