@@ -45,14 +45,17 @@ name = $(if $(or $(call given,NAME),$(strategy)),--name $(NAME))
 launch = $(if $(filter-out 1,$(NPROC)),dist_run_single.sh $(NPROC),nondist_run.sh)
 gpus = $(if $(filter-out 1,$(NPROC)),,--gpus $(GPU))
 
-# One config for each row of the published tables.
-rows := pretrained_frozen last_2 frozen_2_3 standard spottune_block spottune base_2_layers \
-        blockdrop blockdrop_constrain_k2 blockdrop_constrain_k2_global
+# One config for each row of the published tables, and one for the policy that is started.
+rows := pretrained_frozen last_2 frozen_2_3 standard spottune_block spottune_block_started spottune \
+        base_2_layers blockdrop blockdrop_constrain_k2 blockdrop_constrain_k2_global
 table := output/vl-bert/easy_vqa/table
-# ViLBERT: so many processes; one strategy for each row of its table.
+# What both tables are made on, as `make evidence` is.
+tabled := --questions 1000 --epochs 8 --threads 1 --quiet --no-plots --no-tensorboard
+# ViLBERT: so many processes; one strategy for each row of its table, STRATEGY/POLICY_TRAINING.
 tasks = $(if $(TASKS),--tasks $(TASKS))
 spread = $(if $(filter-out 1,$(NPROC)),-m torch.distributed.run --standalone --nproc_per_node=$(NPROC))
-vilbert_rows := Frozen standard SpotTune_Block SpotTune_Res SpotTune BlockDrop BlockReplace
+vilbert_rows := Frozen standard SpotTune_Block/published SpotTune_Block/started SpotTune_Res/started \
+        SpotTune/published SpotTune/started BlockDrop BlockReplace
 vilbert_table := save/table
 # Tasks alone and together, with 200 training samples of each.
 vilbert_tasks := 6 7 9 11 1 6-7 1,9
@@ -177,14 +180,14 @@ vlbert-train: setup  ## finetune VL-BERT: STRATEGY=… DATASET=… or CFG=… NP
 vlbert-test: setup  ## predictions and accuracy of a finetuned VL-BERT: the same variables
 	cd VLBERT && $(BIN)/python vqa/test.py --cfg $(config) $(name) --gpus $(GPU) $(ARGS)
 
-vlbert-table: setup  ## VL-BERT: the rows of the published tables on easy-VQA (40 min, resumable)
+vlbert-table: setup  ## VL-BERT: rows of the published tables on easy_vqa_dialect (10 min, resumable)
 	cd VLBERT && for seed in $(SEEDS); do for row in $(rows); do \
 	    test -e $(table)/$${row}_$$seed/train+nominival_train/result.json || echo $$row $$seed; \
 	done; done | PYTHON=$(BIN)/python xargs -r -P $(JOBS) -L 1 bash -o pipefail -c \
 	    'echo "== $$0, seed $$1" && \
 	    bash scripts/nondist_run.sh vqa/train_end2end.py cfgs/easy_vqa/$$0.yaml . --gpus $(GPU) \
-	    --name table/$$0_$$1 --seed $$1 --questions 2000 --epochs 15 --holdout 0.05 --threads 1 \
-	    --set TRAIN.AUTO_RESUME=true --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
+	    --name table/$$0_$$1 --seed $$1 $(tabled) --set TRAIN.AUTO_RESUME=true \
+	    --set DATASET.DATASET=easy_vqa_dialect $(ARGS) | tail -n 2'
 	$(BIN)/python -m common.compare VLBERT/$(table) --out results/vlbert
 
 vilbert-train: setup  ## finetune ViLBERT: TASKS=1|6-7|9|11|… STRATEGY=… DATASET=… NPROC=… NAME=…
@@ -203,15 +206,15 @@ vilbert-pretrain: setup  ## pretrain ViLBERT on captions: DATASET=easy_vqa NPROC
 	cd ViLBERT && $(BIN)/python $(spread) train_concap.py --save_name $(or $(call given,NAME),concap) \
 	    $(gpus) $(dataset) $(ARGS)
 
-vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy-VQA (15 min, resumable)
+vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy_vqa_dialect (8 min, resumable)
 	cd ViLBERT && for seed in $(SEEDS); do for row in $(vilbert_rows); do \
-	    test -e $(vilbert_table)/$${row}_$$seed/result.json || echo $$row $$seed; \
+	    out=$(vilbert_table)/$${row/\//_}_$$seed; \
+	    test -e $$out/result.json || echo $${row/\// --policy-training=} $$seed $$out; \
 	done; done | xargs -r -P $(JOBS) -L 1 bash -o pipefail -c \
-	    'echo "== $$0, seed $$1" && \
-	    $(BIN)/python train_tasks.py --tasks 1 --dataset easy_vqa --strategy $$0 --gpus $(GPU) \
-	    --output $(vilbert_table)/$$0_$$1 --seed $$1 --questions 2000 --threads 1 \
-	    $$(test ! -e $(vilbert_table)/$$0_$$1/LAST.safetensors || echo --resume) \
-	    --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
+	    'out=$${@: -1}; seed=$${@: -2:1}; echo "== $$0, seed $$seed" && \
+	    $(BIN)/python train_tasks.py --tasks 1 --dataset easy_vqa_dialect --gpus $(GPU) \
+	    --strategy $$0 $${3:+$$1} --output $$out --seed $$seed $(tabled) \
+	    $$(test ! -e $$out/LAST.safetensors || echo --resume) $(ARGS) | tail -n 2'
 	$(BIN)/python -m common.compare ViLBERT/$(vilbert_table) --out results/vilbert
 
 vilbert-joint: setup  ## ViLBERT: tasks alone and together × two strategies × seeds (1 hour, resumable)

@@ -262,3 +262,15 @@ def test_the_table_stops_where_a_row_fails(tmp_path, name):
     assert done.returncode != 0
     assert done.stdout == "== absent, seed 7\n"
     assert "error: " in done.stderr and TABLES[name][4] in done.stderr
+
+
+def test_a_row_of_the_vilbert_table_may_say_how_its_policy_is_trained(tmp_path):
+    done = table_loop("vilbert", tmp_path, "absent/started")
+    assert done.stdout == "== absent, seed 7\n" and "unknown strategy" in done.stderr
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "SpotTune_started_7").mkdir()
+    (tmp_path / "SpotTune_started_7" / "result.json").write_text("{}")
+    done = table_loop("vilbert", tmp_path, "SpotTune/started")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = table_loop("vilbert", tmp_path, "standard/started")
+    assert "strategy standard decides nothing" in done.stderr, "the flag is given"
