@@ -473,7 +473,7 @@ def variants(run: Run) -> list[str]:
 def _training_words(policy: PolicyTraining) -> tuple[str, str]:
     """How a policy is trained beside its gradient; empty where it is not."""
     started = "started" if policy.hold >= 1 else "started, then learned"
-    return started if policy.start else "", "reviewed" if policy.review else ""
+    return started if policy.starts else "", "reviewed" if policy.review else ""
 
 
 def _mechanism_words(attention: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -76,8 +76,8 @@ def _advice(part: Adaptive, options: LoopOptions) -> str:
     if isinstance(part.policy, ControlPolicy):
         return ""
     tries = []
-    if can_be_taught(part) and not options.policy.start:
-        tries.append("teach it first (--policy-start 8)")
+    if can_be_taught(part) and not options.policy.starts:
+        tries.append("teach it first (--policy-training started)")
     if can_be_taught(part) and options.policy.hold < 1:
         tries.append("hold it meanwhile, or for good (--policy-hold 1)")
     low = options.temperature <= 1

@@ -410,15 +410,16 @@ class Trainer:
             Whether it is taught as far as it has to be by now: not where a signal came meanwhile.
         """
         options, lessons = self.options.policy, self.lessons
-        if lessons is None or self._within(options.warmup) or lessons.passes >= options.start:
+        passes = options.passes(self.order.total(1))
+        if lessons is None or self._within(options.warmup) or lessons.passes >= passes:
             return True
         begin = time.perf_counter()
-        loss = lessons.start(options.start, self.save_last, lambda: self._signal.received)
-        if lessons.passes < options.start:
+        loss = lessons.start(passes, self.save_last, lambda: self._signal.received)
+        if lessons.passes < passes:
             return False
         known = statistics.fmean(lessons.frozen.values())
         self.tracker.log(
-            f"policy taught in {options.start} passes ({time.perf_counter() - begin:.0f} s): the "
+            f"policy taught in {passes} passes ({time.perf_counter() - begin:.0f} s): the "
             f"pretrained model scores {100 * known:.1f} on {len(lessons.frozen)} training samples; "
             f"loss {loss:.3f}"
         )

@@ -80,7 +80,8 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         metavar="PASSES",
         help="before finetuning, teach the policy in so many passes over the training samples to "
         "finetune where the pretrained model fails (skipping strategies: to keep the blocks "
-        "without which it is worse)",
+        "without which it is worse); --policy-training started makes as many as 450 updates need, "
+        "2 to 16",
     )
     add_flag(
         group,
@@ -267,7 +268,7 @@ DECISION_DEFAULTS: dict[str, Any] = {
 # What the choice of --policy-training means where single flags do not say it.
 POLICY_TRAININGS: dict[str, dict[str, Any]] = {
     "published": {"policy_start": 0, "policy_hold": 0.0, "temperature": 5.0},
-    "started": {"policy_start": 8, "policy_hold": 1.0, "temperature": 1.0},
+    "started": {"policy_start": None, "policy_hold": 1.0, "temperature": 1.0},
 }
 AUTOMATIC = "automatic"
 POLICY_TRAINING_CHOICES = (AUTOMATIC, *POLICY_TRAININGS)
@@ -392,7 +393,8 @@ def earlier_policy_training(last: Path) -> dict[str, str]:
         return {}
     settings = load_meta(last).get("training")
     policy = settings.get("policy") if isinstance(settings, dict) else None
-    return {} if policy and policy["start"] else {"policy_training": "published"}
+    starts = isinstance(policy, dict) and policy.get("start") != 0
+    return {} if starts else {"policy_training": "published"}
 
 
 def _policy_training_of(

@@ -315,7 +315,7 @@ def test_a_collapsed_policy_and_an_accuracy_below_the_majority_are_warned_of(fla
     collapsed, below = result["warnings"]
     assert collapsed == (
         "the policy has collapsed: every one of 6 live decisions is the same for all samples. What "
-        "to try: teach it first (--policy-start 8), hold it meanwhile, or for good "
+        "to try: teach it first (--policy-training started), hold it meanwhile, or for good "
         "(--policy-hold 1), a lower --temperature (1), a budget (--target-rate 0.5)"
     )
     majority = result["baselines"]["majority"]["overall"]

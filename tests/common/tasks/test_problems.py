@@ -45,7 +45,7 @@ def test_a_collapsed_policy_is_told_what_was_not_tried():
     (found,) = problems(1.0)
     assert "the policy has collapsed" in found
     for flag in (
-        "--policy-start 8",
+        "--policy-training started",
         "--policy-hold 1",
         "a lower --temperature (1)",
         "--target-rate",
@@ -60,7 +60,7 @@ def test_a_collapsed_policy_is_told_what_was_not_tried():
 
 def test_a_policy_that_hardly_looks_at_its_input_is_warned_of_where_decisions_differ():
     (found,) = problems(0.5, spread=SAME / 2)
-    assert "hardly depends on its input" in found and "--policy-start 8" in found
+    assert "hardly depends on its input" in found and "--policy-training started" in found
     assert problems(0.5, spread=2 * SAME) == []
 
 

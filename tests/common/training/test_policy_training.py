@@ -7,8 +7,9 @@ import argparse
 import pytest
 
 from common.training.options import add_strategy_options, check_options
+from common.training.policy_lessons import PolicyTraining
 
-STARTED, PUBLISHED = (8, 1.0, 1.0), (0, 0.0, 5.0)  # passes of the start, hold, temperature
+STARTED, PUBLISHED = (None, 1.0, 1.0), (0, 0.0, 5.0)  # passes of the start, hold, temperature
 
 
 def settings(*flags: str, **of_config: object) -> tuple[int, float, float]:
@@ -46,8 +47,8 @@ def test_all_others_are_trained_as_published(flags):
 
 def test_a_single_setting_leaves_the_others_as_they_are():
     block = ("--strategy", "SpotTune_Block")
-    assert settings(*block, "--policy-hold", "0.25") == (8, 0.25, 1.0)
-    assert settings(*block, "--temperature", "5") == (8, 1.0, 5.0)
+    assert settings(*block, "--policy-hold", "0.25") == (None, 0.25, 1.0)
+    assert settings(*block, "--temperature", "5") == (None, 1.0, 5.0)
     assert settings(*block, "--policy-training", "published", "--policy-start", "2")[:2] == (2, 0.0)
 
 
@@ -60,5 +61,16 @@ def test_what_a_config_says_counts_as_a_flag(of_config):
         check_options(args, strategy="SpotTune", **config)
         return args.policy_start
 
-    assert passes(policy="small") == 8
+    assert passes(policy="small") is None
     assert passes(**of_config) == 0
+
+
+def test_a_start_has_as_many_passes_as_its_updates_need():
+    started = PolicyTraining(start=None)
+    assert started.teaches and started.resolved(new_head=True).warmup == 0.1
+    # 450 updates, in at least 2 and at most 16 passes.
+    assert [started.passes(batches) for batches in (1, 14, 29, 30, 100, 225, 10_000)] == [
+        *(16, 16, 16, 15, 5, 2, 2)
+    ]
+    assert PolicyTraining(start=3).passes(100) == 3
+    assert not PolicyTraining(start=0).teaches
