@@ -238,7 +238,7 @@ ADDED_MEANING = {
     "POLICY.TRAINING": "published, started or automatic: what holds where the next keys, and "
     "TEMPERATURE, are not given; automatic is started where a policy network chooses between "
     "frozen and finetuned parts without a budget, else published",
-    "POLICY.START": "passes in which the policy is taught where the pretrained model fails; 0: none",
+    "POLICY.START": "passes in which the policy is taught where the pretrained model fails",
     "POLICY.HOLD": "share of all steps in which the policy gets no gradient",
     "POLICY.REVIEW": "passes after every held epoch that teach which branch is the better one",
     "POLICY.HEAD_WARMUP": "share of all steps in which a new head learns alone (not given: 0.1 "
