@@ -61,7 +61,7 @@ class PublishedLamb(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            mean, root = update_moments(self, parameters, group)
+            mean, root = update_moments(self, parameters, group["betas"], group["eps"])
             steps = torch._foreach_div(mean, root)
             if group["weight_decay"]:
                 torch._foreach_add_(steps, parameters, alpha=group["weight_decay"])

@@ -7,7 +7,6 @@ per tensor from 0, so that the very first update has learning rate 0, as upstrea
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -17,11 +16,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.errors import CheckpointError, ConfigError
+from common.training.bert_adam import BertAdam
 from common.training.moments import update_moments
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 SCHEDULES = ("linear", "constant", "steps", "cyclic")
-OURS = ("steps", "cyclic")  # schedules that BertAdam does not have
+OURS = ("steps", "cyclic")  # schedules that count the updates of all tensors
 
 
 class DecayAfterAdam(Optimizer):
@@ -51,7 +51,7 @@ class DecayAfterAdam(Optimizer):
             if not parameters:
                 continue
             (beta1, beta2), lr = group["betas"], group["lr"]
-            mean, root = update_moments(self, parameters, group)
+            mean, root = update_moments(self, parameters, group["betas"], group["eps"])
             states = [self.state[p] for p in parameters]
             for state in states:
                 state["step"] = state.get("step", 0) + 1
@@ -79,15 +79,6 @@ class OptimizerKind:
     build: Build
     weight_decay: float = 0.0
     defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _bert(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
-    from pytorch_pretrained_bert.optimization import BertAdam
-
-    # It calls an old form of torch's `add_` in every update, which nobody here can change.
-    warnings.filterwarnings("ignore", "This overload of add_ is deprecated", UserWarning)
-    optimizer: Optimizer = BertAdam(groups, **options)
-    return optimizer
 
 
 # The library would divide LAMB's steps by 1 - β1^t after it has brought them to the length of the
@@ -127,7 +118,7 @@ def _adamw(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
 
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
-    "bert": OptimizerKind(_bert, 0.01, {"b1": 0.9, "b2": 0.999, "e": 1e-6, "max_grad_norm": -1}),
+    "bert": OptimizerKind(lambda groups, options: BertAdam(groups, **options), 0.01),
     "adamw": OptimizerKind(_adamw, 0.01),
     "adam": OptimizerKind(lambda groups, options: torch.optim.Adam(groups, **options)),
     "adamax": OptimizerKind(lambda groups, options: torch.optim.Adamax(groups, **options)),
@@ -220,8 +211,7 @@ class OptimizerWithSchedule:
 
     Attributes:
         optimizer: the torch optimiser, for GradScaler and inspection.
-        schedule: its schedule; the optimiser `bert` follows an equal one of its own, per tensor,
-            but for those of OURS, which it does not have.
+        schedule: its schedule; the optimiser `bert` follows it per tensor, but for those of OURS.
         updates: number of updates done.
     """
 
@@ -426,12 +416,8 @@ def make_optimizer(
     kind, groups = OPTIMIZERS[key], _groups(params)
     decay = kind.weight_decay if weight_decay is None else weight_decay
     arguments = {**kind.defaults, "lr": lr, "weight_decay": decay, **options}
-    if key == "bert":
-        arguments |= (
-            {"schedule": "none", "warmup": -1, "t_total": total_steps}  # ours sets the rate
-            if schedule in OURS
-            else {"schedule": f"warmup_{schedule}", "warmup": warmup, "t_total": total_steps}
-        )
+    if key == "bert" and schedule not in OURS:
+        arguments["schedule"] = plan  # of each tensor; elsewhere that of all sets the rate
     try:
         optimizer = kind.build(groups, arguments)
     except (TypeError, ValueError) as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_pretrained_bert
 import torch
 from pytorch_pretrained_bert.optimization import WarmupLinearSchedule
 from safetensors.torch import load_file
@@ -61,6 +63,68 @@ def test_bert_is_vilberts_bertadam(schedule: str) -> None:
         for found, name in ((p, "p"), (q, "q")):
             wanted = golden[f"{prefix}/{name}/{step}"]
             torch.testing.assert_close(found.detach(), wanted, rtol=3e-7, atol=3e-8)
+
+
+def of_package(groups: list[dict[str, Any]], plan: Any, clip: float) -> OptimizerWithSchedule:
+    """The same optimiser of `pytorch_pretrained_bert`."""
+    optimizer = pytorch_pretrained_bert.BertAdam(
+        groups,
+        lr=0.05,
+        warmup=plan.warmup,
+        t_total=plan.total_steps,
+        schedule=f"warmup_{plan.kind}",
+        max_grad_norm=clip,
+    )
+    return OptimizerWithSchedule("bert", optimizer, plan)
+
+
+def some_tensors() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 3), (7,), (), (2, 3, 2), (5, 5))
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def give_gradients(tensors: list[nn.Parameter], step: int) -> None:
+    """Of very different sizes; the second tensor has none in every third step."""
+    generator = torch.Generator().manual_seed(step)
+    for place, tensor in enumerate(tensors):
+        gradient = torch.randn(tensor.shape, generator=generator) * 10.0 ** (place - 2)
+        tensor.grad = None if place == 1 and step % 3 == 0 else gradient
+
+
+@pytest.mark.filterwarnings("ignore:This overload of add_ is deprecated")
+@pytest.mark.parametrize("together", [2**25, 13])
+@pytest.mark.parametrize("clip", [-1.0, 1.0])
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_bert_is_that_of_the_package_and_goes_on_with_its_state(
+    schedule: str, clip: float, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.training.bert_adam.TOGETHER", together)
+
+    def make(tensors: list[nn.Parameter]) -> list[dict[str, Any]]:
+        return [
+            {"params": tensors[:2], "weight_decay": 0.01},
+            {"params": tensors[2:], "lr": 0.1, "weight_decay": 0.0},
+        ]
+
+    ours, theirs, later = some_tensors(), some_tensors(), some_tensors()
+    options = {"lr": 0.05, "total_steps": 50, "schedule": schedule, "max_grad_norm": clip}
+    optimizer = make_optimizer("bert", make(ours), **options)
+    package = of_package(make(theirs), optimizer.schedule, clip)
+    resumed = make_optimizer("bert", make(later), **options)
+    for step in range(50):
+        if step == 25:
+            resumed.load_state_dict(copy.deepcopy(package.state_dict()))
+            for mine, other in zip(later, theirs, strict=True):
+                mine.data.copy_(other.data)
+        for tensors, one in ((ours, optimizer), (theirs, package), (later, resumed)):
+            give_gradients(tensors, step)
+            one.step()
+        for found in (ours, *([later] if step >= 25 else [])):
+            for mine, other in zip(found, theirs, strict=True):
+                torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+    moved = zip(ours, some_tensors(), strict=True)
+    assert all(float((mine - before).detach().abs().max()) > 0.1 for mine, before in moved)
 
 
 def test_bert_matches_its_formula_in_float64_and_does_not_clip() -> None:
