@@ -19,9 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lmdb
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,6 +34,9 @@ from common.features.store import CLASSES, RegionFeatures
 from common.features.writer import LONGEST_SIDE, Record, RegionFeatureWriter
 from common.pickles import parse_pickle
 from common.reading import short
+
+if TYPE_CHECKING:
+    import lmdb
 
 LMDB_DETECTOR = "Faster R-CNN ResNet-101 bottom-up attention (ViLBERT LMDB)"
 SUFFIX = ".lmdb"
@@ -161,6 +163,8 @@ def open_records(path: Path, check: bool = True) -> Iterator[Records]:
         raise DataError(f"{path}: {what}: an LMDB is a folder with {DATA}, or one file")
     if check:
         check_pages(file)
+    import lmdb  # late: a machine that only measures may lack it
+
     try:
         with (
             lmdb.open(

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from entmax import entmax15, entmax_bisect, sparsemax
 from torch import Tensor, nn
 
 from common.errors import ConfigError
@@ -118,6 +117,8 @@ class LearnedEntmax(nn.Module):
 
     def forward(self, scores: Tensor, heads: Tensor | None = None) -> Tensor:
         """(B, H, T, S) of all heads, or of `heads` (H,) -> weights, which sum to 1."""
+        from entmax import entmax_bisect  # machines that only measure may lack it
+
         alpha = self.alpha if heads is None else self.alpha[heads]
         found: Tensor = entmax_bisect(scores, alpha.to(scores.dtype)[:, None, None])
         return found
@@ -134,12 +135,12 @@ class FixedNormaliser(nn.Module):
 
     def forward(self, scores: Tensor, heads: Tensor | None = None) -> Tensor:
         """(B, H, T, S) -> weights, which sum to 1; all heads alike."""
-        functions: dict[str, Callable[..., Tensor]] = {
-            "softmax": torch.softmax,
-            "entmax15": entmax15,
-            "sparsemax": sparsemax,
-        }
-        return functions[self.name](scores, dim=-1)
+        if self.name == "softmax":
+            return torch.softmax(scores, dim=-1)
+        import entmax  # machines that only measure may lack it
+
+        function: Callable[..., Tensor] = getattr(entmax, self.name)
+        return function(scores, dim=-1)
 
 
 class AdaptiveSpan(nn.Module):
