@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.executors import RoutedSite, Routing, execute
+from common.adapt.experts import Chosen, Experts
 from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import ControlPolicy, PolicyInputs, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
@@ -326,7 +327,21 @@ class Adaptive(nn.Module):
                 modules = [self.linears[_key(name)]] if self.linears else []
             return list({id(p): p for m in modules for p in m.parameters()}.values())
 
-        return RoutedSite(site.columns, site.outputs, site.inputs, branch, heads, parameters)
+        def experts(inputs: State, chosen: Chosen, flip: bool) -> Written:
+            assert twin is not None
+            with Experts(module, twin, chosen, flip):
+                return run_steps(site.steps, module, inputs)
+
+        return RoutedSite(
+            site.columns,
+            site.outputs,
+            site.inputs,
+            branch,
+            heads,
+            parameters,
+            None if twin is None else experts,
+            static=not any(step.weighs(module) for step in site.steps),
+        )
 
 
 class RoutedEncoder(nn.Module):

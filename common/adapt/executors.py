@@ -12,6 +12,9 @@ each sample and attention head). The executors agree in outputs and gradients:
               both branches of those samples draw masks of their own, which are equal to each
               other but not to those of the loss's gradient.
     gathered  evaluation: every sample runs through its own branch only.
+    grouped   training and evaluation, on GPUs: both branches in one pass over all samples, see
+              `common.adapt.experts`. The gradients are those of exact. Where there is no such form
+              (a learned mechanism of attention), that site runs as with exact or gathered.
 
 Dropout: both branches draw the same masks for the same sample, otherwise the difference that the
 policy learns from would drown in mask noise. Shape legend: B batch, D decisions, H heads.
@@ -25,11 +28,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.adapt.experts import Chosen, arrange
 from common.adapt.routes import Branch, DropoutReplay, Routes, State, Written, take
 from common.adapt.row_routing import straight_through
 from common.errors import ConfigError
 
-EXECUTORS = ("dense", "exact", "sampled", "gathered")
+EXECUTORS = ("dense", "exact", "sampled", "gathered", "grouped")
 
 
 @dataclass
@@ -51,15 +55,24 @@ class Routing:
     sampling_noise: Tensor | None = None
     dropout: bool = False
     full_precision: bool = True
-    routes: Routes = field(init=False)
+    _routes: Routes | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ConfigError(f"unknown executor {self.executor!r}; valid: {', '.join(EXECUTORS)}")
         if not 0 < self.sampled_share <= 1:
             raise ConfigError(f"sampled share {self.sampled_share} is not in (0, 1]")
-        if self.executor != "dense":
-            self.routes = Routes(self.decisions, training=self.executor != "gathered")
+
+    @property
+    def routes(self) -> Routes:
+        """The rows of each branch, found out when they are first asked for."""
+        if self._routes is None:
+            self._routes = Routes(self.decisions, training=self.executor != "gathered")
+        return self._routes
+
+    @routes.setter
+    def routes(self, routes: Routes) -> None:
+        self._routes = routes
 
 
 class RoutedSite:
@@ -77,6 +90,8 @@ class RoutedSite:
         branch: Branch,
         heads: Callable[[State, Routes, bool], Written] | None = None,
         parameters: Callable[[int], Sequence[Tensor]] = lambda value: (),
+        experts: Callable[[State, Chosen, bool], Written] | None = None,
+        static: bool = True,
     ) -> None:
         """Note how the branches are run.
 
@@ -85,7 +100,10 @@ class RoutedSite:
             branch: `branch(value, inputs)`.
             heads: `heads(inputs, routes, flip)`, where every attention head decides for itself.
             parameters: `parameters(value)`, those of a branch.
+            experts: `experts(inputs, chosen, flip)`, where the branches differ in parameters only.
+            static: whether grouped has a form for it.
         """
+        self.experts, self.static = experts, static
         self.columns = columns
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -119,11 +137,13 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Wri
     decisions = routing.decisions[:, site.columns.start : site.columns.stop]
     if routing.executor == "dense":
         return _dense(site, inputs, decisions, routing, replay)
+    if routing.executor == "grouped" and site.static:
+        return _as_experts(site, inputs, decisions, routing, replay)
     chosen = site.select(inputs, routing.routes, False, replay)
     if routing.executor == "gathered" or not (decisions.requires_grad and torch.is_grad_enabled()):
         return chosen
     with torch.no_grad():
-        if routing.executor == "exact":
+        if routing.executor != "sampled":
             difference = _difference(site, inputs, chosen, decisions, routing, replay)
         else:
             difference = _sampled_difference(
@@ -155,6 +175,74 @@ def _dense(
     return {
         slot: straight_through(y, decisions, one[slot] - zero[slot]) for slot, y in blended.items()
     }
+
+
+def _as_experts(
+    site: RoutedSite, inputs: State, decisions: Tensor, routing: Routing, replay: DropoutReplay
+) -> Written:
+    """Both branches in one pass; see `common.adapt.experts`."""
+    learning = decisions.requires_grad and torch.is_grad_enabled()
+    precise = routing.full_precision and torch.is_autocast_enabled(replay.device.type)
+    compute = _apart if site.experts is None else _together
+    found, difference = compute(site, inputs, decisions, learning, precise, replay)
+    if not learning:
+        return found
+    return {slot: straight_through(y, decisions, difference[slot]) for slot, y in found.items()}
+
+
+def _apart(
+    site: RoutedSite,
+    inputs: State,
+    decisions: Tensor,
+    learning: bool,
+    precise: bool,
+    replay: DropoutReplay,
+) -> tuple[Written, Written]:
+    """What was chosen, and one(x) - zero(x), of branches that share nothing."""
+    one, zero = _both(site, inputs, replay)
+    mask = decisions[:, 0].bool()[:, None, None]
+    found = {slot: torch.where(mask, one[slot], zero[slot]) for slot in site.outputs}
+    if not learning:
+        return found, {}
+    with torch.no_grad():
+        if precise:
+            with torch.autocast(replay.device.type, enabled=False):
+                one, zero = _both(site, _in_float(inputs), replay)
+        return found, {slot: one[slot] - zero[slot] for slot in site.outputs}
+
+
+def _together(
+    site: RoutedSite,
+    inputs: State,
+    decisions: Tensor,
+    learning: bool,
+    precise: bool,
+    replay: DropoutReplay,
+) -> tuple[Written, Written]:
+    """What was chosen, and one(x) - zero(x), of branches that are two experts."""
+    arrangement = arrange(decisions, inputs)
+    inputs = arrangement.arranged(inputs)
+
+    def run(state: State, flip: bool) -> Written:
+        assert site.experts is not None
+        with replay.draw(0):
+            written = site.experts(state, arrangement.chosen, flip)
+        return {slot: written[slot] for slot in site.outputs}
+
+    found = run(inputs, False)
+    if not learning:
+        return arrangement.back(found), {}
+    with torch.no_grad():
+        if precise:
+            with torch.autocast(replay.device.type, enabled=False):
+                inputs = _in_float(inputs)
+                taken, other = run(inputs, False), run(inputs, True)
+        else:
+            taken, other = found, run(inputs, True)
+        sign = 2 * decisions.detach() - 1
+        difference = arrangement.back({slot: taken[slot] - other[slot] for slot in taken})
+        difference = {slot: site.weigh(sign, x) for slot, x in difference.items()}
+    return arrangement.back(found), difference
 
 
 def _both(site: RoutedSite, inputs: State, replay: DropoutReplay) -> tuple[Written, Written]:

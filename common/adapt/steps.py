@@ -79,6 +79,10 @@ class Step:
         """The modules of the layer whose parameters the step uses, all of them."""
         return [layer.get_submodule(self.module)]
 
+    def weighs(self, layer: nn.Module) -> bool:
+        """Whether a learned mechanism weighs the keys."""
+        return False
+
     def inputs(self, state: State) -> list[Tensor]:
         """The streams that are read, (B, T, C) or, narrowed, (B, 1, C)."""
         values = [read_stream(state, slot) for slot in self.reads[self.streams]]
@@ -173,6 +177,10 @@ class HeadsStep(Step):
     def attention(self, layer: nn.Module) -> AttentionModule:
         """The layer's module that holds the heads' projections."""
         return cast(AttentionModule, layer.get_submodule(self.module))
+
+    def weighs(self, layer: nn.Module) -> bool:
+        """Whether a learned mechanism weighs the keys."""
+        return find_weighting(self.attention(layer)) is not None
 
     @property
     def weighting(self) -> str:

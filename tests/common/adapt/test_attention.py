@@ -128,9 +128,10 @@ def test_all_ones_is_finetuning_and_all_zeros_is_the_frozen_model(family, mechan
 @every_family
 @pytest.mark.parametrize("mechanism", ["span", "both", "read"])
 @pytest.mark.parametrize("strategy", ADAPTIVE)
-def test_fast_executors_are_the_dense_one(family, mechanism, strategy):
+@pytest.mark.parametrize("fast", ["exact", "grouped"])
+def test_fast_executors_are_the_dense_one(family, mechanism, strategy, fast):
     found = []
-    for executor in ("dense", "exact"):
+    for executor in ("dense", fast):
         model = named(adapted(family, mechanism, strategy, executor=executor), family)
         decisions = random_decisions(model).requires_grad_()
         found.append((*learned(model, decisions), decisions.grad))

@@ -17,7 +17,7 @@ from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive
 from tests.common.tiny_models import ADAPTIVE, BATCH, FAMILIES, adapted, gradients, run
 
-TRAINING = ("dense", "exact", "sampled")
+TRAINING = ("dense", "exact", "sampled", "grouped")
 PRECISIONS = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,7 +69,7 @@ def all_gradients(family: str, strategy: str, executor: str) -> dict[str, dict[s
 
 
 @pytest.mark.parametrize("strategy", ADAPTIVE)
-@pytest.mark.parametrize("executor", ["exact", "sampled"])
+@pytest.mark.parametrize("executor", ["exact", "sampled", "grouped"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_gradients_are_those_of_dense_and_none_is_missing(family, executor, strategy):
     found = all_gradients(family, strategy, executor)
@@ -101,7 +101,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("strategy", ADAPTIVE)
-@pytest.mark.parametrize("executor", ["dense", "gathered"])
+@pytest.mark.parametrize("executor", ["dense", "gathered", "grouped"])
 def test_no_attention_runs_on_no_rows_in_evaluation(strategy, executor):
     model = adapted("single", strategy, eval_executor=executor).eval()
     part = adaptive_part(model)

@@ -20,7 +20,7 @@ from tests.common.tiny_models import (
 )
 
 TWINS = ("SpotTune_Block", "SpotTune_Res", "SpotTune")
-EXECUTORS = ("dense", "exact", "sampled")
+EXECUTORS = ("dense", "exact", "sampled", "grouped")
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -58,7 +58,7 @@ def same_gradients(ours, theirs, names):
 
 @every_family
 @pytest.mark.parametrize("strategy", TWINS)
-@pytest.mark.parametrize("executor", ["dense", "exact"])
+@pytest.mark.parametrize("executor", ["dense", "exact", "grouped"])
 def test_all_ones_is_standard_in_outputs_and_gradients(family, strategy, executor):
     model = adapted(family, strategy, executor=executor)
     standard = pretrained(family)
@@ -73,7 +73,7 @@ def test_all_ones_is_standard_in_outputs_and_gradients(family, strategy, executo
 
 @every_family
 @pytest.mark.parametrize("strategy", TWINS)
-@pytest.mark.parametrize("executor", ["dense", "exact"])
+@pytest.mark.parametrize("executor", ["dense", "exact", "grouped"])
 def test_all_zeros_is_frozen_in_outputs_and_gradients(family, strategy, executor):
     model = adapted(family, strategy, executor=executor)
     frozen = adapt(pretrained(family), "Frozen")
@@ -90,7 +90,7 @@ def test_all_zeros_is_frozen_in_outputs_and_gradients(family, strategy, executor
 
 
 @every_family
-@pytest.mark.parametrize("executor", ["dense", "exact"])
+@pytest.mark.parametrize("executor", ["dense", "exact", "grouped"])
 def test_blockdrop_all_zeros_is_the_encoder_without_layers(family, executor):
     model = adapted(family, "BlockDrop", executor=executor)
     logits, _ = forced(model, family, 0.0)
@@ -132,9 +132,10 @@ def test_blockreplace_all_zeros_is_its_chain_of_linear_maps(family):
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 @pytest.mark.parametrize("which", ["random", "zeros", "ones", "policy"])
-def test_exact_is_dense_in_outputs_and_all_gradients(family, strategy, which):
+@pytest.mark.parametrize("other", ["exact", "grouped"])
+def test_exact_and_grouped_are_dense_in_outputs_and_all_gradients(family, strategy, which, other):
     found = {}
-    for executor in ("dense", "exact"):
+    for executor in ("dense", other):
         model = adapted(family, strategy, executor=executor).train()
         part = adaptive_part(model)
         if which == "policy":
@@ -167,12 +168,13 @@ def test_exact_is_dense_in_outputs_and_all_gradients(family, strategy, which):
 
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
-def test_gathered_is_dense_in_evaluation(family, strategy):
+@pytest.mark.parametrize("other", ["gathered", "grouped"])
+def test_gathered_and_grouped_are_dense_in_evaluation(family, strategy, other):
     model = adapted(family, strategy).eval()
     part = adaptive_part(model)
     for decisions in (None, random_decisions(model)):
         outputs = []
-        for executor in ("dense", "gathered"):
+        for executor in ("dense", other):
             part.options.eval_executor = executor
             with torch.no_grad():
                 if decisions is None:
@@ -298,7 +300,7 @@ def test_wrong_numbers_of_forced_decisions_are_refused():
 
 
 @pytest.mark.parametrize("strategy", ["SpotTune_Block", "SpotTune_Res", "SpotTune"])
-@pytest.mark.parametrize("executor", ["exact", "sampled", "dense"])
+@pytest.mark.parametrize("executor", ["exact", "sampled", "dense", "grouped"])
 def test_low_precision_forms_the_difference_in_float32(executor, strategy):
     """Under bf16 autocast the policy gradient stays within a few per cent of float32's."""
     found = {}

@@ -49,7 +49,7 @@ def test_evaluation_is_the_full_model(family):
 
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
-@pytest.mark.parametrize("executor", ["exact", "dense"])
+@pytest.mark.parametrize("executor", ["exact", "dense", "grouped"])
 def test_strategies_keep_their_identities_without_a_layer(family, strategy, executor):
     """All decisions 1 is plain finetuning with the same layer dropped, gradients included."""
     name = names_of(family)[-1]

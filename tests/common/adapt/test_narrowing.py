@@ -60,8 +60,8 @@ def outcome(family, strategy, executor, narrowed, decided):
             for strategy in ADAPTIVE
             for decided, executors in {
                 # That these are the dense one is in test_identities.py.
-                "forced": ("exact", "sampled", "gathered"),
-                "policy": ("exact",),
+                "forced": ("exact", "sampled", "gathered", "grouped"),
+                "policy": ("exact", "grouped"),
             }.items()
             for executor in executors
         ),
@@ -113,7 +113,7 @@ def test_narrowing_saves_work_and_changes_no_layer_but_the_last(family, strategy
 
 
 @pytest.mark.parametrize("strategy", ["SpotTune_Block", "SpotTune_Res", "SpotTune"])
-@pytest.mark.parametrize("executor", ["dense", "exact", "sampled"])
+@pytest.mark.parametrize("executor", ["dense", "exact", "sampled", "grouped"])
 def test_narrowed_branches_still_share_their_dropout_masks(strategy, executor):
     """With equal branches the policy gradient is exactly zero, dropout or not."""
     model = adapted("single", strategy, drift=0.0, dropout=0.3, executor=executor).train()
