@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -108,9 +109,9 @@ class Experts(TorchFunctionMode):
         zero, one = (
             (w, None if biases is None else biases[value]) for value, w in enumerate(weights)
         )
-        if self.chosen.ends is not None and not self.chosen.per_head and _groups(x):
+        if self.chosen.ends is not None and groups(x) and _aligned(weight, x):
             experts = (one, zero) if self.first else (zero, one)
-            return _grouped(x, experts, self.chosen.ends)
+            return grouped_linear(x, experts, self.chosen.ends)
         return self._of_head_or_sample(F.linear(x, *zero), F.linear(x, *one))
 
     def _of_head_or_sample(self, zero: Tensor, one: Tensor) -> Tensor:
@@ -158,28 +159,66 @@ def _beside(mask: Tensor, like: Tensor) -> Tensor:
     return mask.view(-1, *[1] * (like.dim() - 1))
 
 
-def _groups(x: Tensor) -> bool:
-    """Whether products are computed group by group here."""
-    if not x.is_cuda or torch.cuda.get_device_capability(x.device) < CAPABILITY:
-        return False
-    autocast = torch.is_autocast_enabled("cuda")
-    return (torch.get_autocast_dtype("cuda") if autocast else x.dtype) == GROUPED_DTYPE
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What products with x are computed in."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
-def _grouped(
+def groups(x: Tensor) -> bool:
+    """Whether products with x are computed group by group here."""
+    return (
+        x.is_cuda
+        and _product_dtype(x) == GROUPED_DTYPE
+        and torch.cuda.get_device_capability(x.device) >= CAPABILITY
+    )
+
+
+def _aligned(weight: Tensor, x: Tensor) -> bool:
+    """Whether the kernels take such a matrix: they read 16 bytes at a time."""
+    size = torch.empty((), dtype=_product_dtype(x)).itemsize
+    return all(length * size % 16 == 0 for length in weight.shape)
+
+
+def grouped_linear(
     x: Tensor, experts: Sequence[tuple[Tensor, Tensor | None]], ends: Tensor
 ) -> Tensor:
-    """x (B, T, C) with sorted rows; experts in the order of the groups; ends (2,) in samples."""
-    x = x.to(GROUPED_DTYPE)
-    rows = x.numel() // (len(x) * x.shape[-1])
-    weights = torch.stack([weight.to(GROUPED_DTYPE).t() for weight, _ in experts])
-    y = F.grouped_mm(x.flatten(0, -2), weights, offs=ends * rows)
-    y = y.unflatten(0, x.shape[:-1])
-    biases = [bias for _, bias in experts]
-    if biases[0] is None or biases[1] is None:
+    """A linear map of sorted rows, each group with its own weights.
+
+    Args:
+        x: (B, …, C).
+        experts: weight (C', C) and bias (C',) or None, in the order of the groups.
+        ends: (2,) int32, see `Chosen`.
+
+    Returns:
+        (B, …, C').
+    """
+    dtype = _product_dtype(x)
+    rows = x.numel() // (len(x) * x.shape[-1])  # of a sample
+    weights = torch.stack([weight.to(dtype).t() for weight, _ in experts])
+    flat = F.grouped_mm(x.to(dtype).flatten(0, -2), weights, offs=ends * rows)
+    flat = _ContiguousGradient.apply(flat)  # type: ignore[no-untyped-call]
+    y: Tensor = flat.unflatten(0, x.shape[:-1])
+    first, second = (bias for _, bias in experts)
+    if first is None or second is None:
         return y
-    first = torch.arange(len(x), device=x.device) < ends[0]
-    return y + torch.where(_beside(first, x), biases[0], biases[1]).to(y.dtype)
+    early = torch.arange(len(x), device=x.device) < ends[0]
+    return y + torch.where(_beside(early, x), first, second).to(dtype)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The kernels of grouped products take no other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
 
 
 @dataclass(frozen=True)
@@ -219,7 +258,7 @@ def arrange(decisions: Tensor, inputs: State) -> Arrangement:
     if one.shape[1] > 1:
         return Arrangement(Chosen(one))
     one = one[:, 0]
-    if not any(_groups(x) for x in inputs.values() if x is not None):
+    if not any(groups(x) for x in inputs.values() if x is not None):
         return Arrangement(Chosen(one))
     order = torch.argsort(one.to(torch.uint8), stable=True)
     frozen = len(one) - one.sum()
