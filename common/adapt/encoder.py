@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from common.adapt.differences import Differences
 from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.experts import Chosen, Experts
 from common.adapt.gumbel import hard_gumbel
@@ -332,6 +333,14 @@ class Adaptive(nn.Module):
             with Experts(module, twin, chosen, flip):
                 return run_steps(site.steps, module, inputs)
 
+        weighs = any(step.weighs(module) for step in site.steps)
+
+        def differ(inputs: State) -> Written:
+            assert twin is not None
+            with Differences(module, twin) as differences:
+                written = run_steps(site.steps, module, inputs)
+            return {slot: differences.of(written[slot]) for slot in site.outputs}
+
         return RoutedSite(
             site.columns,
             site.outputs,
@@ -340,7 +349,8 @@ class Adaptive(nn.Module):
             heads,
             parameters,
             None if twin is None else experts,
-            static=not any(step.weighs(module) for step in site.steps),
+            static=not weighs,
+            differ=None if twin is None or weighs else differ,
         )
 
 

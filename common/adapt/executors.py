@@ -22,13 +22,14 @@ policy learns from would drown in mask noise. Shape legend: B batch, D decisions
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from common.adapt.experts import Chosen, arrange
+from common.adapt.experts import Chosen, UnknownUse, arrange
 from common.adapt.routes import Branch, DropoutReplay, Routes, State, Written, take
 from common.adapt.row_routing import straight_through
 from common.errors import ConfigError
@@ -92,6 +93,7 @@ class RoutedSite:
         parameters: Callable[[int], Sequence[Tensor]] = lambda value: (),
         experts: Callable[[State, Chosen, bool], Written] | None = None,
         static: bool = True,
+        differ: Callable[[State], Written] | None = None,
     ) -> None:
         """Note how the branches are run.
 
@@ -102,13 +104,20 @@ class RoutedSite:
             parameters: `parameters(value)`, those of a branch.
             experts: `experts(inputs, chosen, flip)`, where the branches differ in parameters only.
             static: whether grouped has a form for it.
+            differ: `differ(inputs)`, one(x) - zero(x) of twins without cancellation, see
+                `common.adapt.differences`; UnknownUse where it cannot.
         """
-        self.experts, self.static = experts, static
+        self.experts, self.static, self.differ = experts, static, differ
         self.columns = columns
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.branch = branch
         self._heads, self._parameters = heads, parameters
+
+    @property
+    def per_head(self) -> bool:
+        """Whether every attention head decides for itself."""
+        return self._heads is not None
 
     def select(self, inputs: State, routes: Routes, flip: bool, replay: DropoutReplay) -> Written:
         if self._heads is None:
@@ -157,10 +166,7 @@ def _dense(
 ) -> Written:
     one, zero = _both(site, inputs, replay)
     precise = (
-        routing.full_precision
-        and decisions.requires_grad
-        and torch.is_grad_enabled()
-        and torch.is_autocast_enabled(replay.device.type)
+        decisions.requires_grad and torch.is_grad_enabled() and _precise(site, routing, replay)
     )
     weights = decisions.detach() if precise else decisions
     blended = {
@@ -169,12 +175,48 @@ def _dense(
     }
     if not precise:
         return blended
-    # The policy's gradient is a small difference, which drowns in rounding: see _difference.
-    with torch.no_grad(), torch.autocast(replay.device.type, enabled=False):
-        one, zero = _both(site, _in_float(inputs), replay)
-    return {
-        slot: straight_through(y, decisions, one[slot] - zero[slot]) for slot, y in blended.items()
-    }
+    # The policy's gradient is a small difference, which drowns in rounding.
+    with torch.no_grad():
+        difference = _propagated(site, inputs, replay)
+        if difference is None:
+            with torch.autocast(replay.device.type, enabled=False):
+                one, zero = _both(site, _in_float(inputs), replay)
+            difference = {slot: one[slot] - zero[slot] for slot in site.outputs}
+    return {slot: straight_through(y, decisions, difference[slot]) for slot, y in blended.items()}
+
+
+def _precise(site: RoutedSite, routing: Routing, replay: DropoutReplay) -> bool:
+    """Whether the difference of the branches needs more than the precision of the branches.
+
+    That of twins does; a layer and no layer, or a linear map, are far enough apart.
+    """
+    low = torch.is_autocast_enabled(replay.device.type)
+    return routing.full_precision and low and site.experts is not None
+
+
+def _propagated(
+    site: RoutedSite, inputs: State, replay: DropoutReplay, routes: Routes | None = None
+) -> Written | None:
+    """one(x) - zero(x) in low precision; None where that has no form, which is said once.
+
+    Args:
+        site, inputs: what is computed of what.
+        replay: has the dropout masks that are drawn again.
+        routes: where each branch drew masks of its own, the rows of each.
+    """
+    if site.differ is None:
+        return None
+    try:
+        if routes is None:
+            with replay.draw(0):
+                return site.differ(inputs)
+        differ = site.differ
+        return routes.select(
+            inputs, site.outputs, site.columns[0], lambda _, part: differ(part), False, replay
+        )
+    except UnknownUse as error:
+        warnings.warn(f"the policy's difference is computed in float32: {error}", stacklevel=2)
+        return None
 
 
 def _as_experts(
@@ -182,7 +224,7 @@ def _as_experts(
 ) -> Written:
     """Both branches in one pass; see `common.adapt.experts`."""
     learning = decisions.requires_grad and torch.is_grad_enabled()
-    precise = routing.full_precision and torch.is_autocast_enabled(replay.device.type)
+    precise = _precise(site, routing, replay)
     compute = _apart if site.experts is None else _together
     found, difference = compute(site, inputs, decisions, learning, precise, replay)
     if not learning:
@@ -204,11 +246,7 @@ def _apart(
     found = {slot: torch.where(mask, one[slot], zero[slot]) for slot in site.outputs}
     if not learning:
         return found, {}
-    with torch.no_grad():
-        if precise:
-            with torch.autocast(replay.device.type, enabled=False):
-                one, zero = _both(site, _in_float(inputs), replay)
-        return found, {slot: one[slot] - zero[slot] for slot in site.outputs}
+    return found, {slot: (one[slot] - zero[slot]).detach() for slot in site.outputs}
 
 
 def _together(
@@ -232,6 +270,10 @@ def _together(
     found = run(inputs, False)
     if not learning:
         return arrangement.back(found), {}
+    with torch.no_grad():
+        difference = _propagated(site, inputs, replay) if precise else None
+    if difference is not None:
+        return arrangement.back(found), arrangement.back(difference)
     with torch.no_grad():
         if precise:
             with torch.autocast(replay.device.type, enabled=False):
@@ -267,7 +309,11 @@ def _difference(
     replay: DropoutReplay,
 ) -> Written:
     """one(x) - zero(x), (B, T, C) per slot, from the chosen values and the other branch's."""
-    if routing.full_precision and torch.is_autocast_enabled(replay.device.type):
+    if _precise(site, routing, replay):
+        apart = replay.active and not site.per_head
+        difference = _propagated(site, inputs, replay, routing.routes if apart else None)
+        if difference is not None:
+            return difference
         with torch.autocast(replay.device.type, enabled=False):
             inputs = _in_float(inputs)
             chosen = site.select(inputs, routing.routes, False, replay)

@@ -26,12 +26,20 @@ from torch.overrides import TorchFunctionMode
 from common.adapt.routes import State, Written, take
 from common.errors import AdaptiveError
 
+# What is asked of a tensor without computing with it; `__get__` is of an attribute.
+LOOKS = frozenset(("__get__", "__len__", "size", "dim", "numel", "stride", "is_floating_point"))
 GROUPED_DTYPE = torch.bfloat16  # of the products that the kernels of torch group
 CAPABILITY = (8, 0)
 
 
 class UnknownUse(AdaptiveError):
     """A parameter with two values is used in a way for which there is no form."""
+
+
+def pairs_of(module: nn.Module, twin: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
+    """(frozen, finetuned) of every parameter, by the identity of the finetuned one."""
+    both = zip(module.parameters(), twin.parameters(), strict=True)
+    return {id(one): (zero, one) for one, zero in both}
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,7 @@ class Experts(TorchFunctionMode):
             flip: take the expert that was not chosen.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self.pairs = {
-            id(one): (zero, one)
-            for one, zero in zip(module.parameters(), twin.parameters(), strict=True)
-        }
+        self.pairs = pairs_of(module, twin)
         self.chosen = chosen.flipped() if flip else chosen
         self.first = int(flip)  # expert of the first group of sorted rows
 
@@ -88,10 +93,11 @@ class Experts(TorchFunctionMode):
         if func is F.layer_norm:
             return self._layer_norm(*args, **given)
         if any(id(x) in self.pairs for x in (*args, *given.values()) if isinstance(x, Tensor)):
-            if func in _LOOKS:
+            name = getattr(func, "__name__", str(func))
+            if name in LOOKS:
                 return func(*args, **given)
             raise UnknownUse(
-                f"{getattr(func, '__name__', func)} is used with a parameter that differs between "
+                f"{name} is used with a parameter that differs between "
                 "the branches: the executor grouped knows linear and layer_norm; use --executor "
                 "exact"
             )
@@ -145,13 +151,6 @@ class Experts(TorchFunctionMode):
         """A vector (C,) by expert -> (B, 1, …, C)."""
         zero, one = pair
         return torch.where(_beside(self.chosen.one, like), one, zero)
-
-
-# What is asked of a parameter without computing with it.
-_LOOKS = frozenset(
-    getter.__get__
-    for getter in (Tensor.dtype, Tensor.device, Tensor.shape, Tensor.requires_grad, Tensor.grad)
-)
 
 
 def _beside(mask: Tensor, like: Tensor) -> Tensor:

@@ -117,13 +117,13 @@ class DropoutReplay:
 
     def __init__(self, device: torch.device, active: bool) -> None:
         self.device = device
-        self._active = active
+        self.active = active
         self._states: dict[int, Tensor] = {}
 
     @contextmanager
     def draw(self, key: int) -> Iterator[None]:
         """The first time under `key`: draw as usual. After that: draw the same numbers again."""
-        if not self._active:
+        if not self.active:
             yield
         elif key not in self._states:
             self._states[key] = get_generator_state(self.device)
