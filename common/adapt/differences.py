@@ -37,7 +37,7 @@ class Differences(TorchFunctionMode):
 
     def __init__(self, module: nn.Module, twin: nn.Module) -> None:
         """`module` and `twin` are of the same class; the steps are run on `module`."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.pairs = pairs_of(module, twin)
         # By the identity of a value, which is kept so that its identity is not given away.
         self._known: dict[int, tuple[Tensor, Tensor]] = {}

@@ -75,7 +75,7 @@ class Experts(TorchFunctionMode):
             chosen: by sample.
             flip: take the expert that was not chosen.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.pairs = pairs_of(module, twin)
         self.chosen = chosen.flipped() if flip else chosen
         self.first = int(flip)  # expert of the first group of sorted rows
