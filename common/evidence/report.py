@@ -19,15 +19,23 @@ from common.results.table import NONE, Table, markdown_table
 
 SUMMARY, FIGURE, KEPT_FIGURE = "summary.md", "evidence.png", "kept_shares.png"
 SHARE = 0.95
+COMMON = (
+    "difference = in overall accuracy to the first row with the same seeds (same data and order), "
+    f"with its {SHARE:.0%} confidence interval (t, paired). permuted = the decisions of the row "
+    "above, given to other questions of the validation part. Settings were chosen with other seeds "
+    "than those that are shown."
+)
+OVERVIEW_LEGEND = (
+    "Accuracy on validation questions, half of them in the old words and half in the new ones, in "
+    "percent, of the epoch that was best on held-out training images; mean ± sample standard "
+    f"deviation over seeds. {COMMON}"
+)
 LEGEND = (
     "Accuracy on validation questions in percent, of the epoch that was best on held-out training "
     "images; mean ± sample standard deviation over seeds. kept = questions in the old words, "
     "learned = questions in the dialect. finetuned = share of live decisions that chose the "
     "finetuned part, of the validation questions of that kind. kept share = of the layers, of live "
-    "ones where a policy decides. difference = in overall accuracy to "
-    f"the first row with the same seeds (same data and order), with its {SHARE:.0%} confidence "
-    "interval (t, paired). permuted = the decisions of the row above, given to other questions of "
-    "the validation part. Settings were chosen with other seeds than those that are shown."
+    f"ones where a policy decides. {COMMON}"
 )
 Found = dict[str, dict[int, Result]]  # by name of the row and seed
 
@@ -99,7 +107,7 @@ def write_overviews(found: Iterable[tuple[Study, Found]], out: Path) -> None:
         groups.setdefault(study.group, []).append((study, results))
     for group, studies in groups.items():
         if len({study.backbone for study, _ in studies}) > 1:
-            text = f"{markdown_table(overview(studies))}\n\n{LEGEND}\n"
+            text = f"{markdown_table(overview(studies))}\n\n{OVERVIEW_LEGEND}\n"
             write_bytes(out / f"{group}.md", text.encode())
 
 

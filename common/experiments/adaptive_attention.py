@@ -64,7 +64,7 @@ ADAPTIVE_ATTENTION = Experiment(
         Row("standard", (*SPAN, *_entmax("entmax")), "span_entmax", "span + entmax", 3.5),
         Row("standard", ("--layerdrop", LAYERDROP), "LayerDrop", f"LayerDrop {LAYERDROP}", 0.9),
         *(_budget("BlockDrop", kept, "keeps") for kept in DEPTHS),
-        Row("SpotTune_Block"),
+        Row("SpotTune_Block", ("--policy-training", "published")),
         _budget("SpotTune_Block", 3, "finetunes"),
     ),
     pruned=(

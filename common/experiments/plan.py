@@ -16,7 +16,10 @@ from common.runs.planned_runs import finished
 from common.runs.run_script import RunScript
 
 STRATEGIES = ("Frozen", "standard", "SpotTune_Block", "SpotTune", "BlockDrop")
-_ROWS = tuple(map(Row, STRATEGIES))
+# What policies learn by themselves; other ways to train them are compared by `make evidence`.
+PUBLISHED = ("--policy-training", "published")
+_BLOCK, _SPOTTUNE = (Row(name, PUBLISHED) for name in ("SpotTune_Block", "SpotTune"))
+_ROWS = (Row("Frozen"), Row("standard"), _BLOCK, _SPOTTUNE, Row("BlockDrop"))
 SEED = 9595
 LAST_EPOCH = "last_epoch.json"
 COMMON_FLAGS = ("--holdout", "0.05", "--quiet", "--no-plots", "--no-tensorboard")
@@ -54,7 +57,7 @@ EXPERIMENTS = {
             (*_DATA, *_2000),
             3,
             1.4,
-            (Row("SpotTune_Block"), Row("SpotTune")),
+            (_BLOCK, _SPOTTUNE),
             "questions_2000",
         ),
         Experiment(
