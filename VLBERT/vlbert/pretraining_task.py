@@ -91,7 +91,7 @@ class PretrainingTask:
         """All losses; the score is the share of masked words (else regions …) that are right."""
         losses, right = self._run(model, batch)
         shown = right[ACCURACIES[self.losses[0]]]
-        return StepOutput(losses, float(shown.sum()), len(shown))
+        return StepOutput(losses, shown.sum(), len(shown))
 
     def _run(self, model: nn.Module, batch: TaskBatch) -> tuple[dict[str, Tensor], Right]:
         """Losses, and for each accuracy which of the things that it is about were right, bool."""

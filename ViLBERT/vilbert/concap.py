@@ -317,7 +317,7 @@ class CaptionTask(MaskingTask[CaptionSamples]):
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """All losses; the score is the number of pairs whose alignment is told rightly."""
         losses, right = self._run(model, batch)
-        return StepOutput(losses, float(right.sum()), len(right))
+        return StepOutput(losses, right.sum(), len(right))
 
     def _run(self, model: nn.Module, batch: TaskBatch) -> tuple[dict[str, Tensor], Tensor]:
         found: dict[str, Tensor] = model(**batch.inputs)

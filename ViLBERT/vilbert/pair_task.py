@@ -110,7 +110,7 @@ class PairTask:
         logits = run_head(model, batch.inputs, self.kind.head)
         scores = self.kind.scores(logits, batch.labels)
         loss = self.kind.losses(logits, batch.labels)
-        return StepOutput({self.name: loss}, float(scores.sum()), len(scores), scores)
+        return StepOutput({self.name: loss}, scores.sum(), len(scores), scores)
 
     def settings(self) -> dict[str, Any]:
         """Numbers and checksums of the samples."""

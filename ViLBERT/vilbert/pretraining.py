@@ -145,7 +145,7 @@ class SmallPretrainingTask(MaskingTask[Samples]):
         """All losses; the score is the soft score of the likeliest answers."""
         losses, scores = self._run(model, batch)
         asked = batch.labels["asked"]
-        return StepOutput(losses, float((scores * asked).sum()), int(asked.sum()))
+        return StepOutput(losses, (scores * asked).sum(), asked.sum())
 
     def _run(self, model: nn.Module, batch: TaskBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Losses, and the score of the likeliest answer of every sample (B,)."""

@@ -31,7 +31,8 @@ class Routes:
         These are 0, and not None: the optimiser and DistributedDataParallel then see the same
         parameters in every step. No branch is run on no rows, which fused kernels do not take.
         """
-        hard = decisions.detach()
+        # No numbers come after a loss that was not finite, until that is read from the device.
+        hard = decisions.detach().nan_to_num()
         self.batch = hard.shape[0]
         self.training = training and torch.is_grad_enabled()
         order = torch.argsort(hard, dim=0, stable=True)

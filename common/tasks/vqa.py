@@ -120,7 +120,7 @@ class VQATask:
         target = batch.labels["target"]
         scores = target.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
         loss = vqa_loss(logits, target)
-        return StepOutput({"answer": loss}, float(scores.sum()), len(scores), scores)
+        return StepOutput({"answer": loss}, scores.sum(), len(scores), scores)
 
     @property
     def kinds(self) -> list[str]:

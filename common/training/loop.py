@@ -42,6 +42,7 @@ from common.training.checkpoint import (
 )
 from common.training.checkpoint_codec import MALFORMED
 from common.training.distributed import peers
+from common.training.finiteness import FinitenessCheck
 from common.training.folder_lock import renew
 from common.training.optim import OptimizerWithSchedule
 from common.training.policy_lessons import PolicyLessons, PolicyTraining, check_teachable
@@ -51,7 +52,7 @@ from common.training.run_folder import SnapshotNames, check_unused, remove_run
 from common.training.running_totals import RunningTotals
 from common.training.runtime import Runtime, peak_memory, versions
 from common.training.stop_signal import StopSignal
-from common.training.task import Task, TaskBatch
+from common.training.task import Task, TaskBatch, as_floats, as_number
 from common.training.tracking import Tracker
 from common.training.weights import load_into
 
@@ -172,6 +173,10 @@ class Trainer:
         self._recent: deque[tuple[float, float]] = deque(maxlen=options.log_every)
         self.start, self.earlier_seconds = time.perf_counter(), 0.0
         self._signal, self._stop = StopSignal(), False
+        # On a GPU what it has not computed yet is not waited for in every step.
+        self._reads_at_once = runtime.device.type == "cpu"
+        process = f"_process_{self.world.rank}" if self.world.size > 1 else ""
+        self.finite = FinitenessCheck(self.out_dir, process, self._read_again, self._reads_at_once)
 
     def _parallel(self) -> nn.Module:
         """The model whose backward pass averages gradients over the processes."""
@@ -259,7 +264,8 @@ class Trainer:
                 seconds = time.perf_counter() - start
                 self.running.step_seconds.append(seconds)
                 self._recent.append((counts[SAMPLES], seconds))
-                bar.set_postfix(self.running.summary(self.world.size), refresh=False)
+                if self._reads_at_once or self.step % self.options.log_every == 0:
+                    bar.set_postfix(self.running.summary(self.world.size), refresh=False)
                 if self.options.save_every and self.step % self.options.save_every == 0:
                     self.save_last()
                 if self._done():
@@ -283,7 +289,7 @@ class Trainer:
         self.model.train()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
-        shown: dict[str, float] = {}
+        shown: dict[str, Tensor | float] = {}
         for part in parts:
             with nullcontext() if part is parts[-1] else self._apart():
                 losses = self._micro_batch(part, counts, len(parts))
@@ -293,7 +299,9 @@ class Trainer:
         self.step += 1
         self.step_in_epoch += 1
         if self.step % self.options.log_every == 0:
-            self._log_step({name: value * self.world.size for name, value in shown.items()})
+            self.finite.check()
+            read = as_floats(shown)
+            self._log_step({name: value * self.world.size for name, value in read.items()})
 
     def _log_step(self, losses: Mapping[str, float]) -> None:
         """A point of the curves and a line of the log, as this process sees the step."""
@@ -314,7 +322,7 @@ class Trainer:
 
     def _micro_batch(
         self, batch: TaskBatch, counts: Mapping[str, float], micro_batches: int
-    ) -> dict[str, float]:
+    ) -> dict[str, Tensor | float]:
         """Forward and backward; returns what the batch adds to each loss of the whole batch."""
         if self.part is not None:
             self.part.options.temperature = self.temperature()
@@ -338,7 +346,7 @@ class Trainer:
             self._watch_policy(self.part.last.logits, batch)
         if (span := self.spans.loss(self.options.span_loss)) is not None:
             losses["span"], shares["span"] = span, _share(own, counts, SAMPLES)
-        self._check_finite(losses, batch)
+        self.finite.look(losses, batch, self.step)
         # The processes' gradients are averaged, so what belongs to one process counts size times.
         size = self.world.size
         factors = {
@@ -348,7 +356,7 @@ class Trainer:
         with peers():
             self.runtime.scaler.scale(total).backward()
         self.running.count_scores(output)
-        return {name: float(loss.detach()) * factors[name] / size for name, loss in losses.items()}
+        return {name: as_number(loss) * factors[name] / size for name, loss in losses.items()}
 
     def _watch_policy(self, logits: Tensor | None, batch: TaskBatch) -> None:
         if logits is not None:
@@ -376,22 +384,13 @@ class Trainer:
         scaler.update()
         self.spans.clamp()
 
-    def _check_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> None:
-        bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
-        if not bad:
-            return
-        process = f"_process_{self.world.rank}" if self.world.size > 1 else ""
-        path = self.out_dir / f"non_finite_batch{process}.safetensors"
-        save_checkpoint(
-            path,
-            {"samples": batch.samples, "inputs": batch.inputs, "labels": batch.labels},
-            {"step": self.step},
-        )
-        raise AdaptiveError(
-            f"loss {', '.join(bad)} is not finite at step {self.step}; the batch "
-            f"(samples {batch.samples[:4]} …) is in {path}. Lower the learning "
-            "rate or use --precision fp32, and start again with --overwrite"
-        )
+    def _read_again(self, step: int) -> TaskBatch | None:
+        """This process' (first) part of the batch of a step of this epoch."""
+        place = step - (self.step - self.step_in_epoch)
+        if not 0 <= place < self.order.steps_of(self.epoch):
+            return None
+        reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
+        return reader[self.order.epoch(self.epoch, place)[0]][0]
 
     def _within(self, share: float | None, back: int = 0) -> bool:
         """Whether this step, or one so many before it, is in such a first share of all steps."""
@@ -441,6 +440,7 @@ class Trainer:
         return start * ratio
 
     def _finish_epoch(self) -> dict[str, Any]:
+        self.finite.check()
         self._review_policy()
         validation = self.task.validate(self.model)
         if not math.isfinite(validation.score):
@@ -493,6 +493,8 @@ class Trainer:
         self._save(self.names.last, training=True)
 
     def _save(self, name: str, training: bool) -> None:
+        if training:
+            self.finite.check()
         own = {"rng": rng_state(), "running": self.running.state_dict()} if training else None
         processes = self.world.gather(own) if training else []
         if not self.world.main:

@@ -46,13 +46,15 @@ class StepOutput:
     """Losses of a batch (their sum is minimised) and a score to show, summed over the batch.
 
     Attributes:
+        score_sum, count: of the batch and of what it is a sum over; tensors (0-d) on the device
+            need no transfer.
         scores: (n,) in [0, 1] of n samples, of which each has as many rows in the batch; None
             where a task has no score of every sample.
     """
 
     losses: dict[str, Tensor]
-    score_sum: float
-    count: int
+    score_sum: Tensor | float
+    count: Tensor | int
     scores: Tensor | None = None
 
 
@@ -81,13 +83,26 @@ class Task(Protocol):
 
 
 class DecisionCounts:
-    """How many samples had decision 1, per decision, overall and by question type and kind."""
+    """How many samples had decision 1, per decision, overall and by question type and kind.
+
+    Sums stay on the device until they are asked for.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.ones: Tensor | None = None
-        self.by_type: dict[str, Tensor] = {}
         self.type_counts: Counter[str] = Counter()
+        self._ones: Tensor | None = None  # (D,)
+        self._by_type: dict[str, Tensor] = {}
+
+    @property
+    def ones(self) -> Tensor | None:
+        """(D,) float64: samples with decision 1; None where nothing was decided."""
+        return None if self._ones is None else self._ones.cpu()
+
+    @property
+    def by_type(self) -> dict[str, Tensor]:
+        """The same (D,) of each type and kind."""
+        return {kind: ones.cpu() for kind, ones in self._by_type.items()}
 
     def add(self, decisions: Tensor, *types: Sequence[str | None]) -> None:
         """Count a batch of decisions (B, D).
@@ -96,14 +111,21 @@ class DecisionCounts:
             types: what the B samples are counted under as well, such as answer types and kinds;
                 each has B names, or none.
         """
-        hard = decisions.detach().double().cpu()
+        hard = decisions.detach().double()
         self.count += len(hard)
-        self.ones = hard.sum(0) if self.ones is None else self.ones + hard.sum(0)
-        for names in types:
-            for kind in sorted({name for name in names if name is not None}):
-                rows = torch.tensor([name == kind for name in names])
-                self.by_type[kind] = self.by_type.get(kind, 0) + hard[rows].sum(0)
-                self.type_counts[kind] += int(rows.sum())
+        self._ones = added(self._ones, hard.sum(0))
+        members = {
+            kind: [name == kind for name in names]
+            for names in types
+            for kind in sorted({name for name in names if name is not None})
+        }
+        if not members:
+            return
+        rows = torch.tensor(list(members.values()), dtype=hard.dtype)
+        sums = rows.to(hard.device, non_blocking=True) @ hard
+        for (kind, found), ones in zip(members.items(), sums.unbind(), strict=True):
+            self._by_type[kind] = added(self._by_type.get(kind), ones)
+            self.type_counts[kind] += sum(found)
 
     def add_last(self, model: nn.Module, *types: Sequence[str | None]) -> None:
         """Count what a model decided in its last forward pass, if it decides anything."""
@@ -114,7 +136,8 @@ class DecisionCounts:
     @property
     def share(self) -> list[float] | None:
         """Share of samples with decision 1, D numbers; None where nothing was decided."""
-        return None if self.ones is None else (self.ones / self.count).tolist()
+        ones = self.ones
+        return None if ones is None else (ones / self.count).tolist()
 
     def share_by_type(self) -> dict[str, dict[str, Any]]:
         """{type: {count, share}}."""
@@ -130,20 +153,41 @@ class DecisionCounts:
         """Add what another process counted (its `state_dict`)."""
         self.count += state["count"]
         if state["ones"] is not None:
-            self.ones = state["ones"] if self.ones is None else self.ones + state["ones"]
+            self._ones = added(self._ones, state["ones"])
         for kind, ones in state["by_type"].items():
-            self.by_type[kind] = self.by_type.get(kind, 0) + ones
+            self._by_type[kind] = added(self._by_type.get(kind), ones)
         self.type_counts.update(state["type_counts"])
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "count": self.count,
             "ones": self.ones,
-            "by_type": dict(self.by_type),
+            "by_type": self.by_type,
             "type_counts": dict(self.type_counts),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.count, self.ones = state["count"], state["ones"]
-        self.by_type = dict(state["by_type"])
+        self.count, self._ones = state["count"], state["ones"]
+        self._by_type = dict(state["by_type"])
         self.type_counts = Counter(state["type_counts"])
+
+
+def added(total: Tensor | None, more: Tensor) -> Tensor:
+    """A sum that begins with its first part and is where the newest one is."""
+    return more if total is None else total.to(more.device) + more
+
+
+def as_number(x: Tensor | float) -> Tensor | float:
+    """A float where that costs no transfer, else a 0-d float64 tensor on its device."""
+    if not isinstance(x, Tensor):
+        return x
+    x = x.detach()
+    return float(x) if x.device.type == "cpu" else x.double()
+
+
+def as_floats(numbers: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Plain floats, with one transfer for all that are tensors."""
+    tensors = {name: x for name, x in numbers.items() if isinstance(x, Tensor)}
+    read: list[float] = torch.stack(list(tensors.values())).tolist() if tensors else []
+    found = dict(zip(tensors, read, strict=True))
+    return {name: found[name] if name in found else float(numbers[name]) for name in numbers}

@@ -215,7 +215,7 @@ class PretrainingTask:
         losses, scores = self._run(model, batch)
         if scores is None:
             return StepOutput(losses, 0.0, 0)
-        return StepOutput(losses, float(scores.sum()), int(batch.labels["asked"].sum()))
+        return StepOutput(losses, scores.sum(), batch.labels["asked"].sum())
 
     def _run(self, model: nn.Module, batch: TaskBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses, and (B,) the soft scores of the likeliest answers (0 where nothing is asked)."""

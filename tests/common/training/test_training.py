@@ -140,6 +140,35 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_batch(tmp_path):
     assert meta["step"] == 2 and len(batch["samples"]) == 4 and "input_ids" in batch["inputs"]
 
 
+@pytest.mark.parametrize("settings", [{"log_every": 1}, {"log_every": 50}, {"save_every": 3}])
+def test_what_is_read_later_names_the_same_step_and_batch(tmp_path, settings):
+    """As on a GPU, which is not asked in every step."""
+    for name, at_once in (("now", True), ("later", False)):
+        trainer = make_trainer(tmp_path / name, task=ToyTask(poison=2), **settings)
+        trainer.finite.at_once = at_once
+        with pytest.raises(AdaptiveError, match="loss answer is not finite at step 2; the batch"):
+            trainer.fit()
+        assert not (tmp_path / name / "BEST.safetensors").exists()
+        last = tmp_path / name / "LAST.safetensors"
+        assert not last.exists() or load_checkpoint(last)[0]["progress"]["step"] <= 2
+    now, later = (
+        load_checkpoint(tmp_path / name / "non_finite_batch.safetensors")[0]
+        for name in ("now", "later")
+    )
+    assert now["samples"] == later["samples"]
+    assert now["inputs"]["input_ids"].equal(later["inputs"]["input_ids"])
+
+
+def test_later_reading_changes_nothing_in_a_run_without_fault(tmp_path):
+    states = []
+    for name, at_once in (("now", True), ("later", False)):
+        trainer = make_trainer(tmp_path / name)
+        trainer.finite.at_once = at_once
+        trainer.fit()
+        states.append(final_state(tmp_path / name))
+    same(*states)
+
+
 def test_resuming_another_strategy_or_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nothing to resume: .*LAST.safetensors does not exist"):
         make_trainer(tmp_path).resume()
