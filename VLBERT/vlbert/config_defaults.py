@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 from common.adapt.attention import ATTENTION_LR
+from common.adapt.executors import AUTO, TRAINING_EXECUTORS
 from common.modules.attention import NORMALISERS, SPANS
 from common.training.options import POLICY_TRAINING_CHOICES
 
@@ -210,7 +211,7 @@ ADDED: Defaults = {
     "POLICY.TEMPERATURE": 5.0,
     "POLICY.TEMPERATURE_END": 5.0,
     "POLICY.INITIAL_SHARE": 0.5,
-    "POLICY.EXECUTOR": "exact",
+    "POLICY.EXECUTOR": AUTO,
     "ATTENTION.NORMALISER": "softmax",
     "ATTENTION.SPAN": "none",
     "ATTENTION.SPAN_RAMP": 0.25,
@@ -246,7 +247,7 @@ ADDED_MEANING = {
     "POLICY.TEMPERATURE": "of the Gumbel-softmax at the start of training",
     "POLICY.TEMPERATURE_END": "and at its end (not given: as at the start)",
     "POLICY.INITIAL_SHARE": "probability of decision 1 before training",
-    "POLICY.EXECUTOR": "exact, dense or sampled",
+    "POLICY.EXECUTOR": "auto, exact, grouped, sampled or dense",
     "ATTENTION.NORMALISER": "softmax, entmax (its α is learned), entmax15, sparsemax or published",
     "ATTENTION.SPAN": "none, keys (a span of the first keys), distance (which is keys here, as "
     "text and regions are one sequence) or published",
@@ -297,7 +298,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ANSWER_SPELLING": ("normalised", "verbatim"),
     "REGION_CLASSES": ("object", "object_attribute"),
     "EVALUATION": ("argmax", "sample", "global"),
-    "EXECUTOR": ("exact", "dense", "sampled"),
+    "EXECUTOR": TRAINING_EXECUTORS,
     "NORMALISER": NORMALISERS,
     "SPAN": SPANS,
     "TRAINING": POLICY_TRAINING_CHOICES,

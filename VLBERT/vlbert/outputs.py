@@ -152,7 +152,8 @@ def lasting(config: Config) -> dict[str, Any]:
         if values[part] == defaults(config.pretraining)[part]:
             del values[part]
     # The settings of training have what these mean.
-    values["POLICY"] = without(values["POLICY"], ("TRAINING", *TRAINED_AS[:-1]))
+    settled = ("EXECUTOR", "TRAINING", *TRAINED_AS[:-1])
+    values["POLICY"] = without(values["POLICY"], settled)
     datasets = [without(part.copy(), FREE_IN_DATASET) for part in config.datasets]
     for dataset in datasets:
         if dataset.get("MASK_QUESTIONS", False):  # as earlier versions did without the key

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.differences import Differences
-from common.adapt.executors import RoutedSite, Routing, execute
+from common.adapt.executors import AUTO, RoutedSite, Routing, chosen_executor, execute
 from common.adapt.experts import Chosen, Experts
 from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import ControlPolicy, PolicyInputs, uniform_noise
@@ -50,16 +50,16 @@ class AdaptiveOptions:
     """How an adapted encoder runs; see `common.adapt.executors` for the executors.
 
     Attributes:
-        executor: while training: dense, exact or sampled.
-        eval_executor: in evaluation mode; any executor.
+        executor: while training: auto, or one of those for training.
+        eval_executor: in evaluation mode; auto or any executor.
         sampled_share: p of `sampled`.
         policy_eval: argmax, sample or global, in evaluation mode.
         temperature: of the Gumbel-softmax while training.
         full_precision: under autocast, form the difference of the branches in float32.
     """
 
-    executor: str = "exact"
-    eval_executor: str = "gathered"
+    executor: str = AUTO
+    eval_executor: str = AUTO
     sampled_share: float = 0.25
     policy_eval: str = "argmax"
     temperature: float = 5.0
@@ -252,7 +252,7 @@ class Adaptive(nn.Module):
             idle = list(self.policy.parameters())
             state = {**state, first: with_zero_gradients(read_stream(state, first), idle)}
         options = self.options
-        executor = options.executor if self.training else options.eval_executor
+        executor = self.executor(decisions.device)
         noise = None
         if executor == "sampled":
             key = self._sampling_key
@@ -282,6 +282,13 @@ class Adaptive(nn.Module):
             if passed is not None:
                 passed.append(state)
         return state
+
+    def executor(self, device: torch.device) -> str:
+        """The executor of a pass on a device, in the present mode."""
+        name = self.options.executor if self.training else self.options.eval_executor
+        if name == AUTO and WATCHERS.get():  # which look at samples in their order
+            device = torch.device("cpu")
+        return chosen_executor(name, self.training, device, self.strategy.other == "twin")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what the last forward pass left behind, so that a model can be copied."""

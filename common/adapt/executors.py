@@ -34,7 +34,29 @@ from common.adapt.routes import Branch, DropoutReplay, Routes, State, Written, t
 from common.adapt.row_routing import straight_through
 from common.errors import ConfigError
 
+AUTO = "auto"
 EXECUTORS = ("dense", "exact", "sampled", "gathered", "grouped")
+TRAINING_EXECUTORS = (AUTO, "exact", "grouped", "sampled", "dense")
+
+
+def chosen_executor(name: str, training: bool, device: torch.device, twins: bool) -> str:
+    """What `auto` means; another name stays.
+
+    On the CPU a branch costs what is computed in it, so that rows are taken apart. A GPU waits for
+    its launches: there both branches of twins run in one pass, and in training those of other
+    strategies side by side. Where layers are skipped, evaluation saves by taking rows apart.
+
+    Args:
+        name: of an executor, or auto.
+        training: else evaluation.
+        device: where the model is.
+        twins: whether the other branch is a frozen copy.
+    """
+    if name != AUTO:
+        return name
+    if device.type == "cpu" or not (training or twins):
+        return "exact" if training else "gathered"
+    return "grouped"
 
 
 @dataclass

@@ -39,6 +39,7 @@ from common.tasks.measuring import measure_work
 from common.tasks.options import FinetuneOptions
 from common.tasks.permuting import noting, permuted_evaluation
 from common.tasks.problems import find_problems
+from common.tasks.settling import settle_executor, settled_warmup
 from common.training.batch_order import BatchOrder, Order
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.loop import Trainer
@@ -48,7 +49,7 @@ from common.training.policy_report import policy_line
 from common.training.run_folder import SnapshotNames
 from common.training.runtime import Runtime, peak_memory, versions
 from common.training.tracking import Tracker
-from common.training.weights import load_into, new_parameters
+from common.training.weights import load_into
 
 Optimizers = tuple[OptimizerWithSchedule, OptimizerWithSchedule | None]
 
@@ -159,6 +160,7 @@ def training_settings(run: Run) -> dict[str, Any]:
         settings["policy"] = None  # as in runs from before there was a choice
     part = adaptive_part(run.model)
     adaptive = asdict(part.options) if part is not None else {}
+    adaptive.pop("eval_executor", None)  # which does not matter for what is learned
     adaptive |= {
         "temperature": options.adaptive.temperature,
         "initial_share": options.initial_share,
@@ -175,8 +177,11 @@ def training_settings(run: Run) -> dict[str, Any]:
 
 def finetune(run: Run) -> dict[str, Any]:
     """Train, take the best epoch, evaluate, and write result.json, plots and report."""
-    settle_warmup(run)
-    options, loop = run.options, run.options.loop
+    loop = settled_warmup(run.model, run.options.loop, run.tracker)
+    run.options = replace(run.options, loop=loop)
+    last = run.out_dir / f"{run.names.last}.safetensors" if run.options.resume else None
+    settle_executor(run.model, run.runtime, run.tracker, last)
+    options = run.options
     order = run.order or BatchOrder(len(run.task), loop.batch_size, loop.seed)
     main, policy = (run.optimizers or make_optimizers)(run, order.total(loop.epochs))
     meta = run.meta | {"training": training_settings(run)}
@@ -212,20 +217,6 @@ def finetune(run: Run) -> dict[str, Any]:
     result = report(run, trainer)
     run.tracker.log(summary_lines(result))
     return result
-
-
-def settle_warmup(run: Run) -> None:
-    """Where the policy is taught what the pretrained model knows, a new head learns first."""
-    loop = run.options.loop
-    new = new_parameters(run.model, find_encoder(run.model))
-    policy = loop.policy.resolved(bool(new))
-    if policy.warmup and loop.policy.warmup is None:
-        run.tracker.log(
-            f"{', '.join(new[:3])} {'is' if len(new) == 1 else 'are'} new: in the first "
-            f"{policy.warmup:.0%} of the steps everything else stays frozen (--policy-warmup), so "
-            "that the policy is taught what a pretrained model with this head knows"
-        )
-    run.options = replace(run.options, loop=replace(loop, policy=policy))
 
 
 def keep_files(run: Run) -> None:

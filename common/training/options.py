@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from common.adapt.budget import BudgetOptions
 from common.adapt.encoder import POLICY_EVALUATIONS, AdaptiveOptions
+from common.adapt.executors import AUTO, TRAINING_EXECUTORS
 from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES, find_strategy
 from common.errors import ConfigError
@@ -119,9 +120,10 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group,
         "--executor",
-        choices=("exact", "dense", "sampled"),
-        help="how both branches are computed in training (default exact; dense is the readable "
-        "reference, sampled a cheaper and noisier policy gradient)",
+        choices=TRAINING_EXECUTORS,
+        help="how both branches are computed in training; auto: exact on the CPU, grouped (all "
+        "samples in one pass) on a GPU; dense is the readable reference, sampled a cheaper and "
+        f"noisier policy gradient (default {AUTO})",
     )
     add_flag(
         group,
@@ -255,7 +257,7 @@ Options = TypeVar("Options")
 DECISION_DEFAULTS: dict[str, Any] = {
     "policy_init": 0.5,
     "policy_review": 0,
-    "executor": "exact",
+    "executor": AUTO,
     "sampled_share": 0.25,
     "policy_precision": "high",
     "constrain_k_scale": 1.0,
