@@ -13,7 +13,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from common.training.optim import OptimizerWithSchedule
 from common.training.policy_lessons import PolicyLessons, PolicyTraining, check_teachable
 from common.training.policy_report import policy_record, policy_scalars
 from common.training.policy_statistics import groups_of
+from common.training.prefetching import prefetched
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
 from common.training.running_totals import RunningTotals
 from common.training.runtime import Runtime, peak_memory, versions
@@ -245,22 +246,26 @@ class Trainer:
     def _train_epoch(self) -> None:
         batches = self.order.epoch(self.epoch, self.step_in_epoch)
         reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
-        with tqdm(
-            BatchLoader(reader, batches, self.options.workers),
-            total=self.order.steps_of(self.epoch),
-            initial=self.step_in_epoch,
-            unit="step",
-            desc=f"epoch {self.epoch}",
-            dynamic_ncols=True,
-            disable=not (self.options.progress and self.world.main),
-        ) as bar:
-            for parts in bar:
+        loader = BatchLoader(reader, batches, self.options.workers)
+        with (
+            closing(prefetched(loader, self.runtime)) as ready,
+            tqdm(
+                ready,
+                total=self.order.steps_of(self.epoch),
+                initial=self.step_in_epoch,
+                unit="step",
+                desc=f"epoch {self.epoch}",
+                dynamic_ncols=True,
+                disable=not (self.options.progress and self.world.main),
+            ) as bar,
+        ):
+            for parts, moved in bar:
                 counts = self._agree(parts)
                 self._stop = self._stop or not self._policy_started()
                 if self._stop:
                     break
                 start = time.perf_counter()
-                self._train_step(self.runtime.move(parts), counts)
+                self._train_step(moved, counts)
                 seconds = time.perf_counter() - start
                 self.running.step_seconds.append(seconds)
                 self._recent.append((counts[SAMPLES], seconds))

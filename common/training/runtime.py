@@ -57,7 +57,7 @@ class Runtime:
         Anything that is no tensor stays as it is. Copies from pinned memory overlap with the
         computation.
         """
-        moved: Batch = _map_tensors(batch, lambda t: t.to(self.device, non_blocking=True))
+        moved: Batch = map_tensors(batch, lambda t: t.to(self.device, non_blocking=True))
         return moved
 
     def describe(self) -> str:
@@ -159,19 +159,20 @@ def _check_precision(device: torch.device, precision: str) -> None:
                 )
 
 
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested structure (dict, list, tuple, dataclass) with its tensors changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _map_tensors(item, change) for key, item in value.items()}
+        return {key: map_tensors(item, change) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_tensors(item, change) for item in value))
+        return type(value)(*(map_tensors(item, change) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(_map_tensors(item, change) for item in value)
+        return type(value)(map_tensors(item, change) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if field.init]
         return dataclasses.replace(
-            value, **{name: _map_tensors(getattr(value, name), change) for name in names}
+            value, **{name: map_tensors(getattr(value, name), change) for name in names}
         )
     return value
 
