@@ -210,7 +210,14 @@ SITES = (
     _policy("learning", "started, then learned", *STARTED, "--policy-hold", "0.25"),
     _policy("reviewed", "started and reviewed", *STARTED, "--policy-review", "2"),
 )
-PLAIN = (STANDARD, FROZEN, PUBLISHED, STARTED_ROW, RANDOM)
+PLAIN = (
+    STANDARD,
+    FROZEN,
+    PUBLISHED,
+    _policy("random_published", "random, same share as published", share_of="published"),
+    STARTED_ROW,
+    RANDOM,
+)
 # Layers that stay, of two language, two vision and two cross layers.
 LAYERS = 6
 DEPTHS = {4: "lang.1,vision.1,cross.1,cross.2", 3: "every_other", 2: "cross.1,cross.2"}

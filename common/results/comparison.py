@@ -89,16 +89,18 @@ def copy_decision_maps(results: Iterable[Result], folder: Path | str) -> list[Pa
     """Draw each run's decision map into one folder, under a name that says which run it is.
 
     Names are `lxmert_easy_vqa_SpotTune_seed9595_decisions.png`, with the task where it is not
-    questions; where runs would share one, their size, policy and name are added, and a number if
-    even these are equal. Runs without decisions have no map, runs on several tasks a second one,
-    by task.
+    questions, and with what else sets the run apart (`started`); where runs would share one, their
+    size, policy and name are added, and a number if even these are equal. Runs without decisions
+    have no map, runs on several tasks a second one, by task.
     """
     decided = [result for result in sort_results(results) if result.get("decisions")]
-    short = [_stem(result, "backbone", "dataset", "strategy") for result in decided]
+    short = [_stem(result, "backbone", "dataset", "strategy", "variant") for result in decided]
     paths: list[Path] = []
     for result, stem in zip(decided, short, strict=True):
         if short.count(stem) > 1:
-            stem = _stem(result, "backbone", "dataset", "strategy", "size", "policy", "name")
+            stem = _stem(
+                result, "backbone", "dataset", "strategy", "variant", "size", "policy", "name"
+            )
         path = Path(folder) / f"{stem}_decisions.png"
         number = 2
         while path in paths:
