@@ -73,7 +73,8 @@ MUTANTS = [
         ("(found[slot] / routing.sampled_share)", "(found[slot])"),
         ("< routing.sampled_share", "< 1.0"),
         ("routing.sampling_noise[:, index]", "routing.sampling_noise[:, 0]"),
-        ("if routing.full_precision and torch.is_autocast_enabled", "if False and bool"),
+        ("return routing.full_precision and low", "return False and low"),
+        ("difference = arrangement.back(", "difference = dict("),
     ),
     Mutant(
         f"{ADAPT}/encoder.py",
@@ -175,7 +176,7 @@ MUTANTS = [
     *_all(
         f"{TRAINING}/moments.py",
         OPTIM,
-        ('torch._foreach_add_(root, group["eps"])', "pass"),
+        ("torch._foreach_add_(root, eps)", "pass"),
         ("grads, grads, 1 - beta2", "grads, grads, 1 - beta1"),
     ),
     *_all(
@@ -494,6 +495,43 @@ MUTANTS = [
         "and not any(values.get(flag) for flag in BUDGETS)",
         "",
         "tests/common/training/test_policy_training.py",
+    ),
+    *_all(
+        f"{ADAPT}/differences.py",
+        "tests/common/adapt/test_differences.py",
+        ("changed = dc * r_one + centred * dr", "changed = dc * r_one"),
+        ("dp = p * (grown - total) / (1 + total)", "dp = p * (grown - total)"),
+        ("changed = changed + shift", "pass"),
+        ("p_one = p + dp", "p_one = p"),
+        ("kept = F.dropout(torch.ones_like(x), p, training)", "kept = 1.0"),
+    ),
+    *_all(
+        f"{ADAPT}/experts.py",
+        "tests/common/adapt/test_experts.py",
+        ("experts = (one, zero) if self.first else (zero, one)", "experts = (zero, one)"),
+        (
+            "early = torch.arange(len(x), device=x.device) < ends[0]",
+            "early = torch.arange(len(x)) < 1",
+        ),
+        ("self.chosen = chosen.flipped() if flip else chosen", "self.chosen = chosen"),
+    ),
+    *_all(
+        "common/training/bert_adam.py",
+        "tests/common/training/test_optim.py",
+        ("alpha=-rate)", "alpha=-group['lr'])"),
+        ("schedule.factor(updates)", "schedule.factor(updates + 1)"),
+        ("(largest / (norms + TINY)).clamp(max=1.0)", "largest / (norms + TINY)"),
+    ),
+    *_all(
+        "common/training/finiteness.py",
+        "tests/common/training/test_training.py",
+        ("new = (self._first < 0) & bad_now.any()", "new = bad_now.any()"),
+    ),
+    Mutant(
+        "common/training/prefetching.py",
+        "stopped.set()",
+        "pass",
+        "tests/common/training/test_prefetching.py",
     ),
     Mutant(
         "common/modules/embeddings.py",
