@@ -529,7 +529,7 @@ MUTANTS = [
     ),
     Mutant(
         "common/training/prefetching.py",
-        "stopped.set()",
+        "error = raised",
         "pass",
         "tests/common/training/test_prefetching.py",
     ),

@@ -59,6 +59,23 @@ def test_the_start_finetunes_where_the_pretrained_model_fails(tmp_path, strategy
         assert (finetunes(trainer, key).double() - wanted).abs().max() < 0.4, key
 
 
+def test_the_loss_of_a_pass_is_a_mean_in_which_right_answers_count_half(tmp_path):
+    trainer = make_trainer(
+        tmp_path, strategy="SpotTune_Block", dropout=0.0, policy=PolicyTraining(start=1, hold=1.0)
+    )
+    lessons = trainer.lessons
+    lessons.lr = 0.0  # so that the policy is the same in the whole pass
+    found = lessons.start(1, lambda: None, lambda: False)
+    weights, losses = [], []
+    for key, score in lessons.frozen.items():
+        p = finetunes(trainer, key).double()
+        losses.append(float(-(p if score < 0.5 else 1 - p).log().mean()))
+        weights.append(1 - 0.5 * score)
+    assert 0.5 in weights and 1.0 in weights
+    wanted = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
 def test_blocks_that_are_not_missed_are_skipped(tmp_path):
     trainer = make_trainer(
         tmp_path, strategy="BlockDrop", dropout=0.0, policy=PolicyTraining(start=1, hold=1.0)
