@@ -481,7 +481,7 @@ MUTANTS = [
     *_all(
         "common/training/policy_statistics.py",
         "tests/common/training/test_policy_statistics.py",
-        ("/ (2 * unit)", "/ unit"),
+        ("entropy = F.softplus(odds) - odds * p", "entropy = F.softplus(odds)"),
         ("squares - p**2 / counts", "squares - p / counts"),
     ),
     Mutant(
