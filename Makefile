@@ -219,14 +219,15 @@ vilbert-table: setup  ## ViLBERT: strategies × three seeds on easy_vqa_dialect 
 
 vilbert-joint: setup  ## ViLBERT: tasks alone and together × two strategies × seeds (1 hour, resumable)
 	cd ViLBERT && for seed in $(SEEDS); do for tasks in $(vilbert_tasks); do \
-	for row in standard SpotTune_Block; do \
-	    out=$(vilbert_joint)/$${tasks}_$${row}_$$seed; \
-	    test -e $$out/result.json || echo $$tasks $$row $$seed $$out; \
+	for row in standard SpotTune_Block/published; do \
+	    out=$(vilbert_joint)/$${tasks}_$${row%%/*}_$$seed; \
+	    test -e $$out/result.json || \
+	    echo $$tasks $${row/\// --policy-training=} $$seed $$out; \
 	done; done; done | xargs -r -P $(JOBS) -L 1 bash -o pipefail -c \
-	    'echo "== tasks $$0, $$1, seed $$2" && \
-	    $(BIN)/python train_tasks.py --tasks $$0 --dataset easy_vqa --strategy $$1 --gpus $(GPU) \
-	    --output $$3 --seed $$2 --questions 200 --epochs 6 --threads 1 \
-	    $$(test ! -e $$3/LAST.safetensors || echo --resume) \
+	    'out=$${@: -1}; seed=$${@: -2:1}; echo "== tasks $$0, $$1, seed $$seed" && \
+	    $(BIN)/python train_tasks.py --tasks $$0 --dataset easy_vqa --gpus $(GPU) \
+	    --strategy $$1 $${4:+$$2} --output $$out --seed $$seed --questions 200 --epochs 6 --threads 1 \
+	    $$(test ! -e $$out/LAST.safetensors || echo --resume) \
 	    --quiet --no-plots --no-tensorboard $(ARGS) | tail -n 2'
 	$(BIN)/python -m common.compare ViLBERT/$(vilbert_joint) --out results/vilbert_tasks \
 	    --visualizations ViLBERT/$(vilbert_joint)/maps
