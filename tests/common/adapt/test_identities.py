@@ -333,3 +333,23 @@ def test_low_precision_forms_the_difference_in_float32(executor, strategy):
     }
     assert error["high"] < 0.05 and error["low"] > 0.1, error
     assert isinstance(AdaptiveOptions().full_precision, bool)
+
+
+@every_family
+@pytest.mark.parametrize("strategy", ["BlockDrop", "BlockReplace"])
+def test_branches_that_are_far_apart_need_no_more_than_low_precision(family, strategy):
+    """A layer and no layer, or a linear map: their difference is no small number."""
+    found = []
+    for autocast in (False, True):
+        model = adapted(family, strategy, drift=0.003).float().train()
+        part = adaptive_part(model)
+        decisions = random_decisions(model).float().requires_grad_()
+        inputs = {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in FAMILIES[family].inputs(BATCH).items()
+        }
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), part.force(decisions):
+            logits = model(**inputs)
+        logits.float().square().sum().backward()
+        found.append(decisions.grad[:, part.live])
+    assert ((found[1] - found[0]).norm() / found[0].norm()).item() < 0.05
