@@ -39,7 +39,13 @@ def flags(easy_vqa_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return [*data, "--epochs", "2", "--gpus", "cpu", "--quiet", "--no-plots"]
 
 
-@pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "standard",
+        *(pytest.param(s, marks=[] if s == "SpotTune" else pytest.mark.slow) for s in ADAPTIVE),
+    ],
+)
 def test_every_strategy_trains_and_is_tested_with_its_own_accuracy(flags, strategy, tmp_path):
     run = [*flags, "--strategy", strategy, "--output", str(tmp_path / "run")]
     assert main(run) == 0

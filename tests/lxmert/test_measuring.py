@@ -72,6 +72,7 @@ def repository(trained, easy_vqa_root, monkeypatch) -> Path:
     return trained
 
 
+@pytest.mark.slow
 def test_a_result_says_operations_and_zeros(repository):
     plain, sparse, dropped = (load_result(run.folder) for run in runs())
     count = min(SAMPLES, plain["accuracy"]["val"]["count"])
@@ -107,6 +108,7 @@ def test_testing_says_them_too(repository, tmp_path, capsys):
     ) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_models_of_a_seed_are_compared_and_the_figures_are_kept(repository, tmp_path, capsys):
     assert measured_rows(runs()) == {}
     found = measure(runs(), "cpu", rounds=2)

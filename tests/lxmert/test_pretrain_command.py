@@ -299,6 +299,7 @@ def test_the_embedded_data_are_the_default_and_the_best_snapshot_is_exported(
     assert result["selection"] == "sum of the losses on 5 % of the training images"
 
 
+@pytest.mark.slow
 def test_the_run_script_starts_from_random_weights_unless_a_bert_is_given(files, tmp_path):
     folder = repository_root() / "LXMERT" / "snap" / "pretrain" / "lxmert"
     before = folder.exists()

@@ -136,6 +136,7 @@ def base_models() -> tuple[VQAModel, LxmertForQuestionAnswering]:
     return ours.eval(), hf.eval()
 
 
+@pytest.mark.slow
 def test_at_base_size_outputs_and_all_gradients_equal_those_of_transformers(base_models):
     ours, hf = base_models
     arguments = inputs(2, 2048, 30522)

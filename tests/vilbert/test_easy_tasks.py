@@ -137,7 +137,9 @@ def test_parts_share_no_image(embedded):
         assert not set(train_part.images()) & set(val.images())
 
 
-@pytest.mark.parametrize("tasks", ["6-7", "11", "1,9"])
+@pytest.mark.parametrize(
+    "tasks", [*(pytest.param(t, marks=pytest.mark.slow) for t in ("6-7", "11")), "1,9"]
+)
 def test_a_tiny_run_of_the_embedded_tasks(embedded, tmp_path, capsys, tasks):
     words = ["--tasks", tasks, "--dataset", "easy_vqa", "--gpus", "cpu", "--quiet"]
     run = [*words, "--tiny", "--epochs", "1", "--no-plots", "--no-tensorboard"]

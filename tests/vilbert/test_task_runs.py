@@ -106,7 +106,7 @@ def test_several_tasks_share_a_model_and_are_told_apart(others, joint):
     assert meta["heads"] == ["vil_logit", "vision_logit"]
 
 
-@pytest.mark.parametrize("stop", ["2", "7"])
+@pytest.mark.parametrize("stop", ["2", pytest.param("7", marks=pytest.mark.slow)])
 def test_a_joint_run_that_was_stopped_goes_on_bit_for_bit(others, joint, tmp_path, stop):
     run = others.train("6,9,11", tmp_path, *DROPOUT)
     torch.manual_seed(123)

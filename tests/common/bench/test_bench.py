@@ -259,6 +259,7 @@ def test_a_gpu_is_timed_between_events_after_it_has_finished():
     assert CpuClock().measure(lambda: sum(range(1000)))["seconds"] >= 0
 
 
+@pytest.mark.slow
 def test_low_precision_runs_beside_the_reference_in_full_precision(tiny, tmp_path):
     both = replace(SETTINGS, precisions=("fp32", "bf16"))
     file = quick(tmp_path / "x.json", both, only="bf16/train/S")
@@ -382,6 +383,7 @@ def test_table_and_chart_come_from_the_file_alone(tmp_path):
     assert "SpotTune_Block, 50% finetuned" in [t.get_text() for t in steps.get_yticklabels()]
 
 
+@pytest.mark.slow
 def test_the_peak_memory_of_a_case_is_that_of_a_process_of_its_own():
     found = measure_memory(tiny_supply, SETTINGS, EXACT)
     assert found["peak_rss_bytes"] > 10**8

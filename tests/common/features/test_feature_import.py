@@ -54,6 +54,7 @@ def files_of(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.iterdir()}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_size_of_the_tsv(tmp_path: Path) -> None:
     peaks = {}
     for rows in (20, 260):
