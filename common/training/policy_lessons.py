@@ -11,6 +11,7 @@ those without which the pretrained model is worse. Shape legend: B batch, D deci
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,8 +27,9 @@ from common.training.batch_loader import BatchLoader
 from common.training.batch_order import MicroBatches, Order
 from common.training.distributed import peers
 from common.training.optim import clip_grad_norm
+from common.training.prefetching import prefetched
 from common.training.runtime import Runtime
-from common.training.task import Task, TaskBatch
+from common.training.task import Task, TaskBatch, as_number
 
 NEW_HEAD = 0.1
 # Of the start: with 230 updates policies had not always told samples apart; in 32 passes over 900
@@ -198,17 +200,17 @@ class PolicyLessons:
     def _read(self, batches: Sequence[list[int]], name: str) -> Iterator[TaskBatch]:
         """This process' part of some batches, on the device."""
         reader = MicroBatches(self.task, 0, self.world, 1)
-        bar = tqdm(
-            BatchLoader(reader, batches, 0),
-            total=len(batches),
-            desc=name,
-            unit="batch",
-            leave=False,
-            disable=not (self.progress and self.world.main),
-            dynamic_ncols=True,
-        )
-        for (batch,) in bar:
-            yield self.runtime.move(batch)
+        with closing(prefetched(BatchLoader(reader, batches, 0), self.runtime)) as ready:
+            for _, (batch,) in tqdm(
+                ready,
+                total=len(batches),
+                desc=name,
+                unit="batch",
+                leave=False,
+                disable=not (self.progress and self.world.main),
+                dynamic_ncols=True,
+            ):
+                yield batch
 
     @torch.no_grad()
     def _scores(
@@ -250,10 +252,11 @@ class PolicyLessons:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + key) % 2**63)
         batches = self._batches()
         order = torch.randperm(len(batches), generator=generator).tolist()
-        sums = {"loss": 0.0, "weight": 0.0}
+        lost: Tensor | float = 0.0
+        taught = 0.0
         for batch in self._read([batches[i] for i in order], name):
             loss, weight = self._loss(batch, targets, weights)
-            total = self.world.sum({"weight": float(weight)})["weight"]
+            total = self.world.sum({"weight": weight})["weight"]
             if not total:
                 continue
             self._optimizer.zero_grad()
@@ -261,10 +264,9 @@ class PolicyLessons:
             self.world.sum_gradients(list(policy.parameters()))
             clip_grad_norm(list(policy.parameters()), LARGEST_NORM)
             self._optimizer.step()
-            sums["loss"] += float(loss.detach())
-            sums["weight"] += float(weight)
+            lost, taught = lost + as_number(loss), taught + weight
         policy.zero_grad(set_to_none=True)
-        sums = self.world.sum(sums)
+        sums = self.world.sum({"loss": float(lost), "weight": taught})
         return sums["loss"] / max(sums["weight"], 1e-9)
 
     def _new_optimizer(self, policy: nn.Module) -> torch.optim.Optimizer:
@@ -272,7 +274,7 @@ class PolicyLessons:
 
     def _loss(
         self, batch: TaskBatch, targets: Scores, weights: Mapping[int, float]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, float]:
         """Weighted sum of the cross entropies of a batch, and the sum of the weights."""
         with self.part.decide_only(), peers(), self.runtime.autocast():
             self.task.step(self.model, batch)
@@ -284,11 +286,11 @@ class PolicyLessons:
         wanted = torch.stack(
             [targets.get(key, blank).expand(len(live)) for key in batch.samples]
         ).to(odds)[:, live]
-        worth = odds.new_tensor(
-            [weights.get(key, 1.0) * told for key, told in zip(batch.samples, known, strict=True)]
-        )
+        worth = [
+            weights.get(key, 1.0) * told for key, told in zip(batch.samples, known, strict=True)
+        ]
         losses = F.binary_cross_entropy_with_logits(odds, wanted, reduction="none").mean(1)
-        return (losses * worth).sum(), worth.sum()
+        return (losses * odds.new_tensor(worth)).sum(), sum(worth)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that was stopped in the start goes on from; tensors and plain values."""

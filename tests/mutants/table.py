@@ -476,7 +476,7 @@ MUTANTS = [
         ("torch.tensor(1 - score)", "torch.tensor(score)"),
         ("torch.tensor(float(value > 0))", "torch.tensor(float(value < 0))"),
         ("float(score < self.frozen[key])", "float(score > self.frozen[key])"),
-        ("worth.sum()", "worth.count_nonzero()"),
+        ("sum(worth)", "float(len(worth))"),
     ),
     *_all(
         "common/training/policy_statistics.py",
