@@ -12,15 +12,14 @@ queries, S keys, C channels, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from common.adapt.experts import LOOKS, UnknownUse, pairs_of
+from common.adapt.experts import LOOKS, TwoBranches, UnknownUse
 
 # The same is done to a value and to its difference.
 _LINEAR = frozenset(
@@ -32,13 +31,12 @@ _CASTS = frozenset(("to", "float", "type_as"))
 _SUMS = frozenset(("add", "__add__", "__radd__"))
 
 
-class Differences(TorchFunctionMode):
+class Differences(TwoBranches):
     """Within it a module stands for its frozen twin; `of` gives the difference of a result."""
 
     def __init__(self, module: nn.Module, twin: nn.Module) -> None:
-        """`module` and `twin` are of the same class; the steps are run on `module`."""
-        super().__init__()
-        self.pairs = pairs_of(module, twin)
+        """See `TwoBranches`."""
+        super().__init__(module, twin)
         # By the identity of a value, which is kept so that its identity is not given away.
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -56,15 +54,9 @@ class Differences(TorchFunctionMode):
             self._known[id(value)] = value, difference
         return value
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], given: dict[str, Any]
     ) -> Any:
-        given = dict(kwargs or {})
-        name = getattr(func, "__name__", str(func))
         form = _FORMS.get(name)
         if form is not None:
             return form(self, *args, **given)
@@ -103,14 +95,14 @@ class Differences(TorchFunctionMode):
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         difference = self._of(x)
-        pair = self.pairs.get(id(weight))
+        pair = self.pair(weight)
         zero, one = (weight, weight) if pair is None else pair
         changed = None if difference is None else _scaled(F.linear, difference, one)
         if pair is not None:
             moved = _scaled(lambda small, x: F.linear(x, small), one.float() - zero.float(), x)
             changed = moved if changed is None else changed + moved
         frozen = bias
-        if bias is not None and (biases := self.pairs.get(id(bias))) is not None:
+        if (biases := self.pair(bias)) is not None:
             frozen = biases[0]
             shift = biases[1].float() - frozen.float()
             assert changed is not None, "a bias without its weight's twin"
@@ -125,7 +117,7 @@ class Differences(TorchFunctionMode):
         bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Tensor:
-        gains, shifts = (None if p is None else self.pairs.get(id(p)) for p in (weight, bias))
+        gains, shifts = (self.pair(p) for p in (weight, bias))
         zero = weight if gains is None else gains[0]
         frozen = bias if shifts is None else shifts[0]
         value = F.layer_norm(x, list(shape), zero, frozen, eps)

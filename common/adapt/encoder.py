@@ -340,7 +340,8 @@ class Adaptive(nn.Module):
             with Experts(module, twin, chosen, flip):
                 return run_steps(site.steps, module, inputs)
 
-        weighs = any(step.weighs(module) for step in site.steps)
+        def static() -> bool:
+            return not any(step.weighs(module) for step in site.steps)
 
         def differ(inputs: State) -> Written:
             assert twin is not None
@@ -356,8 +357,8 @@ class Adaptive(nn.Module):
             heads,
             parameters,
             None if twin is None else experts,
-            static=not weighs,
-            differ=None if twin is None or weighs else differ,
+            static=static,
+            differ=None if twin is None else differ,
         )
 
 

@@ -114,7 +114,7 @@ class RoutedSite:
         heads: Callable[[State, Routes, bool], Written] | None = None,
         parameters: Callable[[int], Sequence[Tensor]] = lambda value: (),
         experts: Callable[[State, Chosen, bool], Written] | None = None,
-        static: bool = True,
+        static: Callable[[], bool] = lambda: True,
         differ: Callable[[State], Written] | None = None,
     ) -> None:
         """Note how the branches are run.
@@ -125,8 +125,8 @@ class RoutedSite:
             heads: `heads(inputs, routes, flip)`, where every attention head decides for itself.
             parameters: `parameters(value)`, those of a branch.
             experts: `experts(inputs, chosen, flip)`, where the branches differ in parameters only.
-            static: whether grouped has a form for it.
-            differ: `differ(inputs)`, one(x) - zero(x) of twins without cancellation, see
+            static: `static()`, whether there are forms for it in which rows stay together.
+            differ: then `differ(inputs)`, one(x) - zero(x) of twins without cancellation, see
                 `common.adapt.differences`; UnknownUse where it cannot.
         """
         self.experts, self.static, self.differ = experts, static, differ
@@ -168,7 +168,7 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Wri
     decisions = routing.decisions[:, site.columns.start : site.columns.stop]
     if routing.executor == "dense":
         return _dense(site, inputs, decisions, routing, replay)
-    if routing.executor == "grouped" and site.static:
+    if routing.executor == "grouped" and site.static():
         return _as_experts(site, inputs, decisions, routing, replay)
     chosen = site.select(inputs, routing.routes, False, replay)
     if routing.executor == "gathered" or not (decisions.requires_grad and torch.is_grad_enabled()):
@@ -226,7 +226,7 @@ def _propagated(
         replay: has the dropout masks that are drawn again.
         routes: where each branch drew masks of its own, the rows of each.
     """
-    if site.differ is None:
+    if site.differ is None or not site.static():
         return None
     try:
         if routes is None:
@@ -247,20 +247,17 @@ def _as_experts(
     """Both branches in one pass; see `common.adapt.experts`."""
     learning = decisions.requires_grad and torch.is_grad_enabled()
     precise = _precise(site, routing, replay)
-    compute = _apart if site.experts is None else _together
-    found, difference = compute(site, inputs, decisions, learning, precise, replay)
+    if site.experts is None:
+        found, difference = _apart(site, inputs, decisions, learning, replay)
+    else:
+        found, difference = _together(site, inputs, decisions, learning, precise, replay)
     if not learning:
         return found
     return {slot: straight_through(y, decisions, difference[slot]) for slot, y in found.items()}
 
 
 def _apart(
-    site: RoutedSite,
-    inputs: State,
-    decisions: Tensor,
-    learning: bool,
-    precise: bool,
-    replay: DropoutReplay,
+    site: RoutedSite, inputs: State, decisions: Tensor, learning: bool, replay: DropoutReplay
 ) -> tuple[Written, Written]:
     """What was chosen, and one(x) - zero(x), of branches that share nothing."""
     one, zero = _both(site, inputs, replay)

@@ -13,6 +13,7 @@ legend: B batch, T tokens, C channels, H heads.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,6 @@ CAPABILITY = (8, 0)
 
 class UnknownUse(AdaptiveError):
     """A parameter with two values is used in a way for which there is no form."""
-
-
-def pairs_of(module: nn.Module, twin: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
-    """(frozen, finetuned) of every parameter, by the identity of the finetuned one."""
-    both = zip(module.parameters(), twin.parameters(), strict=True)
-    return {id(one): (zero, one) for one, zero in both}
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,40 @@ class Chosen:
         return self.one.dim() == 2
 
 
-class Experts(TorchFunctionMode):
+class TwoBranches(TorchFunctionMode, ABC):
+    """Within it, functions are told where a parameter of a module has a frozen twin.
+
+    Attributes:
+        pairs: (frozen, finetuned) of every parameter, by the identity of the finetuned one.
+    """
+
+    def __init__(self, module: nn.Module, twin: nn.Module) -> None:
+        """`module` and `twin` are of the same class; steps are run on `module`."""
+        super().__init__()
+        both = zip(module.parameters(), twin.parameters(), strict=True)
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {id(one): (zero, one) for one, zero in both}
+
+    @abstractmethod
+    def call(
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], given: dict[str, Any]
+    ) -> Any:
+        """What a function of torch with this name gives for these arguments."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return self.call(func, getattr(func, "__name__", str(func)), args, dict(kwargs or {}))
+
+    def pair(self, parameter: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """(frozen, finetuned), or None for what has no twin."""
+        return None if parameter is None else self.pairs.get(id(parameter))
+
+
+class Experts(TwoBranches):
     """Within it, parameters of a module stand for those of the module or of its twin."""
 
     def __init__(self, module: nn.Module, twin: nn.Module, chosen: Chosen, flip: bool) -> None:
@@ -75,25 +103,18 @@ class Experts(TorchFunctionMode):
             chosen: by sample.
             flip: take the expert that was not chosen.
         """
-        super().__init__()
-        self.pairs = pairs_of(module, twin)
+        super().__init__(module, twin)
         self.chosen = chosen.flipped() if flip else chosen
         self.first = int(flip)  # expert of the first group of sorted rows
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], given: dict[str, Any]
     ) -> Any:
-        given = dict(kwargs or {})
         if func is F.linear:
             return self._linear(*args, **given)
         if func is F.layer_norm:
             return self._layer_norm(*args, **given)
         if any(id(x) in self.pairs for x in (*args, *given.values()) if isinstance(x, Tensor)):
-            name = getattr(func, "__name__", str(func))
             if name in LOOKS:
                 return func(*args, **given)
             raise UnknownUse(
@@ -103,12 +124,9 @@ class Experts(TorchFunctionMode):
             )
         return func(*args, **given)
 
-    def _pair(self, parameter: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        return None if parameter is None else self.pairs.get(id(parameter))
-
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (B, T, C) or (B, C)."""
-        weights, biases = self._pair(weight), self._pair(bias)
+        weights, biases = self.pair(weight), self.pair(bias)
         if weights is None:
             return F.linear(x, weight, bias)
         assert bias is None or biases is not None, "a bias without its weight's twin"
@@ -139,7 +157,7 @@ class Experts(TorchFunctionMode):
         bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Tensor:
-        weights, biases = self._pair(weight), self._pair(bias)
+        weights, biases = self.pair(weight), self.pair(bias)
         if weights is None and biases is None:
             return F.layer_norm(x, list(shape), weight, bias, eps)
         plain = F.layer_norm(x, list(shape), eps=eps)
@@ -212,6 +230,7 @@ class _ContiguousGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x (…) as it is."""
         return x.view_as(x)
 
     @staticmethod

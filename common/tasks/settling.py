@@ -11,7 +11,7 @@ from common.adapt.adapting import adaptive_part
 from common.adapt.executors import AUTO, EXECUTORS, chosen_executor
 from common.adapt.families import find_encoder
 from common.errors import CheckpointError
-from common.training.checkpoint import load_meta
+from common.training.checkpoint import settings_of
 from common.training.loop import LoopOptions
 from common.training.runtime import Runtime
 from common.training.tracking import Tracker
@@ -49,10 +49,8 @@ def settle_executor(
     if part is None or part.options.executor != AUTO:
         return
     chosen = chosen_executor(AUTO, True, runtime.device, part.strategy.other == "twin")
-    if last is not None and last.is_file():
-        settings = load_meta(last).get("training")
-        adaptive = settings.get("adaptive") if isinstance(settings, dict) else None
-        chosen = adaptive.get("executor", chosen) if isinstance(adaptive, dict) else chosen
+    if isinstance(adaptive := settings_of(last).get("adaptive"), dict):
+        chosen = adaptive.get("executor", chosen)
         if chosen not in EXECUTORS:
             raise CheckpointError(f"{last}: executor {chosen!r} is not known; the file is damaged")
     part.options.executor = chosen

@@ -194,6 +194,16 @@ def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
         return meta
 
 
+def settings_of(path: Path | None) -> dict[str, Any]:
+    """What a run was trained with, from its last checkpoint; empty where there is none.
+
+    Raises:
+        CheckpointError: truncated or damaged.
+    """
+    settings = load_meta(path).get("training") if path is not None and path.is_file() else None
+    return settings if isinstance(settings, dict) else {}
+
+
 def check_compatible(
     meta: Mapping[str, Any], expected: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> None:

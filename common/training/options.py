@@ -17,7 +17,7 @@ from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES, find_strategy
 from common.errors import ConfigError
 from common.training.attention_options import attention_options, layerdrop_options
-from common.training.checkpoint import load_meta
+from common.training.checkpoint import settings_of
 from common.training.flags import add_flag, typed
 from common.training.loop import LoopOptions
 from common.training.policy_lessons import PolicyTraining
@@ -393,8 +393,7 @@ def earlier_policy_training(last: Path) -> dict[str, str]:
     """
     if not last.is_file():
         return {}
-    settings = load_meta(last).get("training")
-    policy = settings.get("policy") if isinstance(settings, dict) else None
+    policy = settings_of(last).get("policy")
     starts = isinstance(policy, dict) and policy.get("start") != 0
     return {} if starts else {"policy_training": "published"}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.training.task import TaskBatch
+from common.training.task import TaskBatch, added
 
 # The policy moves while it is trained: inputs are compared within windows of an epoch's steps.
 WINDOWS = 32
@@ -99,14 +99,14 @@ class PolicyStatistics:
         push = (gradient[..., 1] - gradient[..., 0]).double() / (2 * unit)
         push = push.nan_to_num(0.0, 0.0, 0.0)  # of an update that loss scaling leaves out
         sums = torch.stack([push.sum(0), push.abs().sum(0)])
-        self._pushes = sums if self._pushes is None else self._pushes.to(push.device) + sums
+        self._pushes = added(self._pushes, sums)
 
     def add_norm(self, norm: Tensor) -> None:
         """Count the policy's gradient (its norm, 0-d, before clipping) of an update."""
         norm = norm.detach().double()
         counted = torch.stack([norm, torch.ones_like(norm)])
         counted = torch.where(norm.isfinite(), counted, 0.0)
-        self._norms = counted if self._norms is None else self._norms.to(norm.device) + counted
+        self._norms = added(self._norms, counted)
 
     def join(self, state: Mapping[str, Any]) -> None:
         """Add what another process counted (its `state_dict`); norms are those of all anyway."""
