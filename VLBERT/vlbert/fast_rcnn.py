@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import DataError
+from common.modules.shapes import shapes_are_static
 from vlbert.boxes import box_mask, coordinate_embedding
 from vlbert.resnet import ResNetBackbone, last_stage
 from vlbert.roi_align import roi_align
@@ -112,7 +113,7 @@ class FastRCNN(nn.Module):
             masked: (B, K) bool, boxes whose features become `mask_feature` (F,).
         """
         mask = box_mask(boxes)
-        longest = int(mask.sum(1).max())
+        longest = mask.shape[1] if shapes_are_static() else int(mask.sum(1).max())
         if longest == 0:
             raise DataError(
                 "no sample of the batch has a box: every image needs at least one "

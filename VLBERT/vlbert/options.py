@@ -332,6 +332,7 @@ def train_options(args: argparse.Namespace, config: Config, command: str) -> Tra
         config.seed,
         args.threads,
         snapshot_names(config),
+        args.graph,
     )
     log = log_options(config, name, args.log_dir, not args.no_tensorboard, args.wandb)
     loop = LoopOptions(

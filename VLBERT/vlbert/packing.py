@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
+from common.modules.shapes import AsksDevice, shapes_are_static
 
 OBJECT_TYPE = 2
 
@@ -75,12 +76,13 @@ class Packing:
 def pack(text_mask: Tensor, object_mask: Tensor) -> Packing:
     """Plan a packed sequence for the tokens (B, T) and objects (B, K) that the masks leave.
 
-    The order within text and objects is kept; what is masked may stand anywhere.
+    The order within text and objects is kept; what is masked may stand anywhere. The longest
+    sequence has no padding, unless shapes are static: then there is room for T + K + 1.
     """
     text_mask, object_mask = text_mask.bool(), object_mask.bool()
     (batch, tokens), objects = text_mask.shape, object_mask.shape[1]
     n, o = text_mask.sum(1, keepdim=True), object_mask.sum(1, keepdim=True)
-    width = int((n + o).max()) + 1
+    width = (tokens + objects if shapes_are_static() else int((n + o).max())) + 1
     text_places = text_mask.cumsum(1) - 1
     object_places = n + object_mask.cumsum(1) - 1
     # What is masked goes to an extra column that is cut off.
@@ -113,7 +115,13 @@ def check_positions(positions: Tensor, mask: Tensor, rows: int) -> None:
 
     Raises:
         DataError: names the length and the setting.
+        AsksDevice: shapes are static, and do not say that every sequence fits.
     """
+    if shapes_are_static():
+        # Objects share a position, so there are fewer than places, beside those of the padding.
+        if positions.shape[1] + 2 > rows:
+            raise AsksDevice("whether the sequences fit the position table is read from the device")
+        return
     longest = int(torch.where(mask, positions, 0).max()) + 1
     if longest > rows:
         raise DataError(

@@ -25,6 +25,7 @@ from common.adapt.budget import (
     target_rate,
 )
 from common.adapt.drifting import drift
+from common.adapt.dropout import DropoutReplay
 from common.adapt.encoder import (
     POLICY_EVALUATIONS,
     Adaptive,
@@ -49,7 +50,7 @@ from common.adapt.policy import (
     set_initial_share,
     uniform_noise,
 )
-from common.adapt.routes import Branch, DropoutReplay, Routes, State, Written, read_stream, take
+from common.adapt.routes import Branch, Routes, State, Written, read_stream, take
 from common.adapt.row_routing import Rows, merge_rows, project_by_head, split_rows, straight_through
 from common.adapt.steps import (
     DenseStep,

@@ -44,7 +44,7 @@ class BudgetOptions:
 
 def constrain_k(share: Tensor, live: Tensor, k: float) -> Tensor:
     """(sum over live d of share - K)^2, a scalar; share and live (D,)."""
-    return (share[live].sum() - k) ** 2
+    return ((share * live).sum() - k) ** 2
 
 
 def deterministic(share: Tensor, live: Tensor) -> Tensor:
@@ -52,13 +52,13 @@ def deterministic(share: Tensor, live: Tensor) -> Tensor:
 
     0 when every site decides the same for all samples, ln 2 per site at share one half.
     """
-    p = share[live].clamp(1e-6, 1 - 1e-6)
-    return -(p * p.log() + (1 - p) * (1 - p).log()).sum()
+    p = share.clamp(1e-6, 1 - 1e-6)
+    return -((p * p.log() + (1 - p) * (1 - p).log()) * live).sum()
 
 
 def target_rate(share: Tensor, live: Tensor, rate: float) -> Tensor:
     """(mean share of live decisions that are 1 - rate)^2, a scalar."""
-    return (share[live].mean() - rate) ** 2
+    return ((share * live).sum() / live.sum() - rate) ** 2
 
 
 def budget_losses(share: Tensor, live: Tensor, options: BudgetOptions) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from common.errors import ConfigError
 
 PolicyFactory = Callable[[int, float], nn.Module]
 Forced = Tensor | Callable[[Sequence[int]], Tensor]
+Drawn = tuple[Tensor, float | Tensor]  # noise (B, 2 D) in (0, 1), temperature
 HALF = (torch.bfloat16, torch.float16)
 POLICY_EVALUATIONS = ("argmax", "sample", "global")
 
@@ -73,6 +74,7 @@ class Adaptive(nn.Module):
         held: the policy decides, but learns nothing: its gradients are 0, and no branch is
             computed for them.
         observer: told the samples and the decisions (B, D) of every pass, see `note_decisions`.
+        drawn: what decisions are drawn with, where that is not left to `draw`.
     """
 
     live: Tensor
@@ -119,6 +121,7 @@ class Adaptive(nn.Module):
         self.observer: Callable[[Sequence[int], Tensor], None] | None = None
         self._decide_only = False
         self.held = False
+        self.drawn: Drawn | None = None
 
     @property
     def sites(self) -> list[Site]:
@@ -156,6 +159,10 @@ class Adaptive(nn.Module):
         """
         self._noise_key, self._kinds = (seed, step, samples), kinds
 
+    def forget(self) -> None:
+        """Nothing is said of the samples of the next forward pass."""
+        self._noise_key, self._kinds = None, ()
+
     @contextmanager
     def force(self, decisions: Forced) -> Iterator[None]:
         """Within the context use these decisions, (D,) or (B, D) of 0 / 1, not the policy's.
@@ -183,8 +190,9 @@ class Adaptive(nn.Module):
         """Decisions (B, D) for the samples whose embeddings are in `state`."""
         first = next(x for x in state.values() if x is not None)
         batch, device = len(first), first.device
-        key, self._noise_key = self._noise_key, None
-        kinds, self._kinds = self._kinds, ()
+        key, kinds = self._noise_key, self._kinds
+        if self.drawn is None:
+            self.forget()
         if self._forced is not None:
             forced = self._forced if isinstance(self._forced, Tensor) else self._forced(_told(key))
             self.last = Decided(forced.to(device).expand(batch, -1))
@@ -198,8 +206,8 @@ class Adaptive(nn.Module):
             if isinstance(self.policy, ControlPolicy):
                 drawn = self.policy.drawn
             if drawn:
-                noise = uniform_noise(key, batch, 2 * len(self.live), device)
-                decisions = hard_gumbel(logits, noise.view_as(logits), self.options.temperature)
+                noise, temperature = self.drawn or self.draw(key, batch, device)
+                decisions = hard_gumbel(logits, noise.view_as(logits), temperature)
             else:
                 decisions = (logits[..., 1] > logits[..., 0]).to(logits.dtype)
             self.last = Decided(decisions, logits)
@@ -207,6 +215,31 @@ class Adaptive(nn.Module):
         if self.observer is not None:
             self.observer(_told(key), self.last.decisions)
         return self.last.decisions
+
+    def show(self, decided: Decided | None, samples: Sequence[int]) -> None:
+        """Take over what a repeated pass decided about these samples."""
+        self.last = decided
+        if self.observer is not None and decided is not None:
+            self.observer(samples, decided.decisions.clone())
+
+    def draw_told(self, batch: int) -> Drawn:
+        """What the decisions of the next pass would be drawn with; B samples."""
+        return self.draw(self._noise_key, batch, self.live.device)
+
+    def draw(
+        self, key: tuple[int, int, Sequence[int]] | None, batch: int, device: torch.device
+    ) -> Drawn:
+        """What the decisions of a pass are drawn with, on the device.
+
+        Args:
+            key: seed, step and samples, see `tell`; None: noise of torch's generator.
+            batch: B.
+            device: where it is used.
+        """
+        given = self.options.temperature
+        # Where a number is divided by, it is not divided as by a tensor.
+        temperature = given if device.type == "cpu" else torch.full((), given, device=device)
+        return uniform_noise(key, batch, 2 * len(self.live), device), temperature
 
     def _global(self, batch: int) -> Tensor:
         if (self.global_decisions < 0).any():

@@ -29,12 +29,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.adapt.dropout import DropoutReplay, Replay, replay_for
 from common.adapt.experts import Chosen, UnknownUse, arrange
-from common.adapt.routes import Branch, DropoutReplay, Routes, State, Written, take
+from common.adapt.routes import Branch, Routes, State, Written, take
 from common.adapt.row_routing import straight_through
 from common.errors import ConfigError
 
 AUTO = "auto"
+STATIC = ("dense", "grouped")  # shapes do not depend on decisions, nothing is asked of the device
 EXECUTORS = ("dense", "exact", "sampled", "gathered", "grouped")
 TRAINING_EXECUTORS = (AUTO, "exact", "grouped", "sampled", "dense")
 
@@ -141,7 +143,7 @@ class RoutedSite:
         """Whether every attention head decides for itself."""
         return self._heads is not None
 
-    def select(self, inputs: State, routes: Routes, flip: bool, replay: DropoutReplay) -> Written:
+    def select(self, inputs: State, routes: Routes, flip: bool, replay: Replay) -> Written:
         if self._heads is None:
             return routes.select(
                 inputs, self.outputs, self.columns[0], self.branch, flip, replay, self._parameters
@@ -164,7 +166,8 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Wri
     """Compute the outputs of a site. `index` is its place in the order of execution."""
     inputs = {slot: state[slot] for slot in site.inputs}
     device = next(x for x in inputs.values() if x is not None).device
-    replay = DropoutReplay(device, routing.dropout)
+    together = routing.executor in STATIC
+    replay = replay_for(device, routing.dropout, together)
     decisions = routing.decisions[:, site.columns.start : site.columns.stop]
     if routing.executor == "dense":
         return _dense(site, inputs, decisions, routing, replay)
@@ -184,7 +187,7 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Wri
 
 
 def _dense(
-    site: RoutedSite, inputs: State, decisions: Tensor, routing: Routing, replay: DropoutReplay
+    site: RoutedSite, inputs: State, decisions: Tensor, routing: Routing, replay: Replay
 ) -> Written:
     one, zero = _both(site, inputs, replay)
     precise = (
@@ -207,7 +210,7 @@ def _dense(
     return {slot: straight_through(y, decisions, difference[slot]) for slot, y in blended.items()}
 
 
-def _precise(site: RoutedSite, routing: Routing, replay: DropoutReplay) -> bool:
+def _precise(site: RoutedSite, routing: Routing, replay: Replay) -> bool:
     """Whether the difference of the branches needs more than the precision of the branches.
 
     That of twins does; a layer and no layer, or a linear map, are far enough apart.
@@ -217,7 +220,7 @@ def _precise(site: RoutedSite, routing: Routing, replay: DropoutReplay) -> bool:
 
 
 def _propagated(
-    site: RoutedSite, inputs: State, replay: DropoutReplay, routes: Routes | None = None
+    site: RoutedSite, inputs: State, replay: Replay, routes: Routes | None = None
 ) -> Written | None:
     """one(x) - zero(x) in low precision; None where that has no form, which is said once.
 
@@ -242,7 +245,7 @@ def _propagated(
 
 
 def _as_experts(
-    site: RoutedSite, inputs: State, decisions: Tensor, routing: Routing, replay: DropoutReplay
+    site: RoutedSite, inputs: State, decisions: Tensor, routing: Routing, replay: Replay
 ) -> Written:
     """Both branches in one pass; see `common.adapt.experts`."""
     learning = decisions.requires_grad and torch.is_grad_enabled()
@@ -257,7 +260,7 @@ def _as_experts(
 
 
 def _apart(
-    site: RoutedSite, inputs: State, decisions: Tensor, learning: bool, replay: DropoutReplay
+    site: RoutedSite, inputs: State, decisions: Tensor, learning: bool, replay: Replay
 ) -> tuple[Written, Written]:
     """What was chosen, and one(x) - zero(x), of branches that share nothing."""
     one, zero = _both(site, inputs, replay)
@@ -274,7 +277,7 @@ def _together(
     decisions: Tensor,
     learning: bool,
     precise: bool,
-    replay: DropoutReplay,
+    replay: Replay,
 ) -> tuple[Written, Written]:
     """What was chosen, and one(x) - zero(x), of branches that are two experts."""
     arrangement = arrange(decisions, inputs)
@@ -306,7 +309,7 @@ def _together(
     return arrangement.back(found), difference
 
 
-def _both(site: RoutedSite, inputs: State, replay: DropoutReplay) -> tuple[Written, Written]:
+def _both(site: RoutedSite, inputs: State, replay: Replay) -> tuple[Written, Written]:
     """Branch 1 and branch 0 on every sample, with the same dropout masks."""
     with replay.draw(0):
         one = site.branch(1, inputs)
@@ -325,7 +328,7 @@ def _difference(
     chosen: Written,
     decisions: Tensor,
     routing: Routing,
-    replay: DropoutReplay,
+    replay: Replay,
 ) -> Written:
     """one(x) - zero(x), (B, T, C) per slot, from the chosen values and the other branch's."""
     if _precise(site, routing, replay):
@@ -350,7 +353,7 @@ def _sampled_difference(
     chosen: Written,
     decisions: Tensor,
     routing: Routing,
-    replay: DropoutReplay,
+    replay: Replay,
 ) -> Written:
     """An unbiased estimate of the difference: exact / p on a random share p of rows, else 0."""
     if routing.sampling_noise is None:

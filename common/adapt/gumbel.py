@@ -14,20 +14,21 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
-def hard_gumbel(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+def hard_gumbel(logits: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
     """Draw hard decisions with the gradient of the soft ones (straight-through).
 
     Args:
         logits: (B, D, 2); channel 1 stands for decision 1.
         noise: (B, D, 2) uniform in (0, 1).
-        temperature: of the softmax, > 0; it does not change the draw, only the gradient.
+        temperature: of the softmax, > 0; it does not change the draw, only the gradient. A tensor
+            (0-d) is not looked at.
 
     Returns:
         (B, D) of exactly 0 or 1.
 
     Source: Jang et al. 2017, eq. 2; SpotTune (Guo et al. 2019) section 3.2.
     """
-    if temperature <= 0:
+    if not isinstance(temperature, Tensor) and temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive")
     logits = precise(logits)
     noisy = logits - torch.log(-torch.log(noise.to(logits.dtype)))

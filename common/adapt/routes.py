@@ -1,16 +1,17 @@
-"""The rows of a batch that take each branch, and dropout masks that both branches share.
+"""The rows of a batch that take each branch.
 
 Shape legend: B batch, D decisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from common.adapt.dropout import Replay
 from common.adapt.row_routing import Rows, merge_rows, split_rows, with_zero_gradients
 
 State = dict[str, Tensor | None]  # slots by name; streams are tensors, a mask may be None
@@ -58,7 +59,7 @@ class Routes:
         column: int,
         run: Branch,
         flip: bool = False,
-        replay: DropoutReplay | None = None,
+        replay: Replay | None = None,
         parameters: Callable[[int], Sequence[Tensor]] = lambda value: (),
     ) -> Written:
         """Run each sample through the branch it chose (`flip`: through the other one).
@@ -111,43 +112,3 @@ def split(state: State, rows: Rows) -> tuple[State, State]:
 def take(state: State, rows: Tensor) -> State:
     """The given rows of every slot; slots that are None stay None."""
     return {slot: None if x is None else x.index_select(0, rows) for slot, x in state.items()}
-
-
-class DropoutReplay:
-    """Remembers the generator state before each branch: a second run draws the same masks."""
-
-    def __init__(self, device: torch.device, active: bool) -> None:
-        self.device = device
-        self.active = active
-        self._states: dict[int, Tensor] = {}
-
-    @contextmanager
-    def draw(self, key: int) -> Iterator[None]:
-        """The first time under `key`: draw as usual. After that: draw the same numbers again."""
-        if not self.active:
-            yield
-        elif key not in self._states:
-            self._states[key] = get_generator_state(self.device)
-            yield
-        else:
-            now = get_generator_state(self.device)
-            set_generator_state(self.device, self._states[key])
-            try:
-                yield
-            finally:
-                set_generator_state(self.device, now)
-
-
-def get_generator_state(device: torch.device) -> Tensor:
-    """State of the default generator of the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.get_rng_state()
-
-
-def set_generator_state(device: torch.device, state: Tensor) -> None:
-    """Set the state of the default generator of the device."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

@@ -133,6 +133,7 @@ def run_options(
         args.seed,
         args.threads,
         names or SnapshotNames(),
+        args.graph,
     )
 
 

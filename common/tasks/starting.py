@@ -28,6 +28,7 @@ class RunOptions:
         seed: of everything that is drawn at random.
         threads: on the CPU; None: one for small models, else one per core.
         names: of the checkpoints.
+        graph: see `make_runtime`.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class RunOptions:
     seed: int = 0
     threads: int | None = None
     names: SnapshotNames = field(default_factory=SnapshotNames)
+    graph: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,9 @@ class Started:
         seed_everything((self.options.seed + self.world.rank) % 2**32)
 
 
-def join(gpus: str | None, precision: str, seed: int) -> Runtime:
+def join(gpus: str | None, precision: str, seed: int, graph: str = "auto") -> Runtime:
     """Join the other processes, choose the device, and seed everything."""
-    runtime = make_runtime(gpus, precision, start_world())
+    runtime = make_runtime(gpus, precision, start_world(), graph)
     seed_everything(seed)
     return runtime
 
@@ -125,7 +127,7 @@ def started(options: RunOptions) -> Iterator[Started]:
     """
     if not options.resume:
         check_unused(options.folder, options.overwrite, options.names)
-    runtime = join(options.gpus, options.precision, options.seed)
+    runtime = join(options.gpus, options.precision, options.seed, options.graph)
     with ExitStack() as stack:
         stack.enter_context(alone(options.folder, runtime.world))
         yield Started(options, runtime, stack)

@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.attention import LearnedSpans, attention_record
-from common.adapt.budget import BudgetOptions, budget_losses
+from common.adapt.budget import BudgetOptions
 from common.adapt.layerdrop import LayerDrop, LayerDropping
 from common.errors import AdaptiveError, CheckpointError, ConfigError, StoppedError
-from common.modules.losses import precise
 from common.reading import short
 from common.training.batch_loader import BatchLoader
 from common.training.batch_order import BatchOrder, MicroBatches, Order
@@ -44,7 +43,9 @@ from common.training.checkpoint_codec import MALFORMED
 from common.training.distributed import peers
 from common.training.finiteness import FinitenessCheck
 from common.training.folder_lock import renew
+from common.training.graphs import RecordedPasses, not_recorded
 from common.training.optim import OptimizerWithSchedule
+from common.training.passes import Computed, Passes, Stage
 from common.training.policy_lessons import PolicyLessons, PolicyTraining, check_teachable
 from common.training.policy_report import policy_record, policy_scalars
 from common.training.policy_statistics import groups_of
@@ -164,6 +165,16 @@ class Trainer:
         self.order.check_divisible(self.world.size, options.accumulate)
         self.lessons = self._lessons()
         self.parallel = self._parallel()
+        self.passes = Passes(
+            self.parallel,
+            task,
+            self.part,
+            self.spans,
+            runtime,
+            options.budget,
+            options.span_loss,
+        )
+        self.recorded = self._recorded_passes()
         self.total_steps = self.order.total(options.epochs)
         self.epoch = self.step_in_epoch = self.step = 0
         self.best_score = -math.inf
@@ -207,6 +218,21 @@ class Trainer:
             self.options.seed,
             self.options.progress,
         )
+
+    def _recorded_passes(self) -> RecordedPasses | None:
+        """Passes that are recorded as a graph, where the device and the training allow it."""
+        if self.runtime.recorder is None:
+            return None
+        why = ""
+        if self.world.size > 1:
+            why = "the processes average their gradients within it"
+        if self.dropping is not None:
+            why = "--layerdrop leaves out other layers in every step"
+        if why:
+            self.tracker.log(not_recorded(why))
+            return None
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return RecordedPasses(self.passes, parameters, self.runtime.recorder, self.tracker.log)
 
     def _apart(self) -> AbstractContextManager[None]:
         """Within it a backward pass leaves the gradients of the processes apart."""
@@ -329,46 +355,52 @@ class Trainer:
         self, batch: TaskBatch, counts: Mapping[str, float], micro_batches: int
     ) -> dict[str, Tensor | float]:
         """Forward and backward; returns what the batch adds to each loss of the whole batch."""
+        stage = Stage(
+            self._within(self.options.policy.hold), self._within(self.options.policy.warmup)
+        )
         if self.part is not None:
             self.part.options.temperature = self.temperature()
-            self.part.held = self._within(self.options.policy.hold)
             self.part.tell(self.options.seed, self.step, batch.samples, batch.kinds)
         if self.dropping is not None:
             self.dropping.draw(self.options.seed, self.step)
-        with peers(), self.runtime.autocast(), self._warming_up():
-            output = self.task.step(self.parallel, batch)
         own = part_counts(batch)
-        shares = {name: _share(own, counts, name) for name in output.losses}
-        losses = dict(output.losses)
-        if self.part is not None:
-            assert self.part.last is not None
-            decisions = self.part.last.decisions
-            if self.options.budget.active:
-                losses |= budget_losses(
-                    self.world.mean(decisions), self.part.live, self.options.budget
-                )
-            self.running.decisions.add(decisions, batch.types, batch.kinds)
-            self._watch_policy(self.part.last.logits, batch)
-        if (span := self.spans.loss(self.options.span_loss)) is not None:
-            losses["span"], shares["span"] = span, _share(own, counts, SAMPLES)
-        self.finite.look(losses, batch, self.step)
-        # The processes' gradients are averaged, so what belongs to one process counts size times.
         size = self.world.size
-        factors = {
-            name: shares[name] * size if name in shares else 1 / micro_batches for name in losses
-        }
-        total = torch.stack([precise(loss) * factors[name] for name, loss in losses.items()]).sum()
-        with peers():
-            self.runtime.scaler.scale(total).backward()
-        self.running.count_scores(output)
-        return {name: as_number(loss) * factors[name] / size for name, loss in losses.items()}
 
-    def _watch_policy(self, logits: Tensor | None, batch: TaskBatch) -> None:
-        if logits is not None:
+        def factors(computed: Computed) -> dict[str, float]:
+            # The processes' gradients are averaged, so what belongs to one counts size times.
+            return {
+                name: _share(own, counts, name) * size
+                if name in computed.of_samples
+                else 1 / micro_batches
+                for name in computed.losses
+            }
+
+        computed = None
+        if self.recorded is not None:
+            computed = self.recorded.run(batch, stage, factors)
+        if computed is not None:
+            self.finite.look(computed.losses, batch, self.step)
+        else:
+            computed = self.passes.forward(batch, stage)
+            self.finite.look(computed.losses, batch, self.step)
+            self.passes.backward(computed, factors(computed))
+        if computed.decided is not None:
+            self.running.decisions.add(computed.decided.decisions, batch.types, batch.kinds)
+            self._watch_policy(computed, batch)
+        self.running.count_scores(computed.output)
+        weights = factors(computed)
+        return {k: as_number(loss) * weights[k] / size for k, loss in computed.losses.items()}
+
+    def _watch_policy(self, computed: Computed, batch: TaskBatch) -> None:
+        logits = computed.decided.logits if computed.decided is not None else None
+        if logits is None:
+            return
+        groups = groups_of(batch, self.lessons.frozen if self.lessons else {})
+        done = self.step_in_epoch / self.order.steps_of(self.epoch)
+        self.running.policy.add(logits, done, groups)
+        if (gradient := computed.policy_gradient) is not None:
             one = torch.full((), float(self.world.size), device=logits.device)
-            groups = groups_of(batch, self.lessons.frozen if self.lessons else {})
-            done = self.step_in_epoch / self.order.steps_of(self.epoch)
-            self.running.policy.add(logits, done, groups, self.runtime.scaler.scale(one))
+            self.running.policy.add_gradient(gradient, self.runtime.scaler.scale(one))
 
     def _update(self) -> None:
         scaler = self.runtime.scaler
@@ -400,12 +432,6 @@ class Trainer:
     def _within(self, share: float | None, back: int = 0) -> bool:
         """Whether this step, or one so many before it, is in such a first share of all steps."""
         return self.step - back < (share or 0.0) * self.total_steps
-
-    def _warming_up(self) -> AbstractContextManager[None]:
-        """Within it every sample takes branch 0 while a new head learns its task."""
-        if self.part is None or not self._within(self.options.policy.warmup):
-            return nullcontext()
-        return self.part.force(torch.zeros_like(self.part.live, dtype=torch.float32))
 
     def _policy_started(self) -> bool:
         """Teach the policy once, before the first step after the warm-up.

@@ -21,6 +21,7 @@ from common.training.checkpoint import settings_of
 from common.training.flags import add_flag, typed
 from common.training.loop import LoopOptions
 from common.training.policy_lessons import PolicyTraining
+from common.training.runtime import GRAPHS
 
 
 def add_strategy_options(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +199,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "otherwise one per core)",
     )
     add_flag(group, "--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    add_flag(
+        group,
+        "--graph",
+        default="auto",
+        choices=GRAPHS,
+        help="on a GPU, record every kind of pass once as a CUDA graph and repeat it: the same "
+        "results without the time of launches. What cannot be recorded is run as it is, and the "
+        "log says why (default auto: wherever there is a GPU)",
+    )
     add_flag(
         group,
         "--accumulate",

@@ -49,19 +49,16 @@ class PolicyStatistics:
         self._pushes: Tensor | None = None  # (2, D): of the gradient and of its size
         self._norms: Tensor | None = None  # (2,): of the norms, and their number
 
-    def add(self, logits: Tensor | None, done: float, groups: Groups, unit: Tensor | float) -> None:
-        """Count a (micro-)batch before its backward pass, which adds its gradient.
+    def add(self, logits: Tensor | None, done: float, groups: Groups) -> None:
+        """Count a (micro-)batch.
 
         Args:
             logits: (B, D, 2) of the policy; None where none was asked.
             done: share of the epoch's steps that came before, in [0, 1).
             groups: see `groups_of`.
-            unit: what the loss is scaled by.
         """
         if logits is None:
             return
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: self._push(gradient, unit))
         with torch.no_grad():
             odds = logits.detach().double()
             odds = odds[..., 1] - odds[..., 0]
@@ -94,8 +91,13 @@ class PolicyStatistics:
             sums[: len(self._grouped)] += self._grouped.to(p.device)
         self._grouped = sums
 
-    def _push(self, gradient: Tensor, unit: Tensor | float) -> None:
-        """Gradient (B, D, 2) of the logits: half the difference is that of the odds."""
+    def add_gradient(self, gradient: Tensor, unit: Tensor | float) -> None:
+        """Count the gradient of the logits of a (micro-)batch.
+
+        Args:
+            gradient: (B, D, 2); half the difference is that of the odds.
+            unit: what the loss is scaled by.
+        """
         push = (gradient[..., 1] - gradient[..., 0]).double() / (2 * unit)
         push = push.nan_to_num(0.0, 0.0, 0.0)  # of an update that loss scaling leaves out
         sums = torch.stack([push.sum(0), push.abs().sum(0)])

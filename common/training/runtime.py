@@ -21,9 +21,11 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.files import checkout
 from common.training.distributed import World
+from common.training.recording import CudaRecorder, Recorder
 
 PACKAGE = "adaptive-finetuning"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRAPHS = ("auto", "on", "off")
 Batch = TypeVar("Batch")
 
 
@@ -37,6 +39,8 @@ class Runtime:
         scaler: loss scaling; passes everything through unless the precision is fp16.
         devices: all CUDA devices that were asked for; empty on the CPU.
         world: the processes that train together.
+        recorder: records passes to repeat them, see `common.training.graphs`; None: passes are
+            run as they are.
     """
 
     device: torch.device
@@ -44,6 +48,7 @@ class Runtime:
     scaler: torch.amp.GradScaler
     devices: tuple[torch.device, ...] = ()
     world: World = field(default_factory=World)
+    recorder: Recorder | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products run in the precision of the run."""
@@ -71,7 +76,10 @@ class Runtime:
 
 
 def make_runtime(
-    gpus: str | None = None, precision: str = "fp32", world: World | None = None
+    gpus: str | None = None,
+    precision: str = "fp32",
+    world: World | None = None,
+    graph: str = "auto",
 ) -> Runtime:
     """Choose the device and precision of this process.
 
@@ -83,9 +91,11 @@ def make_runtime(
         precision: `fp32`, `bf16` or `fp16`.
         world: the processes that train together; default: this one alone. A process takes the
             GPU of its position on its machine.
+        graph: one of GRAPHS: whether passes are recorded as CUDA graphs.
 
     Raises:
-        ConfigError: no such GPU or precision, or a precision that the device does not have.
+        ConfigError: no such GPU or precision, or a precision or graphs that the device does not
+            have.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; valid: {', '.join(PRECISIONS)}")
@@ -110,8 +120,11 @@ def make_runtime(
     _check_precision(device, precision)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if graph == "on" and device.type == "cpu":
+        raise ConfigError("--graph on needs a GPU, and this run is on the CPU; use auto or off")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return Runtime(device, precision, scaler, devices, world)
+    recorder = CudaRecorder(device) if device.type == "cuda" and graph != "off" else None
+    return Runtime(device, precision, scaler, devices, world, recorder)
 
 
 def _parse_gpus(gpus: str | None) -> list[int] | None:

@@ -54,13 +54,13 @@ class ToyTask:
         logits, labels = model(**batch.inputs), batch.labels["label"]
         loss = torch.nn.functional.cross_entropy(logits, labels)
         marked = labels > 0
-        other = (logits[marked] ** 2).sum() / marked.sum().clamp(min=1)
+        other = (logits.square().sum(1) * marked).sum() / marked.sum().clamp(min=1)
         if self.steps == self.poison:
             loss = loss * float("nan")
         self.steps += 1
         right = (logits.argmax(1) == labels).double()
         losses = {"answer": loss, "marked": 0.01 * other}
-        return StepOutput(losses, float(right.sum()), len(labels), right)
+        return StepOutput(losses, right.sum(), len(labels), right)
 
     def validate(self, model):
         model.eval()

@@ -47,13 +47,18 @@ def _all(path: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
 MUTANTS = [
     # Routes, rows, executors
     *_all(
+        f"{ADAPT}/dropout.py",
+        f"{IDENTITIES} tests/common/adapt/test_dropout.py",
+        ("set_generator_state(self.device, self._states[key])", "pass"),
+        ("mask = next(self.given)", "mask = torch.rand_like(next(self.given) + 0.0) < 1 - p"),
+    ),
+    *_all(
         f"{ADAPT}/routes.py",
         f"{IDENTITIES} {EMPTY}",
         ("return run(value ^ flip, state)", "return run(value, state)"),
         ("if self.count(column, value) == self.batch:", "if False:"),
         ("idle = [*parameters((1 - value) ^ flip), *read]", "idle = [*read]"),
         ("order = torch.argsort(hard, dim=0, stable=True)", "order = torch.argsort(-hard, dim=0)"),
-        ("set_generator_state(self.device, self._states[key])", "pass"),
     ),
     *_all(
         f"{ADAPT}/row_routing.py",

@@ -209,7 +209,7 @@ def test_movement_of_the_policy_is_not_taken_for_a_difference_of_inputs():
     statistics = PolicyStatistics()
     for step in range(10):
         odds = torch.full((6, 2), -2.0 + 0.4 * step)
-        statistics.add(torch.stack([-odds / 2, odds / 2], -1), step / 10, {}, 1.0)
+        statistics.add(torch.stack([-odds / 2, odds / 2], -1), step / 10, {})
     found = statistics.record(torch.tensor([True, False]))
     assert found["spread"] < 1e-7 and found["count"] == 60 and found["information"] == {}
     assert WINDOWS >= 10 and PolicyStatistics().record(torch.tensor([True])) is None
@@ -222,11 +222,15 @@ def test_the_scale_of_a_loss_is_taken_out_of_the_gradient_and_infinite_ones_left
         for unit, sign in zip(units, (1.0, -0.5), strict=True):
             logits = torch.zeros(3, 2, 2, requires_grad=True)
             used = logits * 1
-            statistics.add(used, 0.0, {}, torch.tensor(unit))
+            used.retain_grad()
+            statistics.add(used, 0.0, {})
             (used[..., 1].sum() * sign * unit).backward()
+            statistics.add_gradient(used.grad, torch.tensor(unit))
         used = logits * 1
-        statistics.add(used, 0.0, {}, 1.0)
+        used.retain_grad()
+        statistics.add(used, 0.0, {})
         (used.sum() * math.inf).backward()
+        statistics.add_gradient(used.grad, 1.0)
         for norm in (1.0, math.inf, 2.0):
             statistics.add_norm(torch.tensor(norm))
         found.append(statistics.record(torch.tensor([True, True]))["gradient"])

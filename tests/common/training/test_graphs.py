@@ -1,0 +1,201 @@
+"""Recorded passes: what is repeated gives what running gives.
+
+Instead of a GPU something that does the recorded work again, on the memory that it was recorded on:
+whatever a pass takes from elsewhere stays that of the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.adapt.adapting import adaptive_part
+from common.adapt.layerdrop import LayerDrop
+from common.training import graphs
+from common.training.graphs import RecordedAnswers
+from common.training.policy_lessons import PolicyTraining
+from common.training.runtime import make_runtime
+from common.training.task import StepOutput, TaskBatch
+from tests.common.tiny_models import ADAPTIVE, BATCH, FAMILIES, adapted
+from tests.common.toy_task import ToyTask, final_state, make_trainer, same
+
+
+class Repeating:
+    """Does the work again."""
+
+    def __init__(self) -> None:
+        self.recordings = self.repeats = 0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.recordings += 1
+        work()
+
+        def repeat() -> None:
+            self.repeats += 1
+            work()
+
+        return repeat
+
+
+def trained(folder, recorder=None, executor="grouped", stop=0, resume=False, **settings):
+    """The last state of a toy run, and what its log says."""
+    runtime = replace(make_runtime("cpu"), recorder=recorder)
+    trainer = make_trainer(folder, stop, runtime=runtime, **settings)
+    if trainer.part is not None:
+        trainer.part.options.executor = executor
+    trainer.begin(resume=resume, overwrite=False)
+    trainer.fit()
+    return final_state(folder), (folder / "log.log").read_text()
+
+
+def alike(tmp_path, exact=True, **settings):
+    """Train with and without recordings, and compare; returns recorder and log."""
+    recorder = Repeating()
+    found, log = trained(tmp_path / "recorded", recorder, **settings)
+    wanted, _ = trained(tmp_path / "run", **settings)
+    if exact:
+        same(found, wanted)
+    else:
+        for name, value in wanted["model"].items():
+            torch.testing.assert_close(found["model"][name], value, rtol=1e-5, atol=1e-7)
+    return recorder, log
+
+
+@pytest.mark.parametrize("strategy", ["standard", "Frozen", *ADAPTIVE])
+def test_a_recorded_training_is_that_which_is_run(tmp_path, strategy):
+    recorder, log = alike(tmp_path, strategy=strategy, dropout=0.2)
+    assert (recorder.recordings, recorder.repeats) == (1, 15)
+    assert "not recorded" not in log
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_recorded(tmp_path, family):
+    recorder, _ = alike(
+        tmp_path, False, strategy="SpotTune_Block", family=family, dropout=0.0, double=True
+    )
+    assert (recorder.recordings, recorder.repeats) == (1, 15)
+
+
+def test_micro_batches_add_their_gradients(tmp_path):
+    recorder, _ = alike(tmp_path, strategy="SpotTune", accumulate=2)
+    assert recorder.repeats == 30
+
+
+def test_every_stage_of_a_training_has_a_recording(tmp_path):
+    policy = PolicyTraining(warmup=0.2, start=1, hold=0.6)
+    recorder, _ = alike(tmp_path, strategy="SpotTune_Block", policy=policy)
+    assert (recorder.recordings, recorder.repeats) == (3, 15)
+
+
+def test_a_run_goes_on_with_recordings_or_without(tmp_path):
+    wanted, _ = trained(tmp_path / "whole", strategy="SpotTune")
+    trained(tmp_path / "parts", Repeating(), strategy="SpotTune", stop=4)
+    trained(tmp_path / "parts", strategy="SpotTune", stop=7, resume=True)
+    found, _ = trained(tmp_path / "parts", Repeating(), strategy="SpotTune", resume=True)
+    same(found, wanted)
+
+
+def test_more_shapes_than_recordings_are_run(tmp_path, monkeypatch):
+    class Growing(ToyTask):
+        def read(self, indices, epoch):
+            batch = super().read(indices, epoch)
+            longest = int(batch.inputs["mask"].sum(1).max())
+            batch.inputs = {name: x[:, :longest] for name, x in batch.inputs.items()}
+            return batch
+
+    monkeypatch.setattr(graphs, "MOST", 1)
+    recorder = Repeating()
+    settings = {"strategy": "SpotTune_Block", "dropout": 0.2}
+    found, log = trained(tmp_path / "recorded", recorder, task=Growing(), **settings)
+    same(found, trained(tmp_path / "run", task=Growing(), **settings)[0])
+    assert recorder.recordings == 1 and 0 < recorder.repeats < 15
+    assert log.count("there are 1 recordings, and batches of other shapes") == 1
+
+
+class Asking(ToyTask):
+    def __init__(self, ask):
+        super().__init__()
+        self.ask = ask
+
+    def step(self, model, batch):
+        found = super().step(model, batch)
+        losses = {"answer": found.losses["answer"] + 0.0 * self.ask(batch.labels["label"])}
+        return StepOutput(found.losses | losses, found.score_sum, found.count, found.scores)
+
+
+@pytest.mark.parametrize(
+    ("ask", "why"),
+    [
+        (lambda x: float(x.sum()), "_local_scalar_dense depends on what a tensor holds"),
+        (lambda x: x[x > 1].sum(), "index depends on what a tensor holds"),
+        (lambda x: torch.unique(x).sum(), "_unique2 depends on what a tensor holds"),
+    ],
+)
+def test_a_task_that_asks_the_device_is_run_and_the_log_says_why(tmp_path, ask, why):
+    settings = {"strategy": "SpotTune_Block"}
+    found, log = trained(tmp_path / "recorded", Repeating(), task=Asking(ask), **settings)
+    same(found, trained(tmp_path / "run", task=Asking(ask), **settings)[0])
+    assert log.count("not recorded as a CUDA graph") == 1 and why in log
+
+
+@pytest.mark.parametrize(
+    ("why", "settings"),
+    [
+        ("--executor exact takes samples apart", {"executor": "exact"}),
+        ("--layerdrop leaves out", {"layerdrop": LayerDrop(0.3)}),
+    ],
+)
+def test_what_cannot_be_recorded_is_run_and_the_log_says_why(tmp_path, why, settings):
+    recorder, log = alike(tmp_path, strategy="SpotTune_Block", **settings)
+    assert recorder.repeats == 0
+    assert log.count("not recorded as a CUDA graph") == 1 and why in log
+
+
+def test_an_error_of_the_device_is_no_end(tmp_path):
+    class Broken(Repeating):
+        def record(self, work):
+            work()
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    settings = {"strategy": "SpotTune_Block", "dropout": 0.2}
+    found, log = trained(tmp_path / "recorded", Broken(), **settings)
+    same(found, trained(tmp_path / "run", **settings)[0])
+    assert log.count("not permitted when stream is capturing") == 1
+
+
+@pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_answers_are_those_that_are_run(family, strategy):
+    options = {"eval_executor": "grouped", "policy_eval": "sample"}
+    model = adapted(family, strategy, drift=0.3, **options).eval()
+    part, recorder = adaptive_part(model), Repeating()
+    seen: list[tuple] = []
+
+    def run(batch: TaskBatch) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**batch.inputs)
+
+    answers = RecordedAnswers(model, run, recorder)
+    inputs = FAMILIES[family].inputs(BATCH)
+    for step in range(4):
+        order = torch.arange(BATCH).roll(step)
+        batch = TaskBatch(order.tolist(), {k: x[order] for k, x in inputs.items()})
+        if part is not None:
+            part.tell(3, -1, batch.samples)
+            wanted = run(batch)
+            decided = part.last.decisions
+            part.tell(3, -1, batch.samples)
+            part.observer = lambda samples, decisions: seen.append((samples, decisions))
+        else:
+            wanted = run(batch)
+        torch.testing.assert_close(answers(batch), wanted, rtol=1e-10, atol=1e-10)
+        if part is not None:
+            part.observer = None
+            torch.testing.assert_close(part.last.decisions, decided)
+            ((samples, noted),) = seen
+            assert list(samples) == batch.samples and torch.equal(noted, decided)
+            seen.clear()
+    assert (recorder.recordings, recorder.repeats) == (1, 3)
