@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from common.tasks.evaluation import (
     batches_to_evaluate,
     heldout_details,
     joined_evaluations,
+    recorded_answers,
     tell_evaluation,
 )
 from common.tasks.vqa import sample_key
+from common.training.graphs import RecordedAnswers
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
 from vilbert.pair_inputs import PairInputs
@@ -127,17 +130,20 @@ class PairTask:
 
     @torch.no_grad()
     def look(self, model: nn.Module, data: TaskData, places: Sequence[int]) -> None:
-        self._asked(model, data, places)
+        self._asked(self._answers(model), data, places)
+
+    def _answers(self, model: nn.Module) -> RecordedAnswers:
+        """What gives the head's logits of a batch."""
+        return recorded_answers(model, self.runtime, partial(run_head, head=self.kind.head))
 
     def _asked(
-        self, model: nn.Module, data: TaskData, places: Sequence[int]
+        self, answers: RecordedAnswers, data: TaskData, places: Sequence[int]
     ) -> tuple[list[Sample], TaskBatch, Tensor]:
         """The samples at some places, the batch on the device, and the head's logits."""
         samples = self._drawn(data, places, EVALUATION)
         batch = self.runtime.move(self._convert(data, samples))
-        tell_evaluation(model, self.seed, batch.samples)
-        with self.runtime.autocast():
-            return samples, batch, run_head(model, batch.inputs, self.kind.head)
+        tell_evaluation(answers.model, self.seed, batch.samples)
+        return samples, batch, answers(batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: TaskData, name: str) -> Evaluation:
@@ -145,10 +151,11 @@ class PairTask:
         known: dict[Any, Written] = {}
         counts = DecisionCounts()
         start = time.perf_counter()
+        answers = self._answers(model)
         for indices in batches_to_evaluate(
             model, self.runtime, len(data), self.eval_batch_size, name, self.progress
         ):
-            samples, batch, logits = self._asked(model, data, indices)
+            samples, batch, logits = self._asked(answers, data, indices)
             counts.add_last(model, batch.types)
             known |= self._written(samples, logits.float(), batch.labels, data)
         parts = self.runtime.world.gather((known, counts.state_dict()))

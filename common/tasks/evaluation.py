@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
 from common.training.batch_order import iterate
+from common.training.graphs import RecordedAnswers
 from common.training.runtime import Runtime
-from common.training.task import DecisionCounts, Task
+from common.training.task import DecisionCounts, Task, TaskBatch
 
 EVALUATION = -1  # the step that keys the noise of evaluation
 Figures = dict[str, float | None]
@@ -120,6 +121,31 @@ def tell_evaluation(
     part = adaptive_part(model)
     if part is not None:
         part.tell(seed, EVALUATION, samples, kinds)
+
+
+def recorded_answers(
+    model: nn.Module,
+    runtime: Runtime,
+    answer: Callable[[nn.Module, dict[str, Tensor | None]], Tensor],
+) -> RecordedAnswers:
+    """What gives the logits of a batch in the precision of a run, recorded where that is done.
+
+    Args:
+        model: in evaluation mode.
+        runtime: of the run.
+        answer: gives a model's logits for inputs.
+    """
+
+    def run(batch: TaskBatch) -> Tensor:
+        with runtime.autocast():
+            return answer(model, batch.inputs)
+
+    say = print if runtime.world.main else _silent
+    return RecordedAnswers(model, run, runtime.recorder, say)
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
 
 
 def joined_evaluations(

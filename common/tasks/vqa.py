@@ -24,8 +24,10 @@ from common.tasks.evaluation import (
     batches_to_evaluate,
     heldout_details,
     joined_evaluations,
+    recorded_answers,
     tell_evaluation,
 )
+from common.training.graphs import RecordedAnswers
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
 
@@ -149,17 +151,20 @@ class VQATask:
 
     @torch.no_grad()
     def look(self, model: nn.Module, data: VQADataset, places: Sequence[int]) -> None:
-        self._asked(model, data, places)
+        self._asked(self._answers(model), data, places)
+
+    def _answers(self, model: nn.Module) -> RecordedAnswers:
+        """What gives the logits (B, A) of a batch."""
+        return recorded_answers(model, self.runtime, self.answer)
 
     def _asked(
-        self, model: nn.Module, data: VQADataset, places: Sequence[int]
+        self, answers: RecordedAnswers, data: VQADataset, places: Sequence[int]
     ) -> tuple[VQABatch, TaskBatch, Tensor]:
         """The questions at some places, the batch on the device, and the logits (B, A)."""
         read = data.read(places)
         batch = self.runtime.move(self._convert(read))
-        tell_evaluation(model, self.seed, batch.samples, batch.kinds)
-        with self.runtime.autocast():
-            return read, batch, self.answer(model, batch.inputs)
+        tell_evaluation(answers.model, self.seed, batch.samples, batch.kinds)
+        return read, batch, answers(batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: VQADataset, name: str, best: int = 0) -> Evaluation:
@@ -173,18 +178,19 @@ class VQATask:
         predictions: dict[Any, str] = {}
         counts = DecisionCounts()
         start = time.perf_counter()
+        answers = self._answers(model)
         for indices in batches_to_evaluate(
             model, self.runtime, len(data), self.eval_batch_size, name, self.progress
         ):
-            read, batch, logits = self._asked(model, data, indices)
+            read, batch, logits = self._asked(answers, data, indices)
             counts.add_last(model, batch.types, batch.kinds)
             logits = logits.float().cpu()
             check_logits(logits, [f"question {asked}" for asked in read.question_ids])
             predictions |= zip(read.question_ids, data.vocabulary.decode(logits), strict=True)
             if best:
                 top = logits.topk(min(best, logits.shape[1])).indices.tolist()
-                answers = data.vocabulary.answers
-                found = [[answers[label] for label in row] for row in top]
+                known = data.vocabulary.answers
+                found = [[known[label] for label in row] for row in top]
                 likeliest |= zip(read.question_ids, found, strict=True)
         predictions, counts = joined_evaluations(world.gather((predictions, counts.state_dict())))
         if best:

@@ -156,7 +156,7 @@ def unrecordable(model: nn.Module, part: Adaptive | None, training: bool) -> str
         return "an oracle decides by names"
     executor = part.executor(part.live.device)
     if executor not in STATIC:
-        return f"--executor {executor} takes samples apart by their decisions"
+        return f"executor {executor} takes samples apart by their decisions"
     return ""
 
 
@@ -196,8 +196,8 @@ class _Failures:
     """Which passes are not recorded, and what was said of it."""
 
     say: Callable[[str], None]
+    said: set[str]
     keys: set[Any] = field(default_factory=set)
-    said: set[str] = field(default_factory=set)
 
     def add(self, key: Any, why: str) -> None:
         self.keys.add(key)
@@ -236,13 +236,10 @@ class RecordedPasses:
         self.parameters = list(parameters)
         self._recorded: dict[Any, _Recorded] = {}
         self._gradients: dict[nn.Parameter, Tensor] = {}
-        self._failures = _Failures(say)
+        self._failures = _Failures(say, recorder.said)
 
     def run(
-        self,
-        batch: TaskBatch,
-        stage: Stage,
-        factors: Callable[[Computed], dict[str, float]],
+        self, batch: TaskBatch, stage: Stage, factors: Callable[[Computed], dict[str, float]]
     ) -> Computed | None:
         """Repeat the pass of such a batch; the first time it is recorded.
 
@@ -345,7 +342,7 @@ class RecordedAnswers:
         model: nn.Module,
         run: Callable[[TaskBatch], Tensor],
         recorder: Recorder | None,
-        say: Callable[[str], None] = lambda why: None,
+        say: Callable[[str], None] = print,
     ) -> None:
         """Nothing is recorded yet.
 
@@ -359,7 +356,7 @@ class RecordedAnswers:
         self.part = adaptive_part(model)
         self._seen: set[Any] = set()
         self._recorded: dict[Any, tuple[_Slots, list[Tensor], list[Any], Callable[[], None]]] = {}
-        self._failures = _Failures(say)
+        self._failures = _Failures(say, recorder.said if recorder else set())
 
     def __call__(self, batch: TaskBatch) -> Tensor:
         """Logits of a batch, of which the model was told; they hold until the next pass."""

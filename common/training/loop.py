@@ -166,13 +166,7 @@ class Trainer:
         self.lessons = self._lessons()
         self.parallel = self._parallel()
         self.passes = Passes(
-            self.parallel,
-            task,
-            self.part,
-            self.spans,
-            runtime,
-            options.budget,
-            options.span_loss,
+            self.parallel, task, self.part, self.spans, runtime, options.budget, options.span_loss
         )
         self.recorded = self._recorded_passes()
         self.total_steps = self.order.total(options.epochs)

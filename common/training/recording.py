@@ -11,7 +11,13 @@ WARM = 2  # passes before a recording, in which libraries get ready
 
 
 class Recorder(Protocol):
-    """Records what a device is made to do."""
+    """Records what a device is made to do.
+
+    Attributes:
+        said: why something was not recorded, as far as that was said.
+    """
+
+    said: set[str]
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record work that has been done before; returns what repeats it."""
@@ -23,6 +29,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         """`device` is the one of the process."""
         self.device = device
+        self.said: set[str] = set()
         self._pool: Any = None
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:

@@ -25,7 +25,8 @@ from lxrt.finetuning import PROGRAM, main
 from lxrt.inputs import LxmertInputs
 from lxrt.modeling import VQAModel
 from lxrt.sizes import size_config
-from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, score_of_predictions, strict_json
+from tests.common.recording import recording
+from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, same_state, score_of_predictions, strict_json
 
 
 @pytest.mark.parametrize(
@@ -376,3 +377,18 @@ def test_the_meta_of_a_checkpoint_says_what_it_is(stopped):
     }
     assert meta["answers"]["count"] == 13 and meta["features"]["width"] == 2048
     assert meta["config"]["l_layers"] == 2 and meta["config"]["num_answers"] == 13
+
+
+@pytest.mark.parametrize("strategy", ["standard", "SpotTune_Block"])
+def test_a_run_whose_passes_are_recorded_gives_the_same(flags, tmp_path, monkeypatch, strategy):
+    run = [*flags, *DROPOUT_RUN, "--strategy", strategy, "--eval-batch-size", "8"]
+    run += ["--executor", "grouped"] if strategy != "standard" else []
+    assert main([*run, "--output", str(tmp_path / "run")]) == 0
+    recorder = recording(monkeypatch)
+    assert main([*run, "--output", str(tmp_path / "recorded")]) == 0
+    assert same_state(tmp_path / "run/LAST.safetensors", tmp_path / "recorded/LAST.safetensors")
+    first, second = (strict_json(tmp_path / name / "result.json") for name in ("run", "recorded"))
+    for key in ("accuracy", "decisions", "best_epoch", "generalization_error"):
+        assert first[key] == second[key], key
+    # On the CPU the decisions of an evaluation take samples apart, which is not recorded.
+    assert recorder.repeats > 16 if strategy == "standard" else recorder.repeats == 8

@@ -14,6 +14,7 @@ import torch
 from common.errors import CheckpointError
 from common.training.checkpoint import load_checkpoint, load_meta
 from common.training.weights import load_weights
+from tests.common.recording import recording
 from tests.vlbert.coco_files import ANSWERS
 from tests.vlbert.runs import FOLDER, HOME, TESTED, VAL, flags, result_of, write_config
 from vlbert.building import checkpoint_path
@@ -525,3 +526,13 @@ def test_training_on_what_is_validated_on_is_said(coco, tmp_path, capsys):
 def test_the_shipped_configs_train_on_train2014_alone():
     for path in sorted((HOME / "cfgs" / "vqa").glob("*.yaml")):
         assert load_config(path).DATASET.TRAIN_IMAGE_SET == "train2014", path
+
+
+def test_the_passes_of_a_run_are_recorded(config, tmp_path, monkeypatch, capsys):
+    """With more padding, so that masks of dropout are others than those of a run without."""
+    recorder = recording(monkeypatch)
+    run = ["--strategy", "SpotTune_Block", "--executor", "grouped", "--epochs", "2"]
+    assert main(flags(config, tmp_path, *run)) == 0
+    assert recorder.repeats >= 4
+    said = [line for line in capsys.readouterr().out.splitlines() if "not recorded" in line]
+    assert all("executor gathered takes samples apart" in line for line in said)  # on the CPU

@@ -1,12 +1,10 @@
 """Recorded passes: what is repeated gives what running gives.
 
-Instead of a GPU something that does the recorded work again, on the memory that it was recorded on:
-whatever a pass takes from elsewhere stays that of the recording.
+See `tests.common.recording` for what is instead of a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -19,25 +17,9 @@ from common.training.graphs import RecordedAnswers
 from common.training.policy_lessons import PolicyTraining
 from common.training.runtime import make_runtime
 from common.training.task import StepOutput, TaskBatch
+from tests.common.recording import Repeating
 from tests.common.tiny_models import ADAPTIVE, BATCH, FAMILIES, adapted
 from tests.common.toy_task import ToyTask, final_state, make_trainer, same
-
-
-class Repeating:
-    """Does the work again."""
-
-    def __init__(self) -> None:
-        self.recordings = self.repeats = 0
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.recordings += 1
-        work()
-
-        def repeat() -> None:
-            self.repeats += 1
-            work()
-
-        return repeat
 
 
 def trained(folder, recorder=None, executor="grouped", stop=0, resume=False, **settings):
@@ -144,7 +126,7 @@ def test_a_task_that_asks_the_device_is_run_and_the_log_says_why(tmp_path, ask, 
 @pytest.mark.parametrize(
     ("why", "settings"),
     [
-        ("--executor exact takes samples apart", {"executor": "exact"}),
+        ("executor exact takes samples apart", {"executor": "exact"}),
         ("--layerdrop leaves out", {"layerdrop": LayerDrop(0.3)}),
     ],
 )
