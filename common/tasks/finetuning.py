@@ -180,9 +180,9 @@ def finetune(run: Run) -> dict[str, Any]:
     loop = settled_warmup(run.model, run.options.loop, run.tracker)
     run.options = replace(run.options, loop=loop)
     last = run.out_dir / f"{run.names.last}.safetensors" if run.options.resume else None
-    settle_executor(run.model, run.runtime, run.tracker, last)
-    options = run.options
     order = run.order or BatchOrder(len(run.task), loop.batch_size, loop.seed)
+    settle_executor(run.model, run.task, order, loop, run.runtime, run.tracker, last)
+    options = run.options
     main, policy = (run.optimizers or make_optimizers)(run, order.total(loop.epochs))
     meta = run.meta | {"training": training_settings(run)}
     trainer = Trainer(

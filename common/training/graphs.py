@@ -31,7 +31,7 @@ from common.reading import short
 from common.training.checkpoint import rng_state, set_rng_state
 from common.training.passes import Computed, Passes, Stage
 from common.training.recording import Recorder
-from common.training.runtime import map_tensors
+from common.training.runtime import Runtime, map_tensors
 from common.training.task import TaskBatch
 
 MOST = 8  # recordings; each keeps the memory of its batch, and results
@@ -132,7 +132,7 @@ def _drawn(part: Adaptive | None, drawn: Drawn | None) -> Iterator[None]:
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[None]:
+def random_numbers_kept() -> Iterator[None]:
     """What is drawn within the context does not count."""
     state = rng_state()
     try:
@@ -291,7 +291,7 @@ class RecordedPasses:
     def _record(self, key: Any, like: _Slots, stage: Stage) -> _Recorded | None:
         before = [(parameter, parameter.grad) for parameter in self.parameters]
         try:
-            with _random_numbers_kept(), static_shapes():
+            with random_numbers_kept(), static_shapes():
                 return self._recording(map_tensors(like, Tensor.clone), stage)
         except AsksDevice as error:
             self._failures.add(key, str(error))
@@ -332,6 +332,33 @@ class RecordedPasses:
     def _drop_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def recorded_passes(
+    passes: Passes,
+    parameters: Iterable[nn.Parameter],
+    runtime: Runtime,
+    layerdrop: object | None,
+    say: Callable[[str], None],
+) -> RecordedPasses | None:
+    """Passes that are recorded, where the device and the training allow it; else why is said.
+
+    Args:
+        passes, parameters, say: see `RecordedPasses`.
+        runtime: of the training.
+        layerdrop: what leaves out layers, if anything does.
+    """
+    if runtime.recorder is None:
+        return None
+    why = ""
+    if runtime.world.size > 1:
+        why = "the processes average their gradients within it"
+    if layerdrop is not None:
+        why = "--layerdrop leaves out other layers in every step"
+    if why:
+        say(not_recorded(why))
+        return None
+    return RecordedPasses(passes, parameters, runtime.recorder, say)
 
 
 class RecordedAnswers:
@@ -394,7 +421,7 @@ class RecordedAnswers:
                     found[:] = [self.run(slots.batch)]
                 decided[:] = [None if self.part is None else self.part.last]
 
-            with _random_numbers_kept(), static_shapes():
+            with random_numbers_kept(), static_shapes():
                 with _Questions():  # type: ignore[no-untyped-call]
                     work()
                 self._recorded[key] = slots, found, decided, self.recorder.record(work)

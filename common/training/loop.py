@@ -43,7 +43,7 @@ from common.training.checkpoint_codec import MALFORMED
 from common.training.distributed import peers
 from common.training.finiteness import FinitenessCheck
 from common.training.folder_lock import renew
-from common.training.graphs import RecordedPasses, not_recorded
+from common.training.graphs import recorded_passes
 from common.training.optim import OptimizerWithSchedule
 from common.training.passes import Computed, Passes, Stage
 from common.training.policy_lessons import PolicyLessons, PolicyTraining, check_teachable
@@ -168,7 +168,10 @@ class Trainer:
         self.passes = Passes(
             self.parallel, task, self.part, self.spans, runtime, options.budget, options.span_loss
         )
-        self.recorded = self._recorded_passes()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.recorded = recorded_passes(
+            self.passes, trained, runtime, options.layerdrop, tracker.log
+        )
         self.total_steps = self.order.total(options.epochs)
         self.epoch = self.step_in_epoch = self.step = 0
         self.best_score = -math.inf
@@ -212,21 +215,6 @@ class Trainer:
             self.options.seed,
             self.options.progress,
         )
-
-    def _recorded_passes(self) -> RecordedPasses | None:
-        """Passes that are recorded as a graph, where the device and the training allow it."""
-        if self.runtime.recorder is None:
-            return None
-        why = ""
-        if self.world.size > 1:
-            why = "the processes average their gradients within it"
-        if self.dropping is not None:
-            why = "--layerdrop leaves out other layers in every step"
-        if why:
-            self.tracker.log(not_recorded(why))
-            return None
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        return RecordedPasses(self.passes, parameters, self.runtime.recorder, self.tracker.log)
 
     def _apart(self) -> AbstractContextManager[None]:
         """Within it a backward pass leaves the gradients of the processes apart."""
