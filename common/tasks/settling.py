@@ -121,9 +121,7 @@ def time_executors(
             passes = Passes(
                 model, task, part, LearnedSpans(model), runtime, loop.budget, loop.span_loss
             )
-            recorded = recorded_passes(
-                passes, parameters, runtime, loop.layerdrop, lambda why: None
-            )
+            recorded = recorded_passes(passes, parameters, runtime, "", lambda why: None)
 
             def one_pass(
                 passes: Passes = passes, recorded: RecordedPasses | None = recorded
@@ -147,7 +145,9 @@ def time_executors(
                 for parameter in parameters:
                     parameter.grad = None
     part.options.executor = before
-    if runtime.recorder is not None:  # what holds for the executor that is taken is still to be said
+    if (
+        runtime.recorder is not None
+    ):  # what holds for the executor that is taken is still to be said
         runtime.recorder.said = said
     return runtime.world.gather(seconds)[0]
 

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -94,6 +94,21 @@ class World:
         parts = flat.split([grad.numel() for grad in grads])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).clone()
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Give every parameter that has a gradient the mean of its gradients over all processes.
+
+        All processes have gradients of the same parameters.
+        """
+        if self.size == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        with peers():
+            dist.all_reduce(flat)
+        parts = (flat / self.size).split([grad.numel() for grad in grads])
+        for grad, part in zip(grads, parts, strict=True):
+            grad.copy_(part.view_as(grad))
 
     def barrier(self) -> None:
         """Wait until all processes are here."""

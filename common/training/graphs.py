@@ -338,25 +338,20 @@ def recorded_passes(
     passes: Passes,
     parameters: Iterable[nn.Parameter],
     runtime: Runtime,
-    layerdrop: object | None,
+    why_not: str,
     say: Callable[[str], None],
 ) -> RecordedPasses | None:
-    """Passes that are recorded, where the device and the training allow it; else why is said.
+    """Passes that are recorded, where there is something that records.
 
     Args:
         passes, parameters, say: see `RecordedPasses`.
         runtime: of the training.
-        layerdrop: what leaves out layers, if anything does.
+        why_not: why they are not recorded, which is said; empty: they are.
     """
     if runtime.recorder is None:
         return None
-    why = ""
-    if runtime.world.size > 1:
-        why = "the processes average their gradients within it"
-    if layerdrop is not None:
-        why = "--layerdrop leaves out other layers in every step"
-    if why:
-        say(not_recorded(why))
+    if why_not:
+        say(not_recorded(why_not))
         return None
     return RecordedPasses(passes, parameters, runtime.recorder, say)
 

@@ -164,13 +164,13 @@ class Trainer:
         self.order = order or BatchOrder(len(task), options.batch_size, options.seed)
         self.order.check_divisible(self.world.size, options.accumulate)
         self.lessons = self._lessons()
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.parallel = self._parallel()
         self.passes = Passes(
             self.parallel, task, self.part, self.spans, runtime, options.budget, options.span_loss
         )
-        trained = [p for p in model.parameters() if p.requires_grad]
         self.recorded = recorded_passes(
-            self.passes, trained, runtime, options.layerdrop, tracker.log
+            self.passes, self.trained, runtime, self._why_not_recorded(), tracker.log
         )
         self.total_steps = self.order.total(options.epochs)
         self.epoch = self.step_in_epoch = self.step = 0
@@ -188,8 +188,12 @@ class Trainer:
         self.finite = FinitenessCheck(self.out_dir, process, self._read_again, self._reads_at_once)
 
     def _parallel(self) -> nn.Module:
-        """The model whose backward pass averages gradients over the processes."""
-        if self.world.size == 1:
+        """The model whose backward pass averages gradients over the processes.
+
+        Where passes are recorded, that is done after them.
+        """
+        recorded = self.runtime.recorder is not None and not self._why_not_recorded()
+        if self.world.size == 1 or recorded:
             return self.model
         device = self.runtime.device
         with peers():
@@ -198,6 +202,16 @@ class Trainer:
                 device_ids=[device] if device.type == "cuda" else None,
                 find_unused_parameters=not self.order.uniform,
             )
+
+    def _why_not_recorded(self) -> str:
+        """What speaks against recording the passes of this training; empty: nothing."""
+        if self.options.layerdrop is not None:
+            return "--layerdrop leaves out other layers in every step"
+        if self.world.size > 1 and self.options.budget.active:
+            return "the losses of the budget are of all processes together"
+        if self.world.size > 1 and not self.order.uniform:
+            return "the processes may have batches of different tasks"
+        return ""
 
     def _lessons(self) -> PolicyLessons | None:
         """What teaches the policy, where the options want it taught."""
@@ -307,6 +321,8 @@ class Trainer:
             with nullcontext() if part is parts[-1] else self._apart():
                 losses = self._micro_batch(part, counts, len(parts))
             shown = {name: shown.get(name, 0.0) + value for name, value in losses.items()}
+        if self.parallel is self.model:
+            self.world.average_gradients(self.trained)
         self._update()
         self.running.add(shown)
         self.step += 1

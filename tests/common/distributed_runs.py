@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from common.training import distributed
 from common.training.distributed import one_voice, start_world
 from common.training.loop import Trainer
 from common.training.runtime import make_runtime
+from tests.common.recording import Repeating
 from tests.common.tiny_models import ADAPTIVE
 from tests.common.toy_task import ToyTask, make_trainer
 
@@ -40,6 +42,7 @@ ATTENDED = EQUAL | {
     "span_loss": 0.5,
 }
 DROPPED = ("standard", "SpotTune_Block")
+RECORDED = [("lxmert", "standard"), ("lxmert", "SpotTune_Block"), ("vlbert", "SpotTune")]
 CASES = [
     (family, strategy)
     for family in ("single", "lxmert", "vilbert")
@@ -102,6 +105,20 @@ def equal(out: Path) -> None:
         out / "accumulated", runtime=runtime, accumulate=2, **EQUAL | {"budget": BudgetOptions()}
     )
     accumulated.fit()
+    repeated = replace(runtime, recorder=Repeating())
+    for family, strategy in RECORDED:
+        trainer = make_trainer(
+            out / f"recorded_{family}_{strategy}",
+            strategy=strategy,
+            family=family,
+            runtime=repeated,
+            **EQUAL | {"budget": BudgetOptions()},
+        )
+        if trainer.part is not None:
+            trainer.part.options.executor = "grouped"
+        trainer.fit()
+        assert repeated.recorder.repeats, "nothing was recorded"
+        repeated.recorder.repeats = 0
     train(out / "whole")
 
 

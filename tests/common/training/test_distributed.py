@@ -25,7 +25,7 @@ from common.errors import ConfigError
 from common.training.checkpoint import load_checkpoint
 from common.training.distributed import World, one_voice, split_evenly, start_world
 from common.training.processes import main, wanted_processes
-from tests.common.distributed_runs import ATTENDED, CASES, DROPPED, EQUAL
+from tests.common.distributed_runs import ATTENDED, CASES, DROPPED, EQUAL, RECORDED
 from tests.common.toy_task import final_state, flat, make_trainer, same
 
 MODULE = ["-m", "tests.common.distributed_runs"]
@@ -99,6 +99,20 @@ def test_two_processes_with_micro_batches_train_as_one_with_none(two_processes, 
     state = final_state(two_processes / "accumulated")
     for name, ours in trainer.model.state_dict().items():
         torch.testing.assert_close(state["model"][name], ours, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(("family", "strategy"), RECORDED)
+def test_two_processes_with_recorded_passes_train_as_one_without(
+    two_processes, tmp_path, family, strategy
+):
+    """Gradients are averaged after the passes, which nothing could be within."""
+    trainer = make_trainer(
+        tmp_path, strategy=strategy, family=family, **EQUAL | {"budget": BudgetOptions()}
+    )
+    trainer.fit()
+    state = final_state(two_processes / f"recorded_{family}_{strategy}")
+    for name, ours in trainer.model.state_dict().items():
+        torch.testing.assert_close(state["model"][name], ours, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_a_process_that_is_killed_ends_the_run_with_its_name_and_the_run_goes_on(
