@@ -158,7 +158,7 @@ MUTANTS = [
     *_all(
         f"{ADAPT}/encoder.py",
         f"{POLICY} {UNNOTICED}",
-        ("noise.view_as(logits), self.options.temperature)", "noise.view_as(logits), 1.0)"),
+        ("noise.view_as(logits), temperature)", "noise.view_as(logits), 1.0)"),
         (
             "decisions = (logits[..., 1] > logits[..., 0])",
             "decisions = (logits[..., 1] < logits[..., 0])",
@@ -173,9 +173,9 @@ MUTANTS = [
         ("if options.target_rate is not None:", "if options.target_rate:"),
         ("if options.constrain_k is not None:", "if options.constrain_k:"),
         ("or bool(self.deterministic_scale)", ""),
-        ("(1 - p) * (1 - p).log()).sum()", "0 * p).sum()"),
-        ("(share[live].sum() - k)", "(share.sum() - k)"),
-        ("(share[live].mean() - rate)", "(share.mean() - rate)"),
+        ("(1 - p) * (1 - p).log())", "0 * p)"),
+        ("((share * live).sum() - k)", "(share.sum() - k)"),
+        ("(share * live).sum() / live.sum() - rate", "share.mean() - rate"),
     ),
     # Loop, optimisers, checkpoints
     *_all(
@@ -203,13 +203,33 @@ MUTANTS = [
         ("ratio: float = (end / start) ** done", "ratio: float = 1.0"),
         ("self.part.tell(self.options.seed, self.step,", "self.part.tell(self.options.seed, 0,"),
         ('self.step, self.history = progress["step"]', "self.step, self.history = 0"),
-        ("self.finite.look(losses, batch, self.step)", "pass"),
+        (
+            "self.finite.look(computed.losses, batch, self.step)\n            self.passes",
+            "self.passes",
+        ),
     ),
     Mutant(
         f"{TRAINING}/batch_order.py",
         "(self.seed * 1_000_003 + epoch)",
         "(self.seed * 1_000_003)",
         LOOP,
+    ),
+    *_all(
+        f"{TRAINING}/graphs.py",
+        f"{T}/training/test_graphs.py",
+        ("own.copy_(given, non_blocking=True)", "pass"),
+        ("torch._foreach_zero_(fresh)", "pass"),
+        ("own.copy_(parameter.grad)", "pass"),
+        ("        if given != self.given:", "        if not self.given:"),
+        ("        set_rng_state(state)", "        pass"),
+        ("key = (_shapes(batch), stage)", "key = (_shapes(batch), Stage())"),
+        ("part.last = recorded.computed.decided", "pass"),
+    ),
+    Mutant(
+        f"{TRAINING}/loop.py",
+        "self.world.average_gradients(self.trained)",
+        "pass",
+        f"{T}/training/test_distributed.py -k recorded",
     ),
     Mutant(f"{TRAINING}/batch_loader.py", "raise read.error", "continue", LOADER),
     *_all(
