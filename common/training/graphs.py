@@ -142,7 +142,10 @@ def _random_numbers_kept() -> Iterator[None]:
 
 
 def unrecordable(model: nn.Module, part: Adaptive | None, training: bool) -> str:
-    """Why passes of a model are not recorded; empty where nothing speaks against it."""
+    """Why passes of a model are not recorded; empty where nothing speaks against it.
+
+    In evaluation it is asked under the autocast of the pass.
+    """
     encoder = find_encoder(model)
     if training and any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
@@ -154,7 +157,7 @@ def unrecordable(model: nn.Module, part: Adaptive | None, training: bool) -> str
         return ""
     if isinstance(part.policy, OraclePolicy):
         return "an oracle decides by names"
-    executor = part.executor(part.live.device)
+    executor = part.executor(next(model.parameters()))
     if executor not in STATIC:
         return f"--executor {executor} takes samples apart by their decisions"
     return ""
@@ -362,7 +365,10 @@ class RecordedAnswers:
         self._failures = _Failures(say)
 
     def __call__(self, batch: TaskBatch) -> Tensor:
-        """Logits of a batch, of which the model was told; they hold until the next pass."""
+        """Logits of a batch, of which the model was told; they hold until the next pass.
+
+        To be called under the autocast of `run`, on which the executor depends.
+        """
         key = _shapes(batch)
         if self.recorder is None or key in self._failures.keys or self._new(key):
             return self.run(batch)
