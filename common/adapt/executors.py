@@ -59,8 +59,7 @@ def chosen_executor(
         training: else evaluation.
         device: where the model is.
         twins: whether the other branch is a frozen copy.
-        grouping: whether products are computed group by group (`by_group`); of no account in
-            training.
+        grouping: whether products are computed group by group; of no account in training.
     """
     if name != AUTO:
         return name
@@ -286,8 +285,8 @@ def _in_place(
 ) -> tuple[Written, Written]:
     """As `_apart`, but the layer is computed for the samples that keep it.
 
-    What the policy learns about the others, their own pass through the layer says, without
-    gradients. No sample is in both, so that each draws its dropout masks.
+    For a policy that learns, the others pass through the layer too, without gradients. No sample is
+    in both passes, so that there are no dropout masks to share.
     """
     kept = decisions.detach()[:, 0].bool()
     mask = kept[:, None, None]

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.adapt import experts
 from common.adapt.adapting import adaptive_part
 from common.adapt.layerdrop import LayerDrop
 from common.training import graphs
@@ -66,6 +67,14 @@ def alike(tmp_path, exact=True, **settings):
 
 @pytest.mark.parametrize("strategy", ["standard", "Frozen", *ADAPTIVE])
 def test_a_recorded_training_is_that_which_is_run(tmp_path, strategy):
+    recorder, log = alike(tmp_path, strategy=strategy, dropout=0.2)
+    assert (recorder.recordings, recorder.repeats) == (1, 15)
+    assert "not recorded" not in log
+
+
+@pytest.mark.parametrize("strategy", ["BlockDrop", "BlockReplace", "SpotTune_Block"])
+def test_products_by_group_are_recorded(tmp_path, strategy, monkeypatch):
+    monkeypatch.setattr(experts, "groups", lambda x: True)
     recorder, log = alike(tmp_path, strategy=strategy, dropout=0.2)
     assert (recorder.recordings, recorder.repeats) == (1, 15)
     assert "not recorded" not in log
