@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive, Drawn
-from common.adapt.executors import STATIC
 from common.adapt.families import find_encoder
 from common.adapt.policy import OraclePolicy
 from common.modules.shapes import AsksDevice, static_shapes
@@ -142,10 +141,7 @@ def _random_numbers_kept() -> Iterator[None]:
 
 
 def unrecordable(model: nn.Module, part: Adaptive | None, training: bool) -> str:
-    """Why passes of a model are not recorded; empty where nothing speaks against it.
-
-    In evaluation it is asked under the autocast of the pass.
-    """
+    """Why passes of a model are not recorded; empty where nothing speaks against it."""
     encoder = find_encoder(model)
     if training and any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
@@ -153,13 +149,8 @@ def unrecordable(model: nn.Module, part: Adaptive | None, training: bool) -> str
         return "it keeps statistics of its batches"
     if not training and encoder.span_policy is not None:
         return "spans are noted for every sample"
-    if part is None:
-        return ""
-    if isinstance(part.policy, OraclePolicy):
+    if part is not None and isinstance(part.policy, OraclePolicy):
         return "an oracle decides by names"
-    executor = part.executor(next(model.parameters()))
-    if executor not in STATIC:
-        return f"--executor {executor} takes samples apart by their decisions"
     return ""
 
 
@@ -365,10 +356,7 @@ class RecordedAnswers:
         self._failures = _Failures(say)
 
     def __call__(self, batch: TaskBatch) -> Tensor:
-        """Logits of a batch, of which the model was told; they hold until the next pass.
-
-        To be called under the autocast of `run`, on which the executor depends.
-        """
+        """Logits of a batch, of which the model was told; they hold until the next pass."""
         key = _shapes(batch)
         if self.recorder is None or key in self._failures.keys or self._new(key):
             return self.run(batch)

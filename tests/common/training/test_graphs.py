@@ -175,6 +175,25 @@ def test_an_error_of_the_device_is_no_end(tmp_path):
     assert log.count("not permitted when stream is capturing") == 1
 
 
+def test_answers_by_an_executor_that_takes_samples_apart_are_run():
+    """Which executor it is, the pass itself says: it depends on its precision."""
+    model = adapted("single", "BlockDrop", eval_executor="gathered").eval()
+    recorder, said = Repeating(), []
+
+    def run(batch: TaskBatch) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**batch.inputs)
+
+    answers = RecordedAnswers(model, run, recorder, said.append)
+    batch = TaskBatch(list(range(BATCH)), FAMILIES["single"].inputs(BATCH))
+    wanted = run(batch)
+    for _ in range(3):
+        adaptive_part(model).tell(3, -1, batch.samples)
+        assert answers(batch).equal(wanted)
+    assert not recorder.recordings
+    assert len(said) == 1 and "--executor gathered takes samples apart" in said[0]
+
+
 @pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_answers_are_those_that_are_run(family, strategy):
