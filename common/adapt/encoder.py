@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.differences import Differences
-from common.adapt.executors import AUTO, RoutedSite, Routing, chosen_executor, execute
-from common.adapt.experts import Chosen, Experts
+from common.adapt.executors import AUTO, STATIC, RoutedSite, Routing, chosen_executor, execute
+from common.adapt.experts import Chosen, Experts, groups
 from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import ControlPolicy, PolicyInputs, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
@@ -25,6 +25,7 @@ from common.adapt.row_routing import with_zero_gradients
 from common.adapt.steps import PAIR, WATCHERS, HeadsStep, Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
+from common.modules.shapes import AsksDevice, shapes_are_static
 
 PolicyFactory = Callable[[int, float], nn.Module]
 Forced = Tensor | Callable[[Sequence[int]], Tensor]
@@ -275,6 +276,9 @@ class Adaptive(nn.Module):
             state: slots (B, …) before the first layer.
             encoder: whose adaptive part this is.
             passed: if given, receives the slots after every layer.
+
+        Raises:
+            AsksDevice: shapes are static, and the executor's are not.
         """
         decisions = self.decide(state)
         if self._decide_only:
@@ -285,7 +289,9 @@ class Adaptive(nn.Module):
             idle = list(self.policy.parameters())
             state = {**state, first: with_zero_gradients(read_stream(state, first), idle)}
         options = self.options
-        executor = self.executor(decisions.device)
+        executor = self.executor(read_stream(state, next(iter(state))))
+        if executor not in STATIC and shapes_are_static():
+            raise AsksDevice(f"--executor {executor} takes samples apart by their decisions")
         noise = None
         if executor == "sampled":
             key = self._sampling_key
@@ -316,12 +322,18 @@ class Adaptive(nn.Module):
                 passed.append(state)
         return state
 
-    def executor(self, device: torch.device) -> str:
-        """The executor of a pass on a device, in the present mode."""
+    def executor(self, x: Tensor) -> str:
+        """The executor of a pass, in the present mode and under the present autocast.
+
+        Args:
+            x: a stream, or another tensor on its device and in its precision.
+        """
         name = self.options.executor if self.training else self.options.eval_executor
+        device = x.device
         if name == AUTO and WATCHERS.get():  # which look at samples in their order
             device = torch.device("cpu")
-        return chosen_executor(name, self.training, device, self.strategy.other == "twin")
+        twins = self.strategy.other == "twin"
+        return chosen_executor(name, self.training, device, twins, groups(x))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what the last forward pass left behind, so that a model can be copied."""

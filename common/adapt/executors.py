@@ -13,8 +13,10 @@ each sample and attention head). The executors agree in outputs and gradients:
               other but not to those of the loss's gradient.
     gathered  evaluation: every sample runs through its own branch only.
     grouped   training and evaluation, on GPUs: both branches in one pass over all samples, see
-              `common.adapt.experts`. The gradients are those of exact. Where there is no such form
-              (a learned mechanism of attention), that site runs as with exact or gathered.
+              `common.adapt.experts`. The gradients are those of exact. A layer that can be skipped
+              or replaced is computed in bfloat16 for the samples that keep it, see
+              `common.adapt.skipping`, else for all of them. Where there is no such form (a learned
+              mechanism of attention), that site runs as with exact or gathered.
 
 Dropout: both branches draw the same masks for the same sample, otherwise the difference that the
 policy learns from would drown in mask noise. Shape legend: B batch, D decisions, H heads.
@@ -30,9 +32,10 @@ import torch
 from torch import Tensor
 
 from common.adapt.dropout import DropoutReplay, Replay, replay_for
-from common.adapt.experts import Chosen, UnknownUse, arrange
+from common.adapt.experts import Chosen, UnknownUse, arrange, by_group
 from common.adapt.routes import Branch, Routes, State, Written, take
 from common.adapt.row_routing import straight_through
+from common.adapt.skipping import FirstSamples, kept_first
 from common.errors import ConfigError
 
 AUTO = "auto"
@@ -41,22 +44,26 @@ EXECUTORS = ("dense", "exact", "sampled", "gathered", "grouped")
 TRAINING_EXECUTORS = (AUTO, "exact", "grouped", "sampled", "dense")
 
 
-def chosen_executor(name: str, training: bool, device: torch.device, twins: bool) -> str:
+def chosen_executor(
+    name: str, training: bool, device: torch.device, twins: bool, grouping: bool = False
+) -> str:
     """What `auto` means; another name stays.
 
     On the CPU a branch costs what is computed in it, so that rows are taken apart. A GPU waits for
     its launches: there both branches of twins run in one pass, and in training those of other
-    strategies side by side. Where layers are skipped, evaluation saves by taking rows apart.
+    strategies side by side. Where layers are skipped, evaluation leaves rows out of its products if
+    these are computed by group, else it takes the rows apart, which pays in large batches.
 
     Args:
         name: of an executor, or auto.
         training: else evaluation.
         device: where the model is.
         twins: whether the other branch is a frozen copy.
+        grouping: whether products are computed group by group; of no account in training.
     """
     if name != AUTO:
         return name
-    if device.type == "cpu" or not (training or twins):
+    if device.type == "cpu" or not (training or twins or grouping):
         return "exact" if training else "gathered"
     return "grouped"
 
@@ -250,7 +257,9 @@ def _as_experts(
     """Both branches in one pass; see `common.adapt.experts`."""
     learning = decisions.requires_grad and torch.is_grad_enabled()
     precise = _precise(site, routing, replay)
-    if site.experts is None:
+    if site.experts is None and by_group(inputs):
+        found, difference = _in_place(site, inputs, decisions, learning)
+    elif site.experts is None:
         found, difference = _apart(site, inputs, decisions, learning, replay)
     else:
         found, difference = _together(site, inputs, decisions, learning, precise, replay)
@@ -269,6 +278,34 @@ def _apart(
     if not learning:
         return found, {}
     return found, {slot: (one[slot] - zero[slot]).detach() for slot in site.outputs}
+
+
+def _in_place(
+    site: RoutedSite, inputs: State, decisions: Tensor, learning: bool
+) -> tuple[Written, Written]:
+    """As `_apart`, but the layer is computed for the samples that keep it.
+
+    For a policy that learns, the others pass through the layer too, without gradients. No sample is
+    in both passes, so that there are no dropout masks to share.
+    """
+    kept = decisions.detach()[:, 0].bool()
+    mask = kept[:, None, None]
+
+    def layer(samples: Tensor) -> Written:
+        """Rows of `outputs` that are not in `samples` (B,) mean nothing, but are finite."""
+        arrangement = kept_first(samples)
+        with FirstSamples(arrangement.chosen):
+            written = site.branch(1, arrangement.arranged(inputs))
+        return arrangement.back({slot: written[slot] for slot in site.outputs})
+
+    one, zero = layer(kept), site.branch(0, inputs)
+    found = {slot: torch.where(mask, one[slot], zero[slot]) for slot in site.outputs}
+    if not learning:
+        return found, {}
+    with torch.no_grad():
+        other = layer(~kept)
+        one = {slot: torch.where(mask, one[slot], other[slot]) for slot in site.outputs}
+        return found, {slot: one[slot] - zero[slot] for slot in site.outputs}
 
 
 def _together(

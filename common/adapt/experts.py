@@ -43,8 +43,9 @@ class Chosen:
 
     Attributes:
         one: (B,) bool, true where it is the finetuned one; (B, H) where heads choose.
-        ends: (2,) int32 on the device, where the rows are sorted (frozen first): how many samples
-            there are before the end of each group; None: they are not sorted.
+        ends: int32 on the device, where the rows are sorted: how many samples there are before the
+            end of each group, (2,) with the frozen ones first, (1,) where the others skip the layer
+            (`common.adapt.skipping`); None: they are not sorted.
     """
 
     one: Tensor
@@ -133,7 +134,7 @@ class Experts(TwoBranches):
         zero, one = (
             (w, None if biases is None else biases[value]) for value, w in enumerate(weights)
         )
-        if self.chosen.ends is not None and groups(x) and _aligned(weight, x):
+        if self.chosen.ends is not None and groups_product(x, weight):
             experts = (one, zero) if self.first else (zero, one)
             return grouped_linear(x, experts, self.chosen.ends)
         return self._of_head_or_sample(F.linear(x, *zero), F.linear(x, *one))
@@ -176,7 +177,7 @@ def _beside(mask: Tensor, like: Tensor) -> Tensor:
     return mask.view(-1, *[1] * (like.dim() - 1))
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """What products with x are computed in."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
@@ -188,15 +189,22 @@ def groups(x: Tensor) -> bool:
     """Whether products with x are computed group by group here."""
     return (
         x.is_cuda
-        and _product_dtype(x) == GROUPED_DTYPE
+        and product_dtype(x) == GROUPED_DTYPE
         and torch.cuda.get_device_capability(x.device) >= CAPABILITY
     )
 
 
-def _aligned(weight: Tensor, x: Tensor) -> bool:
-    """Whether the kernels take such a matrix: they read 16 bytes at a time."""
-    size = torch.empty((), dtype=_product_dtype(x)).itemsize
+def groups_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether that product of x (…, C) with weight (C', C) is: kernels read 16 bytes at a time."""
+    if not groups(x):
+        return False
+    size = torch.empty((), dtype=product_dtype(x)).itemsize
     return all(length * size % 16 == 0 for length in weight.shape)
+
+
+def by_group(inputs: State) -> bool:
+    """Whether products with any of these slots are computed group by group."""
+    return any(groups(x) for x in inputs.values() if x is not None)
 
 
 def grouped_linear(
@@ -212,7 +220,7 @@ def grouped_linear(
     Returns:
         (B, …, C').
     """
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     rows = x.numel() // (len(x) * x.shape[-1])  # of a sample
     weights = torch.stack([weight.to(dtype).t() for weight, _ in experts])
     flat = F.grouped_mm(x.to(dtype).flatten(0, -2), weights, offs=ends * rows)
@@ -276,7 +284,7 @@ def arrange(decisions: Tensor, inputs: State) -> Arrangement:
     if one.shape[1] > 1:
         return Arrangement(Chosen(one))
     one = one[:, 0]
-    if not any(groups(x) for x in inputs.values() if x is not None):
+    if not by_group(inputs):
         return Arrangement(Chosen(one))
     order = torch.argsort(one.to(torch.uint8), stable=True)
     frozen = len(one) - one.sum()

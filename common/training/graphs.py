@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive, Drawn
-from common.adapt.executors import STATIC
 from common.adapt.families import find_encoder
 from common.adapt.policy import OraclePolicy
 from common.modules.shapes import AsksDevice, static_shapes
@@ -150,13 +149,8 @@ def unrecordable(model: nn.Module, part: Adaptive | None, training: bool) -> str
         return "it keeps statistics of its batches"
     if not training and encoder.span_policy is not None:
         return "spans are noted for every sample"
-    if part is None:
-        return ""
-    if isinstance(part.policy, OraclePolicy):
+    if part is not None and isinstance(part.policy, OraclePolicy):
         return "an oracle decides by names"
-    executor = part.executor(part.live.device)
-    if executor not in STATIC:
-        return f"executor {executor} takes samples apart by their decisions"
     return ""
 
 

@@ -123,8 +123,9 @@ def add_strategy_options(parser: argparse.ArgumentParser) -> None:
         "--executor",
         choices=TRAINING_EXECUTORS,
         help="how both branches are computed in training; auto: exact on the CPU, grouped (all "
-        "samples in one pass) on a GPU; dense is the readable reference, sampled a cheaper and "
-        f"noisier policy gradient (default {AUTO})",
+        "samples in one pass; in bf16 its products leave out those that skip a layer) on a GPU; "
+        "dense is the readable reference, sampled a cheaper and noisier policy gradient (default "
+        f"{AUTO})",
     )
     add_flag(
         group,

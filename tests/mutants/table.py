@@ -541,6 +541,22 @@ MUTANTS = [
         ("self.chosen = chosen.flipped() if flip else chosen", "self.chosen = chosen"),
     ),
     *_all(
+        f"{ADAPT}/skipping.py",
+        "tests/common/adapt/test_skipping.py",
+        ("return y.masked_fill_(beyond, 0)", "return y"),
+        ("offs=end).masked_fill_(beyond, 0)", "offs=end)"),
+        ("gradient = gradient.masked_fill(beyond, 0).contiguous()", "pass"),
+        ("[0].masked_fill_(end == 0, 0)", "[0]"),
+        ("descending=True, ", ""),
+    ),
+    *_all(
+        f"{ADAPT}/executors.py",
+        "tests/common/adapt/test_skipping.py",
+        ("other = layer(~kept)", "other = layer(kept)"),
+        ("{slot: torch.where(mask, one[slot], other[slot]) for", "{slot: other[slot] for"),
+        ("or not (training or twins or grouping)", "or not (training or twins)"),
+    ),
+    *_all(
         "common/training/bert_adam.py",
         "tests/common/training/test_optim.py",
         ("alpha=-rate)", "alpha=-group['lr'])"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.adapt import experts
 from common.adapt.adapting import adaptive_part
 from common.adapt.layerdrop import LayerDrop
 from common.training import graphs
@@ -48,6 +49,14 @@ def alike(tmp_path, exact=True, **settings):
 
 @pytest.mark.parametrize("strategy", ["standard", "Frozen", *ADAPTIVE])
 def test_a_recorded_training_is_that_which_is_run(tmp_path, strategy):
+    recorder, log = alike(tmp_path, strategy=strategy, dropout=0.2)
+    assert (recorder.recordings, recorder.repeats) == (1, 15)
+    assert "not recorded" not in log
+
+
+@pytest.mark.parametrize("strategy", ["BlockDrop", "BlockReplace", "SpotTune_Block"])
+def test_products_by_group_are_recorded(tmp_path, strategy, monkeypatch):
+    monkeypatch.setattr(experts, "groups", lambda x: True)
     recorder, log = alike(tmp_path, strategy=strategy, dropout=0.2)
     assert (recorder.recordings, recorder.repeats) == (1, 15)
     assert "not recorded" not in log
@@ -146,6 +155,25 @@ def test_an_error_of_the_device_is_no_end(tmp_path):
     found, log = trained(tmp_path / "recorded", Broken(), **settings)
     same(found, trained(tmp_path / "run", **settings)[0])
     assert log.count("not permitted when stream is capturing") == 1
+
+
+def test_answers_by_an_executor_that_takes_samples_apart_are_run():
+    """Which executor it is, the pass itself says: it depends on its precision."""
+    model = adapted("single", "BlockDrop", eval_executor="gathered").eval()
+    recorder, said = Repeating(), []
+
+    def run(batch: TaskBatch) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**batch.inputs)
+
+    answers = RecordedAnswers(model, run, recorder, said.append)
+    batch = TaskBatch(list(range(BATCH)), FAMILIES["single"].inputs(BATCH))
+    wanted = run(batch)
+    for _ in range(3):
+        adaptive_part(model).tell(3, -1, batch.samples)
+        assert answers(batch).equal(wanted)
+    assert not recorder.recordings
+    assert len(said) == 1 and "--executor gathered takes samples apart" in said[0]
 
 
 @pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
