@@ -5,6 +5,7 @@ See `tests.common.recording` for what is instead of a GPU.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,14 @@ import torch
 
 from common.adapt import experts
 from common.adapt.adapting import adaptive_part
+from common.adapt.attention import LearnedSpans
+from common.adapt.budget import BudgetOptions
+from common.adapt.executors import STATIC
 from common.adapt.layerdrop import LayerDrop
+from common.modules.shapes import static_shapes
 from common.training import graphs
 from common.training.graphs import RecordedAnswers
+from common.training.passes import Passes, Stage
 from common.training.policy_lessons import PolicyTraining
 from common.training.runtime import make_runtime
 from common.training.task import StepOutput, TaskBatch
@@ -209,3 +215,30 @@ def test_recorded_answers_are_those_that_are_run(family, strategy):
             assert list(samples) == batch.samples and torch.equal(noted, decided)
             seen.clear()
     assert (recorder.recordings, recorder.repeats) == (1, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
+@pytest.mark.parametrize("executor", STATIC)
+def test_a_pass_needs_nothing_but_its_device(monkeypatch, family, strategy, executor):
+    """Tensors of the meta device hold nothing, and do not go together with those of the CPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *given, **more: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    device, task = torch.device("meta"), ToyTask(family=family)
+    model = adapted(family, strategy, dropout=0.2, executor=executor, eval_executor=executor)
+    model, part = model.to(device), adaptive_part(model)
+    runtime = replace(make_runtime("cpu"), device=device)
+    batch = runtime.move(task.read([0, 1, 2, 3], 0))
+    if part is not None:
+        noise = torch.empty(4, 2 * len(part.live), device=device)
+        part.drawn = noise, torch.empty((), device=device)
+    passes = Passes(
+        model, task, part, LearnedSpans(model), runtime, BudgetOptions(target_rate=0.5), None
+    )
+    with static_shapes():
+        computed = passes.forward(batch, Stage())
+        passes.backward(computed, dict.fromkeys(computed.losses, 1.0))
+        model.eval()
+        with torch.no_grad():
+            assert model(**batch.inputs).device == device
+    assert all(loss.device == device for loss in computed.losses.values())
