@@ -95,7 +95,10 @@ def test_a_run_goes_on_with_recordings_or_without(tmp_path):
     same(found, wanted)
 
 
-def test_more_shapes_than_recordings_are_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_more_shapes_than_recordings_are_run(tmp_path, monkeypatch, accumulate):
+    """Also where one micro-batch is recorded and another one is not."""
+
     class Growing(ToyTask):
         def read(self, indices, epoch):
             batch = super().read(indices, epoch)
@@ -105,10 +108,10 @@ def test_more_shapes_than_recordings_are_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(graphs, "MOST", 1)
     recorder = Repeating()
-    settings = {"strategy": "SpotTune_Block", "dropout": 0.2}
+    settings = {"strategy": "SpotTune_Block", "dropout": 0.2, "accumulate": accumulate}
     found, log = trained(tmp_path / "recorded", recorder, task=Growing(), **settings)
     same(found, trained(tmp_path / "run", task=Growing(), **settings)[0])
-    assert recorder.recordings == 1 and 0 < recorder.repeats < 15
+    assert recorder.recordings == 1 and 0 < recorder.repeats < 15 * accumulate
     assert log.count("there are 1 recordings, and batches of other shapes") == 1
 
 
