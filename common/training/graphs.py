@@ -266,7 +266,7 @@ class RecordedPasses:
         recorded.repeat()
         if part is not None:
             part.forget()
-            part.last = recorded.computed.decided
+            part.held, part.last = stage.held, recorded.computed.decided
         return recorded.computed
 
     def _take_gradients(self, used: Sequence[nn.Parameter]) -> None:
@@ -283,7 +283,8 @@ class RecordedPasses:
             torch._foreach_zero_(fresh)
 
     def _record(self, key: Any, like: _Slots, stage: Stage) -> _Recorded | None:
-        before = [(parameter, parameter.grad) for parameter in self.parameters]
+        # Copies: what they have may lie in the memory that recordings write to.
+        before = [(p, None if p.grad is None else p.grad.clone()) for p in self.parameters]
         try:
             with random_numbers_kept(), static_shapes():
                 return self._recording(map_tensors(like, Tensor.clone), stage)

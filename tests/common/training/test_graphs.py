@@ -95,22 +95,37 @@ def test_a_run_goes_on_with_recordings_or_without(tmp_path):
     same(found, wanted)
 
 
+class Growing(ToyTask):
+    """Batches are as long as their longest text."""
+
+    def read(self, indices, epoch):
+        batch = super().read(indices, epoch)
+        longest = int(batch.inputs["mask"].sum(1).max())
+        batch.inputs = {name: x[:, :longest] for name, x in batch.inputs.items()}
+        return batch
+
+
+def growing(tmp_path, accumulate):
+    settings = {"strategy": "SpotTune_Block", "dropout": 0.2, "accumulate": accumulate}
+    recorder = Repeating()
+    found, log = trained(tmp_path / "recorded", recorder, task=Growing(), **settings)
+    same(found, trained(tmp_path / "run", task=Growing(), **settings)[0])
+    return recorder, log
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_shape_has_a_recording(tmp_path, accumulate):
+    """Also one that comes up first between two micro-batches."""
+    recorder, log = growing(tmp_path, accumulate)
+    assert recorder.recordings > 1 and recorder.repeats == 15 * accumulate
+    assert "not recorded" not in log
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_more_shapes_than_recordings_are_run(tmp_path, monkeypatch, accumulate):
     """Also where one micro-batch is recorded and another one is not."""
-
-    class Growing(ToyTask):
-        def read(self, indices, epoch):
-            batch = super().read(indices, epoch)
-            longest = int(batch.inputs["mask"].sum(1).max())
-            batch.inputs = {name: x[:, :longest] for name, x in batch.inputs.items()}
-            return batch
-
     monkeypatch.setattr(graphs, "MOST", 1)
-    recorder = Repeating()
-    settings = {"strategy": "SpotTune_Block", "dropout": 0.2, "accumulate": accumulate}
-    found, log = trained(tmp_path / "recorded", recorder, task=Growing(), **settings)
-    same(found, trained(tmp_path / "run", task=Growing(), **settings)[0])
+    recorder, log = growing(tmp_path, accumulate)
     assert recorder.recordings == 1 and 0 < recorder.repeats < 15 * accumulate
     assert log.count("there are 1 recordings, and batches of other shapes") == 1
 
