@@ -298,17 +298,22 @@ class RecordedPasses:
         return None
 
     def _recording(self, slots: _Slots, stage: Stage) -> _Recorded:
-        part = self.passes.part
+        part, encoder = self.passes.part, find_encoder(self.passes.model)
         if why := unrecordable(self.passes.model, part, training=True):
             raise AsksDevice(why)
         found: list[Computed] = []
         factors: dict[str, Tensor] = {}
 
         def work() -> None:
+            # What earlier passes left would bring nodes of theirs, of another stream, into this one.
+            found.clear()
+            encoder.pair = None
+            if part is not None:
+                part.last = None
             with _drawn(part, slots.drawn):
                 computed = self.passes.forward(slots.batch, stage)
             self.passes.backward(computed, factors or dict.fromkeys(computed.losses, 1.0))
-            found[:] = [computed]
+            found.append(computed)
 
         self._drop_gradients()
         with _Questions():  # type: ignore[no-untyped-call]
