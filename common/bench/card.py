@@ -9,9 +9,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from common.bench.capture import Step
 from common.bench.cases import Case
-from common.bench.measure import Bench, shorter_products
+from common.bench.measure import Bench, Step, shorter_products
 from common.training.flops import FlopCounter
 from common.training.runtime import PRECISIONS
 from common.training.timing import Clock

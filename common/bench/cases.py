@@ -50,7 +50,7 @@ class Case:
         mechanism: of attention, a key of `MECHANISMS`, or `LAYERDROP`;
             empty: softmax over all keys in all layers.
         batch: pairs in a step where that is not the same for all cases.
-        graph: the step is captured once and replayed, see `common.bench.capture`.
+        graph: the step is recorded once and repeated, see `common.training.recording`.
         compiled: by torch.compile, see `COMPILE_MODE`.
         optimizer: adamw (fused), or bert, that of the recipe.
         policy_precision: of the branches' difference under autocast, as the flag has it.

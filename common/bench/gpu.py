@@ -1,6 +1,6 @@
 """How the parts of `make bench DEVICE=cuda` are run: resumable, and each failure a row of its own.
 
-Everything is measured in a process that is started for it: a graph that cannot be captured leaves
+Everything is measured in a process that is started for it: a graph that cannot be recorded leaves
 the GPU's library in a state in which nothing else should be measured. Such a case is noted, and a
 new process goes on with the others.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from common.bench.apart import in_own_process
-from common.bench.capture import Capture, CudaGraphs
 from common.bench.card import demands, matrix_rate
 from common.bench.cases import Case
 from common.bench.loop import loop_settings, measure_loop
@@ -28,6 +27,7 @@ from common.bench.parts import LoopCase, Part, find_parts, precisions
 from common.bench.results import BenchFile
 from common.errors import AdaptiveError
 from common.runs.backbones import BenchModel, BenchSettings
+from common.training.recording import CudaRecorder, Recorder
 from common.training.timing import Clock, find_clock, interleaved, summarise
 
 REASON = 200  # characters of it that are kept
@@ -46,7 +46,7 @@ class Work:
         quick: the short version.
         only: cases whose name contains this.
         deadline: `time.time()` after which nothing new is begun; None: none.
-        capture: makes what makes graphs.
+        recorder: makes what records steps on a device.
     """
 
     supply: Callable[[BenchSettings], BenchModel]
@@ -56,7 +56,7 @@ class Work:
     quick: bool = False
     only: str = ""
     deadline: float | None = None
-    capture: Callable[[], Capture] = CudaGraphs
+    recorder: Callable[[torch.device], Recorder] = CudaRecorder
 
     @property
     def late(self) -> bool:
@@ -162,7 +162,8 @@ def _timed(cases: Sequence[Case], work: Work, file: BenchFile, clock: Clock) -> 
     """Cases of one batch, on one set of models."""
     settings = replace(work.settings, batch=cases[0].batch or work.settings.batch)
     _measure_rates(settings, file, clock)
-    bench = Bench(work.supply(settings), settings, cases, capture=work.capture())
+    recorder = work.recorder(torch.device(settings.device))
+    bench = Bench(work.supply(settings), settings, cases, recorder=recorder)
     for (precision, mode), group in groupby(
         sorted(cases, key=lambda c: (c.precision, c.mode)), key=lambda c: (c.precision, c.mode)
     ):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from common.adapt.executors import AUTO
+from common.adapt.executors import STATIC
 from common.bench.cases import COMPILE_MODE, MIDDLE, Case
-from common.bench.parts import LARGER, LOW, PARTS, LoopCase, Part, captured, memory_cases, twins
+from common.bench.parts import LARGER, LOW, PARTS, LoopCase, Part, memory_cases, twins, usual
 from common.bench.report import NONE, Verdict, verdict_words
 from common.bench.results import BenchFile
 from common.runs.backbones import BenchSettings
@@ -39,13 +39,14 @@ def gpu_targets(batch: int, reference: str) -> Iterator[GpuTarget]:
         slow = case("train", "reference", batch=batch, compiled=compiled)
         yield GpuTarget(f"step, standard / {name}, batch {batch}", slow, value, inverse=True)
     for strategy, value in STEP.items():
+        executor = usual(True, strategy, LOW)
         adaptive = case(
             "train",
             strategy,
-            AUTO,
+            executor,
             MIDDLE,
             "small",
-            graph=captured(AUTO, True, strategy),
+            graph=executor in STATIC,
             policy_precision="low" if twins(strategy) else "high",
         )
         for size in (batch, LARGER * batch) if twins(strategy) else (LARGER * batch,):
@@ -59,8 +60,9 @@ def gpu_targets(batch: int, reference: str) -> Iterator[GpuTarget]:
                 )
     for strategy, value in EVALUATION.items():
         size = LARGER * batch
-        graph = captured(AUTO, False, strategy)
-        wanted = case("eval", strategy, AUTO, MIDDLE, "small", batch=size, graph=graph)
+        executor = usual(False, strategy, LOW)
+        graph = executor in STATIC
+        wanted = case("eval", strategy, executor, MIDDLE, "small", batch=size, graph=graph)
         yield GpuTarget(f"evaluation, {strategy}, batch {size}", wanted, value)
 
 
@@ -185,13 +187,15 @@ def _loop_table(file: BenchFile) -> str:
     rows = [
         f"| {key.split('/', 2)[2].replace('/', ', ')} | {key.split('/')[0]} | "
         f"{record['samples_per_second']:,.0f} | {record['seconds'] * 1e3:.1f} | "
-        f"{_number(record['peak_cuda_bytes'], '{:.2f}', 1e9)} |"
+        f"{_number(record['peak_cuda_bytes'], '{:.2f}', 1e9)} | {record['graph']} |"
         for key, record in file.loop.items()
     ]
     if not rows:
         return ""
     head = "| loop: the training loop, BertAdam | precision | samples a second | ms a step | "
-    return "\n".join([f"{head}peak memory, GB |", "| :-- | :-- | --: | --: | --: |", *rows]) + (
+    return "\n".join(
+        [f"{head}peak memory, GB | graph |", "| :-- | :-- | --: | --: | --: | :-- |", *rows]
+    ) + (
         "\n\nloop: reading from memory, copies to the device, clipping, losses and scores "
         "included, checkpoints left out."
     )

@@ -100,8 +100,8 @@ def measure_loop(
         steps: in all; a sixth of them comes before the counting, and no save falls into it.
 
     Returns:
-        `samples_per_second`, `seconds` of a step, `steps` that were counted, and what
-        `peak_memory` gives.
+        `samples_per_second`, `seconds` of a step, `steps` that were counted, `graph`: whether the
+        passes were recorded, or why not, and what `peak_memory` gives.
     """
     seed_everything(settings.seed)
     runtime = make_runtime("cpu" if settings.device == "cpu" else None, case.precision)
@@ -125,7 +125,14 @@ def measure_loop(
     counted = steps - 1 - warm_ups
     seconds = marks.seconds(warm_ups) / counted
     rates = {"samples_per_second": case.batch / seconds, "seconds": seconds, "steps": counted}
-    return rates | peak_memory()
+    return rates | {"graph": _recorded(runtime)} | peak_memory()
+
+
+def _recorded(runtime: Runtime) -> str:
+    """`on`, `off`, or why passes were not recorded."""
+    if runtime.recorder is None:
+        return "off"
+    return "; ".join(sorted(runtime.recorder.said)) or "on"
 
 
 def _answers(model: nn.Module, supplied: BenchModel, runtime: Runtime) -> tuple[int, int]:

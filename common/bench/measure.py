@@ -19,16 +19,18 @@ from common.adapt.encoder import Adaptive
 from common.adapt.families import find_encoder
 from common.adapt.layerdrop import LayerDropping
 from common.adapt.policy import PolicyInputs
-from common.bench.capture import Capture, Step
 from common.bench.cases import COMPILE_MODE, Case
 from common.bench.mechanisms import give_mechanism
+from common.modules.shapes import static_shapes
 from common.runs.backbones import BenchModel, BenchSettings
 from common.training.optim import make_optimizer
+from common.training.recording import Recorder
 from common.training.runtime import PRECISIONS
 from common.training.timing import Clock, interleaved, summarise
 
 LEARNING_RATE = 1e-5
 STEER = 20.0
+Step = Callable[[], None]
 MakeContext = Callable[[], AbstractContextManager]
 
 
@@ -61,7 +63,7 @@ class Bench:
         settings: BenchSettings,
         cases: Sequence[Case],
         baselines: bool = True,
-        capture: Capture | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """Build the models of `cases` and, unless told otherwise, of their baselines.
 
@@ -70,9 +72,9 @@ class Bench:
             settings: of all cases.
             cases: that will be run.
             baselines: whether what they are compared with will be run too.
-            capture: makes the graph of a step, where cases are replayed.
+            recorder: records steps, where cases repeat them.
         """
-        self.supplied, self.capture = supplied, capture
+        self.supplied, self.recorder = supplied, recorder
         self.settings = settings
         self.device = torch.device(settings.device)
         torch.manual_seed(settings.seed)
@@ -159,19 +161,20 @@ class Bench:
     def run(self, case: Case) -> Step:
         """The call to be measured: one training step, or one evaluation of the batch.
 
-        The first call of `run` captures a case that is replayed.
+        The first call of `run` records a case that is repeated.
+
+        Raises:
+            AsksDevice: the step cannot be recorded.
         """
         if not case.graph:
             return self.step(case)
         if case not in self._graphs:
-            if self.capture is None:
-                raise ValueError(f"{case.key}: nothing here captures graphs")
-            step = self.step(case)
-            part = adaptive_part(self._models[case.model])
-            if part is not None:
-                part.last = None  # it holds on to nodes of autograd that belong to another stream
-            # What the step holds is read again by every replay.
-            self._graphs[case] = step, self.capture(step)
+            if self.recorder is None:
+                raise ValueError(f"{case.key}: nothing here records steps")
+            step = partial(_afresh, adaptive_part(self._models[case.model]), self.step(case))
+            with static_shapes():
+                # What the step holds is read again by every repetition.
+                self._graphs[case] = step, self.recorder.record(step)
         return self._graphs[case][1]
 
     def step(self, case: Case) -> Step:
@@ -239,6 +242,13 @@ class Bench:
         steered.wanted = wanted
         part.policy = steered
         return partial(nullcontext, wanted)
+
+
+def _afresh(part: Adaptive | None, step: Step) -> None:
+    """A step without what the one before left: nodes of autograd that belong to another stream."""
+    if part is not None:
+        part.last = None
+    step()
 
 
 def _marked(step: Step) -> None:

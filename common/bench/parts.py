@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from common.adapt.executors import AUTO, chosen_executor
+from common.adapt.executors import AUTO, STATIC, chosen_executor
 from common.adapt.strategies import STRATEGIES
 from common.bench.cases import MIDDLE, Case
 from common.errors import ConfigError
@@ -91,10 +91,9 @@ def twins(strategy: str) -> bool:
     return STRATEGIES[strategy].other == "twin"
 
 
-def captured(executor: str, training: bool, strategy: str) -> bool:
-    """Whether a step can be a graph: nothing of it depends on what is read from the device."""
-    used = chosen_executor(executor, training, GPU, twins(strategy))
-    return used in ("grouped", "dense")
+def usual(training: bool, strategy: str, precision: str) -> str:
+    """The executor that `auto` means on a GPU by its rule."""
+    return chosen_executor(AUTO, training, GPU, twins(strategy), grouping=precision == LOW)
 
 
 def plain_cases(settings: BenchSettings, quick: bool) -> Iterator[Case]:
@@ -126,9 +125,10 @@ def step_cases(strategy: str, settings: BenchSettings, quick: bool) -> Iterator[
             )
             matters = precision == LOW and twins(strategy)
             differences = ("low", "high") if matters else ("high",)
-            as_graph = captured(AUTO, True, strategy)
+            executor = usual(True, strategy, precision)
+            as_graph = executor in STATIC  # shapes do not depend on decisions
             for difference in differences:
-                yield case(executor=AUTO, graph=as_graph, policy_precision=difference)
+                yield case(executor=executor, graph=as_graph, policy_precision=difference)
                 if precision == "tf32":
                     continue
                 if not quick or not twins(strategy):
@@ -137,8 +137,10 @@ def step_cases(strategy: str, settings: BenchSettings, quick: bool) -> Iterator[
                     yield case(executor="dense", graph=True, policy_precision=difference)
             if precision == LOW and not quick:
                 first = differences[0]
-                yield case(executor=AUTO, policy_precision=first)
-                yield case(executor=AUTO, graph=as_graph, optimizer="bert", policy_precision=first)
+                yield case(executor=executor, policy_precision=first)
+                yield case(
+                    executor=executor, graph=as_graph, optimizer="bert", policy_precision=first
+                )
 
 
 def evaluation_cases(settings: BenchSettings, quick: bool) -> Iterator[Case]:
@@ -156,11 +158,12 @@ def evaluation_cases(settings: BenchSettings, quick: bool) -> Iterator[Case]:
                     batch=batch,
                     against="graph",
                 )
-                yield case(executor=AUTO, graph=captured(AUTO, False, strategy))
+                executor = usual(False, strategy, precision)
+                yield case(executor=executor, graph=executor in STATIC)
                 if not quick and precision != "tf32":
-                    yield case(executor="dense", graph=True)
                     yield case(executor="gathered")
                     yield case(executor="grouped", graph=True)
+                    yield case(executor="dense", graph=True)
 
 
 def reference_cases(settings: BenchSettings, quick: bool) -> Iterator[Case]:
@@ -204,7 +207,8 @@ def memory_cases(settings: BenchSettings, quick: bool) -> Iterator[Case]:
     precision = precisions(settings, True)[0]
     yield Case("train", "standard", precision=precision)
     for strategy in ADAPTIVE.values():
-        yield Case("train", strategy, AUTO, MIDDLE, "small", precision, policy_precision="low")
+        executor = usual(True, strategy, precision)
+        yield Case("train", strategy, executor, MIDDLE, "small", precision, policy_precision="low")
 
 
 def _of_strategy(name: str, seconds: int, quick_seconds: int) -> Part:

@@ -8,11 +8,11 @@ and samples that a branch does not see, cost nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.module_tracker import ModuleTracker
 
@@ -37,9 +37,21 @@ def _attention_backward(
     return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
-def _grouped(first: Sequence[int], second: Sequence[int], *rest: Any, **named: Any) -> int:
-    """Rows (M, K) in groups with a matrix (G, K, N) each, or groups of K of (M, K) and (K, N)."""
-    return 2 * math.prod(first) * second[-1]
+def _grouped(
+    first: Tensor, second: Tensor, offs: Tensor | None = None, *rest: Any, **named: Any
+) -> int:
+    """Rows (M, K) in groups with a matrix (G, K, N) each, or groups of K of (M, K) and (K, N).
+
+    What is beyond the last of `offs`, where the groups end, is not computed.
+    """
+    operations = 2 * first.numel() * second.shape[-1]
+    if offs is None:
+        return operations
+    length = first.shape[0] if second.dim() == 3 else first.shape[1]
+    return operations // length * int(offs[-1])
+
+
+_grouped._get_raw = True  # type: ignore[attr-defined]  # torch's word: tensors, not their shapes
 
 
 class _NoModules(ModuleTracker):

@@ -1,6 +1,6 @@
 """The bench of a GPU: its parts, how it goes on, and its table; run here on the CPU.
 
-What captures a graph is stood in for by something that calls the step again.
+What records a step is stood in for by something that calls it again.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +19,6 @@ import torch
 from common.adapt.adapting import adaptive_part
 from common.adapt.strategies import STRATEGIES
 from common.bench import card, command, gpu, parts
-from common.bench.capture import WARM_UPS, CudaGraphs
 from common.bench.card import count_kernels, demands, matrix_rate
 from common.bench.cases import COMPILE_MODE, Case
 from common.bench.command import list_parts, main, open_for, write_gpu_report
@@ -31,8 +31,10 @@ from common.bench.results import BenchFile
 from common.errors import AdaptiveError, ConfigError
 from common.files import repository_root
 from common.modules.losses import first_answer_loss
+from common.modules.shapes import AsksDevice
 from common.runs.backbones import BenchModel, BenchSettings, BenchSizes
 from common.training.bert_adam import BertAdam
+from tests.common.recording import Repeating
 from tests.common.tiny_models import SingleStream, single_inputs
 
 SETTINGS = BenchSettings(
@@ -41,7 +43,7 @@ SETTINGS = BenchSettings(
 BLOCK = Case(
     "train",
     "SpotTune_Block",
-    "auto",
+    "grouped",
     0.5,
     "small",
     "bf16",
@@ -65,9 +67,17 @@ def supply(settings: BenchSettings) -> BenchModel:
     )
 
 
-def called_again():
-    """Replays a step by calling it again."""
-    return lambda step: step
+class Recording(Repeating):
+    """For any device; `heard` is told how many recordings came before."""
+
+    heard: Callable[[int], None] = staticmethod(lambda number: None)
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+
+    def record(self, work):
+        self.heard(self.recordings)
+        return super().record(work)
 
 
 @pytest.fixture
@@ -83,7 +93,7 @@ def small(monkeypatch):
 
 def work(tmp_path, **options) -> Work:
     """With a file that is there."""
-    made = Work(supply, SETTINGS, tmp_path / "cuda.json", capture=called_again, **options)
+    made = Work(supply, SETTINGS, tmp_path / "cuda.json", recorder=Recording, **options)
     open_for(made, overwrite=False, retry=False).write()
     return made
 
@@ -110,7 +120,7 @@ def test_every_case_has_one_name_and_a_baseline_of_its_own_kind_that_is_measured
         assert not (case.graph and case.executor in ("exact", "gathered", "sampled"))
     for strategy in ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop"):
         steps = [c for c in cases if c.strategy == strategy and c.mode == "train"]
-        assert {c.executor for c in steps} == {"auto", "exact", "dense"}
+        assert {c.executor for c in steps} == {"grouped", "exact", "dense"}
         assert {(c.precision, c.batch) for c in steps} == {
             (p, b) for p in ("fp32", "tf32", "bf16") for b in (4, 32)
         }
@@ -149,7 +159,7 @@ def test_a_run_writes_figures_and_table_and_a_second_one_measures_nothing(
     assert file.loop[LoopCase("standard", 64).key]["samples_per_second"] > 0
     write_gpu_report(file)
     table = short.path.with_suffix(".md").read_text()
-    assert "| step, SpotTune_Block, auto, graph, policy precision low | bf16 | 8 |" in table
+    assert "| step, SpotTune_Block, grouped, graph, policy precision low | bf16 | 8 |" in table
     assert "| step, elsewhere | bf16 | 4 |" in table and "| standard, batch 64 | bf16 |" in table
     before = short.path.read_bytes()
     for name in ("measure_cases", "measure_loop", "measure_memory", "matrix_rate", "Bench"):
@@ -164,26 +174,21 @@ def test_a_run_writes_figures_and_table_and_a_second_one_measures_nothing(
 
 
 def test_what_failed_is_a_row_and_another_process_goes_on_with_the_rest(small, tmp_path, capsys):
-    def failing():
-        captured = []
-
-        def capture(step):
-            captured.append(step)
-            if len(captured) == 2:  # the first is the baseline's
+    class Failing(Recording):
+        @staticmethod
+        def heard(number):
+            if number == 1:  # the first is the baseline's
                 raise RuntimeError("operation not permitted | when stream\nis capturing")
-            return step
-
-        return capture
 
     given = work(tmp_path, parts=("heads",), quick=True, only="batch 4")
-    given = replace(given, capture=failing)
+    given = replace(given, recorder=Failing)
     assert measure_parts(given) is True, "nothing else is to be measured in this process"
     assert "operation not permitted | when stream is capturing" in capsys.readouterr().out
     file = BenchFile.read(given.path)
     (failed,) = file.cases.values()
     assert failed["error"].startswith("RuntimeError: ") and len(file.cases) == 1
     assert file.get(replace(BLOCK, strategy="SpotTune")) is None
-    assert measure_parts(replace(given, capture=called_again)) is False
+    assert measure_parts(replace(given, recorder=Recording)) is False
     file = BenchFile.read(given.path)
     assert [("error" in r) for r in file.cases.values()] == [True, False]
     table = format_gpu_report(file)
@@ -194,16 +199,15 @@ def test_what_failed_is_a_row_and_another_process_goes_on_with_the_rest(small, t
 
 
 def test_without_their_baseline_all_cases_fail(small, tmp_path):
-    def never():
-        def capture(step):
+    class Never(Recording):
+        @staticmethod
+        def heard(number):
             raise RuntimeError("no graphs here")
 
-        return capture
-
     given = work(tmp_path, parts=("blockdrop",), quick=True, only="batch 8")
-    assert measure_parts(replace(given, capture=never)) is True
+    assert measure_parts(replace(given, recorder=Never)) is True
     file = BenchFile.read(given.path)
-    assert {r["executor"] for r in file.cases.values()} == {"auto", "exact"}
+    assert {r["executor"] for r in file.cases.values()} == {"grouped", "exact"}
     assert all(r["error"] == "RuntimeError: no graphs here" for r in file.cases.values())
     assert measure_parts(given) is False
 
@@ -246,93 +250,44 @@ def test_without_the_other_library_its_parts_are_left_out(small, tmp_path, capsy
     assert [part.name for part in none.find_parts()] == ["loop"]
 
 
-def bench(case=BLOCK, capture=None, settings=SETTINGS, **options) -> Bench:
+def bench(case=BLOCK, recorder=None, settings=SETTINGS, **options) -> Bench:
     cases = [replace(case, **options)]
-    return Bench(supply(settings), settings, cases, capture=capture)
+    return Bench(supply(settings), settings, cases, recorder=recorder)
 
 
-def test_a_case_is_captured_once_and_replayed():
-    log = []
-
-    def capture(step):
-        for _ in range(WARM_UPS):
-            step()
-        log.append(step)
-        return lambda: log.append("replayed") or step()
-
-    models = bench(capture=capture)
+def test_a_case_is_recorded_once_and_repeated():
+    recorder = Repeating()
+    models = bench(recorder=recorder)
     part = adaptive_part(models._models["SpotTune_Block"])
-    models.step(BLOCK)()
-    assert part.last is not None
     first = models.run(BLOCK)
-    assert models.run(BLOCK) is first and len(log) == 1
+    assert models.run(BLOCK) is first and (recorder.recordings, recorder.repeats) == (1, 0)
     before = [p.detach().clone() for p in part.policy.parameters()]
     first()
-    assert log[1:] == ["replayed"]
+    assert (recorder.recordings, recorder.repeats) == (1, 1)
     assert any(not torch.equal(a, b) for a, b in zip(before, part.policy.parameters(), strict=True))
-    assert part.options.executor == "auto" and part.options.full_precision is False
+    assert part.options.executor == "grouped" and part.options.full_precision is False
     models.run(replace(BLOCK, policy_precision="high", graph=False))
     assert part.options.full_precision is True
-    with pytest.raises(ValueError, match="nothing here captures graphs"):
+    with pytest.raises(ValueError, match="nothing here records steps"):
         bench().run(BLOCK)
 
 
-def test_nodes_of_an_earlier_pass_are_gone_when_a_step_is_captured():
-    seen = []
-
-    def capture(step):
-        seen.append(part.last)
-        return step
-
-    models = bench(capture=capture)
+def test_nodes_of_an_earlier_pass_are_gone_when_a_step_is_recorded():
+    models, seen = bench(recorder=Repeating()), []
     part = adaptive_part(models._models["SpotTune_Block"])
     models.step(BLOCK)()
-    models.run(BLOCK)
-    assert seen == [None]
+    assert part.last is not None
+    begins = models._models["SpotTune_Block"].register_forward_pre_hook(
+        lambda *_: seen.append(part.last)
+    )
+    models.run(BLOCK)()
+    begins.remove()
+    assert seen == [None, None] and part.last is not None
 
 
-def test_graphs_are_captured_after_warm_ups_on_their_own_stream_in_shared_memory(monkeypatch):
-    log = []
-
-    class Stream:
-        def wait_stream(self, other):
-            log.append(("side" if self is not main else "main", "waits"))
-
-    main = Stream()
-
-    class Within:
-        def __init__(self, *given, **named):
-            self.words = ("captures", named) if named else ("on", given[0])
-
-        def __enter__(self):
-            log.append(self.words)
-
-        def __exit__(self, *_):
-            log.append("ends")
-
-    fakes = {
-        "Stream": Stream,
-        "current_stream": lambda: main,
-        "graph_pool_handle": lambda: "pool",
-        "stream": Within,
-        "graph": Within,
-        "CUDAGraph": lambda: SimpleNamespace(replay="replay"),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    capture = CudaGraphs()
-    assert capture(lambda: log.append("step")) == "replay"
-    side = capture._stream
-    assert log == [
-        ("side", "waits"),
-        ("on", side),
-        *["step"] * WARM_UPS,
-        "ends",
-        ("main", "waits"),
-        ("captures", {"pool": "pool", "stream": side}),
-        "step",
-        "ends",
-    ]
+def test_a_step_whose_shapes_depend_on_decisions_is_not_recorded():
+    with pytest.raises(AsksDevice, match="--executor exact takes samples apart"):
+        bench(recorder=Repeating()).run(replace(BLOCK, executor="exact"))
 
 
 def test_shorter_products_are_allowed_within_the_whole_step_alone(monkeypatch):
@@ -366,14 +321,14 @@ def test_the_reference_is_compiled_in_the_mode_that_replays(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append("begins"))
     case = Case("train", "reference", precision="bf16", against="graph", batch=4, compiled=True)
-    models = Bench(supply(SETTINGS), SETTINGS, [case], capture=called_again())
+    models = Bench(supply(SETTINGS), SETTINGS, [case], recorder=Repeating())
     found = demands(models, case)
     assert modes == [COMPILE_MODE] and found["flops"] is None and len(marks) == 2
 
 
 def test_without_dropout_no_model_has_any():
     settings = replace(SETTINGS, dropout=False)
-    models = bench(settings=settings, capture=called_again())
+    models = bench(settings=settings, recorder=Repeating())
     rates = {m.p for x in models._models.values() for m in x.modules() if hasattr(m, "p")}
     assert rates == {0.0} and settings.digest() != SETTINGS.digest()
     assert SETTINGS.digest() == "fde3ebb3b9f9", (
@@ -464,11 +419,13 @@ def made_file(tmp_path) -> BenchFile:
         "samples_per_second": 2600.0,
         "seconds": 0.0246,
         "peak_cuda_bytes": 9e9,
+        "graph": "on",
     }
     file.loop[LoopCase("standard", 32).key] = {
         "samples_per_second": 1250.0,
         "seconds": 0.0256,
         "peak_cuda_bytes": None,
+        "graph": "off",
     }
     return file
 
@@ -497,12 +454,12 @@ def test_figures_of_a_gpu_stand_beside_their_targets(tmp_path):
 def test_the_table_of_a_gpu_says_time_kernels_memory_and_limit(tmp_path):
     table = format_gpu_report(made_file(tmp_path))
     assert (
-        "| step, SpotTune_Block, auto, graph, policy precision low | bf16 | 256 | "
+        "| step, SpotTune_Block, grouped, graph, policy precision low | bf16 | 256 | "
         "1.25 (1.12–1.50) | 12.00 | 1,234 | 2.50 | 4.00 | 3.0 |" in table
     )
     assert "10¹² a second: bf16 800" in table and "medians of 20 rounds" in table
-    assert "| standard, batch 64 | bf16 | 2,600 | 24.6 | 9.00 |" in table
-    assert "| standard, batch 32 | bf16 | 1,250 | 25.6 | – |" in table
+    assert "| standard, batch 64 | bf16 | 2,600 | 24.6 | 9.00 | on |" in table
+    assert "| standard, batch 32 | bf16 | 1,250 | 25.6 | – | off |" in table
 
 
 def test_parts_belong_to_a_gpu_on_the_command_line(monkeypatch, tmp_path, capsys):
@@ -566,7 +523,7 @@ def test_a_bare_machine_imports_and_measures_with_what_torch_needs(tmp_path):
             print(error)
         given = gpu.Work(
             here.supply, here.SETTINGS, Path({str(tmp_path / "x.json")!r}), ("block",), True,
-            "batch 4", capture=here.called_again,
+            "batch 4", recorder=here.Recording,
         )
         open_for(given, False, False).write()
         assert gpu.measure_parts(given) is False
