@@ -50,7 +50,13 @@ from common.voice import spoken
 
 MEMORY_COST = 40
 FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
-GPU_FLAGS = ("parts", "list", "minutes", "retry", "no_dropout")
+GPU_FLAGS = {
+    "--part": "parts",
+    "--list": "list",
+    "--minutes": "minutes",
+    "--retry": "retry",
+    "--no-dropout": "no_dropout",
+}
 WHOLE = ("reference", "whole")  # what is compared with it has `reference_layers`
 
 
@@ -349,8 +355,10 @@ def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     options = bench_parser().parse_args(arguments)
     on_gpu = options.device == "cuda"
-    if not on_gpu and (wanted := [f"--{name}" for name in GPU_FLAGS if getattr(options, name)]):
-        raise ConfigError(f"{', '.join(wanted).replace('parts', 'part')}: only with --device cuda")
+    if not on_gpu and (
+        wanted := [flag for flag, name in GPU_FLAGS.items() if getattr(options, name)]
+    ):
+        raise ConfigError(f"{', '.join(wanted)}: only with --device cuda")
     names = options.backbone or (measurable()[:1] if on_gpu else measurable())
     if options.out and len(names) > 1:
         raise ConfigError(
