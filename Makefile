@@ -24,6 +24,9 @@ FUZZ ?= 20000
 FLAGS ?= --adaptive
 CFG ?=
 NPROC ?= 1
+DEVICE ?=
+PART ?=
+checkout := PYTHONPATH=.:LXMERT/src:VLBERT:ViLBERT
 dataset := $(if $(DATASET),--dataset $(DATASET)) $(if $(SIZE),--size $(SIZE))
 
 # VL-BERT: a config says data and model. CFG goes before DATASET; it says the strategy and the run's
@@ -120,16 +123,23 @@ mutants: setup  ## put mistakes into the code one by one: do the tests notice? (
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 test-gpu:  ## the tests that need a GPU (PYTHON: the one with CUDA; installs nothing)
-	PYTHONPATH=.:LXMERT/src:VLBERT:ViLBERT $(PYTHON) -m pytest tests/gpu -s $(ARGS)
+	$(checkout) $(PYTHON) -m pytest tests/gpu -s $(ARGS)
 
 parity: setup  ## compare the backbones with numbers of the original systems
 	$(BIN)/python -m common.parity --backbone lxmert
 	$(BIN)/python -m common.parity --backbone vlbert
 	$(BIN)/python -m common.parity --backbone vilbert
 
-bench: setup  ## what strategies and executors cost, as ratios to plain finetuning (QUICK=1: 8 min)
+# On a GPU nothing is installed: PYTHON is the one with CUDA. PART: some of the parts.
+ifeq ($(DEVICE),cuda)
+bench:
+	$(checkout) $(PYTHON) -m common.bench --device cuda $(if $(QUICK),--quick) \
+	    $(if $(PART),--part $(PART)) $(ARGS)
+else
+bench: setup  ## what strategies and executors cost, to plain finetuning (QUICK=1: 8 min; DEVICE=cuda)
 	$(BIN)/python -m common.bench $(if $(QUICK),--quick) $(ARGS)
 	cd ViLBERT && $(BIN)/python bench_retrieval.py $(if $(QUICK),--quick)
+endif
 
 compare: setup  ## table, plots and report over all runs found
 	mkdir -p LXMERT/snap/vqa VLBERT/output/vl-bert ViLBERT/save

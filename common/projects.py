@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+
+from common.installed import offered
 
 GROUP = "adaptive_finetuning.projects"
 
@@ -31,7 +32,7 @@ class Project:
 @cache
 def projects() -> dict[str, Project]:
     """The projects of all installed backbones by the backbone's name."""
-    return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
+    return {point.name: point.load() for point in offered(GROUP)}
 
 
 def title_of(backbone: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from common.bench.command import bench_parser
 from common.files import repository_root
 from lxrt.adaptive import PROGRAM as ADAPTIVE
 from vilbert.finetuning import EVALUATE, TRAIN
@@ -31,6 +32,8 @@ VARIABLES = (
     "GPU",
     "ARGS",
     "QUICK",
+    "DEVICE",
+    "PART",
     "SIZE",
     "MAKEFLAGS",
     "MFLAGS",
@@ -162,6 +165,18 @@ def test_parity_bench_compare_and_pretraining_cover_all_backbones():
     flags = found[found.index("pretrain_easy_vqa.py") + 1 :]
     given = pretrain_parser().parse_args(flags)
     assert str(given.export) == "pretrained/easy_vqa_small" and given.gpus == "cpu"
+
+
+def test_the_bench_of_a_gpu_installs_nothing_and_names_its_parts():
+    given = ("DEVICE=cuda", "PYTHON=python3", "QUICK=1", "PART=plain,block", "ARGS=--minutes 3")
+    found = dry_run("bench", *given)
+    assert found.returncode == 0 and "pip" not in found.stdout and "venv" not in found.stdout
+    path, python, _, module, *flags = words("bench", *given)
+    assert path == "PYTHONPATH=.:LXMERT/src:VLBERT:ViLBERT"
+    assert (python, module) == ("python3", "common.bench")
+    options = bench_parser().parse_args(flags)
+    assert (options.device, options.quick, options.minutes) == ("cuda", True, 3)
+    assert options.parts == ["plain", "block"]
 
 
 def vilbert_flags(target: str, script: str, *variables: str) -> list[str]:

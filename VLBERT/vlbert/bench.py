@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from common.modules.losses import first_answer_loss
 from common.runs.backbones import BenchModel, BenchSettings
 from vlbert.sizes import NetworkConfig
 from vlbert.vqa_network import ResNetVLBERT
@@ -24,13 +24,6 @@ def bench_model(settings: BenchSettings) -> BenchModel:
     `settings.layers` limits the layers. No other library has this model, so there is no reference.
     """
     config = bench_config(settings.layers)
-    target = torch.zeros(settings.batch, config.num_answers)
-    target[:, 0] = 1
-
-    def loss(logits: Tensor) -> Tensor:
-        labels = target.to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits, labels) * config.num_answers
-
     description = (
         f"VL-BERT-base, {config.encoder.num_hidden_layers} layers, {settings.batch} "
         f"questions of {SHORTEST}–{LONGEST} word pieces, {REGIONS} regions and the "
@@ -41,7 +34,7 @@ def bench_model(settings: BenchSettings) -> BenchModel:
         description,
         lambda: ResNetVLBERT(config),
         bench_inputs(config, settings.batch, settings.seed),
-        loss,
+        first_answer_loss,
         kept=KEPT,
     )
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from common.modules.losses import first_answer_loss
 from common.runs.backbones import BenchModel, BenchSettings
 from vilbert.heads import VILBertForVQA
 from vilbert.inputs import Limits, region_inputs
@@ -23,13 +23,6 @@ def bench_model(settings: BenchSettings) -> BenchModel:
     `settings.layers` limits the connections and the layers of every stream.
     """
     config = bench_config(settings.layers)
-    target = torch.zeros(settings.batch, config.num_labels)
-    target[:, 0] = 1
-
-    def loss(logits: Tensor) -> Tensor:
-        labels = target.to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits, labels) * config.num_labels
-
     description = (
         f"ViLBERT-base, {config.num_hidden_layers} text and {config.v_num_hidden_layers} image "
         f"layers, {len(config.v_biattention_id)} connections, {settings.batch} questions of "
@@ -37,7 +30,7 @@ def bench_model(settings: BenchSettings) -> BenchModel:
         f"{config.hidden_dropout_prob:g} in training"
     )
     inputs = bench_inputs(config, settings.batch, settings.seed)
-    return BenchModel(description, lambda: VILBertForVQA(config), inputs, loss)
+    return BenchModel(description, lambda: VILBertForVQA(config), inputs, first_answer_loss)
 
 
 def bench_config(layers: int | None) -> ViLBertConfig:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import entry_points
 
 from torch import nn
 
 from common.adapt.encoder import RoutedEncoder
 from common.errors import ConfigError
+from common.installed import offered
 
 GROUP = "adaptive_finetuning.encoders"
 Wrap = Callable[[nn.Module], RoutedEncoder | None]
@@ -23,7 +23,7 @@ Wrap = Callable[[nn.Module], RoutedEncoder | None]
 @cache
 def encoder_families() -> dict[str, Wrap]:
     """What turns foreign models into routed ones, by the name of the family."""
-    return {point.name: point.load() for point in entry_points(group=GROUP)}
+    return {point.name: point.load() for point in offered(GROUP)}
 
 
 def find_encoder(model: nn.Module) -> RoutedEncoder:

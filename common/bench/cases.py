@@ -30,6 +30,7 @@ MECHANISMS = {
     "span + entmax": AttentionOptions("entmax", span="keys"),
 }
 LAYERDROP = "LayerDrop"
+COMPILE_MODE = "reduce-overhead"
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,17 @@ class Case:
         executor: empty where nothing is decided.
         share: of decisions that are 1; None where it does not matter.
         policy: `none` (decisions are given, and have a gradient in training), small or published.
-        precision: fp32 or bf16.
+        precision: fp32, tf32 (fp32 with products in the GPU's shorter format) or bf16 (autocast).
         against: what it is compared with: standard, the standard model with `reference_layers`
-            (whole), or reference.
+            (whole), reference, or, on a GPU, the standard model's step as a graph (graph).
         decided: for every sample by itself, or once for all (global).
         mechanism: of attention, a key of `MECHANISMS`, or `LAYERDROP`;
             empty: softmax over all keys in all layers.
+        batch: pairs in a step where that is not the same for all cases.
+        graph: the step is recorded once and repeated, see `common.training.recording`.
+        compiled: by torch.compile, see `COMPILE_MODE`.
+        optimizer: adamw (fused), or bert, that of the recipe.
+        policy_precision: of the branches' difference under autocast, as the flag has it.
     """
 
     mode: str
@@ -59,6 +65,11 @@ class Case:
     against: str = "standard"
     decided: str = "sample"
     mechanism: str = ""
+    batch: int | None = None
+    graph: bool = False
+    compiled: bool = False
+    optimizer: str = "adamw"
+    policy_precision: str = "high"
 
     @property
     def key(self) -> str:
@@ -72,6 +83,11 @@ class Case:
             "" if self.policy == "none" else self.policy,
             "" if self.decided == "sample" else self.decided,
             self.mechanism,
+            "" if self.batch is None else f"batch {self.batch}",
+            "graph" if self.graph else "",
+            "compiled" if self.compiled else "",
+            "" if self.optimizer == "adamw" else self.optimizer,
+            "" if self.policy_precision == "high" else self.policy_precision,
         ]
         return "/".join(part for part in parts if part) + f" : {self.against}"
 
@@ -92,7 +108,7 @@ class Case:
     @property
     def model(self) -> str:
         """Cases with the same run on one model."""
-        return self.mechanism or self.strategy
+        return self.mechanism or (f"{self.strategy} compiled" if self.compiled else self.strategy)
 
     @property
     def cost(self) -> int:
@@ -101,6 +117,16 @@ class Case:
 
     def baseline(self) -> Case:
         """What it is compared with; the reference is always in fp32."""
+        if self.against == "graph":
+            return Case(
+                self.mode,
+                "standard",
+                precision=self.precision,
+                against="graph",
+                batch=self.batch,
+                graph=True,
+                optimizer=self.optimizer,
+            )
         precision = "fp32" if self.against == "reference" else self.precision
         strategy = "reference" if self.against == "reference" else "standard"
         return Case(self.mode, strategy, precision=precision, against=self.against)

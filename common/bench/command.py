@@ -1,6 +1,7 @@
 """`make bench`: what the strategies and executors cost, as ratios to plain finetuning.
 
-    python -m common.bench [--backbone NAME,…] [--quick] [--device cpu|cuda] [--overwrite]
+    python -m common.bench [--backbone NAME,…] [--quick] [--overwrite]
+    python -m common.bench --device cuda [--list] [--part NAME,…] [--quick] [--minutes M]
 
 Measures training steps (forward, backward, optimiser) and evaluation of every strategy and
 executor at several shares of decisions, with and without a policy network; the activations that a
@@ -10,6 +11,9 @@ LayerDrop cost; and how fast region features are imported and read.
 Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
 written as JSON, table and chart. What is measured already is kept: the same command goes on where
 it stopped.
+On a GPU the whole model is measured in named parts of a few minutes (`--list` shows them): steps
+captured as graphs and launched from Python, by executor, precision, batch and optimiser, with their
+kernels, memory and arithmetic; and the training loop. Written as JSON and table.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import gc
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -28,10 +33,13 @@ from tqdm import tqdm
 
 from common.bench.cases import Case, all_cases, memory_cases
 from common.bench.features import measure_features
+from common.bench.gpu import Work, cases_of, missing, run_parts
+from common.bench.gpu_report import format_gpu_report, gpu_verdicts
 from common.bench.measure import Bench, measure_group
 from common.bench.memory import measure_memory
+from common.bench.parts import PRECISIONS
 from common.bench.plot import plot_bench
-from common.bench.report import format_report, format_summary, verdicts
+from common.bench.report import Verdict, format_report, format_summary, verdicts
 from common.bench.results import BenchFile
 from common.errors import ConfigError
 from common.files import repository_root, write_bytes
@@ -42,6 +50,13 @@ from common.voice import spoken
 
 MEMORY_COST = 40
 FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
+GPU_FLAGS = {
+    "--part": "parts",
+    "--list": "list",
+    "--minutes": "minutes",
+    "--retry": "retry",
+    "--no-dropout": "no_dropout",
+}
 WHOLE = ("reference", "whole")  # what is compared with it has `reference_layers`
 
 
@@ -192,7 +207,15 @@ def make_settings(options: argparse.Namespace, backbone: str) -> BenchSettings:
         raise ConfigError("--device cuda: torch sees no GPU here")
     own = find_backbone(backbone).bench_sizes
     values: dict[str, Any] = {"backbone": backbone, "device": options.device, "layers": own.layers}
-    if options.quick:
+    if cuda:
+        values |= {
+            "layers": None,
+            "batch": 32,
+            "rounds": 7 if options.quick else 20,
+            "precisions": PRECISIONS,
+            "dropout": not options.no_dropout,
+        }
+    elif options.quick:
         values |= {
             "layers": own.quick_layers,
             "batch": own.quick_batch,
@@ -200,10 +223,6 @@ def make_settings(options: argparse.Namespace, backbone: str) -> BenchSettings:
             "rounds": 3,
             "reference_layers": own.quick_reference_layers,
         }
-    elif cuda:
-        values |= {"layers": None, "batch": 32, "rounds": 20}
-    if cuda:
-        values |= {"precisions": ("fp32", "bf16")}
     for name in (
         "layers",
         "reference_layers",
@@ -225,8 +244,8 @@ def _floats(text: str) -> tuple[float, ...]:
 
 def _precisions(text: str) -> tuple[str, ...]:
     found = tuple(text.split(","))
-    if not set(found) <= {"fp32", "bf16"}:
-        raise argparse.ArgumentTypeError(f"{text}: fp32, bf16 or both with a comma between")
+    if not set(found) <= set(PRECISIONS):
+        raise argparse.ArgumentTypeError(f"{text}: {', '.join(PRECISIONS)} with commas between")
     return found
 
 
@@ -242,13 +261,14 @@ def bench_parser() -> argparse.ArgumentParser:
         "--backbone",
         type=_names,
         metavar="NAME,…",
-        help="default: all that have something to measure, one after the other",
+        help="default: all that have something to measure, one after the other; on a GPU the first",
     )
     add(
         "--quick",
         action="store_true",
         help="one layer in every stack (two of a single stream), share 0.5, 3 rounds, fewer "
-        "executors: about 5 minutes",
+        "executors: about 5 minutes; on a GPU the whole model, 7 rounds, the cases that have "
+        "targets: about 3 minutes",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     add(
@@ -256,7 +276,7 @@ def bench_parser() -> argparse.ArgumentParser:
         dest="precisions",
         type=_precisions,
         metavar="P,…",
-        help="fp32, bf16 (autocast); default fp32, on a GPU both",
+        help="fp32, bf16 (autocast), on a GPU tf32 too; default fp32, on a GPU all",
     )
     add(
         "--layers",
@@ -274,7 +294,8 @@ def bench_parser() -> argparse.ArgumentParser:
     add(
         "--batch",
         type=int,
-        help="pairs in a step (default 16, on a GPU 32; of a single stream with --quick 8)",
+        help="pairs in a step (default 16, on a GPU 32 and eight times as many; of a single stream "
+        "with --quick 8)",
     )
     add(
         "--shares",
@@ -295,6 +316,18 @@ def bench_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="measure everything anew")
     add("--report", action="store_true", help="measure nothing, write table and chart again")
     add("--quiet", action="store_true", help="no progress bar")
+    gpu = parser.add_argument_group("with --device cuda")
+    gpu.add_argument(
+        "--part", dest="parts", type=_names, metavar="NAME,…", help="only these parts (default all)"
+    )
+    gpu.add_argument("--list", action="store_true", help="show the parts and what they lack")
+    gpu.add_argument(
+        "--minutes", type=float, metavar="M", help="begin nothing new after so many minutes"
+    )
+    gpu.add_argument("--retry", action="store_true", help="measure again what failed")
+    gpu.add_argument(
+        "--no-dropout", action="store_true", help="every dropout 0 (figures of their own: --out)"
+    )
     return parser
 
 
@@ -309,8 +342,8 @@ def results_path(options: argparse.Namespace, backbone: str) -> Path:
     return options.out or folder / (backbone if own is None else own) / f"{options.device}.json"
 
 
-def _lines(file: BenchFile) -> Iterator[str]:
-    for verdict in verdicts(file):
+def _lines(found: Sequence[Verdict]) -> Iterator[str]:
+    for verdict in found:
         yield (
             f"  {verdict.quantity:<76} {verdict.measured:<18} target {verdict.target:>8}  "
             f"{verdict.words}"
@@ -321,13 +354,18 @@ def _lines(file: BenchFile) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     options = bench_parser().parse_args(arguments)
-    names = options.backbone or measurable()
+    on_gpu = options.device == "cuda"
+    if not on_gpu and (
+        wanted := [flag for flag, name in GPU_FLAGS.items() if getattr(options, name)]
+    ):
+        raise ConfigError(f"{', '.join(wanted)}: only with --device cuda")
+    names = options.backbone or (measurable()[:1] if on_gpu else measurable())
     if options.out and len(names) > 1:
         raise ConfigError(
             f"--out names one file, but {', '.join(names)} are measured: name one with --backbone"
         )
     for name in names:
-        _bench(options, name, results_path(options, name))
+        (_bench_gpu if on_gpu else _bench)(options, name, results_path(options, name))
     return 0
 
 
@@ -349,9 +387,69 @@ def _bench(options: argparse.Namespace, backbone: str, path: Path) -> None:
             features=features,
         )
     print(f"{file.description}:")
-    print("\n".join(_lines(file)))
+    print("\n".join(_lines(verdicts(file))))
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     print(
         f"\nresults: {shown}, table: {shown.with_suffix('.md')}, "
         f"chart: {shown.with_suffix('.png')}\n"
     )
+
+
+def _bench_gpu(options: argparse.Namespace, backbone: str, path: Path) -> None:
+    """Measure parts of one backbone on a GPU, or write its table again, and print its verdicts."""
+    if options.report:
+        write_gpu_report(BenchFile.read(path))
+    else:
+        settings = make_settings(options, backbone)
+        deadline = None if options.minutes is None else time.time() + 60 * options.minutes
+        work = Work(
+            find_supply(backbone),
+            settings,
+            path,
+            tuple(options.parts or ()) or None,
+            options.quick,
+            options.only,
+            deadline,
+        )
+        file = open_for(work, options.overwrite, options.retry)
+        if options.list:
+            print("\n".join(list_parts(work, file)))
+            return
+        file.write()
+        run_parts(work)
+    file = BenchFile.read(path)
+    write_gpu_report(file)
+    print(f"{file.description}:")
+    print("\n".join(_lines(gpu_verdicts(file))))
+    print(f"\nresults: {path}, table: {path.with_suffix('.md')}\n")
+
+
+def open_for(work: Work, overwrite: bool, retry: bool) -> BenchFile:
+    """The file that parts are written to; `retry`: without the cases that failed."""
+    supplied = work.supply(work.settings)
+    file = BenchFile.open(
+        work.path,
+        work.settings,
+        supplied,
+        supplied.description,
+        describe_machine(work.settings),
+        overwrite,
+    )
+    if retry:
+        file.forget_failures()
+    return file
+
+
+def list_parts(work: Work, file: BenchFile) -> Iterator[str]:
+    """A line for each part: cases, how many are missing, expected seconds, what it is."""
+    for part in work.find_parts():
+        count, left = len(cases_of(part, work)), len(missing(part, work, file))
+        yield (
+            f"{part.name:<11} {count:>3} cases, {left:>3} missing, about "
+            f"{part.expected(work.quick):>3} s: {part.about}"
+        )
+
+
+def write_gpu_report(file: BenchFile) -> None:
+    """The table (.md) beside the JSON file."""
+    write_bytes(file.path.with_suffix(".md"), format_gpu_report(file).encode())

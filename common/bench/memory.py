@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from common.bench.apart import in_own_process
 from common.bench.cases import Case
 from common.bench.measure import Bench
-from common.errors import ConfigError
 from common.runs.backbones import BenchModel, BenchSettings
 from common.training.runtime import peak_memory
 
@@ -26,15 +23,11 @@ def measure_memory(
     Raises:
         ConfigError: the process died, most likely for want of memory.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(peak_of_case, supply, settings, case).result()
-        except BrokenProcessPool:
-            raise ConfigError(
-                f"the process that measured the memory of {case.key} died, most "
-                "likely for want of memory: fewer --layers, a smaller --batch"
-            ) from None
+    died = (
+        f"the process that measured the memory of {case.key} died, most "
+        "likely for want of memory: fewer --layers, a smaller --batch"
+    )
+    return in_own_process(died, peak_of_case, supply, settings, case)
 
 
 def peak_of_case(

@@ -128,12 +128,12 @@ def verdicts(file: BenchFile) -> list[Verdict]:
         over = round(value - target.value, 2)
         timed = target.field == "ratio"
         measured = _cell(record) if timed else f"{value:.2f}"
-        words = _words(over, NOISE if timed else 0.0)
+        words = verdict_words(over, NOISE if timed else 0.0)
         found.append(Verdict(target.quantity, f"{target.value:.2f}", measured, words))
     return found + _dropping_verdicts(file) + _feature_verdicts(file)
 
 
-def _words(over: float, noise: float = NOISE) -> str:
+def verdict_words(over: float, noise: float = NOISE) -> str:
     """How far a figure is over its target; counted things, such as bytes, have no noise."""
     if over <= 0:
         return "reached"
@@ -150,7 +150,7 @@ def _dropping_verdicts(file: BenchFile) -> list[Verdict]:
             "evaluation, BlockDrop: farthest above the straight line of the blocks kept",
             f"{LINE:.2f}",
             f"{value:.2f}",
-            _words(round(value - LINE, 2)),
+            verdict_words(round(value - LINE, 2)),
         )
     ]
 
@@ -273,7 +273,6 @@ def _reference(file: BenchFile, precision: str) -> str:
         f"| {file.reference} in fp32 = 1; ours in {precision} | step | evaluation |",
         "| :-- | --: | --: |",
     ]
-    end = {"precision": precision, "against": "reference"}
     rows = [("standard", "standard", "", None, "none")]
     if precision != "fp32":
         rows.insert(0, (f"{file.reference} in {precision}", "reference", "", None, "none"))
@@ -299,7 +298,8 @@ def _reference(file: BenchFile, precision: str) -> str:
                         DEFAULT_EXECUTOR[mode] if executor == "default" else executor,
                         share,
                         policy,
-                        **end,
+                        precision,
+                        "reference",
                     )
                 )
             )

@@ -29,6 +29,8 @@ class BenchFile:
         cases: {case's key: record with the case's fields, `ratio`, `low`, `high`, …}.
         memory: {case's key: record with the case's fields, `peak_rss_bytes`, …}.
         features: of `common.bench.features`.
+        loop: {loop case's key: record of `common.bench.loop`}.
+        rates: {precision: operations in a second of a large product of matrices}.
     """
 
     path: Path
@@ -41,6 +43,8 @@ class BenchFile:
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     features: dict[str, float] = field(default_factory=dict)
+    loop: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -74,7 +78,8 @@ class BenchFile:
                 f"{path} was measured otherwise ({_changes(new, old)}): --overwrite "
                 "measures anew, --out FILE writes elsewhere"
             )
-        new.cases, new.memory, new.features = old.cases, old.memory, old.features
+        for name in ("cases", "memory", "features", "loop", "rates"):
+            setattr(new, name, getattr(old, name))
         return new
 
     @classmethod
@@ -107,9 +112,14 @@ class BenchFile:
     def add_features(self, record: Mapping[str, float]) -> None:
         self.features = _rounded(record)
 
+    def forget_failures(self) -> None:
+        """Cases that failed count as not measured again."""
+        self.cases = {key: record for key, record in self.cases.items() if "error" not in record}
+
     def get(self, case: Case) -> dict[str, Any] | None:
-        """The record of a case, or None if it was not measured."""
-        return self.cases.get(case.key)
+        """The record of a case, or None if it was not measured, or failed."""
+        record = self.cases.get(case.key)
+        return None if record is None or "error" in record else record
 
     def memory_ratio(self, case: Case) -> float | None:
         """Peak memory of a case's process relative to that of `standard`."""

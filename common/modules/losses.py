@@ -27,3 +27,14 @@ def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         precise(logits.flatten(0, -2)), flat, ignore_index=IGNORED, reduction="sum"
     )
     return loss / (flat != IGNORED).sum().clamp(min=1)
+
+
+def first_answer_loss(logits: Tensor) -> Tensor:
+    """Binary cross-entropy where the first answer is right; logits (B, A) -> scalar.
+
+    Summed over the answers, mean over the batch. Made where the logits are: nothing is copied
+    between devices.
+    """
+    target = torch.zeros_like(logits)
+    target[:, 0] = 1
+    return F.binary_cross_entropy_with_logits(logits, target) * logits.shape[1]

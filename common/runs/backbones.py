@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from common.data.datasets import Dataset, resolve_dataset
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import CheckpointError, ConfigError
+from common.installed import offered
 from common.projects import Project
 from common.runs.places import Places
 from common.runs.run_script import RunScript
@@ -107,7 +107,7 @@ class Backbone:
 @cache
 def backbones() -> dict[str, Backbone]:
     """All installed backbones by name."""
-    return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
+    return {point.name: point.load() for point in offered(GROUP)}
 
 
 def find_backbone(name: str) -> Backbone:
@@ -204,6 +204,7 @@ class BenchSettings:
         rounds: how often every case runs.
         threads: of torch on the CPU.
         seed: of weights, inputs and decisions.
+        dropout: that of the recipe; else none.
     """
 
     backbone: str
@@ -216,6 +217,7 @@ class BenchSettings:
     rounds: int = 5
     threads: int = 1
     seed: int = 9595
+    dropout: bool = True
 
     def __post_init__(self) -> None:
         for name in ("layers", "reference_layers", "batch", "rounds", "threads"):
@@ -235,6 +237,8 @@ class BenchSettings:
         Not the shares: they are part of the cases' names.
         """
         values = {k: v for k, v in asdict(self).items() if k not in ("shares", "precisions")}
+        if values.pop("dropout") is False:
+            values["dropout"] = False
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -48,6 +48,12 @@ def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
     return found * logits.shape[1]
 
 
+def answer_output(logits: Tensor, target: Tensor) -> StepOutput:
+    """Answer loss, and the soft score of the likeliest answer; logits, target (B, A)."""
+    scores = target.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
+    return StepOutput({"answer": vqa_loss(logits, target)}, scores.sum(), len(scores), scores)
+
+
 def check_logits(logits: Tensor, names: Sequence[str]) -> None:
     """Refuse numbers that are no answer.
 
@@ -118,11 +124,7 @@ class VQATask:
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """Answer loss; the score is the soft score of the likeliest answer."""
-        logits = self.answer(model, batch.inputs)
-        target = batch.labels["target"]
-        scores = target.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
-        loss = vqa_loss(logits, target)
-        return StepOutput({"answer": loss}, scores.sum(), len(scores), scores)
+        return answer_output(self.answer(model, batch.inputs), batch.labels["target"])
 
     @property
     def kinds(self) -> list[str]:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 aten = torch.ops.aten
 
@@ -35,10 +37,41 @@ def _attention_backward(
     return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
+def _grouped(
+    first: Tensor, second: Tensor, offs: Tensor | None = None, *rest: Any, **named: Any
+) -> int:
+    """Rows (M, K) in groups with a matrix (G, K, N) each, or groups of K of (M, K) and (K, N).
+
+    What is beyond the last of `offs`, where the groups end, is not computed.
+    """
+    operations = 2 * first.numel() * second.shape[-1]
+    if offs is None:
+        return operations
+    length = first.shape[0] if second.dim() == 3 else first.shape[1]
+    return operations // length * int(offs[-1])
+
+
+_grouped._get_raw = True  # type: ignore[attr-defined]  # torch's word: tensors, not their shapes
+
+
+class _NoModules(ModuleTracker):
+    """Counts are of everything: modules need no hooks, some of which fail without gradients."""
+
+    def __init__(self) -> None:
+        self.parents = {"Global"}
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class FlopCounter(FlopCounterMode):
     """Counts within its context; `total` is there during it and after it.
 
-    Torch's own counter knows attention on GPUs and not the operator that a CPU has for it.
+    Torch's own counter knows neither the operator that a CPU has for attention nor products by
+    group.
     """
 
     def __init__(self) -> None:
@@ -47,8 +80,10 @@ class FlopCounter(FlopCounterMode):
             custom_mapping={
                 aten._scaled_dot_product_flash_attention_for_cpu: _attention,
                 aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+                aten._grouped_mm: _grouped,
             },
         )
+        self.mod_tracker = _NoModules()
 
     @property
     def total(self) -> int:

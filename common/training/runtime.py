@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import random
@@ -20,10 +19,10 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.files import checkout
+from common.installed import PACKAGE, installed_version
 from common.training.distributed import World
 from common.training.recording import CudaRecorder, Recorder
 
-PACKAGE = "adaptive-finetuning"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHS = ("auto", "on", "off")
 Batch = TypeVar("Batch")
@@ -250,17 +249,10 @@ def versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": _installed("transformers"),
-        "package": _installed(PACKAGE),
+        "transformers": installed_version("transformers"),
+        "package": installed_version(PACKAGE),
         "commit": _commit(),
     }
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

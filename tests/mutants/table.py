@@ -579,4 +579,16 @@ MUTANTS = [
         "nn.Embedding(config.vocab_size, size)",
         UNNOTICED,
     ),
+    *_all(
+        "common/bench/gpu.py",
+        "tests/common/bench/test_gpu_bench.py",
+        ("if c.key not in file.cases)", ")"),
+        ("for c in cases if case in (c, c.baseline())}", "for c in cases if case == c}"),
+    ),
+    Mutant(
+        "common/bench/measure.py",
+        "part.last = None",
+        "pass",
+        "tests/common/bench/test_gpu_bench.py",
+    ),
 ]

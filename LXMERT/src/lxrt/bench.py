@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from common.modules.losses import first_answer_loss
 from common.runs.backbones import BenchModel, BenchSettings
 from lxrt.hf_folder import THEIR_NAMES
 from lxrt.modeling import VQAModel
@@ -25,13 +25,6 @@ def bench_model(settings: BenchSettings) -> BenchModel:
     """
     config = bench_config(settings.layers)
     inputs = bench_inputs(config, settings.batch, settings.seed)
-    target = torch.zeros(settings.batch, config.num_answers)
-    target[:, 0] = 1
-
-    def loss(logits: Tensor) -> Tensor:
-        labels = target.to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits, labels) * config.num_answers
-
     ours = inputs | {name: inputs[name][:, :LONGEST] for name in ("input_ids", "input_mask")}
     theirs = {
         "input_ids": inputs["input_ids"],
@@ -48,7 +41,7 @@ def bench_model(settings: BenchSettings) -> BenchModel:
         description,
         lambda: VQAModel(config),
         ours,
-        loss,
+        first_answer_loss,
         lambda: ReferenceAnswers(config),
         "transformers",
         theirs,

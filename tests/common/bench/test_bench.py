@@ -276,7 +276,9 @@ def test_on_a_gpu_the_whole_model_is_measured_in_both_precisions(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
     settings = make_settings(bench_parser().parse_args(["--device", "cuda"]), "lxmert")
     assert (settings.layers, settings.reference_layers, settings.batch) == (None, None, 32)
-    assert settings.precisions == ("fp32", "bf16") and settings.digest() != SETTINGS.digest()
+    assert (
+        settings.precisions == ("fp32", "tf32", "bf16") and settings.digest() != SETTINGS.digest()
+    )
     machine = describe_machine(settings)
     assert machine["device"] == "a GPU" and machine["clock"] == "time between CUDA events"
     changed = make_settings(

@@ -47,6 +47,19 @@ def test_a_linear_layer_counts_a_multiplication_and_an_addition_and_no_activatio
     assert counter.total == 2 * B * T * C * 3 * C
 
 
+@pytest.mark.parametrize("computed", [6, 5])
+def test_products_by_group_count_every_row_of_a_group_once_forward_and_backward(computed):
+    rows, groups, width = 6, 2, 16
+    x = torch.randn(rows, width, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.randn(groups, width, 8, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([2, computed], dtype=torch.int32)
+    with FlopCounter() as counter:
+        y = nn.functional.grouped_mm(x, weights, offs=ends)
+        forward = counter.total
+        y.backward(torch.ones_like(y))
+    assert forward == 2 * computed * width * 8 and counter.total == 3 * forward
+
+
 def operations(family: str, strategy: str, mechanism: str = "softmax", **options) -> int:
     """Of an evaluation with half of the decisions 1, made from outside."""
     torch.manual_seed(3)
