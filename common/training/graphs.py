@@ -305,7 +305,7 @@ class RecordedPasses:
         factors: dict[str, Tensor] = {}
 
         def work() -> None:
-            # What earlier passes left would bring nodes of theirs, of another stream, into this one.
+            # What earlier passes left would bring nodes of theirs, of another stream, into it.
             found.clear()
             encoder.pair = None
             if part is not None:
