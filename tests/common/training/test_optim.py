@@ -347,8 +347,10 @@ def test_steps_fall_at_the_update_that_a_milestone_names() -> None:
 def test_fused_adamw_is_adamw_and_goes_on_from_a_state_of_either() -> None:
     """A run on a GPU goes on from one on the CPU, whichever way each was computed."""
     models = [make_model() for _ in range(2)]
-    ways = [make_optimizer("adamw", m.parameters(), 1e-2, 60, fused=way) for m, way in
-            zip(models, (True, False), strict=True)]  # fmt: skip
+    ways = [
+        make_optimizer("adamw", model.parameters(), 1e-2, 60, fused=fused)
+        for model, fused in zip(models, (True, False), strict=True)
+    ]
     for _ in range(2):
         for model, optimizer in zip(models, ways, strict=True):
             train(model, optimizer, range(25))
