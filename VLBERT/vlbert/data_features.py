@@ -40,11 +40,20 @@ class Renamed(ABC):
     def __len__(self) -> int:
         return len(self.store)
 
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """As of the store."""
+        return self.store.counts
+
     def read(
-        self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+        self,
+        image_ids: Sequence[str],
+        max_regions: int | None = None,
+        classes: bool = False,
+        half: bool = False,
     ) -> RegionBatch:
         """Regions of B images, as `RegionFeatures.read`."""
-        batch = self.store.read([self.inner(i) or i for i in image_ids], max_regions, classes)
+        batch = self.store.read([self.inner(i) or i for i in image_ids], max_regions, classes, half)
         return replace(batch, image_ids=list(image_ids))
 
 

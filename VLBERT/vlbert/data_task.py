@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.tasks.evaluation_batches import EvaluationBatches
 from common.tasks.vqa import VQATask
 from common.training.runtime import Runtime
 from common.training.task import TaskBatch
@@ -20,7 +21,7 @@ class VLBertTask(VQATask):
         train: VLBertData,
         heldout: VLBertData,
         runtime: Runtime,
-        eval_batch_size: int,
+        eval_batch_size: int | EvaluationBatches,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -37,5 +38,6 @@ class VLBertTask(VQATask):
 
     def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
         """The training questions at some places, as they look in this epoch."""
-        batch = self.train.read(indices, epoch)
-        return self._convert(batch)  # type: ignore[arg-type]  # has what is used of a `VQABatch`
+        batch = self.train.read(indices, epoch, self.half)
+        # It has what is used of a `VQABatch`.
+        return self._convert(batch, self.train)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ GRID = 14  # bins per side that the last stage reads
 
 @dataclass
 class Regions:
-    """The boxes of a batch, cropped to the longest list.
+    """The boxes of a batch, cropped to the longest list unless it is of a fixed length.
 
     Attributes:
         mask: (B, K) bool, true where there is a box.
@@ -103,6 +103,7 @@ class FastRCNN(nn.Module):
         image: Tensor | None = None,
         masked: Tensor | None = None,
         mask_feature: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Regions:
         """Embed the boxes of a batch.
 
@@ -111,9 +112,13 @@ class FastRCNN(nn.Module):
             im_info: (B, 2 or more) width and height of the image first.
             image: (B, 3, H, W), without precomputed features.
             masked: (B, K) bool, boxes whose features become `mask_feature` (F,).
+            present: (B, K) bool, which boxes there are, of a batch that is padded to a fixed
+                length and keeps it; None: those that are not padding, cut to the longest list.
         """
-        mask = box_mask(boxes)
-        longest = mask.shape[1] if shapes_are_static() else int(mask.sum(1).max())
+        mask, longest = present, boxes.shape[1]
+        if mask is None:
+            mask = box_mask(boxes)
+            longest = longest if shapes_are_static() else int(mask.sum(1).max())
         if longest == 0:
             raise DataError(
                 "no sample of the batch has a box: every image needs at least one "

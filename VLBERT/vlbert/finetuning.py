@@ -49,6 +49,7 @@ class VQAOptions:
         overwrite: start again in place of the run that the folder holds.
         prune: which of the pretrained layers stay; None: all.
         test: what is tested with the best epoch after training; None: nothing.
+        eval_auto: see `FinetuneOptions`.
     """
 
     train: TrainOptions
@@ -59,6 +60,7 @@ class VQAOptions:
     plots: bool
     test: TestOptions | None
     prune: str | None = None
+    eval_auto: bool = False
 
     @property
     def gpus(self) -> str | None:
@@ -86,6 +88,7 @@ class VQAOptions:
             plots=self.plots,
             resume=train.run.resume,
             overwrite=train.run.overwrite,
+            eval_auto=self.eval_auto,
         ).with_recipe(recipe)
 
 
@@ -122,6 +125,7 @@ def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
         not args.no_plots,
         test_options,
         args.prune,
+        bool(args.eval_auto),  # else the config has a number
     )
 
 
@@ -246,7 +250,7 @@ def make_run(
         splits.train,
         splits.heldout,
         begun.runtime,
-        recipe.eval_batch_size,
+        flags.finetuning(recipe).evaluation_batches(tracker.log),
         config.seed,
         progress=not options.quiet,
     )

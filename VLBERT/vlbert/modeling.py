@@ -166,6 +166,7 @@ class VisualLinguisticBert(nn.Module):
         raw_inputs: Mapping[str, Tensor | None] | None = None,
         all_layers: bool = False,
         attention: bool = False,
+        fixed: bool = False,
     ) -> VLBertOutput:
         """Encode a batch.
 
@@ -178,8 +179,9 @@ class VisualLinguisticBert(nn.Module):
             read_at: (B,) the one position of the packed sequence that is read.
             raw_inputs: what a published policy reads.
             all_layers, attention: also return every layer, or its attention probabilities.
+            fixed: see `pack`.
         """
-        packing = pack(text_mask, object_mask)
+        packing = pack(text_mask, object_mask, fixed)
         embedding = self.embed(
             packing,
             text_input_ids,
@@ -221,7 +223,9 @@ class VisualLinguisticBert(nn.Module):
         objects = linguistic + self.visual("object", visual)
         positions = packing.positions(self.config.position_padding_idx)
         rows = self.position_embeddings.num_embeddings
-        check_positions(positions, packing.mask, rows)
+        # The objects share the position behind the text, and the end has the next one.
+        most = text_input_ids.shape[1] + 2 + self.config.position_padding_idx
+        check_positions(positions, packing.mask, rows, most)
         positions = positions.clamp(max=rows - 1)  # of padding, which nothing reads
         x = (
             packing.take(text, objects, self.end_embedding.weight[0])

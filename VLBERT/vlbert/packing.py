@@ -73,16 +73,20 @@ class Packing:
         return rows.masked_fill(~self.object_mask[..., None], 0.0)
 
 
-def pack(text_mask: Tensor, object_mask: Tensor) -> Packing:
+def pack(text_mask: Tensor, object_mask: Tensor, fixed: bool = False) -> Packing:
     """Plan a packed sequence for the tokens (B, T) and objects (B, K) that the masks leave.
 
     The order within text and objects is kept; what is masked may stand anywhere. The longest
     sequence has no padding, unless shapes are static: then there is room for T + K + 1.
+
+    Args:
+        fixed: there is room for T + K + 1 in any case.
     """
     text_mask, object_mask = text_mask.bool(), object_mask.bool()
     (batch, tokens), objects = text_mask.shape, object_mask.shape[1]
     n, o = text_mask.sum(1, keepdim=True), object_mask.sum(1, keepdim=True)
-    width = (tokens + objects if shapes_are_static() else int((n + o).max())) + 1
+    static = fixed or shapes_are_static()
+    width = (tokens + objects if static else int((n + o).max())) + 1
     text_places = text_mask.cumsum(1) - 1
     object_places = n + object_mask.cumsum(1) - 1
     # What is masked goes to an extra column that is cut off.
@@ -110,18 +114,22 @@ def pack(text_mask: Tensor, object_mask: Tensor) -> Packing:
     )
 
 
-def check_positions(positions: Tensor, mask: Tensor, rows: int) -> None:
+def check_positions(positions: Tensor, mask: Tensor, rows: int, most: int) -> None:
     """Refuse sequences (B, M) that are longer, without their padding, than the position table.
+
+    Args:
+        positions, mask: of the sequences.
+        rows: of the table.
+        most: highest position that can occur; the sequences are looked at where it is too high.
 
     Raises:
         DataError: names the length and the setting.
         AsksDevice: shapes are static, and do not say that every sequence fits.
     """
-    if shapes_are_static():
-        # Objects share a position, so there are fewer than places, beside those of the padding.
-        if positions.shape[1] + 2 > rows:
-            raise AsksDevice("whether the sequences fit the position table is read from the device")
+    if most < rows:
         return
+    if shapes_are_static():
+        raise AsksDevice("whether the sequences fit the position table is read from the device")
     longest = int(torch.where(mask, positions, 0).max()) + 1
     if longest > rows:
         raise DataError(

@@ -16,9 +16,12 @@ from common.data.annotations import AnswerVocabulary, Example, QuestionId
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch, VQADataset
 from common.errors import DataError
+from common.features.carried import carried, first_part
 from common.features.sources import FeatureSources
 from common.features.store import RegionBatch, whole_image
 from common.features.vlbert_json import cut_boxes
+from common.training.padding import Range, padded, region_lengths, text_lengths
+from vlbert.boxes import box_mask
 from vlbert.images import ImageFiles
 from vlbert.transforms import (
     PADDING,
@@ -133,12 +136,13 @@ class VLBertData(VQADataset):
             )
 
     def read(  # type: ignore[override]  # a batch of another kind
-        self, indices: Sequence[int], epoch: int | None = None
+        self, indices: Sequence[int], epoch: int | None = None, half: bool = False
     ) -> VLBertBatch:
         """The examples at some places as one batch.
 
         Args:
             indices: B places.
+            half: Leave features that are kept in float16 so, on the way to a GPU.
             epoch: Of training, in which samples may be mirrored; None mirrors none.
 
         Raises:
@@ -147,7 +151,8 @@ class VLBertData(VQADataset):
         """
         chosen = [self.examples[i] for i in indices]
         flips = [self._is_flipped(example, epoch) for example in chosen]
-        regions = self.features.read([e.image_id for e in chosen])
+        half = half and self.images is None
+        regions = self.features.read([e.image_id for e in chosen], half=half)
         sizes = self._sizes(regions)
         cut_to_images(regions, sizes)
         info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
@@ -279,18 +284,18 @@ def object_boxes(
     Returns:
         (B, K, 4 + C), or (B, K, 4) without features; -2 in the padding.
     """
+    padding = ~mask[..., None]
+    if features is not None:
+        whole = whole_image(features, mask, image_features)[:, None] if with_image else None
+        features = features.masked_fill(padding, PADDING)
+        features = features if whole is None else carried([whole, features], 1)
     if with_image:
-        if features is not None:
-            whole = whole_image(features, mask, image_features)
-            features = torch.cat([whole[:, None], features], 1)
         last = torch.tensor(sizes, dtype=torch.float32) - 1
         edges = torch.cat([torch.zeros_like(last), last], 1)
         boxes = torch.cat([edges[:, None], boxes], 1)
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
-    boxes = transform_boxes(boxes, info, flip)
-    if features is not None:
-        boxes = torch.cat([boxes, features], -1)
-    return boxes.masked_fill_(~mask[..., None], PADDING)
+    boxes = transform_boxes(boxes, info, flip).masked_fill_(~mask[..., None], PADDING)
+    return boxes if features is None else carried([boxes, features], -1)
 
 
 def cut_to_images(regions: RegionBatch, sizes: Sequence[Size]) -> None:
@@ -380,3 +385,15 @@ class VLBertInputs:
             "im_info": info,
             "question": question_pieces(self.tokenizer, named, flips, self.longest),
         }
+
+    def padded(
+        self, inputs: Mapping[str, Tensor | None], regions: Range | None
+    ) -> dict[str, Tensor | None]:
+        """See `common.tasks.vqa.MakesGpuInputs`; the network is told which boxes there are, and so
+        cuts nothing to what this batch holds."""
+        found = padded(inputs, {"question": 0}, text_lengths(self.longest))
+        lengths = region_lengths(regions, more=int(self.transform.whole_image))
+        found = padded(found, {"boxes": PADDING}, lengths)
+        boxes = found["boxes"]
+        assert boxes is not None
+        return {**found, "present": box_mask(first_part(boxes))}

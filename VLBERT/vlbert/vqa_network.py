@@ -71,13 +71,23 @@ class ResNetVLBERT(nn.Module):
         return replace(self._config, encoder=self.vlbert.config)
 
     def forward(
-        self, boxes: Tensor, im_info: Tensor, question: Tensor, image: Tensor | None = None
+        self,
+        boxes: Tensor,
+        im_info: Tensor,
+        question: Tensor,
+        image: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """Arguments of `run` -> logits (B, A)."""
-        return self.run(boxes, im_info, question, image).logits
+        return self.run(boxes, im_info, question, image, present).logits
 
     def run(
-        self, boxes: Tensor, im_info: Tensor, question: Tensor, image: Tensor | None = None
+        self,
+        boxes: Tensor,
+        im_info: Tensor,
+        question: Tensor,
+        image: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> VQAOutput:
         """Answer a batch.
 
@@ -87,8 +97,10 @@ class ResNetVLBERT(nn.Module):
             im_info: (B, 2 or more), width and height first.
             question: (B, Q) word pieces, padding is 0.
             image: (B, 3, H, W), without precomputed features.
+            present: (B, K) bool, which boxes there are, of a batch of fixed lengths: M is T + K + 1
+                then; None: as long as the longest sample needs.
         """
-        regions = self.image_feature_extractor(boxes, im_info, image)
+        regions = self.image_feature_extractor(boxes, im_info, image, present=present)
         text = self.assemble(question)
         text_visual = regions.embedding[:, :1].expand(-1, text.ids.shape[1], -1)
         if self._config.no_grounding:
@@ -101,6 +113,7 @@ class ResNetVLBERT(nn.Module):
             "boxes": torch.cat([regions.boxes, regions.features.detach()], -1),
             "im_info": im_info,
             "question": question,
+            "present": present,
         }
         encoded = self.vlbert(
             text.ids,
@@ -111,6 +124,7 @@ class ResNetVLBERT(nn.Module):
             regions.mask,
             read_at=text.answer,
             raw_inputs=raw,
+            fixed=present is not None,
         )
         return VQAOutput(
             regions, text, text_visual, object_vl, encoded, self.final_mlp(encoded.read)

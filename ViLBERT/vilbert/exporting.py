@@ -14,6 +14,7 @@ from common.features.sources import FeatureSources
 from common.runs.backbones import Exporting, OpenedRun
 from common.runs.opened_run import options_of
 from common.tasks.evaluation import FinetuneTask
+from common.tasks.evaluation_batches import EvaluationBatches
 from common.tasks.questions import trained_on
 from common.training.checkpoint import check_compatible
 from common.training.runtime import Runtime
@@ -58,7 +59,7 @@ def training_task(
     check_compatible(run.meta, {"features": features.described()}, run.checkpoint)
     tasks = {
         source.entry.name: source.make(
-            run.tokenizer, runtime, batch_size, options.run.seed, progress
+            run.tokenizer, runtime, EvaluationBatches(batch_size), options.run.seed, progress
         )
         for source in opened
     }

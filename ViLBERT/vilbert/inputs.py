@@ -13,9 +13,11 @@ from torch import Tensor
 
 from common.data.tokenizer import Tokenizer
 from common.data.vqa_dataset import VQABatch
+from common.features.carried import carried
 from common.features.store import whole_image
 from common.runs.backbones import OpenedRun
 from common.runs.places import Places, two_streams
+from common.training.padding import Range, padded, region_lengths, text_lengths
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,33 @@ def region_inputs(
     present = torch.cat([mask.new_ones(len(mask), 1), mask], 1).long()
     most = limits.regions
     return {
-        "features": torch.cat([whole, features], 1)[:, :most],
+        "features": carried([whole, features[:, : most - 1]], 1),
         "places": torch.cat([everything, places], 1)[:, :most],
         "image_attention_mask": present[:, :most],
     }
+
+
+def padded_inputs(
+    inputs: Mapping[str, Tensor | None], regions: Range | None, limits: Limits
+) -> dict[str, Tensor | None]:
+    """Texts and regions padded to fixed lengths.
+
+    Args:
+        inputs: of `BertModel.forward`.
+        regions: the fewest and the most of an image, without the image as a whole; None: not known.
+        limits: of the inputs.
+    """
+    texts = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0}
+    found = padded(inputs, texts, text_lengths(limits.tokens))
+    shown = {"features": 0, "places": 0, "image_attention_mask": 0}
+    return padded(found, shown, shown_lengths(regions, limits))
+
+
+def shown_lengths(regions: Range | None, limits: Limits) -> list[int]:
+    """Lengths that the regions are padded to, with the image as a whole."""
+    fewest, most = regions or (1, limits.regions)
+    shown = limits.regions - 1
+    return region_lengths((min(fewest, shown), min(most, shown)), more=1)
 
 
 @dataclass(frozen=True)
@@ -79,6 +104,12 @@ class ViLBertInputs:
             batch.features, batch.boxes, batch.region_mask, self.limits, batch.image_features
         )
         return {"input_ids": ids, "attention_mask": mask, **regions}
+
+    def padded(
+        self, inputs: Mapping[str, Tensor | None], regions: Range | None
+    ) -> dict[str, Tensor | None]:
+        """See `common.tasks.vqa.MakesGpuInputs`."""
+        return padded_inputs(inputs, regions, self.limits)
 
 
 def find_places(run: OpenedRun, inputs: Mapping[str, Tensor | None]) -> list[Places]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data.tokenizer import Tokenizer
+from common.features.carried import take_rows
 from common.features.sources import FeatureSources
 from common.features.store import RegionBatch
 from vilbert.inputs import Limits, region_inputs
@@ -60,17 +61,28 @@ class PairInputs:
         )
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
 
-    def regions(self, image_ids: Sequence[str], second: bool = False) -> ShownRegions:
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """The fewest and the most regions of an image; None: not known."""
+        return None if self.second is not None else self.features.counts
+
+    def regions(
+        self, image_ids: Sequence[str], second: bool = False, half: bool = False
+    ) -> ShownRegions:
         """The regions of images, which may be there several times.
 
         Args:
             image_ids: B ids.
             second: show the second features as well, behind the first ones.
+            half: leave features that are kept in float16 so, on the way to a GPU.
         """
         distinct = list(dict.fromkeys(image_ids))
-        found = self.features.read(distinct)
         if second and self.second is not None:
-            found = with_second(found, self.second.read(distinct), self.limits.regions)
+            found = with_second(
+                self.features.read(distinct), self.second.read(distinct), self.limits.regions
+            )
+        else:
+            found = self.features.read(distinct, half=half)
         place = {image_id: n for n, image_id in enumerate(distinct)}
         rows = torch.tensor([place[image_id] for image_id in image_ids])
         inputs = region_inputs(
@@ -79,13 +91,14 @@ class PairInputs:
         whole = torch.cat([torch.zeros_like(found.sizes), found.sizes], 1)
         boxes = torch.cat([whole[:, None], found.boxes], 1)[:, : self.limits.regions]
         mask = inputs["image_attention_mask"].bool()
-        return ShownRegions({n: x[rows] for n, x in inputs.items()}, boxes[rows], mask[rows])
+        taken = {name: take_rows(x, rows) for name, x in inputs.items()}
+        return ShownRegions(taken, boxes[rows], mask[rows])
 
     def __call__(
-        self, pairs: Sequence[Pair], second: bool = False
+        self, pairs: Sequence[Pair], second: bool = False, half: bool = False
     ) -> tuple[dict[str, Tensor | None], ShownRegions]:
-        """Inputs of B pairs, and their regions."""
-        shown = self.regions([pair.image_id for pair in pairs], second)
+        """Inputs of B pairs, and their regions; `half` as of `regions`."""
+        shown = self.regions([pair.image_id for pair in pairs], second, half)
         return {**self.texts(pairs), **shown.inputs}, shown
 
 

@@ -19,19 +19,21 @@ from common.tasks.evaluation import (
     EVALUATION,
     Evaluation,
     Figures,
-    batches_to_evaluate,
     heldout_details,
     joined_evaluations,
     recorded_answers,
     tell_evaluation,
 )
+from common.tasks.evaluation_batches import EvaluationBatches
 from common.tasks.vqa import sample_key
 from common.training.graphs import RecordedAnswers
+from common.training.padding import padded
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
+from vilbert.inputs import padded_inputs, shown_lengths
 from vilbert.pair_inputs import PairInputs
 from vilbert.samples import Sample, TaskData
-from vilbert.task_types import TaskType
+from vilbert.task_types import REGION_LABELS, TaskType
 
 Head = Callable[[nn.Module, Mapping[str, Tensor | None], str], Tensor]
 
@@ -66,7 +68,7 @@ class PairTask:
         heldout: TaskData,
         inputs: PairInputs,
         runtime: Runtime,
-        eval_batch_size: int,
+        eval_batch_size: int | EvaluationBatches,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -77,14 +79,19 @@ class PairTask:
             kind: what is read of the model.
             train, heldout: samples to train on, and to choose the best epoch with.
             inputs: turns pairs into the model's inputs.
-            eval_batch_size: samples per batch in evaluation.
+            eval_batch_size: samples per batch in evaluation, or what finds it.
             seed: of decisions that are drawn in evaluation.
         """
         self.name, self.kind, self.seed = name, kind, seed
         self.train, self.heldout, self.inputs, self.runtime = train, heldout, inputs, runtime
         # Without what only training shows, so that it compares with the validation.
         self.measured = train.part(range(len(train)), training=False)
-        self.eval_batch_size, self.progress = eval_batch_size, progress
+        self.progress = progress
+        self.batches = (
+            EvaluationBatches(eval_batch_size)
+            if isinstance(eval_batch_size, int)
+            else eval_batch_size
+        )
 
     def __len__(self) -> int:
         return len(self.train)
@@ -96,17 +103,22 @@ class PairTask:
     def _drawn(self, data: TaskData, indices: Sequence[int], epoch: int) -> list[Sample]:
         return [data.sample(place, epoch) for place in indices]
 
-    def _convert(self, data: TaskData, samples: Sequence[Sample]) -> TaskBatch:
-        """Inputs have B * O rows, labels B."""
+    def _convert(self, data: TaskData, samples: Sequence[Sample], fixed: bool = True) -> TaskBatch:
+        """Inputs have B * O rows, labels B; `fixed`: of fixed lengths where the device is a GPU."""
         pairs = [pair for sample in samples for pair in sample.pairs]
-        inputs, shown = self.inputs(pairs, data.second_features)
+        on_gpu, counts, limits = self.runtime.on_gpu, self.inputs.counts, self.inputs.limits
+        inputs, shown = self.inputs(pairs, data.second_features, half=on_gpu)
+        labels = self.kind.labels(samples, shown, data)
+        if fixed and on_gpu:
+            inputs = padded_inputs(inputs, counts, limits)
+            labels = padded(labels, REGION_LABELS, shown_lengths(counts, limits))
         keys = [
             sample_key(f"{self.name} {sample.sample_id} {option}")
             for sample in samples
             for option in range(len(sample.pairs))
         ]
         kinds = [sample.kind for sample in samples for _ in sample.pairs]
-        return TaskBatch(keys, inputs, self.kind.labels(samples, shown, data), kinds)
+        return TaskBatch(keys, inputs, labels, kinds)
 
     def step(self, model: nn.Module, batch: TaskBatch) -> StepOutput:
         """The task's loss; the score is the number of right choices."""
@@ -130,18 +142,18 @@ class PairTask:
 
     @torch.no_grad()
     def look(self, model: nn.Module, data: TaskData, places: Sequence[int]) -> None:
-        self._asked(self._answers(model), data, places)
+        self._asked(self._answers(model), data, places, fixed=False)
 
     def _answers(self, model: nn.Module) -> RecordedAnswers:
         """What gives the head's logits of a batch."""
         return recorded_answers(model, self.runtime, partial(run_head, head=self.kind.head))
 
     def _asked(
-        self, answers: RecordedAnswers, data: TaskData, places: Sequence[int]
+        self, answers: RecordedAnswers, data: TaskData, places: Sequence[int], fixed: bool = True
     ) -> tuple[list[Sample], TaskBatch, Tensor]:
         """The samples at some places, the batch on the device, and the head's logits."""
         samples = self._drawn(data, places, EVALUATION)
-        batch = self.runtime.move(self._convert(data, samples))
+        batch = self.runtime.move(self._convert(data, samples, fixed))
         tell_evaluation(answers.model, self.seed, batch.samples)
         return samples, batch, answers(batch)
 
@@ -152,10 +164,13 @@ class PairTask:
         counts = DecisionCounts()
         start = time.perf_counter()
         answers = self._answers(model)
-        for indices in batches_to_evaluate(
-            model, self.runtime, len(data), self.eval_batch_size, name, self.progress
+
+        def ask(places: list[int]) -> tuple[list[Sample], TaskBatch, Tensor]:
+            return self._asked(answers, data, places)
+
+        for _, (samples, batch, logits) in self.batches.asked(
+            model, self.runtime, len(data), name, self.progress, ask
         ):
-            samples, batch, logits = self._asked(answers, data, indices)
             counts.add_last(model, batch.types)
             known |= self._written(samples, logits.float(), batch.labels, data)
         parts = self.runtime.world.gather((known, counts.state_dict()))

@@ -63,7 +63,7 @@ class ViLBertProgram(VQAProgram[ModelOptions]):
                 source.entry.name: source.make(
                     built.tokenizer,
                     begun.runtime,
-                    how.recipe.eval_batch_size,
+                    how.evaluation_batches(tracker.log),
                     options.run.seed,
                     not options.quiet,
                 )
@@ -88,10 +88,14 @@ class ViLBertProgram(VQAProgram[ModelOptions]):
             opened = [begun.opener.open_tested(entry, name) for entry in begun.entries]
             built = build_for(options, needs_of(opened, begun.name), say)
             built.model.to(begun.runtime.device)
-            batch = self.finetuning(options, built.size).recipe.eval_batch_size
+            how = self.finetuning(options, built.size)
             for source in opened:
                 task = source.make(
-                    built.tokenizer, begun.runtime, batch, options.run.seed, not options.quiet
+                    built.tokenizer,
+                    begun.runtime,
+                    how.evaluation_batches(say),
+                    options.run.seed,
+                    not options.quiet,
                 )
                 found = task.evaluate(built.model, source.val, source.split)
                 own = f"{source.entry.name}_" if "," in built.meta["task"] else ""

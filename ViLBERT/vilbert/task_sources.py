@@ -20,6 +20,7 @@ from common.data.vqa_dataset import VQADataset
 from common.errors import ConfigError, DataError
 from common.features.sources import FeatureSources, explain_missing, open_store
 from common.tasks.evaluation import FinetuneTask
+from common.tasks.evaluation_batches import EvaluationBatches
 from common.tasks.questions import QuestionOptions, find_features, find_questions, with_splits
 from common.tasks.vqa import VQATask
 from common.training.distributed import World
@@ -63,7 +64,7 @@ class OpenedTask:
     features: FeatureSources
     answers: Sequence[str]
     limits: Limits
-    make: Callable[[Tokenizer, Runtime, int, int, bool], FinetuneTask]
+    make: Callable[[Tokenizer, Runtime, EvaluationBatches, int, bool], FinetuneTask]
 
     @property
     def head(self) -> str:
@@ -281,13 +282,15 @@ def _pairs(
     limits = Limits(task.max_seq_length, task.max_region_num)
 
     def make(
-        tokenizer: Tokenizer, runtime: Runtime, batch_size: int, seed: int, progress: bool
+        tokenizer: Tokenizer,
+        runtime: Runtime,
+        batches: EvaluationBatches,
+        seed: int,
+        progress: bool,
     ) -> PairTask:
         inputs = PairInputs(tokenizer, limits, features, second)
         kind = TYPES[task.type]
-        return PairTask(
-            task.name, kind, train, heldout, inputs, runtime, batch_size, seed, progress
-        )
+        return PairTask(task.name, kind, train, heldout, inputs, runtime, batches, seed, progress)
 
     return OpenedTask(task, split, train, heldout, val, features, train.answers, limits, make)
 
@@ -338,10 +341,14 @@ def _questions(
     limits = Limits() if embedded else Limits(task.max_seq_length, task.max_region_num)
 
     def make(
-        tokenizer: Tokenizer, runtime: Runtime, batch_size: int, seed: int, progress: bool
+        tokenizer: Tokenizer,
+        runtime: Runtime,
+        batches: EvaluationBatches,
+        seed: int,
+        progress: bool,
     ) -> VQATask:
         inputs = ViLBertInputs(tokenizer, limits)
-        return VQATask(train, heldout, inputs, runtime, batch_size, seed, progress, read_answers)
+        return VQATask(train, heldout, inputs, runtime, batches, seed, progress, read_answers)
 
     answers = val.vocabulary.answers
     return OpenedTask(task, split, train, heldout, val, features, answers, limits, make)

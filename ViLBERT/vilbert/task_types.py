@@ -18,6 +18,7 @@ from vilbert.pair_inputs import ShownRegions
 from vilbert.samples import Box, Sample, TaskData
 
 MEANT = 0.5  # least overlap of a region with the one that is meant
+REGION_LABELS = {"overlap": 0, "present": 0}  # (B, R), with what stands in the padding
 Labels = Mapping[str, Tensor]
 Row = dict[str, Any]
 

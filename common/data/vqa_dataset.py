@@ -35,7 +35,7 @@ class VQABatch:
     answer_types: list[str | None]
     kinds: list[str | None]
     features: Tensor
-    """(B, R, C) float32."""
+    """(B, R, C) float32; float16 where that is asked for and how they are kept."""
     boxes: Tensor
     """(B, R, 4) float32: x1, y1, x2, y2 as shares of the image."""
     boxes_px: Tensor
@@ -147,14 +147,27 @@ class VQADataset:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def read(self, indices: Sequence[int]) -> VQABatch:
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """The fewest and the most regions of an image of its stores; None: not known."""
+        found = self.features.counts
+        if found is None or self.max_regions is None:
+            return found
+        fewest, most = (min(number, self.max_regions) for number in found)
+        return fewest, most
+
+    def read(self, indices: Sequence[int], half: bool = False) -> VQABatch:
         """The examples at some places as one batch.
+
+        Args:
+            indices: B places.
+            half: Leave features that are kept in float16 so, on the way to a GPU.
 
         Raises:
             DataError: A damaged record, or boxes outside their image.
         """
         chosen = [self.examples[i] for i in indices]
-        regions = self.features.read([e.image_id for e in chosen], self.max_regions)
+        regions = self.features.read([e.image_id for e in chosen], self.max_regions, half=half)
         return VQABatch(
             question_ids=[e.question_id for e in chosen],
             image_ids=regions.image_ids,

@@ -75,8 +75,21 @@ class FeatureSources:
     def __contains__(self, image_id: object) -> bool:
         return any(image_id in store for store in self.stores)
 
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """The fewest and the most regions of an image; None where a store does not know."""
+        found = [store.counts for store in self.stores]
+        known = [counts for counts in found if counts is not None]
+        if len(known) < len(found):
+            return None
+        return min(low for low, _ in known), max(high for _, high in known)
+
     def read(
-        self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+        self,
+        image_ids: Sequence[str],
+        max_regions: int | None = None,
+        classes: bool = False,
+        half: bool = False,
     ) -> RegionBatch:
         """Regions of B images, as `RegionFeatures.read`.
 
@@ -84,13 +97,13 @@ class FeatureSources:
             DataError: An image that no store has.
         """
         if len(self.stores) == 1:
-            return self.stores[0].read(image_ids, max_regions, classes)
+            return self.stores[0].read(image_ids, max_regions, classes, half)
         left = list(range(len(image_ids)))
         parts: list[tuple[list[int], RegionBatch]] = []
         for store in self.stores:
             absent = set(store.missing(image_ids[i] for i in left))
             if here := [i for i in left if image_ids[i] not in absent]:
-                found = store.read([image_ids[i] for i in here], max_regions, classes)
+                found = store.read([image_ids[i] for i in here], max_regions, classes, half)
                 parts.append((here, found))
             left = [i for i in left if image_ids[i] in absent]
         if left or not parts:
@@ -114,12 +127,14 @@ def _merge(parts: list[tuple[list[int], RegionBatch]], image_ids: list[str]) -> 
             continue
         per_image = field.name in ("sizes", IMAGES)
         tail = values[0].shape[1:] if per_image else (longest, *values[0].shape[2:])
-        out = values[0].new_zeros((len(image_ids), *tail))
+        # Of stores in float16 and float32 nothing is rounded.
+        dtype = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+        out = values[0].new_zeros((len(image_ids), *tail), dtype=dtype)
         for (places, _), value in zip(parts, values, strict=False):
             if per_image:
-                out[places] = value
+                out[places] = value.to(dtype)
             else:
-                out[places, : value.shape[1]] = value
+                out[places, : value.shape[1]] = value.to(dtype)
         merged[field.name] = out
     return RegionBatch(image_ids, **merged)
 

@@ -78,11 +78,12 @@ def whole_image(features: Tensor, mask: Tensor, image_features: Tensor | None) -
         image_features: (B, C) or None.
 
     Returns:
-        (B, C).
+        (B, C) float32, also of features in float16.
     """
     if image_features is not None:
         return image_features
-    return features.sum(1) / mask.sum(1, keepdim=True)
+    precise = features.to(torch.promote_types(features.dtype, torch.float32))
+    return precise.sum(1) / mask.sum(1, keepdim=True)
 
 
 def normalise_boxes(boxes: Tensor, sizes: Tensor, image_ids: Sequence[str]) -> Tensor:
@@ -144,7 +145,7 @@ class RegionBatch:
 
     image_ids: list[str]
     features: Tensor
-    """(B, R, C) float32."""
+    """(B, R, C) float32; float16 where that is asked for and how they are kept."""
     boxes: Tensor
     """(B, R, 4) float32: x1, y1, x2, y2 in pixels."""
     mask: Tensor
@@ -225,6 +226,11 @@ class RegionFeatures:
         """Whether every record has one, compared when it is read; not so in older stores."""
         return self._crc is not None
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The fewest and the most regions of an image."""
+        return int(self._count.min()), int(self._count.max())
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self._ids)
@@ -274,7 +280,11 @@ class RegionFeatures:
         )
 
     def read(
-        self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+        self,
+        image_ids: Sequence[str],
+        max_regions: int | None = None,
+        classes: bool = False,
+        half: bool = False,
     ) -> RegionBatch:
         """Regions of B images.
 
@@ -282,6 +292,7 @@ class RegionFeatures:
             image_ids: B ids; repetitions are fine.
             max_regions: Keep only the first so many regions of each image.
             classes: Read the class probabilities too, if the store has them.
+            half: Leave features that are kept in float16 so; see `common.features.carried`.
 
         Raises:
             DataError: An image has no record, or its record holds values that are not finite.
@@ -300,7 +311,9 @@ class RegionFeatures:
         regions = torch.arange(max(counts))
         batch = RegionBatch(
             image_ids=list(image_ids),
-            features=self._gather("features", spans, torch.float32),
+            features=self._gather(
+                "features", spans, self._arrays["features"].dtype if half else torch.float32
+            ),
             boxes=self._gather("boxes", spans, torch.float32),
             mask=regions < torch.tensor(counts).unsqueeze(1),
             sizes=torch.from_numpy(self._sizes[rows]).float(),
@@ -345,7 +358,7 @@ class RegionFeatures:
         return out
 
     def _check_finite(self, batch: RegionBatch) -> None:
-        if bool(torch.isfinite(batch.features.sum() + batch.boxes.sum())):
+        if bool(torch.isfinite(batch.features.sum(dtype=torch.float32) + batch.boxes.sum())):
             return
         for image_id, features, boxes in zip(
             batch.image_ids, batch.features, batch.boxes, strict=False

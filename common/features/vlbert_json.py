@@ -308,14 +308,24 @@ class JsonFeatures:
         """Image ids, by number."""
         return list(self._names)
 
+    @property
+    def counts(self) -> None:
+        """The numbers of regions are not known before all files are read."""
+
     def missing(self, image_ids: Iterable[str]) -> list[str]:
         """Those of the ids that have no file here, in their order."""
         return [image_id for image_id in image_ids if image_id not in self._names]
 
     def read(
-        self, image_ids: Sequence[str], max_regions: int | None = None, classes: bool = False
+        self,
+        image_ids: Sequence[str],
+        max_regions: int | None = None,
+        classes: bool = False,
+        half: bool = False,
     ) -> RegionBatch:
         """Regions of B images, as `RegionFeatures.read`; an image asked for twice is read once.
+
+        The files hold float32, which stays.
 
         Boxes are cut at the edges of their images; where a file does not say the size of its image,
         they are as in the file, and the size is 0.

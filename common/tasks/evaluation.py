@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.adapt.adapting import adaptive_part
-from common.training.batch_order import iterate
 from common.training.graphs import RecordedAnswers
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, Task, TaskBatch
@@ -92,23 +90,6 @@ class FinetuneTask(Task, Protocol):
             val: the samples that are reported.
             found: their evaluation.
         """
-
-
-def batches_to_evaluate(
-    model: nn.Module, runtime: Runtime, samples: int, batch_size: int, name: str, progress: bool
-) -> Iterable[list[int]]:
-    """This process' part of all batches, with a progress bar; the model is in evaluation mode."""
-    model.eval()
-    world = runtime.world
-    bar: Iterable[list[int]] = tqdm(
-        world.share(list(iterate(samples, batch_size))),
-        desc=name,
-        unit="batch",
-        leave=False,
-        disable=not (progress and world.main),
-        dynamic_ncols=True,
-    )
-    return bar
 
 
 def tell_evaluation(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from common.adapt.encoder import AdaptiveOptions
 from common.errors import ConfigError
+from common.tasks.evaluation_batches import EvaluationBatches
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.flags import add_flag
 from common.training.loop import LoopOptions
@@ -81,6 +83,7 @@ class FinetuneOptions:
         global_k: with `adaptive.policy_eval` global, the K most used sites; None: the majority.
         plots: draw plots and write the report.
         resume, overwrite: go on with the run in the folder, or start again in its place.
+        eval_auto: on a GPU, evaluation takes as many samples at once as there is memory for.
     """
 
     recipe: Recipe
@@ -94,6 +97,12 @@ class FinetuneOptions:
     plots: bool = True
     resume: bool = False
     overwrite: bool = False
+    eval_auto: bool = False
+
+    def evaluation_batches(self, say: Callable[[str], None]) -> EvaluationBatches:
+        """How many samples an evaluation of a task takes at once; `say` is told what was found."""
+        training = self.recipe.batch_size if self.eval_auto else None
+        return EvaluationBatches(self.recipe.eval_batch_size, training, say)
 
     def with_recipe(self, recipe: Recipe) -> FinetuneOptions:
         """The same with another recipe, in the loop as well."""
@@ -117,6 +126,7 @@ def finetune_options(args: argparse.Namespace, recipe: Recipe) -> FinetuneOption
         not args.no_plots,
         args.resume,
         args.overwrite,
+        args.eval_batch_size is None if args.eval_auto is None else args.eval_auto,
     )
 
 

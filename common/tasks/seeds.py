@@ -30,6 +30,7 @@ FREE = (
     "save_every",
     "max_steps",
     "eval_batch_size",
+    "eval_auto",
     "workers",
     "wandb",
     "no_tensorboard",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,37 @@ from common.modules.losses import precise
 from common.tasks.evaluation import (
     Evaluation,
     Figures,
-    batches_to_evaluate,
     heldout_details,
     joined_evaluations,
     recorded_answers,
     tell_evaluation,
 )
+from common.tasks.evaluation_batches import EvaluationBatches
 from common.training.graphs import RecordedAnswers
+from common.training.padding import Range
 from common.training.runtime import Runtime
 from common.training.task import DecisionCounts, StepOutput, TaskBatch, Validation
 
 LARGEST = 1 << 63
-MakeInputs = Callable[[VQABatch], dict[str, Tensor | None]]
+Inputs = dict[str, Tensor | None]
+MakeInputs = Callable[[VQABatch], Inputs]
 Answer = Callable[[nn.Module, dict[str, Tensor | None]], Tensor]
+
+
+@runtime_checkable
+class MakesGpuInputs(Protocol):
+    """Makes inputs that go well on a GPU: of features in half precision, and of few shapes."""
+
+    def __call__(self, batch: VQABatch) -> Inputs:
+        """The inputs of a batch, whose features may be in float16; they stay so."""
+
+    def padded(self, inputs: Inputs, regions: Range | None) -> Inputs:
+        """The same padded to fixed lengths, see `common.training.padding`.
+
+        Args:
+            inputs: of `__call__`.
+            regions: the fewest and the most regions of an image; None: not known.
+        """
 
 
 def answer(model: nn.Module, inputs: dict[str, Tensor | None]) -> Tensor:
@@ -86,7 +104,7 @@ class VQATask:
         heldout: VQADataset,
         make_inputs: MakeInputs,
         runtime: Runtime,
-        eval_batch_size: int,
+        eval_batch_size: int | EvaluationBatches,
         seed: int = 0,
         progress: bool = True,
         answer: Answer = answer,
@@ -96,27 +114,42 @@ class VQATask:
         Args:
             train, heldout: questions to train on, and to choose the best epoch with.
             make_inputs: turns a batch of the data set into the backbone's inputs.
-            eval_batch_size: questions per batch in evaluation.
+            eval_batch_size: questions per batch in evaluation, or what finds it.
             seed: of decisions that are drawn in evaluation.
             answer: runs a model on inputs and gives its answer logits (B, A).
         """
         self.seed, self.answer = seed, answer
         self.train, self.heldout, self.measured = train, heldout, train
         self.make_inputs, self.runtime = make_inputs, runtime
-        self.eval_batch_size, self.progress = eval_batch_size, progress
+        self.half = runtime.on_gpu and isinstance(make_inputs, MakesGpuInputs)
+        self.progress = progress
+        self.batches = (
+            EvaluationBatches(eval_batch_size)
+            if isinstance(eval_batch_size, int)
+            else eval_batch_size
+        )
 
     def __len__(self) -> int:
         return len(self.train)
 
     def read(self, indices: Sequence[int], epoch: int) -> TaskBatch:
         """The training questions at some places."""
-        return self._convert(self.train.read(indices))
+        batch = self.train.read(indices, half=self.half)
+        return self._convert(batch, self.train)
 
-    def _convert(self, batch: VQABatch) -> TaskBatch:
+    def _convert(self, batch: VQABatch, data: VQADataset, fixed: bool = True) -> TaskBatch:
+        """What the model reads of some questions of a data set.
+
+        Args:
+            fixed: pad to fixed lengths where the device is a GPU.
+        """
         labels = {} if batch.target is None else {"target": batch.target}
+        inputs, make = self.make_inputs(batch), self.make_inputs
+        if fixed and self.runtime.on_gpu and isinstance(make, MakesGpuInputs):
+            inputs = make.padded(inputs, data.counts)
         return TaskBatch(
             [sample_key(q) for q in batch.question_ids],
-            self.make_inputs(batch),
+            inputs,
             labels,
             batch.answer_types,
             kinds=batch.kinds,
@@ -153,18 +186,18 @@ class VQATask:
 
     @torch.no_grad()
     def look(self, model: nn.Module, data: VQADataset, places: Sequence[int]) -> None:
-        self._asked(self._answers(model), data, places)
+        self._asked(self._answers(model), data, places, fixed=False)
 
     def _answers(self, model: nn.Module) -> RecordedAnswers:
         """What gives the logits (B, A) of a batch."""
         return recorded_answers(model, self.runtime, self.answer)
 
     def _asked(
-        self, answers: RecordedAnswers, data: VQADataset, places: Sequence[int]
+        self, answers: RecordedAnswers, data: VQADataset, places: Sequence[int], fixed: bool = True
     ) -> tuple[VQABatch, TaskBatch, Tensor]:
         """The questions at some places, the batch on the device, and the logits (B, A)."""
-        read = data.read(places)
-        batch = self.runtime.move(self._convert(read))
+        read = data.read(places, half=self.half)
+        batch = self.runtime.move(self._convert(read, data, fixed))
         tell_evaluation(answers.model, self.seed, batch.samples, batch.kinds)
         return read, batch, answers(batch)
 
@@ -181,10 +214,13 @@ class VQATask:
         counts = DecisionCounts()
         start = time.perf_counter()
         answers = self._answers(model)
-        for indices in batches_to_evaluate(
-            model, self.runtime, len(data), self.eval_batch_size, name, self.progress
+
+        def ask(places: list[int]) -> tuple[VQABatch, TaskBatch, Tensor]:
+            return self._asked(answers, data, places)
+
+        for _, (read, batch, logits) in self.batches.asked(
+            model, self.runtime, len(data), name, self.progress, ask
         ):
-            read, batch, logits = self._asked(answers, data, indices)
             counts.add_last(model, batch.types, batch.kinds)
             logits = logits.float().cpu()
             check_logits(logits, [f"question {asked}" for asked in read.question_ids])

@@ -281,7 +281,7 @@ class VQAProgram(Generic[Model]):
                 held,
                 self.make_inputs(built.tokenizer, built.meta),
                 begun.runtime,
-                how.recipe.eval_batch_size,
+                how.evaluation_batches(tracker.log),
                 options.run.seed,
                 progress=not options.quiet,
             )
@@ -376,7 +376,7 @@ class VQAProgram(Generic[Model]):
                 data,
                 self.make_inputs(built.tokenizer, built.meta),
                 runtime,
-                how.recipe.eval_batch_size,
+                how.evaluation_batches(tracker.log),
                 options.run.seed,
                 progress=not options.quiet,
             )

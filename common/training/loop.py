@@ -52,7 +52,14 @@ from common.training.policy_statistics import groups_of
 from common.training.prefetching import prefetched
 from common.training.run_folder import SnapshotNames, check_unused, remove_run
 from common.training.running_totals import RunningTotals
-from common.training.runtime import Runtime, peak_memory, versions
+from common.training.runtime import (
+    Runtime,
+    arrived,
+    forget_gpu_peak,
+    larger_memory,
+    peak_memory,
+    versions,
+)
 from common.training.stop_signal import StopSignal
 from common.training.task import Task, TaskBatch, as_floats, as_number
 from common.training.tracking import Tracker
@@ -269,6 +276,7 @@ class Trainer:
         batches = self.order.epoch(self.epoch, self.step_in_epoch)
         reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
         loader = BatchLoader(reader, batches, self.options.workers)
+        forget_gpu_peak()  # evaluations may use what memory there is
         with (
             closing(prefetched(loader, self.runtime)) as ready,
             tqdm(
@@ -298,7 +306,7 @@ class Trainer:
                 if self._done():
                     break
         self._stop = self._stop or self.world.any(self._signal.received)
-        self.peak_memory = peak_memory()
+        self.peak_memory = larger_memory(self.peak_memory, peak_memory())
         if self._done():
             self.save_last()
 
@@ -425,7 +433,7 @@ class Trainer:
         if not 0 <= place < self.order.steps_of(self.epoch):
             return None
         reader = MicroBatches(self.task, self.epoch, self.world, self.options.accumulate)
-        return reader[self.order.epoch(self.epoch, place)[0]][0]
+        return arrived(reader[self.order.epoch(self.epoch, place)[0]][0])
 
     def _within(self, share: float | None, back: int = 0) -> bool:
         """Whether this step, or one so many before it, is in such a first share of all steps."""

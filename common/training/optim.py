@@ -22,6 +22,8 @@ from common.training.moments import update_moments
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 SCHEDULES = ("linear", "constant", "steps", "cyclic")
 OURS = ("steps", "cyclic")  # schedules that count the updates of all tensors
+# Settings of a group that depend on where it is computed, not on what.
+OF_THIS_RUN = ("schedule", "fused", "foreach", "capturable")
 
 
 class DecayAfterAdam(Optimizer):
@@ -326,7 +328,7 @@ class OptimizerWithSchedule:
                 "settings, or start a new run from the weights with --load"
             )
         groups = [
-            {**saved_group, **{k: own[k] for k in ("schedule",) if k in own}}
+            {**saved_group, **{k: own[k] for k in OF_THIS_RUN if k in own}}
             for saved_group, own in zip(
                 state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False
             )

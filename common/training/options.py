@@ -182,6 +182,23 @@ def add_policy_optimizer_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class EvalBatchSize(argparse.Action):
+    """A number; or `auto`, which sets `eval_auto` and leaves the number to the recipe."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.eval_auto = values == AUTO
+        try:
+            namespace.eval_batch_size = None if values == AUTO else int(values)
+        except ValueError:
+            raise argparse.ArgumentError(self, f"{values!r}: give a number or {AUTO}") from None
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Device, precision, saving, resuming and logging."""
     group = parser.add_argument_group("running")
@@ -244,10 +261,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group,
         "--eval-batch-size",
-        type=int,
+        action=EvalBatchSize,
         default=None,
-        help="samples per evaluation batch (default: by size)",
+        metavar="N",
+        help="samples per evaluation batch, or auto: on a GPU, in finetuning and testing, a power "
+        "of two times the training batch, as large as there is memory for; elsewhere by size "
+        "(default auto)",
     )
+    group.set_defaults(eval_auto=None)
     add_flag(
         group,
         "--holdout",

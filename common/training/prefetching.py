@@ -34,7 +34,7 @@ def prefetched(
     Raises:
         BaseException: what reading raised, where its batch would have come.
     """
-    if runtime.device.type == "cpu":
+    if not runtime.on_gpu:
         for batch in batches:
             yield batch, batch
         return

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.features.carried import Carried
 from common.files import checkout
 from common.installed import PACKAGE, installed_version
 from common.training.distributed import World
@@ -49,6 +50,11 @@ class Runtime:
     world: World = field(default_factory=World)
     recorder: Recorder | None = None
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether batches are copied to a device that computes faster than they can be read."""
+        return self.device.type != "cpu"
+
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products run in the precision of the run."""
         return torch.autocast(
@@ -58,11 +64,11 @@ class Runtime:
     def move(self, batch: Batch) -> Batch:
         """The same nested structure (dict, list, tuple, dataclass) with its tensors on the device.
 
-        Anything that is no tensor stays as it is. Copies from pinned memory overlap with the
-        computation.
+        What is `Carried` is put together there; anything else that is no tensor stays as it is.
+        Copies from pinned memory overlap with the computation.
         """
         moved: Batch = map_tensors(batch, lambda t: t.to(self.device, non_blocking=True))
-        return moved
+        return arrived(moved)
 
     def describe(self) -> str:
         """One line: device, precision, threads, versions."""
@@ -171,20 +177,30 @@ def _check_precision(device: torch.device, precision: str) -> None:
                 )
 
 
+def arrived(batch: Batch) -> Batch:
+    """The same nested structure with what is `Carried` put together where it is."""
+    whole: Batch = _map(batch, Carried, Carried.joined)
+    return whole
+
+
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same nested structure (dict, list, tuple, dataclass) with its tensors changed."""
-    if isinstance(value, Tensor):
+    return _map(value, Tensor, change)
+
+
+def _map(value: Any, kind: type, change: Callable[[Any], Tensor]) -> Any:
+    if isinstance(value, kind):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: map_tensors(item, change) for key, item in value.items()}
+        return {key: _map(item, kind, change) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, change) for item in value))
+        return type(value)(*(_map(item, kind, change) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(item, change) for item in value)
+        return type(value)(_map(item, kind, change) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if field.init]
         return dataclasses.replace(
-            value, **{name: map_tensors(getattr(value, name), change) for name in names}
+            value, **{name: _map(getattr(value, name), kind, change) for name in names}
         )
     return value
 
@@ -228,6 +244,22 @@ def peak_memory() -> dict[str, int | None]:
     """
     cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {"peak_rss_bytes": _peak_rss(), "peak_cuda_bytes": cuda}
+
+
+def forget_gpu_peak() -> None:
+    """Let `peak_memory` of the current GPU be that from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def larger_memory(
+    one: Mapping[str, int | None], other: Mapping[str, int | None]
+) -> dict[str, int | None]:
+    """The larger of two `peak_memory`, each number for itself."""
+    return {
+        name: max((x for x in (one.get(name), other.get(name)) if x is not None), default=None)
+        for name in {**one, **other}
+    }
 
 
 def _peak_rss() -> int:

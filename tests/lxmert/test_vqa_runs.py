@@ -25,6 +25,7 @@ from lxrt.finetuning import PROGRAM, main
 from lxrt.inputs import LxmertInputs
 from lxrt.modeling import VQAModel
 from lxrt.sizes import size_config
+from tests.common.on_gpu import everything_on_gpu, same_learning, without_dropout
 from tests.common.recording import recording
 from tests.lxmert.runs import ADAPTIVE, DROPOUT_RUN, same_state, score_of_predictions, strict_json
 
@@ -392,3 +393,16 @@ def test_a_run_whose_passes_are_recorded_gives_the_same(flags, tmp_path, monkeyp
         assert first[key] == second[key], key
     # On the CPU the decisions of an evaluation take samples apart, which is not recorded.
     assert recorder.repeats > 16 if strategy == "standard" else recorder.repeats == 8
+
+
+def test_batches_as_for_a_gpu_teach_the_same(flags, tmp_path):
+    """Features in half precision, fixed lengths, evaluation batches that grow."""
+    results = []
+    for name, device in (("cpu", without_dropout), ("gpu", everything_on_gpu)):
+        with device():
+            out = tmp_path / name
+            assert main([*flags, "--strategy", "SpotTune_Block", "--output", str(out)]) == 0
+        results.append(strict_json(out / "result.json"))
+        told = "evaluation in batches of" in (out / "log.log").read_text()
+        assert told == (name == "gpu")
+    same_learning(*reversed(results))

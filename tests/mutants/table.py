@@ -18,6 +18,8 @@ STRATEGY, MERGE = f"{T}/adapt/test_strategies.py", f"{T}/adapt/test_merge.py"
 LOOP, OPTIM = f"{T}/training/test_training.py", f"{T}/training/test_optim.py"
 CHECKPOINT, LOADER = f"{T}/training/test_checkpoint.py", f"{T}/training/test_batch_loader.py"
 LOCK, OTHERS = f"{T}/training/test_folder_lock.py", f"{T}/training/test_weights_of_others.py"
+PADDING, HALF = f"{T}/training/test_padding.py", f"{T}/tasks/test_gpu_batches.py"
+ROOM = f"{T}/tasks/test_evaluation_batches.py"
 STORE, IMPORTS = f"{T}/features/test_features.py", f"{T}/features/test_sources_of_imports.py"
 METRIC, ANNOTATIONS = f"{T}/data/test_vqa_metric.py", f"{T}/data/test_annotations.py"
 CURVES, TEXTS = f"{T}/test_pinned_curves.py", f"{T}/test_reading.py"
@@ -45,6 +47,48 @@ def _all(path: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
 
 
 MUTANTS = [
+    # Batches on a GPU
+    *_all(
+        "VLBERT/vlbert/vqa_dataset.py",
+        PADDING,
+        ('found, {"boxes": PADDING}, lengths', 'found, {"boxes": 0}, lengths'),
+    ),
+    *_all(
+        "ViLBERT/vilbert/inputs.py",
+        PADDING,
+        ('"image_attention_mask": 0}', '"image_attention_mask": 1}'),
+    ),
+    *_all(
+        f"{FEATURES}/sources.py",
+        HALF,
+        ("key=lambda dtype: dtype.itemsize)", "key=lambda dtype: -dtype.itemsize)"),
+    ),
+    *_all(
+        f"{FEATURES}/store.py",
+        HALF,
+        (
+            "precise = features.to(torch.promote_types(features.dtype, torch.float32))",
+            "precise = features",
+        ),
+    ),
+    *_all(
+        "common/tasks/evaluation_batches.py",
+        ROOM,
+        ("torch.cuda.empty_cache()", "done += len(places)"),
+        (
+            "self.size, self._grows = self.size // 2, False",
+            "self.size, self._grows = self.size // 2, True",
+        ),
+        ("return list(world.share(range(samples)))", "return list(range(samples))"),
+    ),
+    *_all(
+        f"{TRAINING}/optim.py",
+        OPTIM,
+        (
+            'OF_THIS_RUN = ("schedule", "fused", "foreach", "capturable")',
+            'OF_THIS_RUN = ("schedule",)',
+        ),
+    ),
     # Routes, rows, executors
     *_all(
         f"{ADAPT}/dropout.py",

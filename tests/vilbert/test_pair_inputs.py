@@ -46,7 +46,7 @@ class Store:
     def __init__(self, found: RegionBatch) -> None:
         self.found = found
 
-    def read(self, image_ids: list[str]) -> RegionBatch:
+    def read(self, image_ids: list[str], half: bool = False) -> RegionBatch:
         assert image_ids == list(dict.fromkeys(image_ids)), "an image is read twice"
         rows = torch.tensor([int(name) for name in image_ids])
         f = self.found

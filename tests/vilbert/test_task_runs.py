@@ -12,6 +12,7 @@ import torch
 
 from common.training.checkpoint import load_checkpoint, load_meta, save_checkpoint
 from tests.common.lmdb_files import write_lmdb
+from tests.common.on_gpu import everything_on_gpu, same_learning, without_dropout
 from tests.lxmert.runs import same_state, strict_json
 from tests.vilbert.other_tasks import IMAGES, OtherFiles, record, write_other_files, write_sections
 from tests.vilbert.runs import refused, without
@@ -340,3 +341,18 @@ def test_annotated_regions_are_needed_of_training_images_alone(tmp_path, capsys)
     assert train(files.train("9", tmp_path / "second", "--skip-bad")) == 0
     shown = capsys.readouterr().out
     assert "RetrievalFlickr30k: 2 of 40 samples are left out" in shown
+
+
+@pytest.mark.parametrize("task", ["6", "11"])
+def test_batches_as_for_a_gpu_teach_the_same(others, tmp_path, task):
+    """Features in half precision, fixed lengths, evaluation batches that grow."""
+    results = []
+    for name, device in (("cpu", without_dropout), ("gpu", everything_on_gpu)):
+        out = tmp_path / name
+        more = ("--strategy", "SpotTune_Block", "--eval-batch-size", "auto")
+        with device():
+            assert train(others.train(task, out, *more)) == 0
+        results.append(strict_json(out / "result.json"))
+        told = "evaluation in batches of" in (out / "log.log").read_text()
+        assert told == (name == "gpu")
+    same_learning(*reversed(results))

@@ -14,6 +14,7 @@ import torch
 from common.errors import CheckpointError
 from common.training.checkpoint import load_checkpoint, load_meta
 from common.training.weights import load_weights
+from tests.common.on_gpu import everything_on_gpu, same_learning, without_dropout
 from tests.common.recording import recording
 from tests.vlbert.coco_files import ANSWERS
 from tests.vlbert.runs import FOLDER, HOME, TESTED, VAL, flags, result_of, write_config
@@ -536,3 +537,18 @@ def test_the_passes_of_a_run_are_recorded(config, tmp_path, monkeypatch, capsys)
     assert recorder.repeats >= 4
     said = [line for line in capsys.readouterr().out.splitlines() if "not recorded" in line]
     assert all("executor gathered takes samples apart" in line for line in said)  # on the CPU
+
+
+@pytest.mark.parametrize("policy", ["small", "published"])
+def test_batches_as_for_a_gpu_teach_the_same(config, tmp_path, policy):
+    """Features in half precision, fixed lengths, evaluation batches that grow where that is asked
+    for."""
+    results = []
+    for name, device in (("cpu", without_dropout), ("gpu", everything_on_gpu)):
+        more = ("--strategy", "SpotTune_Res", "--policy", policy, "--eval-batch-size", "auto")
+        with device():
+            assert main(flags(config, tmp_path / name, *more)) == 0
+        results.append(result_of(tmp_path / name))
+        (log,) = (tmp_path / name / FOLDER).glob("tiny_*.log")
+        assert ("evaluation in batches of" in log.read_text()) == (name == "gpu")
+    same_learning(*reversed(results))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from common.data.tokenizer import Tokenizer
+from common.data.tokenizer import MAX_TOKENS, Tokenizer
 from common.data.vqa_dataset import VQABatch
+from common.features.carried import carried
 from common.runs.backbones import OpenedRun
 from common.runs.places import Places, two_streams
+from common.training.padding import Range, padded, region_lengths, text_lengths
 
 
 @dataclass
@@ -29,10 +32,23 @@ class LxmertInputs:
         return {
             "input_ids": ids,
             "input_mask": mask,
-            "features": batch.features,
+            "features": carried([batch.features], 1),
             "boxes": batch.boxes,
             "region_mask": regions,
         }
+
+    def padded(
+        self, inputs: Mapping[str, Tensor | None], regions: Range | None
+    ) -> dict[str, Tensor | None]:
+        """See `common.tasks.vqa.MakesGpuInputs`; where all images have equally many regions, those
+        stay as they are."""
+        found = padded(inputs, {"input_ids": 0, "input_mask": 0}, text_lengths(MAX_TOKENS))
+        if regions is not None and regions[0] == regions[1]:
+            return found
+        if (boxes := found["boxes"]) is not None and found["region_mask"] is None:
+            found["region_mask"] = torch.ones(boxes.shape[:2], dtype=torch.int64)
+        fills = {"features": 0, "boxes": 0, "region_mask": 0}
+        return padded(found, fills, region_lengths(regions))
 
 
 def find_places(run: OpenedRun, inputs: Mapping[str, Tensor | None]) -> list[Places]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from pytorch_pretrained_bert.optimization import WarmupLinearSchedule
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import CheckpointError, ConfigError
 from common.training.checkpoint import load_checkpoint, save_checkpoint
 from common.training.optim import OPTIMIZERS, OptimizerWithSchedule, clip_grad_norm, make_optimizer
 
+aten = torch.ops.aten
 GOLDENS = Path(__file__).parents[2] / "goldens"
 NAMES = list(OPTIMIZERS)
 
@@ -339,3 +342,56 @@ def test_steps_fall_at_the_update_that_a_milestone_names() -> None:
     )
     factors = [optimizer.schedule.factor(updates) for updates in range(8)]
     assert factors == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_fused_adamw_is_adamw_and_goes_on_from_a_state_of_either() -> None:
+    """A run on a GPU goes on from one on the CPU, whichever way each was computed."""
+    models = [make_model() for _ in range(2)]
+    ways = [
+        make_optimizer("adamw", model.parameters(), 1e-2, 60, fused=fused)
+        for model, fused in zip(models, (True, False), strict=True)
+    ]
+    for _ in range(2):
+        for model, optimizer in zip(models, ways, strict=True):
+            train(model, optimizer, range(25))
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        states = [copy.deepcopy(optimizer.state_dict()) for optimizer in ways]
+        for optimizer, state in zip(ways, reversed(states), strict=True):
+            optimizer.load_state_dict(state)
+        assert [optimizer.param_groups[0]["fused"] for optimizer in ways] == [True, False]
+    assert make_optimizer("adamw", models[0].parameters(), 1e-2, 60).param_groups[0]["fused"]
+
+
+class Asked(TorchDispatchMode):
+    """Counts operators, and refuses those that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        if func in (
+            aten._local_scalar_dense.default,
+            aten.nonzero.default,
+            aten.is_nonzero.default,
+        ):
+            raise AssertionError(f"{func} asks the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["bert", "adamw", "vlbert_adamw"])
+def test_an_update_asks_the_device_nothing_and_takes_one_norm(name: str) -> None:
+    model = make_model()
+    more = {"max_grad_norm": 0.3} if name == "bert" else {}
+    optimizer = make_optimizer(name, model.parameters(), 1e-2, 60, **more)
+    train(model, optimizer, range(3))
+    with pytest.raises(AssertionError, match="asks the device"), Asked():
+        float(model[0].weight.detach().sum())
+    with Asked() as asked:
+        optimizer.clip(0.5)
+    assert asked.counts["_foreach_norm"] == asked.counts["_foreach_mul_"] == 1
+    with Asked() as asked:
+        optimizer.step()
+    assert sum(asked.counts.values()) < 40

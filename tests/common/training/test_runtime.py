@@ -15,7 +15,7 @@ import torch
 from common.errors import ConfigError
 from common.training import runtime
 from common.training.distributed import World
-from common.training.runtime import make_runtime, seed_everything, versions
+from common.training.runtime import larger_memory, make_runtime, seed_everything, versions
 
 
 @pytest.fixture
@@ -150,3 +150,12 @@ def test_importing_the_modules_sets_nothing_up() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "", done.stderr
+
+
+def test_of_two_peaks_the_larger_counts() -> None:
+    first = {"peak_rss_bytes": 5, "peak_cuda_bytes": 9}
+    assert larger_memory({}, first) == first
+    second = {"peak_rss_bytes": 7, "peak_cuda_bytes": 3}
+    assert larger_memory(first, second) == {"peak_rss_bytes": 7, "peak_cuda_bytes": 9}
+    nothing = {"peak_rss_bytes": 7, "peak_cuda_bytes": None}
+    assert larger_memory(nothing, nothing) == nothing
