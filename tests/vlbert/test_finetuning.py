@@ -540,10 +540,10 @@ def test_the_passes_of_a_run_are_recorded(config, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("policy", ["small", "published"])
-def test_batches_as_for_a_gpu_teach_the_same(config, tmp_path, policy):
+def test_batches_as_for_a_gpu_teach_the_same(coco, tmp_path, policy):
     """Features in half precision, fixed lengths, evaluation batches that grow where that is asked
     for."""
-    results = []
+    config, results = write_config(coco), []
     for name, device in (("cpu", without_dropout), ("gpu", everything_on_gpu)):
         more = ("--strategy", "SpotTune_Res", "--policy", policy, "--eval-batch-size", "auto")
         with device():
