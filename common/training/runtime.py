@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -243,6 +244,7 @@ def versions() -> dict[str, str | None]:
     }
 
 
+@cache
 def _installed(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -250,8 +252,12 @@ def _installed(package: str) -> str | None:
         return None
 
 
+@cache
 def _commit() -> str | None:
-    """Commit of the checkout that this file belongs to, `-dirty` if it has changes."""
+    """Commit of the checkout that this file belongs to, `-dirty` if it has changes.
+
+    As it is when first asked: what changes later is not what runs.
+    """
     root = checkout()
     if root is None:
         return None
