@@ -160,16 +160,14 @@ class PolicyLessons:
             self.begin()
             save()
         weights, saved = self._weights(), time.monotonic()
-        stop = self.world.any(stopped())
-        while self.passes < passes and not stop:
+        while self.passes < passes and not self.world.any(stopped()):
             name = f"policy start {self.passes + 1}"
             loss = self._pass(self._targets, weights, self.passes, name)
             self.passes += 1
             if self.passes == passes:
                 self._optimizer, self._targets = None, {}
-            stop = self.world.any(stopped())
-            late = self.world.any(time.monotonic() - saved >= SAVE_SECONDS)
-            if stop or late or self.passes == passes:
+            late = time.monotonic() - saved >= SAVE_SECONDS
+            if self.world.any(late or stopped() or self.passes == passes):
                 save()
                 saved = time.monotonic()
         return loss

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.attention import set_attention
@@ -71,37 +69,28 @@ def test_the_weights_reproduce_the_context_and_the_output_stays(family, mechanis
     check_weights(found)
 
 
-def captured(
-    model: nn.Module, family: str, rows: list[int]
-) -> dict[tuple[str, str, str, int], Tensor]:
-    """The weights of some samples with random decisions, by layer, streams and sample."""
-    decisions = random_decisions(model)
-    inputs = {name: x[rows] for name, x in FAMILIES[family].inputs(BATCH).items()}
-    with adaptive_part(model).force(decisions[rows]), capture(model) as found, torch.no_grad():
-        model(**inputs)
-    check_weights(found)
-    return {
-        (each.layer, each.queries, each.keys, rows[int(row)]): real_weights(each, place)
-        for each in found
-        for place, row in enumerate(each.rows)
-    }
-
-
-@cache
-def captured_alone(family: str, strategy: str) -> list[dict[tuple[str, str, str, int], Tensor]]:
-    """Of every sample in a batch of its own."""
-    model = model_of(family, "entmax", strategy, eval_executor="gathered")
-    return [captured(model, family, [row]) for row in range(BATCH)]
-
-
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 @pytest.mark.parametrize("executor", ["gathered", "dense"])
 def test_each_sample_shows_the_branch_that_it_ran(family, strategy, executor):
     """As alone in its batch with its own decisions."""
     model = model_of(family, "entmax", strategy, eval_executor=executor)
-    together = captured(model, family, list(range(BATCH)))
-    alone = captured_alone(family, strategy)
+    decisions = random_decisions(model)
+    part = adaptive_part(model)
+
+    def captured(rows: list[int]) -> dict[tuple[str, str, str, int], Tensor]:
+        inputs = {name: x[rows] for name, x in FAMILIES[family].inputs(BATCH).items()}
+        with part.force(decisions[rows]), capture(model) as found, torch.no_grad():
+            model(**inputs)
+        check_weights(found)
+        return {
+            (each.layer, each.queries, each.keys, rows[int(row)]): real_weights(each, place)
+            for each in found
+            for place, row in enumerate(each.rows)
+        }
+
+    together = captured(list(range(BATCH)))
+    alone = [captured([row]) for row in range(BATCH)]
     assert together.keys() == {key for each in alone for key in each}
     for each in alone:
         for key, weights in each.items():

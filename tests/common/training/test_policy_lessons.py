@@ -120,15 +120,11 @@ def test_a_run_that_is_stopped_at_any_time_goes_on_bit_for_bit(tmp_path, monkeyp
 
 def test_the_start_saves_what_it_measured_and_what_it_taught_when_it_ends_or_is_stopped(tmp_path):
     """And between its passes only where the last save is some time ago."""
-    trainer = make_trainer(tmp_path, **STARTED)
-    taught = []
-    trainer.lessons.start(3, lambda: taught.append(trainer.lessons.passes), lambda: False)
-    assert taught == [0, 3]
-    trainer.lessons.start(6, lambda: taught.append(trainer.lessons.passes), lambda: True)
-    assert taught == [0, 3]
-    answers = iter([False, False, True])
-    trainer.lessons.start(9, lambda: taught.append(trainer.lessons.passes), lambda: next(answers))
-    assert taught == [0, 3, 5]
+    lessons, saved = make_trainer(tmp_path, **STARTED).lessons, []
+    lessons.start(5, lambda: saved.append(lessons.passes), lambda: lessons.passes == 2)
+    assert saved == [0, 2]
+    lessons.start(5, lambda: saved.append(lessons.passes), lambda: False)
+    assert saved == [0, 2, 5]
 
 
 def test_a_held_policy_stays_as_it_is_and_decides_as_in_evaluation(tmp_path):
