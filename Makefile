@@ -110,8 +110,10 @@ lint: setup  ## formatting, ruff, types (mypy) and the direction of imports, wit
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
 
+# With bytecode kept: the many processes that the tests start need not compile again.
 test: setup  ## all tests but the slow ones, in WORKERS=2 processes (0: in one, for a debugger)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) \
+	    --dist loadfile $(ARGS)
 
 test-slow: setup  ## the tests that take minutes: the demo, training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)

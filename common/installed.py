@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import tomllib
+from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 PACKAGE = "adaptive-finetuning"
 
 
+@cache
 def installed_version(package: str) -> str | None:
     """None where it is not installed."""
     try:

@@ -10,6 +10,7 @@ those without which the pretrained model is worse. Shape legend: B batch, D deci
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ WEIGHT_DECAY, LARGEST_NORM = 0.01, 1.0
 # little about which one is the better.
 RIGHT_TEACHES = 0.5
 SKIPS_MEASURED = 1024  # samples that are answered once for each block that could be skipped
+SAVE_SECONDS = 30.0  # between saves in the start: short passes would cost less than their saves
 Scores = dict[int, Tensor]  # by sample: (), or (D,) where every decision has one
 
 
@@ -146,7 +148,8 @@ class PolicyLessons:
 
         Args:
             passes: over the training samples, in all.
-            save: called after the measurement and after every pass.
+            save: called after the measurement, after the last pass, where it stops, and after a
+                pass if the last save is `SAVE_SECONDS` old.
             stopped: whether a signal wants this process to stop, which it does after a pass.
 
         Returns:
@@ -156,14 +159,17 @@ class PolicyLessons:
         if not self.frozen:
             self.begin()
             save()
-        weights = self._weights()
+        weights, saved = self._weights(), time.monotonic()
         while self.passes < passes and not self.world.any(stopped()):
             name = f"policy start {self.passes + 1}"
             loss = self._pass(self._targets, weights, self.passes, name)
             self.passes += 1
             if self.passes == passes:
                 self._optimizer, self._targets = None, {}
-            save()
+            late = time.monotonic() - saved >= SAVE_SECONDS
+            if self.world.any(late or stopped() or self.passes == passes):
+                save()
+                saved = time.monotonic()
         return loss
 
     def _weights(self) -> dict[int, float]:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -287,8 +288,12 @@ def versions() -> dict[str, str | None]:
     }
 
 
+@cache
 def _commit() -> str | None:
-    """Commit of the checkout that this file belongs to, `-dirty` if it has changes."""
+    """Commit of the checkout that this file belongs to, `-dirty` if it has changes.
+
+    As it is when first asked: what changes later is not what runs.
+    """
     root = checkout()
     if root is None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -244,6 +245,32 @@ def adapted(
     return model
 
 
+@cache
+def _built(family: str, strategy: str, drift: float, narrowed: bool) -> nn.Module:
+    return adapted(family, strategy, drift, narrowed=narrowed)
+
+
+def shared(
+    family: str,
+    strategy: str,
+    executor: str,
+    drift: float = 0.1,
+    narrowed: bool = True,
+    sampled_share: float = 0.25,
+) -> nn.Module:
+    """`adapted` without gradients, to run with an executor; built once.
+
+    For tests that leave its weights as they are.
+    """
+    model = _built(family, strategy, drift, narrowed)
+    part = adaptive_part(model)
+    if part is not None:
+        part.options.executor = part.options.eval_executor = executor
+        part.options.sampled_share = sampled_share
+    model.zero_grad()
+    return model
+
+
 def drift_layers(model: nn.Module, size: float) -> None:
     """Move the weights of the encoder's layers, always by the same amounts."""
     generator = torch.Generator().manual_seed(5)
@@ -301,6 +328,7 @@ __all__ = [
     "pretrained",
     "random_decisions",
     "run",
+    "shared",
     "spread_policy",
     "vilbert_config",
     "vlbert_config",

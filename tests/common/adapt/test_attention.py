@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -77,6 +79,31 @@ def named(model: nn.Module, family: str) -> nn.Module:
     return model
 
 
+@cache
+def shared(family: str, mechanism: str, strategy: str) -> nn.Module:
+    """`adapted`, for tests that leave its weights as they are."""
+    return named(adapted(family, mechanism, strategy), family)
+
+
+@cache
+def plain(family: str, mechanism: str, strategy: str):
+    """Logits, and gradients of what is trained, without decisions."""
+    model = named(adapt(with_attention(family, mechanism), strategy), family)
+    if strategy == "standard":
+        drift_layers(model, 0.1)
+    logits, grads = learned(model)
+    return logits, {n: grads[n] for n, p in model.named_parameters() if p.requires_grad}
+
+
+@cache
+def outcome(family: str, mechanism: str, strategy: str, executor: str):
+    """Logits, all gradients, and that of random decisions."""
+    model = shared(family, mechanism, strategy)
+    adaptive_part(model).options.executor = executor
+    decisions = random_decisions(model).requires_grad_()
+    return (*learned(model, decisions), decisions.grad)
+
+
 @every_family
 def test_softmax_without_a_span_leaves_the_model_as_it_is(family):
     model = pretrained(family)
@@ -108,21 +135,16 @@ def test_a_mechanism_changes_the_model_and_is_learned(family, mechanism):
 @pytest.mark.parametrize("strategy", TWINS)
 def test_all_ones_is_finetuning_and_all_zeros_is_the_frozen_model(family, mechanism, strategy):
     """In outputs and gradients: frozen twins keep spans and α too."""
-    model = named(adapted(family, mechanism, strategy), family)
+    model = shared(family, mechanism, strategy)
     count = len(adaptive_part(model).live)
-    for value, plain in ((1.0, "standard"), (0.0, "Frozen")):
-        expected_model = named(adapt(with_attention(family, mechanism), plain), family)
-        if value:
-            drift_layers(expected_model, 0.1)
+    for value, other in ((1.0, "standard"), (0.0, "Frozen")):
         decisions = torch.full((count,), value, dtype=torch.float64)
         logits, grads = learned(model, decisions)
-        expected, expected_grads = learned(expected_model)
+        expected, expected_grads = plain(family, mechanism, other)
         torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
-        for name, parameter in expected_model.named_parameters():
-            if parameter.requires_grad and expected_grads[name] is not None:
-                torch.testing.assert_close(
-                    grads[name], expected_grads[name], rtol=1e-7, atol=1e-8, msg=name
-                )
+        for name, gradient in expected_grads.items():
+            if gradient is not None:
+                torch.testing.assert_close(grads[name], gradient, rtol=1e-7, atol=1e-8, msg=name)
 
 
 @every_family
@@ -130,20 +152,22 @@ def test_all_ones_is_finetuning_and_all_zeros_is_the_frozen_model(family, mechan
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 @pytest.mark.parametrize("fast", ["exact", "grouped"])
 def test_fast_executors_are_the_dense_one(family, mechanism, strategy, fast):
-    found = []
-    for executor in ("dense", fast):
-        model = named(adapted(family, mechanism, strategy, executor=executor), family)
-        decisions = random_decisions(model).requires_grad_()
-        found.append((*learned(model, decisions), decisions.grad))
-    (dense, dense_grads, dense_policy), (exact, exact_grads, exact_policy) = found
+    dense, dense_grads, dense_policy = outcome(family, mechanism, strategy, "dense")
+    exact, exact_grads, exact_policy = outcome(family, mechanism, strategy, fast)
     torch.testing.assert_close(exact, dense, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(exact_policy, dense_policy, rtol=1e-7, atol=1e-8)
     for name, gradient in dense_grads.items():
         if gradient is not None and exact_grads[name] is not None:
             torch.testing.assert_close(exact_grads[name], gradient, rtol=1e-7, atol=1e-8, msg=name)
-    model = named(adapted(family, mechanism, strategy), family).eval()
-    decisions = random_decisions(model)
-    with torch.no_grad(), adaptive_part(model).force(decisions):
+
+
+@every_family
+@pytest.mark.parametrize("mechanism", ["span", "both", "read"])
+@pytest.mark.parametrize("strategy", ADAPTIVE)
+def test_the_executor_of_evaluation_is_the_dense_one(family, mechanism, strategy):
+    dense, *_ = outcome(family, mechanism, strategy, "dense")
+    model = shared(family, mechanism, strategy).eval()
+    with torch.no_grad(), adaptive_part(model).force(random_decisions(model)):
         gathered = run(model, family)
     torch.testing.assert_close(gathered, dense, rtol=1e-9, atol=1e-9)
 

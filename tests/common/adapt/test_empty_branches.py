@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import Adaptive
-from tests.common.tiny_models import ADAPTIVE, BATCH, FAMILIES, adapted, gradients, run
+from tests.common.tiny_models import ADAPTIVE, BATCH, FAMILIES, adapted, gradients, run, shared
 
 TRAINING = ("dense", "exact", "sampled", "grouped")
 PRECISIONS = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,7 +59,7 @@ def backward(model: nn.Module, family: str, decisions: Tensor, dtype: torch.dtyp
 @cache
 def all_gradients(family: str, strategy: str, executor: str) -> dict[str, dict[str, Tensor | None]]:
     """Of the model and of the decisions, for each of the `choices`."""
-    model = adapted(family, strategy, executor=executor, sampled_share=1.0).train()
+    model = shared(family, strategy, executor, sampled_share=1.0).train()
     found = {}
     for name, decisions in choices(adaptive_part(model)).items():
         model.zero_grad()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
 from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.encoder import AdaptiveOptions, RoutedEncoder
+from common.adapt.executors import AUTO
 from tests.common.tiny_models import (
     ADAPTIVE,
     BATCH,
@@ -17,6 +20,7 @@ from tests.common.tiny_models import (
     pretrained,
     random_decisions,
     run,
+    shared,
 )
 
 TWINS = ("SpotTune_Block", "SpotTune_Res", "SpotTune")
@@ -41,9 +45,25 @@ def plain(model, family):
     return logits.detach(), gradients(model)
 
 
-def same_gradients(ours, theirs, names):
-    for name in names:
-        expected = theirs[name]
+@cache
+def standard(family):
+    """Logits and gradients of plain finetuning."""
+    model = pretrained(family)
+    adapt(model, "standard")
+    drift_layers(model, 0.1)
+    return plain(model, family)
+
+
+@cache
+def frozen(family):
+    """Logits and gradients of what is trained where the encoder is not."""
+    model = adapt(pretrained(family), "Frozen")
+    logits, grads = plain(model, family)
+    return logits, {n: grads[n] for n, p in model.named_parameters() if p.requires_grad}
+
+
+def same_gradients(ours, theirs):
+    for name, expected in theirs.items():
         if expected is None:
             expected = torch.zeros(())
         found = ours[name] if ours[name] is not None else torch.zeros(())
@@ -60,28 +80,23 @@ def same_gradients(ours, theirs, names):
 @pytest.mark.parametrize("strategy", TWINS)
 @pytest.mark.parametrize("executor", ["dense", "exact", "grouped"])
 def test_all_ones_is_standard_in_outputs_and_gradients(family, strategy, executor):
-    model = adapted(family, strategy, executor=executor)
-    standard = pretrained(family)
-    adapt(standard, "standard")
-    drift_layers(standard, 0.1)
-    logits, grads = forced(model, family, 1.0)
-    expected, expected_grads = plain(standard, family)
+    logits, grads = forced(shared(family, strategy, executor), family, 1.0)
+    expected, expected_grads = standard(family)
     torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
     assert any(g is not None and g.abs().sum() > 0 for g in expected_grads.values())
-    same_gradients(grads, expected_grads, expected_grads)
+    same_gradients(grads, expected_grads)
 
 
 @every_family
 @pytest.mark.parametrize("strategy", TWINS)
 @pytest.mark.parametrize("executor", ["dense", "exact", "grouped"])
 def test_all_zeros_is_frozen_in_outputs_and_gradients(family, strategy, executor):
-    model = adapted(family, strategy, executor=executor)
-    frozen = adapt(pretrained(family), "Frozen")
+    model = shared(family, strategy, executor)
     logits, grads = forced(model, family, 0.0)
-    expected, expected_grads = plain(frozen, family)
+    expected, expected_grads = frozen(family)
     torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
-    outside = [n for n, p in frozen.named_parameters() if p.requires_grad]
-    same_gradients(grads, expected_grads, outside)
+    assert expected_grads
+    same_gradients(grads, expected_grads)
     encoder = next(m for m in model.modules() if isinstance(m, RoutedEncoder))
     for layer in encoder.layers():
         for parameter in layer.module.parameters():
@@ -92,8 +107,7 @@ def test_all_zeros_is_frozen_in_outputs_and_gradients(family, strategy, executor
 @every_family
 @pytest.mark.parametrize("executor", ["dense", "exact", "grouped"])
 def test_blockdrop_all_zeros_is_the_encoder_without_layers(family, executor):
-    model = adapted(family, "BlockDrop", executor=executor)
-    logits, _ = forced(model, family, 0.0)
+    logits, _ = forced(shared(family, "BlockDrop", executor), family, 0.0)
     bare = pretrained(family)
     encoder = next(m for m in bare.modules() if isinstance(m, RoutedEncoder))
     encoder.run_layers = lambda state, raw=None: state
@@ -103,17 +117,15 @@ def test_blockdrop_all_zeros_is_the_encoder_without_layers(family, executor):
 @every_family
 @pytest.mark.parametrize("strategy", ["BlockDrop", "BlockReplace"])
 def test_all_blocks_kept_is_standard(family, strategy):
-    standard = pretrained(family)
-    drift_layers(standard, 0.1)
-    logits, grads = forced(adapted(family, strategy), family, 1.0)
-    expected, expected_grads = plain(adapt(standard, "standard"), family)
+    logits, grads = forced(shared(family, strategy, AUTO), family, 1.0)
+    expected, expected_grads = standard(family)
     torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
-    same_gradients(grads, expected_grads, expected_grads)
+    same_gradients(grads, expected_grads)
 
 
 @every_family
 def test_blockreplace_all_zeros_is_its_chain_of_linear_maps(family):
-    model = adapted(family, "BlockReplace")
+    model = shared(family, "BlockReplace", AUTO)
     logits, _ = forced(model, family, 0.0)
     maps = adaptive_part(model).linears
     bare = pretrained(family)
@@ -129,29 +141,33 @@ def test_blockreplace_all_zeros_is_its_chain_of_linear_maps(family):
     torch.testing.assert_close(logits, run(bare, family), rtol=1e-11, atol=1e-11)
 
 
+@cache
+def outcome(family, strategy, which, executor):
+    """Logits, all gradients, and the gradient of decisions that are not the policy's."""
+    model = shared(family, strategy, executor).train()
+    part = adaptive_part(model)
+    if which == "policy":
+        part.tell(1, 2, list(range(BATCH)))
+        logits = run(model, family)
+        leaf = None
+    else:
+        values = random_decisions(model)
+        if which != "random":
+            values = torch.full_like(values, float(which == "ones"))
+        leaf = values.requires_grad_()
+        with part.force(leaf):
+            logits = run(model, family)
+    logits.square().sum().backward()
+    return logits.detach(), gradients(model), None if leaf is None else leaf.grad
+
+
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 @pytest.mark.parametrize("which", ["random", "zeros", "ones", "policy"])
 @pytest.mark.parametrize("other", ["exact", "grouped"])
 def test_exact_and_grouped_are_dense_in_outputs_and_all_gradients(family, strategy, which, other):
-    found = {}
-    for executor in ("dense", other):
-        model = adapted(family, strategy, executor=executor).train()
-        part = adaptive_part(model)
-        if which == "policy":
-            part.tell(1, 2, list(range(BATCH)))
-            logits = run(model, family)
-            leaf = None
-        else:
-            values = random_decisions(model)
-            if which != "random":
-                values = torch.full_like(values, float(which == "ones"))
-            leaf = values.requires_grad_()
-            with part.force(leaf):
-                logits = run(model, family)
-        logits.square().sum().backward()
-        found[executor] = (logits.detach(), gradients(model), leaf)
-    (dense, dense_grads, dense_leaf), (exact, exact_grads, exact_leaf) = found.values()
+    dense, dense_grads, dense_leaf = outcome(family, strategy, which, "dense")
+    exact, exact_grads, exact_leaf = outcome(family, strategy, which, other)
     torch.testing.assert_close(exact, dense, rtol=1e-11, atol=1e-12)
     for name, expected in dense_grads.items():
         if expected is None:
@@ -163,14 +179,14 @@ def test_exact_and_grouped_are_dense_in_outputs_and_all_gradients(family, strate
         policy = [g for n, g in exact_grads.items() if ".policy." in n and g is not None]
         assert policy and sum(g.abs().sum() for g in policy) > 0
     else:
-        torch.testing.assert_close(exact_leaf.grad, dense_leaf.grad, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(exact_leaf, dense_leaf, rtol=1e-9, atol=1e-9)
 
 
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 @pytest.mark.parametrize("other", ["gathered", "grouped"])
 def test_gathered_and_grouped_are_dense_in_evaluation(family, strategy, other):
-    model = adapted(family, strategy).eval()
+    model = shared(family, strategy, AUTO).eval()
     part = adaptive_part(model)
     for decisions in (None, random_decisions(model)):
         outputs = []
@@ -191,29 +207,31 @@ def test_sampled_policy_gradient_is_unbiased(strategy):
     family = "single"
     model = adapted(family, strategy, executor="exact").train()
     part = adaptive_part(model)
-    values = random_decisions(model)
+    values, inputs = random_decisions(model), FAMILIES[family].inputs(BATCH)
 
-    def policy_gradient():
-        leaf = values.clone().requires_grad_()
+    def policy_gradient(times=1):
+        """(times, B, D): so many draws, whose samples stand in one batch."""
+        leaf = values.repeat(times, 1).requires_grad_()
         with part.force(leaf):
-            return torch.autograd.grad(run(model, family).square().sum(), leaf)[0]
+            logits = model(**{name: torch.cat([x] * times) for name, x in inputs.items()})
+        return torch.autograd.grad(logits.square().sum(), leaf)[0].view(times, *values.shape)
 
-    exact = policy_gradient()
+    (exact,) = policy_gradient()
     part.options.executor, part.options.sampled_share = "sampled", 0.25
     torch.manual_seed(11)
-    draws = torch.stack([policy_gradient() for _ in range(300)])
+    draws = torch.cat([policy_gradient(50) for _ in range(6)])
     error = (draws.mean(0) - exact).abs()
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert draws.std(0).max() > 0, "nothing was sampled"
     assert (error <= 4.5 * standard_error + 1e-12).all()
     part.options.sampled_share = 1.0
-    torch.testing.assert_close(policy_gradient(), exact, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(policy_gradient()[0], exact, rtol=1e-9, atol=1e-10)
 
 
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 def test_every_live_decision_has_an_effect_and_a_gradient_and_dead_ones_have_none(family, strategy):
-    model = adapted(family, strategy, executor="exact").train()
+    model = shared(family, strategy, "exact").train()
     part = adaptive_part(model)
     decisions = random_decisions(model, 4).requires_grad_()
     with part.force(decisions):
@@ -252,7 +270,7 @@ def test_twins_never_change_in_training(family, strategy):
 @every_family
 @pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
 def test_a_sample_does_not_depend_on_its_batch_and_evaluation_repeats(family, strategy):
-    model = adapted(family, strategy).eval()
+    model = shared(family, strategy, AUTO).eval()
     with torch.no_grad():
         whole, again = run(model, family), run(model, family)
         inputs = FAMILIES[family].inputs(BATCH)
@@ -265,7 +283,7 @@ def test_a_sample_does_not_depend_on_its_batch_and_evaluation_repeats(family, st
 @every_family
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 def test_the_policy_decides_by_sample_and_learns(family, strategy):
-    model = adapted(family, strategy).train()
+    model = shared(family, strategy, AUTO)
     part = adaptive_part(model)
     with torch.no_grad():
         run(model.eval(), family)

@@ -9,6 +9,7 @@ import torch
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.encoder import RoutedEncoder
+from common.adapt.executors import AUTO
 from common.adapt.steps import first_position, live_steps
 from common.errors import ConfigError
 from common.training.flops import FlopCounter
@@ -20,6 +21,7 @@ from tests.common.tiny_models import (
     gradients,
     random_decisions,
     run,
+    shared,
 )
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -33,8 +35,7 @@ def outcome(family, strategy, executor, narrowed, decided):
     """Logits, decisions, all gradients, and the gradient of forced decisions."""
     torch.manual_seed(0)
     training = executor != "gathered"
-    options = {"executor" if training else "eval_executor": executor}
-    model = adapted(family, strategy, narrowed=narrowed, **options)
+    model = shared(family, strategy, executor, narrowed=narrowed)
     part = adaptive_part(model)
     model.train(training)
     leaf, context = None, nullcontext()
@@ -87,13 +88,17 @@ def test_narrowed_is_full_in_outputs_decisions_and_all_gradients(
 
 @every_family
 @pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
-def test_narrowing_saves_work_and_changes_no_layer_but_the_last(family, strategy):
+def test_narrowing_saves_work_and_changes_no_layer_but_the_last(family, strategy, monkeypatch):
     flops, handed_on = [], []
     for narrowed in (True, False):
-        model = adapted(family, strategy, narrowed=narrowed).eval()
+        model = shared(family, strategy, AUTO, narrowed=narrowed).eval()
         encoder = encoder_of(model)
         run_layers, passed = encoder.run_layers, []
-        encoder.run_layers = lambda state, raw=None, go=run_layers, to=passed: go(state, raw, to)
+        monkeypatch.setattr(
+            encoder,
+            "run_layers",
+            lambda state, raw=None, go=run_layers, to=passed: go(state, raw, to),
+        )
         part = adaptive_part(model)
         with (
             FlopCounter() as counter,

@@ -91,8 +91,9 @@ def test_blocks_that_are_not_missed_are_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["SpotTune_Block", "BlockDrop"])
-def test_a_run_that_is_stopped_at_any_time_goes_on_bit_for_bit(tmp_path, strategy):
+def test_a_run_that_is_stopped_at_any_time_goes_on_bit_for_bit(tmp_path, monkeypatch, strategy):
     """In the start as well, before and between its passes."""
+    monkeypatch.setattr("common.training.policy_lessons.SAVE_SECONDS", 0.0)
     fitted(tmp_path / "whole", strategy=strategy)
     for stop in (1, 3, 6):
         folder = tmp_path / f"stopped_{stop}"
@@ -115,6 +116,15 @@ def test_a_run_that_is_stopped_at_any_time_goes_on_bit_for_bit(tmp_path, strateg
             assert (resumed.step, resumed.lessons.passes) == (0, stop - 1)
         resumed.fit()
         same(final_state(tmp_path / "whole"), final_state(folder))
+
+
+def test_the_start_saves_what_it_measured_and_what_it_taught_when_it_ends_or_is_stopped(tmp_path):
+    """And between its passes only where the last save is some time ago."""
+    lessons, saved = make_trainer(tmp_path, **STARTED).lessons, []
+    lessons.start(5, lambda: saved.append(lessons.passes), lambda: lessons.passes == 2)
+    assert saved == [0, 2]
+    lessons.start(5, lambda: saved.append(lessons.passes), lambda: False)
+    assert saved == [0, 2, 5]
 
 
 def test_a_held_policy_stays_as_it_is_and_decides_as_in_evaluation(tmp_path):
