@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from common.data.tokenizer import Tokenizer
 from common.errors import DataError
+from common.modules.boxes import PIXEL, overlap
+from common.modules.resnet import Bottleneck, stage
+from common.modules.roi_align import roi_align
 from common.parity import gradients
 from common.tasks.vqa import vqa_loss
 from common.training.optim import make_optimizer
@@ -25,9 +28,6 @@ from vlbert.pretraining_network import (
     ResNetVLBERTForPretraining,
     VisualLinguisticBertForPretraining,
 )
-from common.modules.boxes import PIXEL, overlap
-from common.modules.resnet import Bottleneck, stage
-from common.modules.roi_align import roi_align
 from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig, PretrainingConfig, SpecialTokens
 from vlbert.vqa_network import ResNetVLBERT
 

@@ -205,9 +205,7 @@ def last_stage(
     if widths is not None:
         planes, more = widths.of_stage(4)
         inputs = more["outputs"] // 2
-    head = stage(
-        block, inputs, planes, BLOCKS[depth][3], stride, dilation, stride_in_1x1, **more
-    )
+    head = stage(block, inputs, planes, BLOCKS[depth][3], stride, dilation, stride_in_1x1, **more)
     init_convolutions(head.modules())
     return head
 

@@ -428,7 +428,7 @@ MUTANTS = [
     ),
     # VL-BERT
     Mutant(
-        "VLBERT/vlbert/transforms.py",
+        "common/modules/pixels.py",
         ".permute(2, 0, 1).flip(0)",
         ".permute(2, 0, 1)",
         "tests/vlbert/test_images.py",

@@ -12,13 +12,13 @@ from torch import nn
 
 from common.adapt.adapting import adapt, adaptive_part
 from common.errors import CheckpointError, DataError
+from common.modules.boxes import PIXEL, overlap
+from common.modules.roi_align import roi_align
 from tests.common.tiny_models import vlbert_config, vlbert_inputs
 from tests.vlbert.models import IMAGES, randomise
 from vlbert.boxes import box_mask
 from vlbert.fast_rcnn import FastRCNN
 from vlbert.loading import load_resnet
-from common.modules.boxes import PIXEL, overlap
-from common.modules.roi_align import roi_align
 from vlbert.sizes import ImageConfig
 from vlbert.transforms import transform_image
 from vlbert.vqa_network import ResNetVLBERT
