@@ -91,7 +91,9 @@ def _limits(config: dict[str, Any], names: list[str]) -> dict[str, tuple[int, in
 
 def _batch(inputs: Tensors, pictures: list[ScaledPicture]) -> list[ScaledPicture]:
     """The pictures of the batch, which the case names by their sizes alone."""
-    rows = zip(*(inputs.get(f"batch.{n}", torch.zeros(0)) for n in ("sizes", "scales_yx")))
+    rows = zip(
+        *(inputs.get(f"batch.{n}", torch.zeros(0)) for n in ("sizes", "scales_yx")), strict=False
+    )
     return [
         next(p for p in pictures if list(p.size) == size.tolist() and torch.equal(p.scales, scales))
         for size, scales in rows
