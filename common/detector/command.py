@@ -75,8 +75,8 @@ def extract_parser() -> argparse.ArgumentParser:
         "--rule",
         choices=RULES,
         default=RULES[0],
-        help="which proposals become regions: the detector's own rule (default), or the one that "
-        "LXMERT's TSVs were made by",
+        help="which proposals become regions: the detector's own rule (default), or that of "
+        "bottom-up attention, which the TSVs were made by",
     )
     add("--format", choices=FORMATS, default=FORMATS[0], help="default store")
     add("--dtype", choices=("float16", "float32"), default="float16", help="of a store's features")

@@ -118,7 +118,7 @@ class FasterRCNNDetector:
     @property
     def box_policy(self) -> str:
         count = f"{self.fewest}" if self.fewest == self.most else f"{self.fewest} to {self.most}"
-        rule = {"detector": "the detector's own rule", "tsv": "the rule of LXMERT's TSVs"}
+        rule = {"detector": "the detector's own rule", "tsv": "bottom-up attention's rule"}
         return f"{count} boxes by {rule[self.options.rule]}"
 
     @property
