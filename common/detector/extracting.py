@@ -217,7 +217,7 @@ def extract(source: Path, out: Path, open_detector: Open, options: ExtractionOpt
         record = detector.record | {"own_name": detector.name, "doubts": dict(doubts.counts)}
         return {"extraction": record, "pictures": len(names)}
 
-    write_records(out, open_writer, bad, copy, "extraction")
+    write_records(out, open_writer, bad, copy, "extract")
 
 
 def _copy(

@@ -26,6 +26,7 @@ from common.files import exclusive, write_bytes
 
 SHOWN_BAD_ROWS = 5
 HOPELESS_ROWS = 1000
+NOUNS = {"import": "import", "extract": "extraction"}
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,9 @@ def write_records(
         open_writer: Gives a `Writer`.
         bad: Collects what cannot be read.
         copy: Appends every record to the writer, and returns what should be told of the source.
-        verb: What this is called.
+        verb: What this is called, a key of `NOUNS`.
     """
-    with _disk_errors_explained(out, verb), exclusive(out.with_name(f".{out.name}.lock")):
+    with _disk_errors_explained(out, NOUNS[verb]), exclusive(out.with_name(f".{out.name}.lock")):
         if out.exists():
             print(f"{out}: is there already (delete it to {verb} again)")
             return
@@ -235,12 +236,12 @@ def write_records(
 
 
 @contextmanager
-def _disk_errors_explained(out: Path, verb: str) -> Iterator[None]:
+def _disk_errors_explained(out: Path, noun: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{out}: the {verb} stopped ({error}): where the disk is full or read-only make room "
+            f"{out}: the {noun} stopped ({error}): where the disk is full or read-only make room "
             "or choose another folder (--out); the same command then goes on where it stopped"
         ) from error
 

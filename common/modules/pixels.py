@@ -41,10 +41,11 @@ def sample_bilinear(pixels: Tensor, height: int, width: int) -> Tensor:
 def _nearest(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
     """Along one axis: the two pixels (new,) int64 next to each place, and the second one's share.
 
-    In float32, as the places of torch's own.
+    Rounded as torch's own: the scale in float32, then one rounding of product and difference.
     """
     scale = torch.tensor(float(old)) / new
-    places = ((torch.arange(new, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)
+    centres = torch.arange(new, dtype=torch.float64) + 0.5
+    places = (centres * scale.double() - 0.5).float().clamp(min=0)
     low = places.floor()
     share = places - low
     first = low.long().clamp(max=old - 1)
