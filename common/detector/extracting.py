@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.detector.outputs import Output, Picture, open_output
 from common.detector.regions import Detector, FoundRegions
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, named
 from common.features.archives import Files, open_files
 from common.features.importing import BadRows, Earlier, write_records
 from common.features.pictures import decode_picture
@@ -137,7 +137,8 @@ def look(detector: Detector, files: Files, name: str) -> Looked:
     """Read a picture and find its regions."""
     try:
         picture = decode_picture(io.BytesIO(files.read(name)), files.where(name))
-        found = detector.detect(picture)
+        with named(files.where(name), DataError):
+            found = detector.detect(picture)
     except DataError as error:
         return Looked(error=str(error))
     arrays = {f.name: getattr(found, f.name) for f in fields(found)}
@@ -213,8 +214,8 @@ def extract(source: Path, out: Path, open_detector: Open, options: ExtractionOpt
 
     def copy(writer: Any, bad: BadRows) -> dict[str, Any]:
         looker = (detector, open_detector)
-        doubts = _copy(made[0], writer, bad, files, names, looker, options)
-        record = detector.record | {"own_name": detector.name, "doubts": dict(doubts.counts)}
+        _copy(made[0], writer, bad, files, names, looker, options)
+        record = detector.record | {"own_name": detector.name}
         return {"extraction": record, "pictures": len(names)}
 
     write_records(out, open_writer, bad, copy, "extract")
@@ -228,7 +229,7 @@ def _copy(
     names: list[str],
     looker: tuple[Detector, Open],
     options: ExtractionOptions,
-) -> Doubts:
+) -> None:
     """Append every picture that is not there yet."""
     earlier, doubts = Earlier(writer, files.path), Doubts()
     with tqdm(total=len(names), unit="picture", disable=not options.progress) as bar:
@@ -256,7 +257,6 @@ def _copy(
     earlier.check_all_there()
     if said := doubts.text():
         print(said)
-    return doubts
 
 
 def _looked(
