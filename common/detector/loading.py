@@ -106,8 +106,9 @@ def load_network(files: DetectorFiles) -> FasterRCNN:
     weights = read_weights(path, settings)
     with torch.device("meta"):
         network = FasterRCNN(settings)
+    fitting = fitting_weights(network, weights, str(path))  # before memory is taken
     network.to_empty(device="cpu")
-    put_weights(network, weights, str(path))
+    load_into(network, fitting, what=str(path))
     return network.eval().requires_grad_(False)
 
 
@@ -136,13 +137,15 @@ def _tensor(path: Path, name: Any, value: Any) -> Tensor:
     return torch.from_numpy(value)
 
 
-def put_weights(network: FasterRCNN, weights: Mapping[str, Tensor], what: str) -> None:
-    """Copy weights, by the names of the files, into the network.
+def fitting_weights(
+    network: FasterRCNN, weights: Mapping[str, Tensor], what: str
+) -> dict[str, Tensor]:
+    """Weights by our names, from weights by the names of the files.
 
     Files of this age lack the norms' counters of batches, or have them as vectors of one number.
 
     Raises:
-        CheckpointError: names or shapes differ, or numbers that are not finite.
+        CheckpointError: names or shapes differ.
     """
     own = {released_name(name): (name, x) for name, x in network.state_dict().items()}
     given = {
@@ -151,7 +154,7 @@ def put_weights(network: FasterRCNN, weights: Mapping[str, Tensor], what: str) -
     }
     for name, (_, x) in own.items():
         if name.endswith(COUNTER) and name not in given:
-            given[name] = torch.zeros_like(x)
+            given[name] = torch.zeros(x.shape, dtype=x.dtype)
     report = LoadReport(
         missing=[name for name in own if name not in given],
         unexpected=[name for name in given if name not in own],
@@ -164,4 +167,4 @@ def put_weights(network: FasterRCNN, weights: Mapping[str, Tensor], what: str) -
     if report.missing or report.unexpected or report.mismatched:
         report.loaded = [n for n in own if n in given and n not in report.mismatched]
         raise CheckpointError(f"{what} does not fit the config of the detector: {report.text()}")
-    load_into(network, {own[name][0]: x for name, x in given.items()}, what=what)
+    return {own[name][0]: x for name, x in given.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.detector.loading import put_weights
+from common.detector.loading import fitting_weights
 from common.detector.network import FasterRCNN, RegionOutputs
 from common.detector.scaling import ScaledPicture, scale_pixels
 from common.detector.selecting import Selection, select_as_tsv, select_regions
@@ -20,6 +20,7 @@ from common.detector.settings import parse_settings
 from common.modules.pixels import pad_images
 from common.modules.resnet import fold_norms
 from common.reading import read_json
+from common.training.weights import load_into
 
 KIND = "detector"
 LIMITS = {"v0": (20, 20), "v1": (5, 60), "v2": (47, 47)}  # where meta.json does not say them
@@ -66,7 +67,7 @@ def run_detector(
     """Everything from raw pictures to regions (kind `detector`), with folded norms."""
     settings = parse_settings(config, "golden case")
     network = FasterRCNN(settings)
-    put_weights(network, weights, "golden case")
+    load_into(network, fitting_weights(network, weights, "golden case"), what="golden case")
     fold_norms(network.eval())
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = [name.removesuffix(".raw_rgb") for name in inputs if name.endswith(".raw_rgb")]

@@ -6,8 +6,9 @@ refused, by key and value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from common.reading import checked, parse_yaml, read_text, short
 
 MAP = ["res4"]
 DEEP = [depth for depth in BLOCKS if depth >= 50]
+LARGEST = 1_000_000  # of any count, side or number of channels
 SOURCE = "config.yaml of unc-nlp/frcnn-vg-finetuned is expected"
 
 
@@ -182,7 +184,7 @@ def parse_settings(content: Any, where: str) -> DetectorSettings:
     hidden = config["proposal_generator"]["hidden_channels"]
     planes = resnets["num_groups"] * resnets["width_per_group"]
     outputs = resnets["res2_out_channels"]
-    return DetectorSettings(
+    settings = DetectorSettings(
         tuple(model["pixel_mean"]),
         tuple(model["pixel_std"]),
         config["input"]["min_size_test"],
@@ -210,6 +212,8 @@ def parse_settings(content: Any, where: str) -> DetectorSettings:
         config["min_detections"],
         config["max_detections"],
     )
+    _check_finite(settings, where)
+    return settings
 
 
 def _lower(value: Any, where: str) -> Any:
@@ -277,7 +281,7 @@ def _refuse(config: _Config, where: str) -> None:
 
 
 def _refuse_sizes(config: _Config, where: str) -> None:
-    """Raise DataError for counts and sides below 1."""
+    """Raise DataError for counts and sides that are none, and numbers that are not finite."""
     sides = {
         "input": ("min_size_test", "max_size_test"),
         "rpn": ("pre_nms_topk_test", "post_nms_topk_test"),
@@ -288,15 +292,27 @@ def _refuse_sizes(config: _Config, where: str) -> None:
     for part, keys in sides.items():
         for key in keys:
             value = config[part][key]  # type: ignore[literal-required]
-            if value < 1:
-                raise DataError(f"{where}: {part}.{key} is {value}: expected 1 or more")
+            if not 1 <= value <= LARGEST:
+                raise DataError(f"{where}: {part}.{key} is {value}: expected 1 to {LARGEST:,}")
     hidden = config["proposal_generator"]["hidden_channels"]
-    if hidden < 1 and hidden != -1:
+    if not 1 <= hidden <= LARGEST and hidden != -1:
         raise DataError(
             f"{where}: proposal_generator.hidden_channels is {hidden}: expected 1 or more, or -1 "
             "for as many as the feature map has"
         )
-    if not config["anchor_generator"]["sizes"][0] or not config["roi_heads"]["nms_thresh_test"]:
+    anchors, overlaps = config["anchor_generator"], config["roi_heads"]["nms_thresh_test"]
+    if not all([anchors["sizes"][0], anchors["aspect_ratios"][0]]) or overlaps == []:
         raise DataError(
-            f"{where}: anchor_generator.sizes and roi_heads.nms_thresh_test need values"
+            f"{where}: anchor_generator.sizes, aspect_ratios and roi_heads.nms_thresh_test need "
+            "values"
         )
+    if min(*anchors["sizes"][0], *anchors["aspect_ratios"][0]) <= 0:
+        raise DataError(f"{where}: anchor_generator: sizes and aspect_ratios have to be above 0")
+
+
+def _check_finite(settings: DetectorSettings, where: str) -> None:
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+            raise DataError(f"{where}: {short(value)} ({field.name}): expected finite numbers")
