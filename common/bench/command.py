@@ -51,7 +51,7 @@ from common.voice import spoken
 
 MEMORY_COST = 40
 FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
-DETECTOR = {"quick": (1, 10, (224, 299)), "full": (3, 300, (800, 1067))}  # rounds, regions, image
+DETECTOR = {"quick": (2, 60, (400, 533)), "full": (3, 300, (800, 1067))}  # rounds, regions, image
 GPU_FLAGS = {
     "--part": "parts",
     "--list": "list",
