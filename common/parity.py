@@ -1,6 +1,7 @@
-"""Compare a backbone with numbers that the original systems computed.
+"""Compare a backbone, or the region detector, with numbers that the original systems computed.
 
     python -m common.parity --backbone lxmert [--case DIR] [--write OUT.safetensors]
+    python -m common.parity --backbone detector
 
 A case is a folder with config.json (its `kind` says what to run), weights.safetensors and
 inputs.safetensors as far as its kind needs them and, to compare with, outputs.safetensors. A
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.detector import parity as detector
 from common.errors import DataError
 from common.files import repository_root
 from common.projects import projects
@@ -37,6 +39,33 @@ GRAD_STATS_RELATIVE = 1e-2
 ABSOLUTE = 1e-7
 MASK_FROM = 5000.0
 MASK_ABSOLUTE = 2e-3
+DETECTOR = "detector"
+# Kinds whose tensors may be off by so much whatever their size.
+ABSOLUTE_OF = {detector.KIND: detector.absolute_tolerance}
+Run = Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is compared.
+
+    Attributes:
+        name: of a backbone, or `DETECTOR`.
+        parity: {kind of golden case: how it is run}.
+        kind: of a case that does not say it.
+    """
+
+    name: str
+    parity: Mapping[str, Run]
+    kind: str | None = None
+
+
+def find_compared(name: str) -> Compared:
+    """A backbone, or the detector, by its name."""
+    if name == DETECTOR:
+        return Compared(name, detector.PARITY, detector.KIND)
+    backbone = find_backbone(name)
+    return Compared(name, backbone.parity)
 
 
 @dataclass(frozen=True)
@@ -82,6 +111,10 @@ def compare(name: str, ours: Tensor | None, theirs: Tensor, config: dict[str, An
     if theirs.numel() == 0:
         return Difference(name, 0.0, 0.0, True, "empty")
     gap = (ours.double() - theirs.double()).abs()
+    if (allowed := ABSOLUTE_OF.get(config.get("kind", ""))) is not None:
+        scale, absolute = theirs.double().abs().max().item(), gap.max().item()
+        relative = absolute / scale if scale else absolute
+        return Difference(name, absolute, relative, absolute <= allowed(name))
     plain = theirs.double().abs() < MASK_FROM
     scale = theirs.double().abs()[plain].max().item() if plain.any() else 0.0
     absolute = gap[plain].max().item() if plain.any() else 0.0
@@ -112,7 +145,7 @@ def gradients(
     }
 
 
-def find_cases(backbone: Backbone, root: Path = GOLDENS) -> list[Path]:
+def find_cases(backbone: Backbone | Compared, root: Path = GOLDENS) -> list[Path]:
     """Folders below `root` that hold a case of a kind that the backbone knows."""
     return [
         path.parent
@@ -121,9 +154,13 @@ def find_cases(backbone: Backbone, root: Path = GOLDENS) -> list[Path]:
     ]
 
 
-def run_case(backbone: Backbone, case: Path, write: Path | None = None) -> list[Difference]:
+def run_case(
+    backbone: Backbone | Compared, case: Path, write: Path | None = None
+) -> list[Difference]:
     """Run one case and compare it with its outputs.safetensors, if there."""
     config = read_json(case / "config.json") | {"folder": str(case)}
+    if isinstance(backbone, Compared) and backbone.kind is not None:
+        config = {"kind": backbone.kind} | config
     kind = config.get("kind")
     if kind not in backbone.parity:
         raise DataError(
@@ -169,7 +206,9 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backbone", required=True, help=f"one of {', '.join(projects())}")
+    parser.add_argument(
+        "--backbone", required=True, help=f"one of {', '.join([*projects(), DETECTOR])}"
+    )
     parser.add_argument(
         "--case",
         type=Path,
@@ -177,7 +216,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--write", type=Path, help="write our tensors to this file")
     options = parser.parse_args(arguments)
-    backbone = find_backbone(options.backbone)
+    backbone = find_compared(options.backbone)
     cases = [options.case] if options.case else find_cases(backbone)
     if options.write and len(cases) > 1:
         raise DataError(

@@ -154,7 +154,8 @@ class _Machine:
     def __init__(self, data: bytes) -> None:
         self._data = io.BytesIO(data)
         self._size = len(data)
-        self._left = len(data)  # bytes and items that may still be copied
+        # Bytes and items that may still be copied: text to bytes, bytes to an array.
+        self._left = 2 * len(data)
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -241,7 +242,7 @@ class _Machine:
         self._stack.append(self._memo[place])
 
     def _spend(self, amount: int) -> None:
-        """Take memory; a plain pickle has room for every copy once."""
+        """Take memory; a plain pickle has room for both copies of everything in it."""
         self._left -= amount
         if self._left < 0:
             raise _DamagedError("its arrays are larger than itself")

@@ -29,7 +29,7 @@ CORE = "common"
 # Single modules share a box: those that are commands, and those that everything uses.
 COMMANDS, WORDS = "commands", "words"
 # Looks of the rows, from that of the backbones.
-LOOKS = ("cross", "plain", "plain", "policy", "frozen", "vision", "finetuned", "lang")
+LOOKS = ("cross", "plain", "plain", "policy", "frozen", "cross", "vision", "finetuned", "lang")
 EXPLANATION = (
     "Arrows lead to what is imported; those that others imply are left out. "
     "Numbers count modules. Green: backbones; the rest: common."
@@ -98,9 +98,11 @@ def _arrows_between(
 
     Ways through the commands do not count, for they share a box and not what they import.
     """
+    # What `python -m` of a package starts beside it is no part of the package.
     used = {
         (parts[module], parts[found])
         for module in parts
+        if not module.endswith(".__main__")
         for found in graph.find_modules_directly_imported_by(module)
         if found in parts
     }

@@ -1,6 +1,6 @@
-"""Boxes: which are padding, their coordinates as sines and cosines, overlap.
+"""Boxes: which are padding, their coordinates as sines and cosines.
 
-Shape legend: B batch, K boxes, R rows (any number of boxes).
+Shape legend: B batch, K boxes.
 """
 
 from __future__ import annotations
@@ -33,15 +33,3 @@ def coordinate_embedding(boxes: Tensor, sizes: Tensor, waves: int) -> Tensor:
     exponents = torch.arange(waves, device=boxes.device, dtype=boxes.dtype) / waves
     angles = hundredths[..., None] / 1000**exponents
     return torch.cat([angles.sin(), angles.cos()], -1)
-
-
-def overlap(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Intersection over union of boxes (R, 4) and (S, 4) -> (R, S).
-
-    Both corner pixels belong to a box (its width is x2 - x1 + 1), as in RefCOCO's evaluation.
-    """
-    low = torch.maximum(ours[:, None, :2], theirs[None, :, :2])
-    high = torch.minimum(ours[:, None, 2:], theirs[None, :, 2:])
-    shared = (high - low + 1).clamp(min=0).prod(-1)
-    areas = [(x[:, 2:] - x[:, :2] + 1).prod(-1) for x in (ours, theirs)]
-    return shared / (areas[0][:, None] + areas[1][None] - shared)

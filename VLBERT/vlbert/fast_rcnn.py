@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import DataError
+from common.modules.resnet import ResNetBackbone, last_stage
+from common.modules.roi_align import roi_align
 from common.modules.shapes import shapes_are_static
 from vlbert.boxes import box_mask, coordinate_embedding
-from vlbert.resnet import ResNetBackbone, last_stage
-from vlbert.roi_align import roi_align
 from vlbert.sizes import ImageConfig
 
 STRIDE = 16

@@ -13,11 +13,14 @@ from torch.nn import functional as F
 
 from common.data.tokenizer import Tokenizer
 from common.errors import DataError
+from common.modules.boxes import PIXEL, overlap
+from common.modules.resnet import Bottleneck, stage
+from common.modules.roi_align import roi_align
 from common.parity import gradients
 from common.tasks.vqa import vqa_loss
 from common.training.optim import make_optimizer
 from common.training.weights import load_into
-from vlbert.boxes import coordinate_embedding, overlap
+from vlbert.boxes import coordinate_embedding
 from vlbert.loading import answer_pieces, classifier_rows, plan_partial
 from vlbert.modeling import VisualLinguisticBert, VLBertOutput
 from vlbert.pretraining_losses import pretraining_losses
@@ -25,8 +28,6 @@ from vlbert.pretraining_network import (
     ResNetVLBERTForPretraining,
     VisualLinguisticBertForPretraining,
 )
-from vlbert.resnet import Bottleneck, stage
-from vlbert.roi_align import roi_align
 from vlbert.sizes import EncoderConfig, ImageConfig, NetworkConfig, PretrainingConfig, SpecialTokens
 from vlbert.vqa_network import ResNetVLBERT
 
@@ -225,7 +226,7 @@ def run_boxes(
     boxes = inputs["coord_boxes"]
     for waves in config["coord_dims"]:
         found[f"coord_embed_dim{waves}"] = coordinate_embedding(boxes[:, :4], boxes[:, 4:], waves)
-    found["iou_plus1"] = overlap(inputs["iou_a"], inputs["iou_b"])
+    found["iou_plus1"] = overlap(inputs["iou_a"], inputs["iou_b"], PIXEL)
     return separate(found)
 
 

@@ -18,6 +18,7 @@ from common.errors import DataError
 from common.features.sources import FeatureSources
 from common.features.store import RegionBatch
 from common.modules.losses import IGNORED
+from common.modules.pixels import pad_images
 from common.tasks.masking import Draws
 from vlbert.boxes import PADDING
 from vlbert.pretraining_captions import Caption, CaptionImages, Captions
@@ -33,7 +34,7 @@ from vlbert.pretraining_masking import (
     pad,
 )
 from vlbert.sizes import PretrainingConfig
-from vlbert.transforms import image_info, is_flipped, mirror_words, pad_images, transform_image
+from vlbert.transforms import image_info, is_flipped, mirror_words, transform_image
 from vlbert.vqa_dataset import Size, Transform, object_boxes
 
 Tensors = dict[str, Tensor]

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.modules.pixels import normalised_bgr
+
 PADDING = -2.0
 MIRRORED = {"left": "right", "right": "left"}
 
@@ -86,18 +88,7 @@ def transform_image(
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).flip(0).float()
-    shape = (3, 1, 1)
-    return (pixels - torch.tensor(means).view(shape)) / torch.tensor(deviations).view(shape)
-
-
-def pad_images(images: Sequence[Tensor]) -> Tensor:
-    """(B, 3, H, W): images (3, h, w) with zeros to the right and below."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    batch = images[0].new_zeros((len(images), 3, height, width))
-    for row, image in zip(batch, images, strict=False):
-        row[:, : image.shape[1], : image.shape[2]] = image
-    return batch
+    return normalised_bgr(torch.from_numpy(np.asarray(image).copy()), means, deviations)
 
 
 def is_flipped(seed: int, epoch: int, sample: int | str, probability: float) -> bool:

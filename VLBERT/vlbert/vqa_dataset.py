@@ -20,6 +20,7 @@ from common.features.carried import carried, first_part
 from common.features.sources import FeatureSources
 from common.features.store import RegionBatch, whole_image
 from common.features.vlbert_json import cut_boxes
+from common.modules.pixels import pad_images
 from common.training.padding import Range, padded, region_lengths, text_lengths
 from vlbert.boxes import box_mask
 from vlbert.images import ImageFiles
@@ -29,7 +30,6 @@ from vlbert.transforms import (
     is_flipped,
     mirror_answers,
     mirror_words,
-    pad_images,
     transform_boxes,
     transform_image,
 )

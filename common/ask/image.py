@@ -1,7 +1,7 @@
 """The image that a model is asked about: a picture file, or a record of region features.
 
-Features must come from the detector that the checkpoint was trained with. The one that this code
-has describes plain shapes (`common.data.easy_vqa.regions`); those of all others are imported.
+Features must come from the detector that the checkpoint was trained with. That of plain shapes
+(`common.detector.pixels`) is run here; those of all others are extracted or imported before.
 Shape legend: R regions, C channels.
 """
 
@@ -16,26 +16,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from common.data.datasets import open_features
-from common.data.easy_vqa.build import DETECTOR
-from common.data.easy_vqa.regions import (
-    FOREGROUND_DIFFERENCE,
-    WIDTH,
-    background_colour,
-    extract_regions,
-)
-from common.errors import ConfigError, DataError
+from common.detector.pixels import PixelDetector
+from common.errors import ConfigError, DataError, named
 from common.features.pictures import read_picture
 from common.features.sources import features_there
 from common.features.store import RegionFeatures, Regions
 from common.runs.backbones import OpenedRun, find_backbone
 
-SMALLEST, LARGEST = 16, 2048
-MOST_FOREGROUND = 0.5
 ENDINGS = (".png", ".jpg", ".jpeg")
 SHOWN_IDS = 5
 
@@ -97,52 +87,40 @@ def image_of_file(run: OpenedRun, file: Path) -> AskedImage:
     Raises:
         DataError: the run was trained with another detector, or the picture cannot be used.
     """
-    trained = run.meta["features"]
-    if trained["detector"] != DETECTOR or trained["width"] != WIDTH:
+    trained, detector = run.meta["features"], PixelDetector()
+    if trained["detector"] != detector.name or trained["width"] != detector.width:
         raise DataError(
             f"{file}: {run.checkpoint} was trained with features of {described(trained)}. From a "
-            f"picture file this code can only compute those of {DETECTOR!r}. Extract the regions "
-            "of the picture with the checkpoint's detector, import them (python -m common."
-            f"features --tsv FILE or --npz FOLDER, --out STORE --detector "
-            f'"{trained["detector"]}"), and ask with --features STORE --image-id ID --image '
-            f"{file}; without --features, --image-id finds the images of the run's data set"
+            f"picture file alone only those of {detector.name!r} are computed. Extract the regions "
+            "of the picture with the checkpoint's detector (python -m common.features extract "
+            f'--images FOLDER --detector FOLDER --out STORE --name "{trained["detector"]}"), or '
+            "import them (python -m common.features --tsv FILE or --npz FOLDER, --out STORE "
+            f'--detector "{trained["detector"]}"), and ask with --features STORE --image-id ID '
+            f"--image {file}; without --features, --image-id finds the images of the run's data set"
         )
     notes: list[str] = []
     picture = read_picture(file, notes)
-    if not SMALLEST <= min(picture.size) <= max(picture.size) <= LARGEST:
-        raise DataError(
-            f"{file}: {size_text(picture.size)} pixels: the pixel detector needs "
-            f"{SMALLEST} to {LARGEST} on each side (easy-VQA's images have 64 x 64); "
-            "scale the picture first"
-        )
-    found = extract_regions(picture)
-    confidence = torch.from_numpy(found.confidence)
+    with named(file, DataError):
+        found = detector.detect(picture)
     # In half precision, as the store of the training images has them: the same answers.
     regions = Regions(
         str(file),
         *picture.size,
-        torch.from_numpy(found.features).half().float(),
-        boxes=torch.from_numpy(found.boxes),
-        object_ids=torch.from_numpy(found.object_ids),
-        object_conf=confidence,
-        attribute_ids=torch.from_numpy(found.attribute_ids),
-        attribute_conf=confidence,
+        found.features.half().float(),
+        boxes=found.boxes,
+        object_ids=found.object_ids,
+        object_conf=found.object_conf,
+        attribute_ids=found.attribute_ids,
+        attribute_conf=found.attribute_conf,
     )
     said = [f"{file}: {note}" for note in notes]
-    return AskedImage(str(file), regions, file, picture, said + _background_notes(picture))
-
-
-def _background_notes(picture: Image.Image) -> list[str]:
-    pixels = np.asarray(picture)
-    different = np.abs(pixels.astype(np.int32) - background_colour(pixels)).max(-1)
-    share = float((different > FOREGROUND_DIFFERENCE).mean())
-    if share <= MOST_FOREGROUND:
-        return []
-    return [
+    said += [
         f"no plain background: {share:.0%} of the picture differ from its most frequent "
         "colour. The pixel detector is made for plain shapes; it says nothing on photographs, "
         "so this answer means nothing"
+        for share in detector.doubts(found, picture).values()
     ]
+    return AskedImage(str(file), regions, file, picture, said)
 
 
 def image_of_record(

@@ -7,7 +7,7 @@ Measures training steps (forward, backward, optimiser) and evaluation of every s
 executor at several shares of decisions, with and without a policy network; the activations that a
 step keeps and the peak memory of its process; the standard model against `transformers`; what
 evaluation with dropped blocks takes, by the number of blocks kept; what mechanisms of attention and
-LayerDrop cost; and how fast region features are imported and read.
+LayerDrop cost; how fast region features are imported and read, and what their detector costs.
 Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
 written as JSON, table and chart. What is measured already is kept: the same command goes on where
 it stopped.
@@ -32,6 +32,7 @@ import torch
 from tqdm import tqdm
 
 from common.bench.cases import Case, all_cases, memory_cases
+from common.bench.detector import measure_detector
 from common.bench.features import measure_features
 from common.bench.gpu import Work, cases_of, missing, run_parts
 from common.bench.gpu_report import format_gpu_report, gpu_verdicts
@@ -50,6 +51,7 @@ from common.voice import spoken
 
 MEMORY_COST = 40
 FEATURES = {"quick": (100, 50), "full": (600, 500)}  # images, batches
+DETECTOR = {"quick": (2, 60, (400, 533)), "full": (3, 300, (800, 1067))}  # rounds, regions, image
 GPU_FLAGS = {
     "--part": "parts",
     "--list": "list",
@@ -83,7 +85,7 @@ def run_bench(
         only: measure only cases whose name contains this.
         quiet: without progress bar.
         supply: makes models and inputs; default: what the backbone's package offers.
-        features: also measure the reading of region features.
+        features: also measure the reading of region features, and the detector that makes them.
     """
     supply = supply or find_supply(settings.backbone)
     torch.set_num_threads(settings.threads)
@@ -102,12 +104,24 @@ def run_bench(
         for case in memory_cases(settings, quick)
         if only in case.key and case.key not in file.memory
     ]
-    features = features and only in "features" and not file.features
+    extent = "quick" if quick else "full"
+    # What belongs to no backbone: its first figure, and what measures it.
+    others: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
+        "features": ("read_per_s", lambda: measure_features(*FEATURES[extent])),
+        "detector": ("detector_share", lambda: measure_detector(*DETECTOR[extent])),
+    }
+    wanted = [
+        name
+        for name, (figure, _) in others.items()
+        if features and only in name and figure not in file.features
+    ]
     groups = [
         list(group)
         for _, group in groupby(sorted(cases, key=lambda c: c.group), key=lambda c: c.group)
     ]
-    total = sum(_cost(group, settings) for group in groups) + MEMORY_COST * (len(memory) + features)
+    total = sum(_cost(group, settings) for group in groups) + MEMORY_COST * (
+        len(memory) + len(wanted)
+    )
     with tqdm(
         total=total,
         disable=quiet,
@@ -128,9 +142,9 @@ def run_bench(
             file.add_memory(case, measure_memory(supply, settings, case))
             file.write()
             bar.update(MEMORY_COST)
-        if features:
-            bar.set_description("reading features")
-            file.add_features(measure_features(*FEATURES["quick" if quick else "full"]))
+        for name in wanted:
+            bar.set_description(name)
+            file.add_features(others[name][1]())
             file.write()
             bar.update(MEMORY_COST)
     write_reports(file)

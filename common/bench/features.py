@@ -6,14 +6,15 @@ a disk makes of it is not measured, all files are in the system's cache.
 
 from __future__ import annotations
 
-import base64
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from common.features.lxmert_tsv import COLUMNS, import_tsv
+from common.features.lxmert_tsv import encode_row, import_tsv
 from common.features.store import RegionFeatures
 
 REGIONS, WIDTH, BATCH = 36, 2048, 32
@@ -60,29 +61,27 @@ def read_batches(store: RegionFeatures, batches: int) -> dict[str, float]:
 
 def write_tsv(path: Path, images: int) -> None:
     """Rows of LXMERT's format with random boxes and features."""
-    generator = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
 
-    def encoded(values: np.ndarray) -> bytes:
-        return base64.b64encode(values.tobytes())
+    def some(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
 
     with open(path, "wb") as file:
         for image in range(images):
-            corners = np.sort(generator.random((REGIONS, 2, 2), dtype="f4") * SIDE, 1)
-            ids = encoded(generator.integers(0, 400, REGIONS))
-            sure = encoded(generator.random(REGIONS, dtype="f4"))
-            row = {
-                "img_id": b"%d" % image,
-                "img_h": b"%d" % SIDE,
-                "img_w": b"%d" % SIDE,
-                "objects_id": ids,
-                "objects_conf": sure,
-                "attrs_id": ids,
-                "attrs_conf": sure,
-                "num_boxes": b"%d" % REGIONS,
-                "boxes": encoded(corners.reshape(REGIONS, 4)),
-                "features": encoded(generator.random((REGIONS, WIDTH), dtype="f4")),
-            }
-            file.write(b"\t".join(row[column] for column in COLUMNS) + b"\n")
+            corners = (some(REGIONS, 2, 2) * SIDE).sort(1).values.flatten(1)
+            ids, sure = (some(REGIONS) * 400).long(), some(REGIONS)
+            row = encode_row(
+                f"{image}",
+                SIDE,
+                SIDE,
+                corners,
+                some(REGIONS, WIDTH),
+                object_ids=ids,
+                object_conf=sure,
+                attribute_ids=ids,
+                attribute_conf=sure,
+            )
+            file.write(row)
 
 
 def anonymous_bytes() -> int | None:

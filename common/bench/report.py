@@ -51,6 +51,16 @@ FEATURE_TARGETS = (
         1e6,
         at_least=False,
     ),
+    FeatureTarget(
+        "region detector: folded, channels last / plain, CPU time, %",
+        "detector_share",
+        80,
+        0.01,
+        at_least=False,
+    ),
+    FeatureTarget(
+        "region detector: peak memory, MB", "detector_peak_bytes", 1_100, 1e6, at_least=False
+    ),
 )
 
 

@@ -28,7 +28,7 @@ class BenchFile:
         machine: processor, threads, clock, versions.
         cases: {case's key: record with the case's fields, `ratio`, `low`, `high`, …}.
         memory: {case's key: record with the case's fields, `peak_rss_bytes`, …}.
-        features: of `common.bench.features`.
+        features: of `common.bench.features` and `common.bench.detector`.
         loop: {loop case's key: record of `common.bench.loop`}.
         rates: {precision: operations in a second of a large product of matrices}.
     """
@@ -110,7 +110,7 @@ class BenchFile:
         self.memory[case.key] = asdict(case) | dict(record)
 
     def add_features(self, record: Mapping[str, float]) -> None:
-        self.features = _rounded(record)
+        self.features = self.features | _rounded(record)
 
     def forget_failures(self) -> None:
         """Cases that failed count as not measured again."""

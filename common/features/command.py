@@ -1,4 +1,7 @@
-"""`python -m common.features`: import region features of other systems into a store."""
+"""`python -m common.features`: import region features of other systems into a store.
+
+Its other command, `extract`, is in `common.detector`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from common.features.npz import NPZ_DETECTOR, import_npz, npz_store
 from common.features.store import RegionFeatures
 from common.features.vlbert_json import JSON_DETECTOR, import_json, json_store
 from common.voice import spoken
+
+EXTRACT = "extract"
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +108,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m common.features",
         description="Turn the region features of other systems into a memory-mapped store. "
-        "A stopped import goes on where it was.",
+        "A stopped import goes on where it was. Features of pictures of your own: "
+        f"python -m common.features {EXTRACT} --help.",
     )
     add_import_options(parser)
     args = parser.parse_args(argv)

@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 
 from common.errors import ConfigError, DataError
 from common.features.store import RegionFeatures
-from common.features.writer import Record, RegionFeatureWriter
+from common.features.writer import RegionFeatureWriter
 from common.files import exclusive, write_bytes
 
 SHOWN_BAD_ROWS = 5
 HOPELESS_ROWS = 1000
+NOUNS = {"import": "import", "extract": "extraction"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class BadRows:
     source: Path
     skip: bool
     unit: str
-    """What a record is called: row or file."""
+    """What a record is called: row, file or picture."""
+    suspect: str = "another format, or features of another width (--width)"
+    """What is wrong where no record can be read."""
     rows: list[BadRow] = field(default_factory=list)
 
     def add(self, number: int, image_id: str, error: DataError, written: int) -> None:
@@ -67,8 +70,8 @@ class BadRows:
         self.rows.append(BadRow(number, image_id, str(error)))
         if not written and len(self.rows) >= HOPELESS_ROWS:
             raise DataError(
-                f"{where}; this is so for all of the first {len(self.rows)} {self.unit}s: another "
-                "format, or features of another width (--width)"
+                f"{where}; this is so for all of the first {len(self.rows)} {self.unit}s: "
+                f"{self.suspect}"
             ) from None
 
     def report(self, out: Path, total: int) -> None:
@@ -98,6 +101,33 @@ def report_path(store: Path) -> Path:
     return store.with_name(f"{store.name}_skipped.txt")
 
 
+class Writer(Protocol):
+    """Writes images one by one, in order, and goes on where an earlier one was stopped."""
+
+    partial: Path
+
+    def __enter__(self) -> Self:
+        """Go on."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop; what was written stays."""
+
+    def __len__(self) -> int:
+        """Images written so far."""
+
+    def ids(self) -> list[str]:
+        """Their ids, in order."""
+
+    def stamp(self, image_id: str) -> int | None:
+        """What one was read from."""
+
+    def append(self, record: Any) -> None:
+        """Write another one, which has an `image_id`."""
+
+    def finish(self, **told: Any) -> Any:
+        """Give the whole its name, with JSON values that tell of it."""
+
+
 class Earlier:
     """What an earlier import left of the same source, which must still be the same.
 
@@ -105,7 +135,7 @@ class Earlier:
     out before and can be read now, or that has changed, means that the source was changed.
     """
 
-    def __init__(self, writer: RegionFeatureWriter, source: Path) -> None:
+    def __init__(self, writer: Writer, source: Path) -> None:
         self._writer, self._source = writer, source
         self._ids = writer.ids()
         self._next = 0
@@ -128,7 +158,7 @@ class Earlier:
         self._next += 1
         return True
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Any) -> None:
         """Append a record that was not imported earlier.
 
         Raises:
@@ -154,10 +184,12 @@ class Earlier:
         )
 
 
-Copy = Callable[[RegionFeatureWriter, BadRows], dict[str, Any]]
-
-
-def import_records(out: Path, settings: dict[str, Any], bad: BadRows, copy: Copy) -> RegionFeatures:
+def import_records(
+    out: Path,
+    settings: dict[str, Any],
+    bad: BadRows,
+    copy: Callable[[RegionFeatureWriter, BadRows], dict[str, Any]],
+) -> RegionFeatures:
     """Make the store `out`, or go on with it, unless it is there.
 
     Args:
@@ -165,27 +197,51 @@ def import_records(out: Path, settings: dict[str, Any], bad: BadRows, copy: Copy
         bad: Collects what cannot be read.
         copy: Appends every record, and returns what meta.json should tell of the source.
     """
-    with _disk_errors_explained(out), exclusive(out.with_name(f".{out.name}.lock")):
+
+    def copied(writer: RegionFeatureWriter, bad: BadRows) -> dict[str, Any]:
+        with _one_thread():
+            return copy(writer, bad)
+
+    write_records(out, lambda: RegionFeatureWriter(out, **settings), bad, copied, "import")
+    return RegionFeatures.open(out, settings["width"])
+
+
+def write_records(
+    out: Path,
+    open_writer: Callable[[], Any],
+    bad: BadRows,
+    copy: Callable[[Any, BadRows], dict[str, Any]],
+    verb: str,
+) -> None:
+    """Write `out`, or go on with it, unless it is there; other processes that want to wait.
+
+    Args:
+        open_writer: Gives a `Writer`.
+        bad: Collects what cannot be read.
+        copy: Appends every record to the writer, and returns what should be told of the source.
+        verb: What this is called, a key of `NOUNS`.
+    """
+    with _disk_errors_explained(out, NOUNS[verb]), exclusive(out.with_name(f".{out.name}.lock")):
         if out.exists():
-            print(f"{out}: is there already (delete it to import again)")
-            return RegionFeatures.open(out, settings["width"])
-        with _one_thread(), RegionFeatureWriter(out, **settings) as writer:
+            print(f"{out}: is there already (delete it to {verb} again)")
+            return
+        with open_writer() as writer:
             if len(writer):
-                print(f"{out}: going on with {len(writer)} images that an earlier import left")
+                print(f"{out}: going on with {len(writer)} images that were there from before")
             told = copy(writer, bad)
             images = len(writer)
             bad.report(out, images + len(bad.rows))
             skipped = [asdict(row) for row in bad.rows]
-            return writer.finish(skipped_rows=len(skipped), skipped=skipped, **told)
+            writer.finish(skipped_rows=len(skipped), skipped=skipped, **told)
 
 
 @contextmanager
-def _disk_errors_explained(out: Path) -> Iterator[None]:
+def _disk_errors_explained(out: Path, noun: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{out}: the import stopped ({error}): where the disk is full or read-only make room "
+            f"{out}: the {noun} stopped ({error}): where the disk is full or read-only make room "
             "or choose another folder (--out); the same command then goes on where it stopped"
         ) from error
 

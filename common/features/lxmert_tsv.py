@@ -24,9 +24,9 @@ from common.features.writer import Record, RegionFeatureWriter
 from common.reading import short
 
 try:
-    from pybase64 import b64decode  # optional: makes an import twice as fast
+    from pybase64 import b64decode, b64encode  # optional: makes an import twice as fast
 except ImportError:
-    from base64 import b64decode
+    from base64 import b64decode, b64encode
 
 COLUMNS = (
     "img_id",
@@ -114,6 +114,24 @@ def read_row(writer: RegionFeatureWriter, line: bytes) -> Record:
     return writer.prepare(
         image_id, width, height, boxes, features, stamp=zlib.crc32(line), **optional
     )
+
+
+def encode_row(
+    image_id: str, width: int, height: int, boxes: Tensor, features: Tensor, **ids: Tensor
+) -> bytes:
+    """A row as `read_row` reads it, with its line end; `ids`: those of `OPTIONAL_COLUMNS`."""
+    columns = {"boxes": (boxes, torch.float32), "features": (features, torch.float32)}
+    columns |= {c: (ids[name], dtype) for c, (name, dtype) in OPTIONAL_COLUMNS.items()}
+    row = {"img_id": image_id, "img_h": height, "img_w": width, "num_boxes": len(boxes)}
+    cells = {name: f"{value}".encode() for name, value in row.items()}
+    cells |= {name: encode_base64(x, dtype) for name, (x, dtype) in columns.items()}
+    return b"\t".join(cells[column] for column in COLUMNS) + b"\n"
+
+
+def encode_base64(values: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
+    """Base64 of the little-endian buffer of a tensor."""
+    array = values.to(dtype).contiguous().numpy()
+    return b64encode(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def check_boxes(image_id: str, name: str, boxes: Tensor, width: int, height: int) -> None:

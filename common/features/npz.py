@@ -5,12 +5,14 @@ Shape legend: R regions, C channels.
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import DataError, named
@@ -95,6 +97,14 @@ def _read_regions(writer: RegionFeatureWriter, path: Path, stamp: int) -> Record
         return writer.prepare(
             path.stem, width, height, found["boxes"], found["features"], stamp=stamp
         )
+
+
+def encode_npz(width: int, height: int, **arrays: Tensor) -> bytes:
+    """A file as `import_npz` reads it: boxes, features and whatever else there is."""
+    content = io.BytesIO()
+    plain: dict[str, Any] = {name: x.numpy() for name, x in arrays.items()}
+    np.savez(content, width=np.int64(width), height=np.int64(height), **plain)
+    return content.getvalue()
 
 
 def _side(path: Path, name: str, value: np.ndarray) -> int:

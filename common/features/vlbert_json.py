@@ -15,6 +15,7 @@ as VL-BERT does it on reading.
 from __future__ import annotations
 
 import binascii
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from common.errors import DataError
 from common.features.archives import Files, open_files
 from common.features.importing import HOPELESS_ROWS, BadRows, Earlier, import_records
-from common.features.lxmert_tsv import b64decode
+from common.features.lxmert_tsv import b64decode, encode_base64
 from common.features.store import CLASSES, RegionBatch, RegionFeatures
 from common.features.writer import LONGEST_SIDE, SHARE_TOLERANCE, Record, RegionFeatureWriter
 from common.reading import parse_json, short
@@ -96,6 +97,27 @@ def read_record(files: Files, name: str, width: int | None = None) -> JsonRecord
     return JsonRecord(
         name.removesuffix(SUFFIX), image_w, image_h, boxes, features, whole, probabilities
     )
+
+
+def encode_record(
+    image_id: str,
+    width: int,
+    height: int,
+    boxes: Tensor,
+    features: Tensor,
+    classes: Tensor | None = None,
+    attributes: Tensor | None = None,
+) -> bytes:
+    """A file as `read_record` reads it.
+
+    Args:
+        width, height: Of the image, pixels.
+        classes, attributes: (n, K) and (n, L) probabilities, the background and "none" first.
+    """
+    arrays = {"boxes": boxes, "features": features, "classes": classes, "attrs": attributes}
+    record = {"image_id": image_id, "image_w": width, "image_h": height, "num_boxes": len(boxes)}
+    texts = {n: encode_base64(x).decode() for n, x in arrays.items() if x is not None}
+    return json.dumps(record | texts).encode()
 
 
 def _whole(where: str, record: dict[str, Any], key: str) -> int:

@@ -161,7 +161,7 @@ class RegionFeatureWriter:
         self._spec |= {IMAGES: True} if image_features else {}
         self._ids: dict[str, Entry] = {}
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._check_spec()
+        check_spec(self.partial, self._spec)
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {
             "features": (dtype, (width,)),
             "boxes": ("float32", (4,)),
@@ -176,18 +176,6 @@ class RegionFeatureWriter:
         )
         self._journal = open(self.partial / "journal.jsonl", "a+b")  # noqa: SIM115
         self._recover()
-
-    def _check_spec(self) -> None:
-        path = self.partial / "writer.json"
-        if not path.exists():
-            write_json(path, self._spec)
-        elif (found := read_json(path, schema=dict[str, Any])) != self._spec:
-            keys = [*self._spec, *(k for k in found if k not in self._spec)]
-            key = next(k for k in keys if found.get(k) != self._spec.get(k))
-            raise DataError(
-                f"{self.partial}: was started with {key} = {short(found.get(key))}, now "
-                f"{self._spec.get(key)!r} is asked for: use the same, or delete the folder"
-            )
 
     def _recover(self) -> None:
         """Find the images whose records are complete, and cut off what is behind them."""
@@ -333,7 +321,7 @@ class RegionFeatureWriter:
             files[name].append(rows)
         entry = record.entry
         values = [record.image_id, *astuple(entry)]
-        self._journal.write(json.dumps([*values, _line_checksum(values)]).encode() + b"\n")
+        self._journal.write(json.dumps([*values, line_checksum(values)]).encode() + b"\n")
         self._journal.flush()
         self._ids[record.image_id] = entry
 
@@ -416,12 +404,30 @@ class RegionFeatureWriter:
             return {path.name: sha256(path, bar) for path in paths}
 
 
+def check_spec(partial: Path, spec: dict[str, Any]) -> None:
+    """Keep the settings of a writer in its unfinished folder, or compare them with those there.
+
+    Raises:
+        DataError: the folder was begun with others.
+    """
+    path = partial / "writer.json"
+    if not path.exists():
+        write_json(path, spec)
+    elif (found := read_json(path, schema=dict[str, Any])) != spec:
+        keys = [*spec, *(k for k in found if k not in spec)]
+        key = next(k for k in keys if found.get(k) != spec.get(k))
+        raise DataError(
+            f"{partial}: was started with {key} = {short(found.get(key))}, now "
+            f"{spec.get(key)!r} is asked for: use the same, or delete the folder"
+        )
+
+
 def _read_entry(line: bytes, where: str) -> tuple[str, Entry]:
     """A line of the journal, also of an earlier version."""
     values = parse_json(line, where)
     if isinstance(values, list) and len(values) > LINE_OF_EARLIER:
         *values, checksum = values
-        if checksum != _line_checksum(values):
+        if checksum != line_checksum(values):
             values = None
     numbers = values[1:] if isinstance(values, list) else []
     plain = all(isinstance(v, int) and not isinstance(v, bool) for v in numbers[:3])
@@ -434,8 +440,8 @@ def _read_entry(line: bytes, where: str) -> tuple[str, Entry]:
     return values[0], Entry(*numbers)
 
 
-def _line_checksum(values: list[Any]) -> int:
-    """Of a line of the journal."""
+def line_checksum(values: list[Any]) -> int:
+    """Of the values in a line of a journal."""
     return zlib.crc32(json.dumps(values).encode())
 
 

@@ -1,4 +1,4 @@
-"""What BERT's descendants are built of: embeddings, layers, heads, losses, masks."""
+"""What BERT's descendants are built of: layers, heads, losses, masks; ResNets and boxes."""
 
 from common.modules.embeddings import TextEmbeddings
 from common.modules.heads import HeadTransform, Pooler, WordPrediction

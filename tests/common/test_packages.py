@@ -49,6 +49,7 @@ BACKBONE = re.compile(r"lxmert|lxrt|vl[-_ ]?bert|vilbert", re.IGNORECASE)
 # Words with a backbone's name in them that are no backbone: everywhere, and in one file each.
 FORMATS = re.compile(
     r"lxmert_tsv|vlbert_json"  # the modules that read these two files of region features
+    r"|vlbert-json"  # and what one of them is called in `--format`
     r"|(read_)?lxmert_(json|split)"  # the form of VQA's JSON that LXMERT re-distributes
 )
 FORMATS_IN = {

@@ -32,6 +32,8 @@ from common.ask.answering import ask
 from common.data.annotations import AnswerVocabulary, Example, read_lxmert_json, read_official
 from common.data.answer_scores import soft_scores
 from common.data.tokenizer import Tokenizer
+from common.detector.network import FasterRCNN
+from common.detector.settings import read_settings
 from common.features.lmdb_records import import_lmdb
 from common.features.lxmert_tsv import COLUMNS, import_tsv
 from common.features.npz import import_npz
@@ -47,6 +49,7 @@ from common.training.weights import load_weights
 from lxrt.answers import read_answers
 from lxrt.pretraining_upstream import json_entries
 from tests.common.data_files import annotation, plain_row, question, write_official, write_tsv
+from tests.common.detector import files as detector_files
 from tests.common.lmdb_files import arrays, texts, write_lmdb
 from tests.common.result_examples import lxmert_layout, make_result
 from tests.conftest import EARLIER
@@ -663,6 +666,17 @@ def crafted(value: Any, real: Any, content: bytes) -> None:
                 assert x.numel() > 0
 
 
+def detector_config(folder: Path) -> None:
+    """JSON is YAML."""
+    (folder / "config.yaml").write_text(json.dumps(detector_files.config()))
+
+
+def settings_right(value: Any, real: Any, content: bytes) -> None:
+    """A network can be made of them."""
+    with torch.device("meta"):
+        FasterRCNN(value)
+
+
 def torch_file(folder: Path) -> None:
     weights = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.ones(2)}
     torch.save({"state_dict": weights}, folder / "w.pth")
@@ -991,6 +1005,15 @@ KINDS = [
         mutations.damaged_safetensors,
         read_checkpoint,
         crafted,
+    ),
+    Kind(
+        "detector config",
+        detector_config,
+        "config.yaml",
+        mutations.damaged_json,
+        lambda f: read_settings(f / "config.yaml"),
+        settings_right,
+        3,
     ),
     Kind(
         "torch file",

@@ -428,7 +428,7 @@ MUTANTS = [
     ),
     # VL-BERT
     Mutant(
-        "VLBERT/vlbert/transforms.py",
+        "common/modules/pixels.py",
         ".permute(2, 0, 1).flip(0)",
         ".permute(2, 0, 1)",
         "tests/vlbert/test_images.py",
@@ -634,5 +634,45 @@ MUTANTS = [
         "part.last = None",
         "pass",
         "tests/common/bench/test_gpu_bench.py",
+    ),
+    # The region detector
+    *_all(
+        "common/modules/boxes.py",
+        f"{T}/modules/test_boxes.py",
+        ("found >= threshold if equal else found > threshold", "found >= threshold"),
+        ("found = overlap(ours, theirs, end).double()", "found = overlap(ours, theirs, end)"),
+        ("if len(kept) >= limit:", "if False:"),
+        ("scores.argsort(descending=True, stable=True)", "scores.flip(0).argsort(descending=True)"),
+    ),
+    *_all(
+        "common/modules/roi_pool.py",
+        f"{T}/modules/test_boxes.py",
+        (".clamp(min=1).float()[:, None] / bins", ".clamp(min=1).double()[:, None] / bins"),
+        ("whole + (size - whole >= 0.5)", "(size + 0.5).floor()"),
+    ),
+    *_all(
+        "common/detector/network.py",
+        f"{T}/detector/test_detector.py",
+        ("self.cls_embedding(logits.argmax(1))", "self.cls_embedding(logits[:, :-1].argmax(1))"),
+        ("self.cell_anchors[0].float()", "self.cell_anchors[0].sort(0).values.float()"),
+        ("settings.proposal_weights)[:, 0]", "(1, 1, 1, 1))[:, 0]"),
+    ),
+    *_all(
+        "common/detector/selecting.py",
+        f"{T}/detector/test_detector.py",
+        ("[kept, :-1].softmax(1).max(1)", "[kept].softmax(1)[:, :-1].max(1)"),
+        ("scales.flip(0).repeat(2)", "scales.repeat(2)"),
+    ),
+    Mutant(
+        "common/detector/faster_rcnn.py",
+        ".softmax(1).roll(1, 1).cpu()",
+        ".softmax(1).cpu()",
+        f"{T}/detector/test_extracting.py",
+    ),
+    Mutant(
+        "common/detector/outputs.py",
+        "self._file.truncate(0 if self._suffix else end)",
+        "pass",
+        f"{T}/detector/test_extracting.py",
     ),
 ]

@@ -12,12 +12,13 @@ from torch import nn
 
 from common.adapt.adapting import adapt, adaptive_part
 from common.errors import CheckpointError, DataError
+from common.modules.boxes import PIXEL, overlap
+from common.modules.roi_align import roi_align
 from tests.common.tiny_models import vlbert_config, vlbert_inputs
 from tests.vlbert.models import IMAGES, randomise
-from vlbert.boxes import box_mask, overlap
+from vlbert.boxes import box_mask
 from vlbert.fast_rcnn import FastRCNN
 from vlbert.loading import load_resnet
-from vlbert.roi_align import roi_align
 from vlbert.sizes import ImageConfig
 from vlbert.transforms import transform_image
 from vlbert.vqa_network import ResNetVLBERT
@@ -181,7 +182,7 @@ def test_a_resnet_file_with_torchvisions_names_loads_strictly(tmp_path):
 def test_overlap_counts_both_corner_pixels():
     boxes = torch.tensor([[0.0, 0, 9, 9], [5, 0, 14, 9], [20, 20, 29, 29]])
     expected = torch.tensor([[1, 50 / 150, 0], [50 / 150, 1, 0], [0, 0, 1]])
-    torch.testing.assert_close(overlap(boxes, boxes), expected)
+    torch.testing.assert_close(overlap(boxes, boxes, PIXEL), expected)
 
 
 def test_the_published_resnets_are_as_wide_as_precomputed_features():

@@ -1,0 +1,133 @@
+"""`python -m common.features extract`: region features of photographs of one's own.
+
+    python -m common.features extract --images DIR --detector FOLDER --out STORE
+    python -m common.features extract --images photos.zip --detector FOLDER --boxes 10-100 \\
+        --format vlbert-json --out FEATURES
+    python -m common.features extract --images DIR --detector pixels --out STORE
+
+FOLDER holds `config.yaml` and `pytorch_model.bin` of unc-nlp/frcnn-vg-finetuned.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from common.detector.extracting import ExtractionOptions, extract
+from common.detector.faster_rcnn import PRECISIONS, RULES, DetectorOptions, FasterRCNNDetector
+from common.detector.network import CHUNK
+from common.detector.outputs import FORMATS
+from common.detector.pixels import PixelDetector
+from common.detector.regions import Detector
+from common.errors import ConfigError
+from common.features.store import RegionFeatures
+from common.voice import spoken
+
+PIXELS = "pixels"
+
+
+def open_detector(name: str, options: DetectorOptions) -> Detector:
+    """The detector that a command line names: a folder of weights, or `pixels`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the config.
+        DataError: a config that this code cannot do.
+        ConfigError: options that this detector has not.
+    """
+    if name != PIXELS:
+        return FasterRCNNDetector.open(Path(name), options)
+    if options != DetectorOptions():
+        raise ConfigError(
+            "--detector pixels has nothing to set: leave --boxes, --rule, --device, --precision "
+            "and --chunk out"
+        )
+    return PixelDetector()
+
+
+def _boxes(text: str) -> tuple[int, int]:
+    fewest, _, most = text.partition("-")
+    if not fewest.isdecimal() or not (most or fewest).isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: a number such as 36, or a range as 10-100")
+    return int(fewest), int(most or fewest)
+
+
+def extract_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m common.features extract",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR|ZIP", help="the pictures")
+    add(
+        "--detector",
+        required=True,
+        metavar="FOLDER|pixels",
+        help="the folder of config.yaml and pytorch_model.bin; or the pixel regions of easy-VQA, "
+        "which are for plain shapes, not for photographs",
+    )
+    add("--out", type=Path, required=True, help="the store, TSV file or folder to write")
+    add("--boxes", type=_boxes, metavar="N|MIN-MAX", help="a picture (default: as the config says)")
+    add(
+        "--rule",
+        choices=RULES,
+        default=RULES[0],
+        help="which proposals become regions: the detector's own rule (default), or that of "
+        "bottom-up attention, which the TSVs were made by",
+    )
+    add("--format", choices=FORMATS, default=FORMATS[0], help="default store")
+    add("--dtype", choices=("float16", "float32"), default="float16", help="of a store's features")
+    add("--classes", action="store_true", help="keep class probabilities in the store")
+    add(
+        "--name",
+        help="keep this as the detector's name, for runs that were trained with features under "
+        "it; features of two detectors differ even where their networks are alike",
+    )
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the convolutions; bf16 (and on a GPU fp16) is faster and gives other features",
+    )
+    add("--chunk", type=int, default=CHUNK, help=f"regions at a time (default {CHUNK}): memory")
+    add("--workers", type=int, default=1, help="processes, each with a detector of its own")
+    add("--threads", type=int, help="of each process (default: the cores, shared among them)")
+    add("--skip-bad", action="store_true", help="leave out what cannot be read, and report it")
+    add("--limit", type=int, help="only the first so many pictures")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+@spoken
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    args = extract_parser().parse_args(arguments)
+    fewest, most = args.boxes or (None, None)
+    options = DetectorOptions(fewest, most, args.rule, args.device, args.precision, args.chunk)
+    extract(
+        args.images,
+        args.out,
+        partial(open_detector, args.detector, options),
+        ExtractionOptions(
+            args.format,
+            args.dtype,
+            args.classes,
+            args.name,
+            args.skip_bad,
+            args.limit,
+            args.workers,
+            args.threads,
+            not args.quiet,
+        ),
+    )
+    if args.format == FORMATS[0]:
+        store = RegionFeatures.open(args.out)
+        counts = f"{len(store)} images, {store.meta['regions']} regions x {store.width}"
+        print(f"{args.out}: {counts} of {store.meta['detector']}")
+    else:
+        print(f"{args.out}: written")
+    return 0
