@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.encoder import AdaptiveOptions
@@ -311,3 +313,49 @@ def test_answers_of_cuda_graphs_are_those_that_are_run(family, strategy):
             found.append(run_it(batch).clone())
         torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
     assert not said
+
+
+def test_a_resumed_run_in_fp16_goes_on_with_its_scale(tmp_path: Path):
+    """Bit for bit, the state of the scaler included."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        for name, stops in (("whole", (0,)), ("parts", (7, 0))):
+            for stop in stops:
+                runtime = make_runtime("0", "fp16")
+                trainer = make_trainer(
+                    tmp_path / name, stop, strategy="SpotTune_Block", runtime=runtime
+                )
+                trainer.begin(resume=stop != stops[0], overwrite=False)
+                trainer.fit()
+        whole, parts = (final_state(tmp_path / name) for name in ("whole", "parts"))
+        assert whole["scaler"]["_growth_tracker"] > 0
+        same(whole, parts)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
+def test_one_process_of_nccl_has_the_gradients_of_none(tmp_path: Path, strategy):
+    """Through DistributedDataParallel, and by a message of its own."""
+    found = []
+    for together in (False, True):
+        model = model_on_gpu(strategy, torch.float64, executor="grouped").train()
+        asked = model
+        if together:
+            dist.init_process_group(
+                "nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+            )
+            asked = DistributedDataParallel(model, device_ids=[torch.cuda.current_device()])
+        part = adaptive_part(model)
+        part.tell(3, 0, list(range(BATCH)))
+        inputs = {key: value.cuda() for key, value in single_inputs(BATCH).items()}
+        asked(**inputs).square().sum().backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        if together:
+            for gradient in grads.values():
+                dist.all_reduce(gradient)
+            dist.destroy_process_group()
+        found.append(grads)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
