@@ -228,6 +228,7 @@ def test_with_dropout_what_is_kept_learns_from_the_masks_of_its_output(ends):
     assert found["dense"]["decisions"].abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_with_dropout_gradients_are_those_of_exact_in_the_mean(ends):
     """Over many draws of masks, of two layers."""
     draws = {}

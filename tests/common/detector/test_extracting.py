@@ -157,7 +157,10 @@ def test_several_processes_and_an_archive_give_the_same(
     assert content(tmp_path / "store") == content(store)
 
 
-@pytest.mark.parametrize(("form", "workers"), [("store", "2"), ("tsv", "1"), ("npz", "1")])
+@pytest.mark.parametrize(
+    ("form", "workers"),
+    [("store", "2"), *(pytest.param(form, "1", marks=pytest.mark.slow) for form in ("tsv", "npz"))],
+)
 def test_after_kill_nine_the_same_command_gives_the_same(
     detector: Path, tmp_path: Path, form: str, workers: str
 ) -> None:

@@ -137,6 +137,7 @@ def test_the_error_of_one_process_is_the_error_of_the_run(tmp_path):
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_path, capsys):
     process = subprocess.Popen(
         command("train", tmp_path / "parts"), env=environment(), text=True, stderr=subprocess.PIPE
@@ -160,6 +161,7 @@ def test_a_signal_stops_all_processes_at_the_same_step_and_the_run_goes_on(tmp_p
     assert state["step"] == 15 and len(state["history"]) == 3
 
 
+@pytest.mark.slow
 def test_processes_whose_launcher_was_killed_save_and_end(tmp_path):
     """Otherwise they would go on writing into the folder in which the run is resumed."""
     launcher = subprocess.Popen(
