@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from common.data.tokenizer import Tokenizer, small_vocabulary
 from common.files import text_digest
+from common.tasks.measuring import SAMPLES
 from common.training.checkpoint import save_checkpoint
 from lxrt.finetuning import main
 from lxrt.modeling import PretrainingModel
@@ -21,6 +23,14 @@ from tests.lxmert.pretraining_files import PretrainingFiles, write_data
 from tests.lxmert.runs import DROPOUT_RUN, small_run
 
 WIDTH = 2048
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_at_once() -> Iterator[None]:
+    """Operations are counted in one batch after each run: counting costs by call, not by sample."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.tasks.measuring.BATCH", SAMPLES)
+        yield
 
 
 @pytest.fixture(scope="session")

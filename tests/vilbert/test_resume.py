@@ -33,7 +33,7 @@ def stopped(files, tmp_path_factory) -> tuple[Path, list[str]]:
     return out, run
 
 
-@pytest.mark.parametrize("stop", ["3", "5"])
+@pytest.mark.parametrize("stop", [pytest.param("3", marks=pytest.mark.slow), "5"])
 def test_a_resumed_run_is_bit_identical_to_one_without_interruption(
     files, whole, tmp_path, capsys, stop
 ):

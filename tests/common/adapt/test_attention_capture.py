@@ -90,8 +90,9 @@ def test_each_sample_shows_the_branch_that_it_ran(family, strategy, executor):
         }
 
     together = captured(list(range(BATCH)))
-    alone = [captured([row]) for row in range(BATCH)]
-    assert together.keys() == {key for each in alone for key in each}
+    some = range(0, BATCH, 2)
+    alone = [captured([row]) for row in some]
+    assert {key for key in together if key[3] in some} == {key for each in alone for key in each}
     for each in alone:
         for key, weights in each.items():
             torch.testing.assert_close(together[key], weights, rtol=1e-6, atol=1e-7)
