@@ -15,6 +15,7 @@ from common.features.npz import NPZ_DETECTOR
 
 Origin = Mapping[str, Any]
 ALLOW = "--allow-other-detector"
+RECORDED: dict[str, type] = {"digest": str, "boxes": list, "rule": str, "precision": str}
 NAMELESS = (None, "unknown", NPZ_DETECTOR)
 
 
@@ -23,22 +24,16 @@ def origin_of(width: int, meta: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         width: numbers per region.
-        meta: of a store: `detector`, and where they were extracted `extraction`, `box_policy`.
+        meta: of a store: `detector`, and where they were extracted `extraction`.
 
     Returns:
         `width`, `detector`; of extracted features also `digest`, the checksum of the detector's
-        files, and `regions`, how they are chosen and computed.
+        files, and how it was run: `boxes` (fewest, most), `rule`, `precision`.
     """
     found = {"width": width, "detector": meta["detector"]}
     record = meta.get("extraction") or {}
-    digest, precision = record.get("digest"), record.get("precision", "fp32")
-    if not isinstance(digest, str):
-        return found
-    regions = str(meta.get("box_policy", "")).removesuffix(digest).strip()
-    return found | {
-        "digest": digest,
-        "regions": regions if precision == "fp32" else f"{regions}, in {precision}",
-    }
+    known = [(key, kind) for key, kind in RECORDED.items() if isinstance(record.get(key), kind)]
+    return found | {key: record[key] for key, _ in known if "digest" in record}
 
 
 def is_same_detector(one: Origin, other: Origin) -> bool:
@@ -80,11 +75,9 @@ def origin_notes(have: Origin, want: Origin) -> Iterator[str]:
             "warning: it does not say which detector its features are of, so whether these "
             f"({detector_text(want)}) are the same is not known"
         )
-    elif have.get("regions", want.get("regions")) != want.get("regions", have.get("regions")):
-        yield (
-            f"the same detector, other regions: it was trained with {have['regions']}, these are "
-            f"{want['regions']}"
-        )
+    elif changed := [k for k in RECORDED if k in have and k in want and have[k] != want[k]]:
+        said = "; ".join(f"{key} {have[key]} then, {want[key]} now" for key in changed)
+        yield f"the same detector as it was trained with, run otherwise: {said}"
 
 
 def nothing_known(path: Path, want: Origin) -> str:

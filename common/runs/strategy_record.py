@@ -32,7 +32,9 @@ class FeatureMeta(TypedDict):
     width: int
     detector: str
     digest: NotRequired[str]
-    regions: NotRequired[str]
+    boxes: NotRequired[list[int]]
+    rule: NotRequired[str]
+    precision: NotRequired[str]
 
 
 class Digest(TypedDict):

@@ -200,7 +200,7 @@ class EvalBatchSize(argparse.Action):
             raise argparse.ArgumentError(self, f"{values!r}: give a number or {AUTO}") from None
 
 
-def add_detector_option(parser: argparse.ArgumentParser) -> None:
+def add_detector_option(parser: argparse._ActionsContainer) -> None:
     """Features of another detector than a checkpoint's, which are refused without it."""
     parser.add_argument(
         ALLOW,

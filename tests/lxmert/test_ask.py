@@ -15,9 +15,10 @@ from PIL import Image
 from torch.testing import assert_close
 
 from common.ask.answering import ask, make_batch, question_notes
-from common.ask.command import main, nothing_decided, title
+from common.ask.command import main
 from common.ask.image import find_image
 from common.ask.picture import draw_answer
+from common.ask.report import nothing_decided, title
 from common.data.easy_vqa.build import DETECTOR
 from common.data.tokenizer import MAX_TOKENS
 from common.errors import CheckpointError
