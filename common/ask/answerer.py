@@ -1,9 +1,11 @@
 """A finished run and a detector, opened once and asked many times.
 
-answerer = Answerer.open(Path("LXMERT/snap/vqa/v1"), detector="frcnn")
-image = answerer.look(Path("photo.jpg"))                  # its regions are found once
-found = answerer.ask(image, "What is on the mat?")        # as often as one likes
-found.answers, found.decisions, found.attention, image.regions, image.names
+    answerer = Answerer.open(Path("LXMERT/snap/vqa/v1"), AnswererOptions(detector="frcnn"))
+    image = answerer.look(Path("photo.jpg"))                  # its regions are found once
+    found = answerer.ask(image, "What is on the mat?")        # as often as one likes
+    found.answers, found.decisions, found.attention, image.regions, image.names
+
+What is in these is said in `common.ask.answering` and `common.ask.image`.
 """
 
 from __future__ import annotations

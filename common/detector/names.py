@@ -1,4 +1,4 @@
-"""What the classes and attributes of a detector are called, where files beside its weights say it."""
+"""What a detector's classes and attributes are called, where files beside its weights say it."""
 
 from __future__ import annotations
 

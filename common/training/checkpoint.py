@@ -227,18 +227,18 @@ def check_compatible(
     Raises:
         CheckpointError: names every key that differs, with both values.
     """
-    have, want = (each.get(FEATURES) for each in (meta, expected))
-    compared = isinstance(have, Mapping) and isinstance(want, Mapping)
-    rest = {key: value for key, value in expected.items() if not compared or key != FEATURES}
-    differences = list(_differences(meta, rest, ""))
-    if compared:
+    have, want = meta.get(FEATURES), expected.get(FEATURES)
+    notes, differences = list[str](), list[str]()
+    if isinstance(have, Mapping) and isinstance(want, Mapping):
+        notes += origin_notes(have, want)
         differences += origin_differences(have, want, any_detector)
+        expected = {key: value for key, value in expected.items() if key != FEATURES}
+    differences += _differences(meta, expected, "")
     if differences:
         raise CheckpointError(
             f"{os.fspath(path)}: made with other settings: {'; '.join(differences)}. Run with the "
             "file's values, or give a checkpoint that was made with the wanted ones"
         )
-    notes = origin_notes(have, want) if compared else ()
     return [f"{os.fspath(path)}: {note}" for note in notes]
 
 
