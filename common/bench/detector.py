@@ -155,7 +155,9 @@ def random_network(settings: DetectorSettings, plain: bool = False) -> FasterRCN
     torch.manual_seed(0)
     network = FasterRCNN(settings)
     if plain:
-        network.roi_heads = _PlainHeads(settings)
+        heads = _PlainHeads(settings)
+        heads.load_state_dict(network.roi_heads.state_dict())
+        network.roi_heads = heads
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.weight, 0.5)
