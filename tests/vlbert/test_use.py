@@ -28,15 +28,14 @@ from vlbert.sizes import NetworkConfig
 from vlbert.testing import main as predict
 from vlbert.vqa_network import ResNetVLBERT
 
+SETTINGS = {"TRAIN__LR": 2.5e-3, "TRAIN__END_EPOCH": 3, "TRAIN__FLIP_PROB": 0, "POLICY__LR": 1e-2}
 MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")
 
 
 @pytest.fixture(scope="module")
 def config(coco: Path) -> Path:
     """Learning rates that let predictions and decisions differ between questions."""
-    return write_config(
-        coco, TRAIN__LR=2.5e-3, TRAIN__END_EPOCH=3, TRAIN__FLIP_PROB=0, POLICY__LR=1e-2
-    )
+    return write_config(coco, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -362,10 +361,11 @@ def test_a_picture_is_asked_about_by_the_detector_of_the_run(runs, tmp_path):
     check_asked(runs("SpotTune_Block"), "what is left?", tmp_path)
 
 
-def test_weights_of_another_detector_are_refused_or_taken(runs, config, tmp_path, capsys):
+def test_weights_of_another_detector_are_refused_or_taken(runs, coco, tmp_path, capsys):
     """In a test; and at the start of a run, from weights that remember their features."""
     shutil.copytree(runs("SpotTune_Block"), tmp_path / "run")
     best = tmp_path / "run" / "BEST.safetensors"
+    config = write_config(coco, **SETTINGS)  # other tests write others in its place
     words = ["--cfg", str(config), "--ckpt", str(best), "--gpus", "cpu", "--split", "val2014"]
     words += ["--result-path", str(tmp_path), "--quiet"]
     check_commands(predict, words, best, capsys)
