@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from common.errors import CheckpointError, DataError
 from common.features.command import main as import_features
 from common.features.sources import FeatureSources
 from common.features.store import RegionFeatures, Regions
+from common.files import repository_root
 from common.runs.backbones import OpenedRun
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint, load_meta, save_checkpoint
@@ -660,6 +662,19 @@ def test_a_photograph_is_answered_in_one_step_as_its_extracted_features_are(
         4 <= len(found["image"]["boxes"]) <= 5 and first["box"] == kept["image"]["boxes"][0]["box"]
     )
     assert first["object"] == f"object{first['object_ids']}" and first["attribute"] is None
+    readme = (repository_root() / "common/README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "Answerer" in b)
+    own = {
+        "LXMERT/snap/vqa/v1": run,
+        "photo.jpg": photos / "picture_01.png",
+        '"frcnn"': f'"{frcnn}"',
+    }
+    for name, path in own.items():
+        block = block.replace(name, str(path))
+    known: dict[str, Any] = {}
+    exec(block, known)
+    again = known["answerer"].ask(known["image"], QUESTION)
+    assert [vars(a) for a in again.answers] == found["questions"][0]["answers"]
     error = asked(*words, "--detector", "pixels", "--image", photos / "picture_01.png", *asking)[2]
     assert "nothing to set" in error, "the run's boxes are not those of the pixel detector"
 
