@@ -13,6 +13,7 @@ from torch import Tensor
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError, named
+from common.features.origin import nothing_known
 from common.modules.attention import AttentionOptions
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
@@ -23,7 +24,7 @@ from common.runs.strategy_record import (
     finetuned_meta,
     has_own_names,
 )
-from common.training.checkpoint import load_meta
+from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, resolve_checkpoint, strip_prefix
 from vlbert.config import Config, locate
 from vlbert.config_adaptive import AdaptiveSettings, check_output_size
@@ -34,6 +35,7 @@ from vlbert.loading import (
     load_bert,
     load_partial,
     load_resnet,
+    model_path,
     read_model,
 )
 from vlbert.sizes import EncoderConfig, NetworkConfig, SpecialTokens
@@ -64,6 +66,7 @@ def build_vqa(
     load: Path | None = None,
     say: Say = print,
     rule: str | None = None,
+    any_detector: bool = False,
 ) -> Built:
     """Build, load and adapt a VQA network.
 
@@ -72,11 +75,12 @@ def build_vqa(
         settings: its strategy, see `adaptive_settings`.
         tokenizer: of the questions.
         answers: in the order of the classifier.
-        features: `width` and `detector` of the region features.
+        features: of the region features, see `origin_of`.
         transform: of boxes and images, which the checkpoint remembers.
         load: a finetuned model to load whole; None starts from the config's pretrained weights.
         say: where to report to.
         rule: which layers stay, see `common.adapt.layerdrop.kept_layers`; None: all.
+        any_detector: features may be of another detector than the loaded weights'.
 
     Raises:
         ConfigError, CheckpointError: what does not fit.
@@ -110,16 +114,22 @@ def build_vqa(
     model = ResNetVLBERT(sizes, policy_encoder)
 
     if found and load is not None:
-        check_finetuned(
+        notes = check_finetuned(
             found | {"config": told_by_no_shape(found["config"])},
             meta,
             load,
+            any_detector=any_detector,
             transform=meta["transform"],
             config=told_by_no_shape(meta["config"]),
         )
+        for note in notes:
+            say(note)
+    elif load is not None:
+        say(nothing_known(load, features))
 
     def load_weights() -> None:
         if load is None:
+            check_start(config, features, any_detector, say)
             load_start(model, config, tokenizer, answers, say)
         else:
             load_into(model, finetuned_weights(load), what=str(load))
@@ -273,6 +283,28 @@ def load_start(
                 f"{network.PARTIAL_PRETRAIN}: its {last.pop()} is not used: the rows of the "
                 "answers start from the word embeddings (NETWORK.CLASSIFIER_PRETRAINED)"
             )
+
+
+def check_start(config: Config, features: Mapping[str, Any], any_detector: bool, say: Say) -> None:
+    """Compare the features that PARTIAL_PRETRAIN was trained with with those in use.
+
+    From images only the boxes of either are read.
+
+    Raises:
+        CheckpointError: they are of another detector, and that is not allowed.
+    """
+    network = config.NETWORK
+    if not network.PARTIAL_PRETRAIN or not network.IMAGE_FEAT_PRECOMPUTED:
+        return
+    path = model_path(locate(network.PARTIAL_PRETRAIN))
+    meta = load_meta(path) if path.suffix == ".safetensors" else {}
+    if "features" not in meta:
+        say(nothing_known(path, features))
+        return
+    if not meta.get("config", {}).get("image", {}).get("precomputed", True):
+        return
+    for note in check_compatible(meta, {"features": features}, path, any_detector):
+        say(note)
 
 
 def load_bert_of(model: Network, config: Config, say: Say) -> None:

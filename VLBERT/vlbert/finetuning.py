@@ -50,6 +50,7 @@ class VQAOptions:
         prune: which of the pretrained layers stay; None: all.
         test: what is tested with the best epoch after training; None: nothing.
         eval_auto: see `FinetuneOptions`.
+        any_detector: features may be of another detector than the pretrained weights'.
     """
 
     train: TrainOptions
@@ -61,6 +62,7 @@ class VQAOptions:
     test: TestOptions | None
     prune: str | None = None
     eval_auto: bool = False
+    any_detector: bool = False
 
     @property
     def gpus(self) -> str | None:
@@ -126,6 +128,7 @@ def vqa_options(args: argparse.Namespace, command: str) -> VQAOptions:
         test_options,
         args.prune,
         bool(args.eval_auto),  # else the config has a number
+        args.any_detector,
     )
 
 
@@ -213,6 +216,7 @@ def train(flags: VQAOptions) -> None:
             splits.train.transform,
             say=tracker.log,
             rule=flags.prune,
+            any_detector=flags.any_detector,
         )
         begun.seed_processes()
         result = finetune(make_run(flags, source, splits, built, begun, tracker))

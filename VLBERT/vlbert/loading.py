@@ -55,18 +55,27 @@ class PartialLoad:
     missing: list[str] = field(default_factory=list)
 
 
+def model_path(name: Path | str) -> Path:
+    """The file of some weights.
+
+    Raises:
+        CheckpointError: it is not there; says where it comes from.
+    """
+    try:
+        return resolve_checkpoint(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {WHERE}") from None
+
+
 def read_model(name: Path | str) -> dict[str, Tensor]:
     """Weights of a `.model` file or of a checkpoint of ours, in float32, as they are named there.
 
     Raises:
         CheckpointError: not there, damaged, or not only weights.
     """
-    try:
-        path = resolve_checkpoint(name)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}. {WHERE}") from None
     return {
-        name: x.float() if x.is_floating_point() else x for name, x in load_weights(path).items()
+        name: x.float() if x.is_floating_point() else x
+        for name, x in load_weights(model_path(name)).items()
     }
 
 

@@ -24,7 +24,7 @@ from common.reading import parse_yaml, short
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.attention_options import add_attention_options, add_layerdrop_options
 from common.training.loop import LoopOptions
-from common.training.options import add_run_options, add_strategy_options
+from common.training.options import add_detector_option, add_run_options, add_strategy_options
 from common.training.processes import STARTED
 from vlbert.config import Config, load_config
 from vlbert.outputs import log_options, output_folder, snapshot_names, wants_resume
@@ -162,6 +162,7 @@ def train_parser(
         add_strategy_options(parser)
         add_attention_options(parser)
         add_layerdrop_options(parser)
+        add_detector_option(parser)
     add_run_options(parser)
     group = parser.add_argument_group("flags of the original's launcher")
     group.add_argument(

@@ -16,6 +16,7 @@ from common.tasks.predicting import predict
 from common.tasks.starting import join
 from common.training.attention_options import add_prune_option
 from common.training.folder_lock import alone
+from common.training.options import add_detector_option
 from common.training.runtime import PRECISIONS, Runtime, set_threads
 from vlbert.building import build_vqa, checkpoint_path, saved_meta, size_name
 from vlbert.config import Config
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
         help="how decisions are made (default: as in the checkpoint, else POLICY.EVALUATION)",
     )
     add_prune_option(group)
+    add_detector_option(found)
     group.add_argument(
         "--gpus", nargs="+", metavar="N", help="GPU numbers, or cpu (default: GPUS of the config)"
     )
@@ -104,6 +106,7 @@ class TestOptions:
         gpus, precision, threads: see `make_runtime`.
         quiet: show no progress bars.
         prune: which layers stay, see `common.adapt.layerdrop.kept_layers`; None: all.
+        any_detector: features may be of another detector than the model's.
     """
 
     __test__ = False  # no test of pytest's
@@ -118,6 +121,7 @@ class TestOptions:
     threads: int | None
     quiet: bool
     prune: str | None = None
+    any_detector: bool = False
 
     @classmethod
     def after_training(cls, train: TrainOptions) -> TestOptions:
@@ -171,6 +175,7 @@ def test_options(args: argparse.Namespace, command: str) -> TestOptions:
         args.threads,
         args.quiet,
         args.prune,
+        args.any_detector,
     )
 
 
@@ -244,6 +249,7 @@ def _answer(
         options.checkpoint,
         say,
         options.prune,
+        options.any_detector,
     )
     built.model.to(runtime.device)
     task = VLBertTask(data, data, runtime, options.batch, config.seed, progress=not options.quiet)

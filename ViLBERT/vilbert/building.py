@@ -12,6 +12,7 @@ from torch import nn
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer
 from common.errors import CheckpointError, ConfigError, named
+from common.features.origin import nothing_known
 from common.features.sources import FeatureSources
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
@@ -52,7 +53,7 @@ class Needs:
 
     Attributes:
         dataset: name of the data set.
-        features: width and detector of the region features.
+        features: of the region features, see `origin_of`.
         answers: of the answer head.
         limits: of texts and regions; for tasks beside questions one for each.
         task: `vqa`, or the names of tasks.
@@ -114,7 +115,10 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
     record = StrategyRecord.from_meta(meta)
     adapted_file = bool(found) and has_own_names(found)
     if found and path is not None:
-        check_finetuned(found, meta, path, adapted_file)
+        for note in check_finetuned(found, meta, path, adapted_file, chosen.any_detector):
+            say(note)
+    elif path is not None:
+        say(nothing_known(path, meta["features"]))
     model = make_model(meta)
     freeze_text(model, chosen.freeze)
     if chosen.freeze >= 0 and record.row.other == "twin":
@@ -128,7 +132,8 @@ def build_for(options: VQAOptions[ModelOptions], needs: Needs, say: Say) -> Buil
             load_finetuned(model, path)
         elif start is not None:
             fits = {key: meta[key] for key in ("features", "vocabulary")}
-            load_start(model, start, fits, needs.answers, say)
+            allowed = chosen.any_detector
+            load_start(model, start, fits, needs.answers, say, any_detector=allowed)
 
     def adapt_model() -> None:
         record.adapt(model, options.base.initial_share, options.base.adaptive)

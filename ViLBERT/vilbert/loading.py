@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.data.tokenizer import has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
+from common.features.origin import nothing_known
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import load_into, load_weights, resolve_checkpoint, strip_prefix
@@ -92,11 +93,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def check_fits(path: Path, fits: Mapping[str, Any]) -> None:
+def check_fits(path: Path, fits: Mapping[str, Any], any_detector: bool, say: Say) -> None:
     """Compare what a file of ours remembers of features and vocabulary with what is used."""
-    if path.suffix == ".safetensors":
-        meta = load_meta(path)
-        check_compatible(meta, {key: fits[key] for key in fits if key in meta}, path)
+    meta = load_meta(path) if path.suffix == ".safetensors" else {}
+    known = {key: fits[key] for key in fits if key in meta}
+    for note in check_compatible(meta, known, path, any_detector):
+        say(note)
+    if "features" in fits and "features" not in known:
+        say(nothing_known(path, fits["features"]))
 
 
 def load_start(
@@ -107,6 +111,7 @@ def load_start(
     say: Say,
     from_scratch: Sequence[str] = (CLASSIFIER, "vil_logit.", "vision_logit.", "linguisic_logit."),
     unread: Sequence[str] = (REGION_CLASSES,),
+    any_detector: bool = False,
 ) -> None:
     """Start a model from a pretraining file or from a BERT.
 
@@ -120,6 +125,7 @@ def load_start(
         from_scratch: beginnings of names that a pretraining file need not have.
         unread: beginnings of names that nothing reads, whose shapes may be other ones: a model
             that was pretrained to tell features has no classes of regions.
+        any_detector: the features may be of another detector than the file's.
 
     Raises:
         CheckpointError: the file is not there, damaged, or of another model.
@@ -130,7 +136,7 @@ def load_start(
         load_bert(model, folder, say)
         return
     path = weights_file(name)
-    check_fits(path, fits)
+    check_fits(path, fits, any_detector, say)
     weights = read_file(path)
     own = model.state_dict()
     common = {n: x for n, x in weights.items() if n in own and not n.startswith(CLASSIFIER)}

@@ -76,6 +76,7 @@ class ModelOptions:
         strategy, policy, policy_eval, trainable_layers, frozen_layers: see `adapt`.
         attention: how attention modules weigh keys.
         prune: which layers of the loaded model stay, see `common.adapt.layerdrop.kept_layers`.
+        any_detector: it may read features of another detector than the loaded weights.
     """
 
     tasks: tuple[TaskEntry, ...]
@@ -99,6 +100,7 @@ class ModelOptions:
     frozen_layers: str | None = None
     attention: AttentionOptions | None = None
     prune: str | None = None
+    any_detector: bool = False
 
     @property
     def task(self) -> TaskEntry:

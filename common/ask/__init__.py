@@ -1,5 +1,6 @@
 """Asking a finished run about an image: `python -m common.ask`."""
 
+from common.ask.answerer import Answerer, AnswererOptions
 from common.ask.answering import (
     Answer,
     Answered,
@@ -16,6 +17,8 @@ from common.ask.picture import draw_answer, plot_answer
 __all__ = [
     "Answer",
     "Answered",
+    "Answerer",
+    "AnswererOptions",
     "AskedImage",
     "PairDecisions",
     "as_json",

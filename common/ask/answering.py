@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import string
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,8 @@ class PairDecisions:
         probabilities: of decision 1, by the policy; None where no policy was asked.
         words: what decisions 0 and 1 mean: `("frozen", "finetuned")`.
         how: argmax, sample or global.
+        average: share of the evaluated questions for which each decision is 1, from the run's
+            result; None where the run has none.
     """
 
     layers: list[str]
@@ -59,6 +62,7 @@ class PairDecisions:
     probabilities: list[float] | None
     words: tuple[str, str]
     how: str
+    average: list[float] | None = None
 
 
 @dataclass
@@ -125,7 +129,7 @@ def ask(
     check_logits(logits[None], [f"image {regions.image_id!r}, question {question!r}"])
     order = logits.argsort(descending=True, stable=True)[:top].tolist()
     answers = [Answer(run.answers[i], float(logits[i].sigmoid()), float(logits[i])) for i in order]
-    decisions = None if part is None else read_decisions(part)
+    decisions = None if part is None else read_decisions(part, run.result)
     room = getattr(run.make_inputs, "longest", MAX_TOKENS - 2)
     notes = question_notes(run.tokenizer, question, room)
     return Answered(question, answers, decisions, notes, shown)
@@ -159,11 +163,18 @@ def make_batch(regions: Regions, question: str) -> VQABatch:
     )
 
 
-def read_decisions(part: Adaptive) -> PairDecisions:
-    """What the last forward pass, of one pair, decided."""
+def read_decisions(part: Adaptive, result: Mapping[str, Any] | None = None) -> PairDecisions:
+    """What the last forward pass, of one pair, decided.
+
+    Args:
+        part: that decided.
+        result: of its run, which knows the average.
+    """
     last = part.last
     assert last is not None
     logits = last.logits
+    known = (result or {}).get("decisions") or {}
+    same = known.get("names") == part.decision_names
     random = isinstance(part.policy, RandomPolicy) and logits is not None
     return PairDecisions(
         part.decision_layers,
@@ -174,6 +185,7 @@ def read_decisions(part: Adaptive) -> PairDecisions:
         None if logits is None else logits[0].float().softmax(-1)[:, 1].tolist(),
         (part.strategy.other_word, part.strategy.decision_word),
         "sample" if random else part.options.policy_eval,
+        known["share"] if same else None,
     )
 
 
@@ -216,7 +228,7 @@ def as_json(answered: Answered) -> dict[str, Any]:
     decisions = None
     if found is not None:
         unknown: list[float | None] = [None] * len(found.names)
-        probabilities = found.probabilities or unknown
+        probabilities, average = found.probabilities or unknown, found.average or unknown
         decisions = {
             "policy_eval": found.how,
             "one_means": found.words[1],
@@ -229,14 +241,16 @@ def as_json(answered: Answered) -> dict[str, Any]:
                     "live": live,
                     "decision": decision,
                     "probability": probability,
+                    "average": share,
                 }
-                for name, layer, component, live, decision, probability in zip(
+                for name, layer, component, live, decision, probability, share in zip(
                     found.names,
                     found.layers,
                     found.components,
                     found.live,
                     found.decisions,
                     probabilities,
+                    average,
                     strict=True,
                 )
             ],

@@ -1,7 +1,7 @@
 """The image that a model is asked about: a picture file, or a record of region features.
 
-Features must come from the detector that the checkpoint was trained with. That of plain shapes
-(`common.detector.pixels`) is run here; those of all others are extracted or imported before.
+Features must come from the detector that the checkpoint was trained with: it is run here, or its
+features were extracted or imported before.
 Shape legend: R regions, C channels.
 """
 
@@ -11,16 +11,19 @@ import glob
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from common.data.datasets import open_features
+from common.detector.names import RegionNames
+from common.detector.opening import detector_origin
 from common.detector.pixels import PixelDetector
+from common.detector.regions import Detector
 from common.errors import ConfigError, DataError, named
+from common.features.origin import ALLOW, origin_differences, origin_notes, origin_of, origin_text
 from common.features.pictures import read_picture
 from common.features.sources import features_there
 from common.features.store import RegionFeatures, Regions
@@ -36,17 +39,21 @@ class AskedImage:
 
     Attributes:
         name: how it was asked for: a file, or an image id.
-        regions: boxes (R, 4) in pixels and features (R, C) of the checkpoint's detector.
+        regions: boxes (R, 4) in pixels and features (R, C).
+        detector: name of what found them.
         file: its picture, if there is one.
         picture: RGB, of the size of the regions' image or in proportion to it; None without a file.
         notes: what the user should know.
+        names: of the detector's classes and attributes, as far as they are known.
     """
 
     name: str
     regions: Regions
+    detector: str
     file: Path | None = None
     picture: Image.Image | None = None
     notes: list[str] = field(default_factory=list)
+    names: RegionNames = field(default_factory=RegionNames)
 
 
 def find_image(
@@ -55,6 +62,8 @@ def find_image(
     image_id: str | None,
     store: Path | None = None,
     data_root: Path | None = None,
+    detector: Detector | None = None,
+    any_detector: bool = False,
 ) -> AskedImage:
     """The image that the command line names.
 
@@ -64,13 +73,19 @@ def find_image(
         image_id: of a record of features.
         store: folder of the record; default the features of the run's data set.
         data_root: folder of VQA v2's files.
+        detector: that computes features of a picture; default the pixel detector. Of a record
+            it gives names.
+        any_detector: the features may be of another detector than the run's.
 
     Raises:
         ConfigError: neither file nor id, or a store without id.
         DataError: a picture or record that cannot be read, or features of another detector.
     """
     if image_id is not None:
-        return image_of_record(run, image_id, file, store, data_root)
+        found = image_of_record(run, image_id, file, store, data_root, any_detector)
+        if detector is not None and detector.name == found.detector:
+            found.names = detector.names
+        return found
     if store is not None:
         raise ConfigError(f"--features {store}: say which image of it with --image-id ID")
     if file is None:
@@ -78,33 +93,49 @@ def find_image(
             "no image: give a picture with --image FILE, or a record of region "
             "features with --image-id ID"
         )
-    return image_of_file(run, file)
+    return image_of_file(run, file, detector, any_detector)
 
 
-def image_of_file(run: OpenedRun, file: Path) -> AskedImage:
-    """A picture, with its regions as the pixel detector sees them.
+def image_of_file(
+    run: OpenedRun, file: Path, detector: Detector | None = None, any_detector: bool = False
+) -> AskedImage:
+    """A picture file with its regions; see `image_of_picture`.
+
+    Raises:
+        DataError: as there, and where the file cannot be read.
+    """
+    changes: list[str] = []
+    picture = read_picture(file, changes)
+    found = image_of_picture(run, picture, str(file), detector, any_detector)
+    return replace(found, file=file, notes=[f"{file}: {x}" for x in changes] + found.notes)
+
+
+def image_of_picture(
+    run: OpenedRun,
+    picture: Image.Image,
+    name: str,
+    detector: Detector | None = None,
+    any_detector: bool = False,
+) -> AskedImage:
+    """A picture with the regions that a detector finds in it.
+
+    Args:
+        run: that is asked about it.
+        picture: RGB.
+        name: of the picture, for errors.
+        detector: by default the pixel detector.
+        any_detector: it need not be the one that the run was trained with.
 
     Raises:
         DataError: the run was trained with another detector, or the picture cannot be used.
     """
-    trained, detector = run.meta["features"], PixelDetector()
-    if trained["detector"] != detector.name or trained["width"] != detector.width:
-        raise DataError(
-            f"{file}: {run.checkpoint} was trained with features of {described(trained)}. From a "
-            f"picture file alone only those of {detector.name!r} are computed. Extract the regions "
-            "of the picture with the checkpoint's detector (python -m common.features extract "
-            f'--images FOLDER --detector FOLDER --out STORE --name "{trained["detector"]}"), or '
-            "import them (python -m common.features --tsv FILE or --npz FOLDER, --out STORE "
-            f'--detector "{trained["detector"]}"), and ask with --features STORE --image-id ID '
-            f"--image {file}; without --features, --image-id finds the images of the run's data set"
-        )
-    notes: list[str] = []
-    picture = read_picture(file, notes)
-    with named(file, DataError):
+    notes = check_detector(run, detector, any_detector, name)
+    detector = detector or PixelDetector()
+    with named(name, DataError):
         found = detector.detect(picture)
     # In half precision, as the store of the training images has them: the same answers.
     regions = Regions(
-        str(file),
+        name,
         *picture.size,
         found.features.half().float(),
         boxes=found.boxes,
@@ -113,14 +144,39 @@ def image_of_file(run: OpenedRun, file: Path) -> AskedImage:
         attribute_ids=found.attribute_ids,
         attribute_conf=found.attribute_conf,
     )
-    said = [f"{file}: {note}" for note in notes]
-    said += [
-        f"no plain background: {share:.0%} of the picture differ from its most frequent "
-        "colour. The pixel detector is made for plain shapes; it says nothing on photographs, "
-        "so this answer means nothing"
-        for share in detector.doubts(found, picture).values()
-    ]
-    return AskedImage(str(file), regions, file, picture, said)
+    doubts = detector.doubts(found, picture).items()
+    said = [f"{what} is {number:.3g}: {detector.doubt}" for what, number in doubts]
+    return AskedImage(name, regions, detector.name, None, picture, notes + said, detector.names)
+
+
+def check_detector(
+    run: OpenedRun, detector: Detector | None, any_detector: bool, name: str
+) -> list[str]:
+    """Refuse a detector that a run was not trained with; returns what is worth saying of it.
+
+    Raises:
+        DataError: names both, and the way out.
+    """
+    trained = run.meta["features"]
+    origin = detector_origin(detector or PixelDetector())
+    differ = list(origin_differences(trained, origin, any_detector and detector is not None))
+    if differ and detector is None:
+        raise DataError(
+            f"{name}: {run.checkpoint} was trained with features of {origin_text(trained)}. Name "
+            "that detector with --detector FOLDER; or extract the regions of the picture with it "
+            "(python -m common.features extract --images FOLDER --detector FOLDER --out STORE "
+            f'--name "{trained["detector"]}"), or import them (python -m common.features --tsv '
+            f'FILE or --npz FOLDER, --out STORE --detector "{trained["detector"]}"), and ask with '
+            f"--features STORE --image-id ID --image {name}; without --features, --image-id finds "
+            "the images of the run's data set"
+        )
+    if differ:
+        raise DataError(
+            f"{name}: --detector gives features of {origin_text(origin)}, {run.checkpoint} was "
+            f"trained with those of {origin_text(trained)}. Name the checkpoint's detector, ask a "
+            f"run that was trained with this one, or add {ALLOW} (features have to be as wide)"
+        )
+    return [f"{run.checkpoint}: {note}" for note in origin_notes(trained, origin)]
 
 
 def image_of_record(
@@ -129,6 +185,7 @@ def image_of_record(
     file: Path | None = None,
     store: Path | None = None,
     data_root: Path | None = None,
+    any_detector: bool = False,
 ) -> AskedImage:
     """A record of region features, with its picture where there is one.
 
@@ -136,8 +193,7 @@ def image_of_record(
         DataError: no such record, a store of another detector, or a picture of another shape.
     """
     stores = [RegionFeatures.open(store)] if store is not None else run_stores(run, data_root)
-    for each in stores:
-        check_detector(run, each)
+    said = {each.path: check_store(run, each, any_detector) for each in stores}
     holder = next((each for each in stores if image_id in each), None)
     if holder is None:
         raise DataError(_unknown_id(image_id, stores))
@@ -145,7 +201,7 @@ def image_of_record(
     file = file or _picture_of(image_id, stores)
     changes: list[str] = []
     picture = None if file is None else read_picture(file, changes)
-    notes = [f"{file}: {change}" for change in changes]
+    notes = said[holder.path] + [f"{file}: {change}" for change in changes]
     if picture is None:
         notes.append(
             f"no picture of {image_id} beside its features "
@@ -158,7 +214,7 @@ def image_of_record(
             f"in {holder.path} has {size_text((regions.width, regions.height))}: not "
             "the same picture"
         )
-    return AskedImage(image_id, regions, file, picture, notes)
+    return AskedImage(image_id, regions, holder.meta["detector"], file, picture, notes)
 
 
 def run_stores(run: OpenedRun, data_root: Path | None = None) -> list[RegionFeatures]:
@@ -184,26 +240,21 @@ def run_stores(run: OpenedRun, data_root: Path | None = None) -> list[RegionFeat
         ) from error
 
 
-def check_detector(run: OpenedRun, store: RegionFeatures) -> None:
-    """Refuse features of another detector than the checkpoint's.
+def check_store(run: OpenedRun, store: RegionFeatures, any_detector: bool) -> list[str]:
+    """Refuse features of another detector than the checkpoint's; returns what is worth saying.
 
     Raises:
         DataError: names both.
     """
-    found = {"detector": store.meta["detector"], "width": store.width}
-    trained = run.meta["features"]
-    if found != {key: trained[key] for key in found}:
+    found, trained = origin_of(store.width, store.meta), run.meta["features"]
+    if list(origin_differences(trained, found, any_detector)):
         raise DataError(
             f"{store.path} and {run.checkpoint} do not belong together: the store has "
-            f"features of {described(found)}, the checkpoint was trained with those "
-            f"of {described(trained)}. Import features of the checkpoint's detector, "
-            "or ask a run that was trained with these"
+            f"features of {origin_text(found)}, the checkpoint was trained with those "
+            f"of {origin_text(trained)}. Import features of the checkpoint's detector, "
+            f"ask a run that was trained with these, or add {ALLOW} (features have to be as wide)"
         )
-
-
-def described(features: dict[str, Any]) -> str:
-    """`'detector', 2048 numbers wide`."""
-    return f"{features['detector']!r}, {features['width']} numbers wide"
+    return [f"{run.checkpoint}: {note}" for note in origin_notes(trained, found)]
 
 
 def size_text(size: tuple[int, int]) -> str:

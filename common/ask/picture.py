@@ -15,6 +15,7 @@ from common.ask.answering import Answer, Answered, PairDecisions
 from common.ask.attention_picture import attention_height, draw_attention
 from common.ask.canvas import BOX_COLOURS, MARGIN, draw_boxes, draw_image, image_height
 from common.ask.image import AskedImage
+from common.detector.names import RegionNames
 from common.features.store import Regions
 from common.results.decision_grid import decides_layers, stream_of
 from common.results.decision_plots import draw_panels, numbers_fit, panels_height
@@ -91,7 +92,7 @@ def draw_answer(image: AskedImage, answered: Answered, title: str, nothing: str)
     draw_boxes(
         draw_image(figure, image, top), boxes, max(image.regions.width, image.regions.height)
     )
-    _draw_ids(figure, image.regions, top - shown - 0.1)
+    _draw_ids(figure, image.regions, image.names, top - shown - 0.1)
     _draw_answers(figure, answered.answers, question, notes, top)
     if answered.attention is not None:
         draw_attention(figure, image, answered.attention, lower + middle)
@@ -112,7 +113,7 @@ def decision_table(found: PairDecisions) -> dict[str, Any]:
     }
 
 
-def _draw_ids(figure: Figure, regions: Regions, top: float) -> None:
+def _draw_ids(figure: Figure, regions: Regions, names: RegionNames, top: float) -> None:
     """Below the image, what the detector says of every box."""
     height = figure.get_figheight()
     count = min(MOST_IDS, len(regions.boxes))
@@ -123,7 +124,7 @@ def _draw_ids(figure: Figure, regions: Regions, top: float) -> None:
         figure.text(
             (MARGIN + 1.9 * column) / WIDTH,
             (top - ID_ROW * row) / height,
-            box_label(regions, place),
+            box_label(regions, place, names),
             fontsize=6.5,
             color=colour,
             va="top",
@@ -138,13 +139,18 @@ def _draw_ids(figure: Figure, regions: Regions, top: float) -> None:
         )
 
 
-def box_label(regions: Regions, place: int) -> str:
-    """`3  object 6 (0.98), attribute 4 (0.31)`, as far as the detector gave that."""
+def box_label(regions: Regions, place: int, names: RegionNames | None = None) -> str:
+    """`3  object 6 (0.98), attribute 4 (0.31)`, as far as the detector gave that.
+
+    With names `3  dog (0.98), brown (0.31)`.
+    """
+    known = names or RegionNames()
     parts, shares = [], []
     for kind in ("object", "attribute"):
         ids, certain = (getattr(regions, f"{kind}_{what}") for what in ("ids", "conf"))
         if ids is not None:
-            parts.append(f"{kind} {int(ids[place])}")
+            number = int(ids[place])
+            parts.append((known.of(kind, number) or f"{kind} {number}")[:NAME_WIDTH])
             shares.append("" if certain is None else f" ({float(certain[place]):.2f})")
     if len(set(shares)) == 1:  # one confidence for both
         shares[:-1] = [""] * (len(shares) - 1)

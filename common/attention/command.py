@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.adapt.encoder import POLICY_EVALUATIONS
+from common.ask.answerer import choose_policy_eval
 from common.ask.answering import Answered, ask, make_batch
 from common.ask.attention import (
     PREFERRED,
@@ -29,8 +30,8 @@ from common.ask.attention import (
     parse_choice,
 )
 from common.ask.attention_picture import plot_attention
-from common.ask.command import choose_policy_eval, title
-from common.ask.image import AskedImage, check_detector, find_image
+from common.ask.image import AskedImage, check_store, find_image
+from common.ask.report import title
 from common.attention.measures import MEASURES, Measured, measure
 from common.attention.plots import plot_measure
 from common.data.datasets import load_split, open_features
@@ -217,7 +218,8 @@ def validation(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, str]
         split = dataset.kind.valid
         features = open_features(dataset, split)
         for store in features.stores:
-            check_detector(run, store)
+            for note in check_store(run, store, any_detector=False):
+                print(note)
         return VQADataset(load_split(dataset, split), features, dataset.vocabulary()), split
 
 

@@ -6,6 +6,7 @@ Fast: norms folded into the convolutions, channels last. Plain: neither, the sam
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from statistics import median
@@ -13,13 +14,15 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from common.detector.faster_rcnn import DetectorOptions, prepared
-from common.detector.network import FasterRCNN, RegionHeads
+from common.detector.faster_rcnn import PRECISIONS, DetectorOptions, prepared
+from common.detector.network import CHUNK, FasterRCNN, RegionHeads
 from common.detector.settings import DetectorSettings
 from common.modules.resnet import Widths
 from common.training.runtime import peak_memory
 from common.training.timing import find_clock, interleaved
 
+FORMS = ("fast", "plain", "bf16")
+LOW = DetectorOptions(precision="bf16")
 # The sizes of unc-nlp/frcnn-vg-finetuned.
 RELEASED = DetectorSettings(
     means=(102.9801, 115.9465, 122.7717),
@@ -61,7 +64,7 @@ class _PlainHeads(RegionHeads):
 def measure_detector(
     rounds: int, proposals: int = 300, size: tuple[int, int] = (800, 1067)
 ) -> dict[str, float]:
-    """Time of both forms on one image, and the memory of the fast one in a process of its own.
+    """Time of all forms on one image, and the memory of the fast one in a process of its own.
 
     Args:
         rounds: how often each form runs.
@@ -69,11 +72,10 @@ def measure_detector(
         size: height and width of the scaled image.
 
     Returns:
-        `detector_share`: median of fast / plain, CPU time; `detector_seconds`: of the fast form;
-        `detector_peak_bytes`, where the system says it.
+        What `times_of_forms` gives, and `detector_peak_bytes`, where the system says it.
     """
     settings = replace(RELEASED, proposals=proposals)
-    found = _times(rounds, settings, size)
+    found = times_of_forms(rounds, settings, size)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         threads = torch.get_num_threads()
@@ -81,22 +83,52 @@ def measure_detector(
     return found if peak is None else found | {"detector_peak_bytes": float(peak)}
 
 
-def _times(rounds: int, settings: DetectorSettings, size: tuple[int, int]) -> dict[str, float]:
-    fast, plain = random_network(settings), random_network(settings, plain=True)
+def times_of_forms(
+    rounds: int, settings: DetectorSettings, size: tuple[int, int]
+) -> dict[str, float]:
+    """CPU time of the fast form, the plain one, and the fast one in bfloat16.
+
+    Returns:
+        `detector_share`: median of fast / plain; `detector_seconds` of the fast form, and
+        `detector_pictures_per_s`, in a second of CPU time; `detector_bf16_share`: bfloat16 / fast;
+        `detector_bf16_deviation`: of the features of the same boxes, mean deviation in bfloat16
+        as a share of their mean.
+    """
+    fast, plain, low = (random_network(settings, plain=form == "plain") for form in FORMS)
     prepared(fast, DetectorOptions())
+    prepared(low, LOW)
     image = random_image(size)
-    images = {fast: image.contiguous(memory_format=torch.channels_last), plain: image}
+    rows = image.contiguous(memory_format=torch.channels_last)
+    images = {fast: rows, plain: image, low: rows.to(PRECISIONS[LOW.precision])}
     times = interleaved(
-        [fast, plain],
+        [fast, plain, low],
         lambda network: lambda: _run(network, images[network], size),
         find_clock("cpu"),
         rounds,
     )
-    shares = [a["seconds"] / b["seconds"] for a, b in zip(times[fast], times[plain], strict=True)]
+    seconds = {network: [each["seconds"] for each in found] for network, found in times.items()}
+
+    def share(one: FasterRCNN, other: FasterRCNN) -> float:
+        return median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+
     return {
-        "detector_share": median(shares),
-        "detector_seconds": median(each["seconds"] for each in times[fast]),
+        "detector_share": share(fast, plain),
+        "detector_seconds": median(seconds[fast]),
+        "detector_pictures_per_s": 1 / median(seconds[fast]),
+        "detector_bf16_share": share(low, fast),
+        "detector_bf16_deviation": _deviation(fast, low, images, size),
     }
+
+
+@torch.inference_mode()
+def _deviation(
+    fast: FasterRCNN, low: FasterRCNN, images: Mapping[FasterRCNN, Tensor], size: tuple[int, int]
+) -> float:
+    maps = fast.backbone(images[fast])
+    boxes = [fast.proposal_generator(maps, [size])[0].boxes[:CHUNK]]
+    (precise,) = fast.roi_heads(maps, boxes, CHUNK)
+    (rounded,) = low.roi_heads(low.backbone(images[low]), boxes, CHUNK)
+    return float((rounded.features - precise.features).abs().mean() / precise.features.abs().mean())
 
 
 def peak_of_detector(settings: DetectorSettings, size: tuple[int, int], threads: int) -> int | None:
@@ -123,7 +155,9 @@ def random_network(settings: DetectorSettings, plain: bool = False) -> FasterRCN
     torch.manual_seed(0)
     network = FasterRCNN(settings)
     if plain:
-        network.roi_heads = _PlainHeads(settings)
+        heads = _PlainHeads(settings)
+        heads.load_state_dict(network.roi_heads.state_dict())
+        network.roi_heads = heads
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.weight, 0.5)

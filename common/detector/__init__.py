@@ -2,6 +2,8 @@
 
 from common.detector.extracting import ExtractionOptions, extract
 from common.detector.faster_rcnn import DetectorOptions, FasterRCNNDetector
+from common.detector.names import RegionNames
+from common.detector.opening import detector_origin, open_detector
 from common.detector.pixels import PixelDetector
 from common.detector.regions import Detector, FoundRegions
 
@@ -12,5 +14,8 @@ __all__ = [
     "FasterRCNNDetector",
     "FoundRegions",
     "PixelDetector",
+    "RegionNames",
+    "detector_origin",
     "extract",
+    "open_detector",
 ]

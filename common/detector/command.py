@@ -16,41 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from common.detector.extracting import ExtractionOptions, extract
-from common.detector.faster_rcnn import PRECISIONS, RULES, DetectorOptions, FasterRCNNDetector
+from common.detector.faster_rcnn import PRECISIONS, RULES, DetectorOptions
 from common.detector.network import CHUNK
+from common.detector.opening import open_detector, parse_boxes
 from common.detector.outputs import FORMATS
-from common.detector.pixels import PixelDetector
-from common.detector.regions import Detector
-from common.errors import ConfigError
 from common.features.store import RegionFeatures
 from common.voice import spoken
-
-PIXELS = "pixels"
-
-
-def open_detector(name: str, options: DetectorOptions) -> Detector:
-    """The detector that a command line names: a folder of weights, or `pixels`.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or does not fit the config.
-        DataError: a config that this code cannot do.
-        ConfigError: options that this detector has not.
-    """
-    if name != PIXELS:
-        return FasterRCNNDetector.open(Path(name), options)
-    if options != DetectorOptions():
-        raise ConfigError(
-            "--detector pixels has nothing to set: leave --boxes, --rule, --device, --precision "
-            "and --chunk out"
-        )
-    return PixelDetector()
-
-
-def _boxes(text: str) -> tuple[int, int]:
-    fewest, _, most = text.partition("-")
-    if not fewest.isdecimal() or not (most or fewest).isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: a number such as 36, or a range as 10-100")
-    return int(fewest), int(most or fewest)
 
 
 def extract_parser() -> argparse.ArgumentParser:
@@ -70,7 +41,12 @@ def extract_parser() -> argparse.ArgumentParser:
         "which are for plain shapes, not for photographs",
     )
     add("--out", type=Path, required=True, help="the store, TSV file or folder to write")
-    add("--boxes", type=_boxes, metavar="N|MIN-MAX", help="a picture (default: as the config says)")
+    add(
+        "--boxes",
+        type=parse_boxes,
+        metavar="N|MIN-MAX",
+        help="a picture (default: as the config says)",
+    )
     add(
         "--rule",
         choices=RULES,

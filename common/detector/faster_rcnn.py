@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.detector.loading import DetectorFiles, find_files, load_network
+from common.detector.names import read_names
 from common.detector.network import CHUNK, FasterRCNN, RegionOutputs
 from common.detector.regions import FoundRegions
 from common.detector.scaling import scale_picture
@@ -90,6 +91,9 @@ class FasterRCNNDetector:
                 "proposals a picture (rpn.post_nms_topk_test)"
             )
         self.network = prepared(network, options)
+        self.names = read_names(files.folder, settings.classes, settings.attributes)
+
+    doubt = "no usual features: are these the weights of this config, and is it a photograph?"
 
     @classmethod
     def open(cls, folder: Path, options: DetectorOptions) -> FasterRCNNDetector:
@@ -97,7 +101,7 @@ class FasterRCNNDetector:
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not fit the config.
-            DataError: a config that this code cannot do.
+            DataError: a config that this code cannot do, or names of another detector.
             ConfigError: more boxes than there are proposals.
         """
         files = find_files(folder)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from common.detector.regions import Detector, FoundRegions
 from common.errors import DataError
-from common.features.importing import Writer
+from common.features.importing import Writer, extraction_path
 from common.features.lxmert_tsv import encode_row
 from common.features.npz import encode_npz
 from common.features.store import CLASSES
@@ -196,7 +196,7 @@ class PlainWriter:
         self._journal.close()
         self._file.close()
         meta = {**self._spec, "images": len(self), **told}
-        write_json(self.path.with_name(f"{self.path.name}_extraction.json"), meta, indent=1)
+        write_json(extraction_path(self.path), meta, indent=1)
         if self._suffix:
             replace_folder(self._files, self.path)
         else:

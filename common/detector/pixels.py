@@ -16,6 +16,7 @@ from common.data.easy_vqa.regions import (
     background_colour,
     extract_regions,
 )
+from common.detector.names import RegionNames
 from common.detector.regions import FoundRegions
 from common.errors import DataError
 
@@ -30,6 +31,12 @@ class PixelDetector:
     width = WIDTH
     classes: int | None = None
     box_policy = f"tight boxes of foreground, windows, whole image; at most {MAX_BOXES}"
+
+    names = RegionNames()
+    doubt = (
+        "the pixel detector is made for plain shapes; it says nothing on photographs, so such "
+        "regions mean nothing"
+    )
 
     @property
     def record(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
+from common.detector.names import RegionNames
+
 
 @dataclass
 class FoundRegions:
@@ -54,6 +56,14 @@ class Detector(Protocol):
     @property
     def record(self) -> dict[str, Any]:
         """What else meta.json keeps: files and their checksums, settings."""
+
+    @property
+    def names(self) -> RegionNames:
+        """Of classes and attributes, as far as they are known."""
+
+    @property
+    def doubt(self) -> str:
+        """What a doubt of `doubts` means."""
 
     def detect(self, picture: Image.Image) -> FoundRegions:
         """The regions of an RGB picture.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.features.lmdb_records import LMDB_DETECTOR, import_lmdb, lmdb_store
+from common.features.lmdb_records import import_lmdb, lmdb_store
 from common.features.lxmert_tsv import TSV_DETECTOR, import_tsv
 from common.features.npz import NPZ_DETECTOR, import_npz, npz_store
 from common.features.store import RegionFeatures
-from common.features.vlbert_json import JSON_DETECTOR, import_json, json_store
+from common.features.vlbert_json import import_json, json_store
 from common.voice import spoken
 
 EXTRACT = "extract"
@@ -46,7 +46,7 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector",
         metavar="NAME",
-        help="what made the features (default: "
+        help="what made the features (default: what extracted them here, if that did, else "
         f'"{TSV_DETECTOR}", "{NPZ_DETECTOR}", VL-BERT\'s or ViLBERT\'s); a checkpoint takes '
         "features of the detector that it was trained with, by this name",
     )
@@ -61,18 +61,17 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Importer:
-    """One format: what reads it, where its store is made, and what made such features."""
+    """One format: what reads it, and where its store is made."""
 
     read: Callable[..., RegionFeatures]
     store: Callable[[Path], Path]
-    detector: str
 
 
 IMPORTERS = {
-    "tsv": Importer(import_tsv, lambda path: path.with_suffix(""), TSV_DETECTOR),
-    "npz": Importer(import_npz, npz_store, NPZ_DETECTOR),
-    "json": Importer(import_json, json_store, JSON_DETECTOR),
-    "lmdb": Importer(import_lmdb, lmdb_store, LMDB_DETECTOR),
+    "tsv": Importer(import_tsv, lambda path: path.with_suffix("")),
+    "npz": Importer(import_npz, npz_store),
+    "json": Importer(import_json, json_store),
+    "lmdb": Importer(import_lmdb, lmdb_store),
 }
 
 
@@ -94,7 +93,7 @@ def run_import(args: argparse.Namespace) -> None:
         args.out or importer.store(source),
         args.width,
         args.dtype,
-        detector=args.detector or importer.detector,
+        detector=args.detector,
         skip_bad=args.skip_bad,
         progress=not args.quiet,
         **limit,

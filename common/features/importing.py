@@ -23,6 +23,7 @@ from common.errors import ConfigError, DataError
 from common.features.store import RegionFeatures
 from common.features.writer import RegionFeatureWriter
 from common.files import exclusive, write_bytes
+from common.reading import read_json
 
 SHOWN_BAD_ROWS = 5
 HOPELESS_ROWS = 1000
@@ -184,6 +185,39 @@ class Earlier:
         )
 
 
+def extraction_path(path: Path) -> Path:
+    """Where it is said what extracted features in another format than the store are of."""
+    return path.with_name(f"{path.name}_extraction.json")
+
+
+def read_extraction(source: Path) -> dict[str, Any]:
+    """What is said there of the detector of `source`: `detector`, `extraction`; else empty.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = extraction_path(source)
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    kinds = {"detector": str, "extraction": dict}
+    right = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items())
+    if not right:
+        raise DataError(f"{path}: does not say what the features are of: extract them again")
+    return {key: found[key] for key in kinds}
+
+
+def detector_of(source: Path, named: str | None, usual: str) -> str:
+    """The name of the detector of features that are imported.
+
+    Args:
+        source: of the features, which may be extracted ones.
+        named: by the user.
+        usual: of this format.
+    """
+    return named or read_extraction(source).get("detector", usual)
+
+
 def import_records(
     out: Path,
     settings: dict[str, Any],
@@ -198,9 +232,11 @@ def import_records(
         copy: Appends every record, and returns what meta.json should tell of the source.
     """
 
+    made = read_extraction(bad.source)
+
     def copied(writer: RegionFeatureWriter, bad: BadRows) -> dict[str, Any]:
         with _one_thread():
-            return copy(writer, bad)
+            return copy(writer, bad) | {key: made[key] for key in made if key == "extraction"}
 
     write_records(out, lambda: RegionFeatureWriter(out, **settings), bad, copied, "import")
     return RegionFeatures.open(out, settings["width"])

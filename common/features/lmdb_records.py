@@ -305,7 +305,7 @@ def import_lmdb(
     out: Path | str,
     width: int = 2048,
     dtype: str = "float16",
-    detector: str = LMDB_DETECTOR,
+    detector: str | None = None,
     skip_bad: bool = False,
     limit: int | None = None,
     progress: bool = True,
@@ -327,7 +327,7 @@ def import_lmdb(
         settings = {
             "width": width,
             "dtype": dtype,
-            "detector": detector,
+            "detector": detector or LMDB_DETECTOR,
             "box_policy": "as in the LMDB",
             "optional": [] if classes is None else [CLASSES],
             "classes": classes,

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.features.importing import BadRows, Earlier, import_records
+from common.features.importing import BadRows, Earlier, detector_of, import_records
 from common.features.store import BOX_TOLERANCE, RegionFeatures
 from common.features.writer import Record, RegionFeatureWriter
 from common.reading import short
@@ -201,7 +201,7 @@ def import_tsv(
     dtype: str = "float16",
     skip_bad: bool = False,
     limit: int | None = None,
-    detector: str = TSV_DETECTOR,
+    detector: str | None = None,
     progress: bool = True,
 ) -> RegionFeatures:
     """Import an LXMERT TSV, line by line.
@@ -213,8 +213,9 @@ def import_tsv(
         dtype: float16 (half the size; rounding 2^-11) or float32, in the store.
         skip_bad: Leave out rows that cannot be read, and report them; otherwise an error.
         limit: Read only the first so many rows.
-        detector: What made the features. A checkpoint takes features of its own detector only, so
-            features of the same detector are imported under the same name.
+        detector: What made the features; by default what extracted them here, if that did, else
+            the original's. A checkpoint takes features of its own detector only, so features of the
+            same detector are imported under the same name.
         progress: Show a bar.
 
     Raises:
@@ -227,7 +228,7 @@ def import_tsv(
     settings = {
         "width": width,
         "dtype": dtype,
-        "detector": detector,
+        "detector": detector_of(path, detector, TSV_DETECTOR),
         "box_policy": "as in the TSV, by descending object confidence",
         "optional": [name for name, _ in OPTIONAL_COLUMNS.values()],
         "source": path.name if limit is None else f"{path.name}, first {limit} rows",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.errors import DataError, named
 from common.features.archives import Folder
-from common.features.importing import BadRows, Earlier, import_records
+from common.features.importing import BadRows, Earlier, detector_of, import_records
 from common.features.lxmert_tsv import check_boxes
 from common.features.store import RegionFeatures
 from common.features.writer import Record, RegionFeatureWriter
@@ -40,7 +40,7 @@ def import_npz(
     out: Path | str,
     width: int = 2048,
     dtype: str = "float16",
-    detector: str = NPZ_DETECTOR,
+    detector: str | None = None,
     skip_bad: bool = False,
     progress: bool = True,
 ) -> RegionFeatures:
@@ -59,7 +59,7 @@ def import_npz(
     settings = {
         "width": width,
         "dtype": dtype,
-        "detector": detector,
+        "detector": detector_of(folder, detector, NPZ_DETECTOR),
         "box_policy": "as in the NPZ files",
         "source": f"{folder.name}/*.npz",
     }

@@ -8,6 +8,7 @@ imported once into `train2014_obj36_features/`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from common.features.importing import report_path
 from common.features.lmdb_records import import_lmdb, is_lmdb
 from common.features.lxmert_tsv import import_tsv
 from common.features.npz import import_npz, npz_store
+from common.features.origin import detector_text, is_same_detector, origin_of
 from common.features.store import IMAGES, RegionBatch, RegionFeatures
 
 DEFAULT_WIDTH = 2048
@@ -43,19 +45,21 @@ class FeatureSources:
         self.skip_bad = skip_bad
 
     def described(self) -> dict[str, Any]:
-        """Width and detector, for a checkpoint to remember.
+        """Width and detector, for a checkpoint to remember; see `origin_of`.
 
         Raises:
             ConfigError: The stores come from different detectors.
         """
-        detectors = {store.meta["detector"]: store.path for store in self.stores}
-        if len(detectors) > 1:
-            listed = "; ".join(f"{name} ({path})" for name, path in sorted(detectors.items()))
+        origins = {store.path: origin_of(store.width, store.meta) for store in self.stores}
+        found = list(origins.values())
+        if not all(is_same_detector(*pair) for pair in combinations(found, 2)):
+            listed = "; ".join(sorted(f"{detector_text(x)} ({p})" for p, x in origins.items()))
             raise ConfigError(
                 f"region features come from different detectors: {listed}; use one detector for "
                 "all splits (if it is one and the same, import again with --detector NAME)"
             )
-        return {"width": self.width, "detector": next(iter(detectors))}
+        shared = {k: x for k, x in found[0].items() if all(o.get(k) == x for o in found)}
+        return shared | {"detector": found[0]["detector"]}
 
     def skipped(self) -> dict[str, str]:
         """Images that an import left out, and why; ids as far as they could be read."""

@@ -59,6 +59,7 @@ META: dict[str, type | tuple[type, ...]] = {
 }
 MORE_META: dict[str, type | tuple[type, ...]] = {
     "source": str,
+    "extraction": dict,
     "classes": int,
     "image_features": bool,
     "rows": int,

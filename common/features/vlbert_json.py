@@ -27,7 +27,14 @@ from tqdm import tqdm
 
 from common.errors import DataError
 from common.features.archives import Files, open_files
-from common.features.importing import HOPELESS_ROWS, BadRows, Earlier, import_records
+from common.features.importing import (
+    HOPELESS_ROWS,
+    BadRows,
+    Earlier,
+    detector_of,
+    import_records,
+    read_extraction,
+)
 from common.features.lxmert_tsv import b64decode, encode_base64
 from common.features.store import CLASSES, RegionBatch, RegionFeatures
 from common.features.writer import LONGEST_SIDE, SHARE_TOLERANCE, Record, RegionFeatureWriter
@@ -202,7 +209,7 @@ def import_json(
     out: Path | str,
     width: int | None = 2048,
     dtype: str = "float16",
-    detector: str = JSON_DETECTOR,
+    detector: str | None = None,
     skip_bad: bool = False,
     limit: int | None = None,
     progress: bool = True,
@@ -224,7 +231,7 @@ def import_json(
     settings = {
         "width": width,
         "dtype": dtype,
-        "detector": detector,
+        "detector": detector_of(files.path, detector, JSON_DETECTOR),
         "box_policy": "as in the JSON files, cut at the edges of the image",
         "optional": [] if classes is None else [CLASSES],
         "classes": classes,
@@ -312,6 +319,7 @@ class JsonFeatures:
             )
         self.meta: dict[str, Any] = {
             "detector": JSON_DETECTOR,
+            **read_extraction(self.path),
             "optional": [] if first.classes is None else [CLASSES],
             "source": self.path.name,
         }

@@ -31,6 +31,10 @@ class FeatureMeta(TypedDict):
 
     width: int
     detector: str
+    digest: NotRequired[str]
+    boxes: NotRequired[list[int]]
+    rule: NotRequired[str]
+    precision: NotRequired[str]
 
 
 class Digest(TypedDict):
@@ -217,8 +221,9 @@ def check_finetuned(
     meta: Mapping[str, Any],
     path: Path,
     own_names: bool = True,
+    any_detector: bool = False,
     **more: Any,
-) -> None:
+) -> list[str]:
     """Refuse a checkpoint of another model before that model is built.
 
     Dropout, and how frozen layers were chosen, may differ between training and use.
@@ -229,7 +234,11 @@ def check_finetuned(
         path: of the file.
         own_names: False: a plain model, see `has_own_names`, is loaded and adapted afterwards, so
             strategy and mechanism of attention may be others.
+        any_detector: region features may be those of another detector.
         more: entries of a backbone that have to agree too.
+
+    Returns:
+        What is worth saying of the features, see `check_compatible`.
 
     Raises:
         CheckpointError: says what differs.
@@ -237,7 +246,8 @@ def check_finetuned(
     keys = ["backbone", "size", "answers", "vocabulary", "features"]
     keys += ["strategy", "policy"] if own_names else []
     mechanism = {KEY: {ATTENTION: meta[KEY][ATTENTION]}} if own_names else {}
-    check_compatible(found, {key: meta[key] for key in keys} | mechanism | more, path)
+    wanted = {key: meta[key] for key in keys} | mechanism | more
+    return check_compatible(found, wanted, path, any_detector)
 
 
 def finetuned_meta(
@@ -256,7 +266,7 @@ def finetuned_meta(
         backbone, size: names.
         record: of the strategy.
         config: sizes of the model.
-        features: `width` and `detector` of the region features.
+        features: of the region features, see `common.features.origin.origin_of`.
         answers: in the order of the answer head.
         tokenizer: of the questions.
         more: what the backbone needs beside it.

@@ -49,6 +49,7 @@ from common.training.attention_options import add_attention_options, add_layerdr
 from common.training.batch_order import Order
 from common.training.folder_lock import alone
 from common.training.options import (
+    add_detector_option,
     add_policy_optimizer_options,
     add_run_options,
     add_seeds_option,
@@ -187,6 +188,7 @@ class VQAProgram(Generic[Model]):
         for add in (*adders, add_policy_optimizer_options):
             add(made)
         add_run_options(made)
+        add_detector_option(made)
         made.add_argument(
             "--output", type=Path, default=Path("snap/test"), help="folder of the run"
         )

@@ -29,10 +29,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from common.errors import CheckpointError, ConfigError
+from common.features.origin import origin_differences, origin_notes
 from common.files import is_running
 from common.training.checkpoint_codec import StateEncoder, checksum, storable
 from common.training.weights import FORMAT_KEY, FORMAT_VERSION, open_checkpoint
 
+FEATURES = "features"  # in a meta: the origin of the region features
 STALE_SECONDS = 3600.0  # a save that is older than this was killed, whatever machine wrote it
 
 
@@ -205,24 +207,39 @@ def settings_of(path: Path | None) -> dict[str, Any]:
 
 
 def check_compatible(
-    meta: Mapping[str, Any], expected: Mapping[str, Any], path: str | os.PathLike[str]
-) -> None:
+    meta: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    any_detector: bool = False,
+) -> list[str]:
     """Make sure that a checkpoint was made with the settings of this run.
 
     Args:
         meta: of the file.
-        expected: what this run needs; tables in it are compared entry by entry.
+        expected: what this run needs; tables in it are compared entry by entry, and `features` by
+            `common.features.origin`.
         path: of the file, for the message.
+        any_detector: features of another detector than the file's may be used.
+
+    Returns:
+        What is worth saying of features that fit, or may be used.
 
     Raises:
         CheckpointError: names every key that differs, with both values.
     """
-    differences = list(_differences(meta, expected, ""))
+    have, want = meta.get(FEATURES), expected.get(FEATURES)
+    notes, differences = list[str](), list[str]()
+    if isinstance(have, Mapping) and isinstance(want, Mapping):
+        notes += origin_notes(have, want)
+        differences += origin_differences(have, want, any_detector)
+        expected = {key: value for key, value in expected.items() if key != FEATURES}
+    differences += _differences(meta, expected, "")
     if differences:
         raise CheckpointError(
             f"{os.fspath(path)}: made with other settings: {'; '.join(differences)}. Run with the "
             "file's values, or give a checkpoint that was made with the wanted ones"
         )
+    return [f"{os.fspath(path)}: {note}" for note in notes]
 
 
 def _differences(have: Mapping[str, Any], want: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from common.adapt.executors import AUTO, TRAINING_EXECUTORS
 from common.adapt.policy import POLICIES
 from common.adapt.strategies import STRATEGIES, find_strategy
 from common.errors import ConfigError
+from common.features.origin import ALLOW
 from common.training.attention_options import attention_options, layerdrop_options
 from common.training.checkpoint import settings_of
 from common.training.flags import add_flag, typed
@@ -197,6 +198,17 @@ class EvalBatchSize(argparse.Action):
             namespace.eval_batch_size = None if values == AUTO else int(values)
         except ValueError:
             raise argparse.ArgumentError(self, f"{values!r}: give a number or {AUTO}") from None
+
+
+def add_detector_option(parser: argparse._ActionsContainer) -> None:
+    """Features of another detector than a checkpoint's, which are refused without it."""
+    parser.add_argument(
+        ALLOW,
+        dest="any_detector",
+        action="store_true",
+        help="use region features of another detector than those that the loaded weights were "
+        "trained with; they have to be as wide",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,21 +16,31 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from common.ask.answerer import Answerer
 from common.ask.answering import ask, make_batch, question_notes
-from common.ask.command import main, nothing_decided, title
+from common.ask.command import main
 from common.ask.image import find_image
-from common.ask.picture import draw_answer
+from common.ask.picture import box_label, draw_answer
+from common.ask.report import nothing_decided, title
 from common.data.easy_vqa.build import DETECTOR
 from common.data.tokenizer import MAX_TOKENS
-from common.errors import CheckpointError
+from common.detector.command import main as extract
+from common.detector.faster_rcnn import DetectorOptions, FasterRCNNDetector
+from common.detector.pixels import PixelDetector
+from common.errors import CheckpointError, DataError
 from common.features.command import main as import_features
+from common.features.sources import FeatureSources
 from common.features.store import RegionFeatures, Regions
+from common.files import repository_root
 from common.runs.backbones import OpenedRun
 from common.runs.opened_run import open_run
-from common.training.checkpoint import load_checkpoint, save_checkpoint
+from common.training.checkpoint import load_checkpoint, load_meta, save_checkpoint
 from lxrt.building import build_vqa
 from lxrt.finetuning import PROGRAM
 from lxrt.finetuning import main as lxmert
+from tests.common.detector.files import picture as photograph
+from tests.common.detector.files import write_detector, write_pictures
+from tests.common.own_detector import check_asked, check_commands
 from tests.lxmert.runs import small_run, strict_json
 
 IMAGE = "EASY_test_000000004003"
@@ -63,16 +75,20 @@ def make_run(
 ) -> MakeRun:
     """Builds a model from flags and saves it as a run does, without training it."""
 
-    def make(*flags: str) -> Path:
+    def make(*flags: str, features: dict[str, Any] | None = None) -> Path:
         folder = tmp_path_factory.mktemp("built")
-        options = PROGRAM.parse([*small_run(vqa_data, pretrained), *flags])
+        words = small_run(vqa_data, pretrained)
+        if features is not None:  # which the pretrained weights may not read
+            place = words.index("--loadLXMERTQA")
+            words[place : place + 2] = ["--fromScratch", "--bert", str(pretrained.parent)]
+        options = PROGRAM.parse([*words, *flags])
         torch.manual_seed(1)
         built = build_vqa(
             options.model,
             options.base.adaptive,
             "vqa",
             answers,
-            {"width": 2048, "detector": DETECTOR},
+            features or {"width": 2048, "detector": DETECTOR},
             vqa_data,
             lambda text: None,
         )
@@ -577,3 +593,148 @@ def test_no_question_at_all_is_refused(finetuned, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--run", str(finetuned), "--image", "x.png"])
     assert stop.value.code == 2 and "--interactive" in capsys.readouterr().err
+
+
+def test_a_picture_is_asked_about_by_the_detector_of_the_run(finetuned, tmp_path):
+    check_asked(finetuned, QUESTION, tmp_path)
+
+
+def test_weights_of_another_detector_are_refused_or_taken(
+    finetuned, vqa_data, pretrained, tmp_path, capsys
+):
+    """In a test; and at the start of a run, from weights that remember their features."""
+    shutil.copytree(finetuned, tmp_path / "run")
+    best = tmp_path / "run" / "BEST.safetensors"
+    run = small_run(vqa_data, pretrained)
+    test = [*run[: run.index("--loadLXMERTQA")], "--quiet", "--output", str(tmp_path / "out")]
+    check_commands(lxmert, [*test, "--load", str(best), "--test", "minival"], best, capsys)
+    start = tmp_path / "P_LXRT.safetensors"
+    state, meta = load_checkpoint(f"{pretrained}_LXRT.safetensors")
+    save_checkpoint(start, state, meta | {"features": load_meta(best)["features"]})
+    shutil.copy(pretrained.parent / "vocab.txt", tmp_path)
+    words = [*small_run(vqa_data, tmp_path / "P"), "--output", str(tmp_path / "new"), "--overwrite"]
+    check_commands(lxmert, words, start, capsys)
+
+
+@pytest.fixture(scope="module")
+def frcnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Faster R-CNN, with names."""
+    folder = write_detector(tmp_path_factory.mktemp("frcnn") / "files")
+    (folder / "objects_vocab.txt").write_text("\n".join(f"object{n},thing{n}" for n in range(40)))
+    return folder
+
+
+def session(monkeypatch: pytest.MonkeyPatch, lines: Sequence[str], typed: bool = False) -> None:
+    stream = io.StringIO("".join(f"{line}\n" for line in lines))
+    monkeypatch.setattr(stream, "isatty", lambda: typed)
+    monkeypatch.setattr("sys.stdin", stream)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[object]:
+    """Calls of a method, which goes on working."""
+    calls: list[object] = []
+    own = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *given: (calls.append(given), own(*given))[1])
+    return calls
+
+
+def test_a_photograph_is_answered_in_one_step_as_its_extracted_features_are(
+    make_run, frcnn, asked, tmp_path, monkeypatch
+):
+    """With the boxes that the run was trained with; one look serves several questions."""
+    photos = write_pictures(tmp_path / "photos", 2)
+    given = ["--images", str(photos), "--detector", str(frcnn), "--out", str(tmp_path / "s")]
+    assert extract([*given, "--boxes", "4-5", "--quiet"]) == 0
+    store = RegionFeatures.open(tmp_path / "s")
+    run = make_run(features=FeatureSources([store]).described())
+    words = ["--run", run, "--no-plots", "--json", "-"]
+    record = (*words, "--features", tmp_path / "s", "--image-id", "picture_01")
+    looks = counted(monkeypatch, FasterRCNNDetector, "detect")
+    photo = (*words, "--detector", frcnn, "--image", photos / "picture_01.png")
+    asking = ("--question", QUESTION, "--question", "Is it a circle?")
+    status, out, error = asked(*photo, *asking)
+    assert status == 0, error
+    found, kept = json.loads(out), json.loads(asked(*record, *asking)[1])
+    assert len(looks) == 1 and len(found["questions"]) == 2
+    assert [q["answers"] for q in found["questions"]] == [q["answers"] for q in kept["questions"]]
+    first = found["image"]["boxes"][0]
+    assert (
+        4 <= len(found["image"]["boxes"]) <= 5 and first["box"] == kept["image"]["boxes"][0]["box"]
+    )
+    assert first["object"] == f"object{first['object_ids']}" and first["attribute"] is None
+    readme = (repository_root() / "common/README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "Answerer" in b)
+    own = {
+        "LXMERT/snap/vqa/v1": run,
+        "photo.jpg": photos / "picture_01.png",
+        '"frcnn"': f'"{frcnn}"',
+    }
+    for name, path in own.items():
+        block = block.replace(name, str(path))
+    known: dict[str, Any] = {}
+    exec(block, known)
+    again = known["answerer"].ask(known["image"], QUESTION)
+    assert [vars(a) for a in again.answers] == found["questions"][0]["answers"]
+    error = asked(*words, "--detector", "pixels", "--image", photos / "picture_01.png", *asking)[2]
+    assert "nothing to set" in error, "the run's boxes are not those of the pixel detector"
+
+
+def test_regions_are_drawn_under_the_names_of_their_detector(frcnn):
+    detector = FasterRCNNDetector.open(frcnn, DetectorOptions())
+    shown = photograph(1)
+    found = detector.detect(shown)
+    given = {name: getattr(found, name) for name in ("boxes", "object_ids", "object_conf")}
+    regions = Regions("p", *shown.size, found.features, **given)
+    expected = f"1  object{int(found.object_ids[0])} ({float(found.object_conf[0]):.2f})"
+    assert box_label(regions, 0, detector.names) == expected
+    assert box_label(regions, 0) == expected.replace("object", "object ")
+    (frcnn / "attributes_vocab.txt").write_text("red\n")
+    with pytest.raises(DataError, match="attributes_vocab.txt: 1 lines, the detector has 12 ids"):
+        FasterRCNNDetector.open(frcnn, DetectorOptions())
+    (frcnn / "attributes_vocab.txt").unlink()
+
+
+def test_a_session_goes_on_after_errors_and_changes_the_picture(
+    finetuned, picture, asked, tmp_path, monkeypatch
+):
+    other = tmp_path / "other picture.png"
+    Image.new("RGB", (40, 30), "navy").save(other)
+    (tmp_path / "text.png").write_text("no picture")
+    lines = (":help", QUESTION, f":image {picture}", QUESTION, f":image {tmp_path / 'none.png'}")
+    lines += (f":image {tmp_path / 'text.png'}", ":imag x", "Is it blue?", f":image {other}")
+    session(monkeypatch, (*lines, QUESTION, "Is it blue?"))
+    opened = counted(monkeypatch, Answerer, "__init__")
+    looks = counted(monkeypatch, PixelDetector, "detect")
+    status, out, error = asked("--run", finetuned, "--interactive", "--json", "-", "--no-plots")
+    assert status == 2 and ":image PATH" in error, "something failed, and the help was shown"
+    errors = [line for line in error.splitlines() if line.startswith("error: ")]
+    said = (
+        "no picture yet",
+        "none.png: no such file",
+        "text.png: not a picture",
+        "':imag x' is not",
+    )
+    assert len(errors) == 4 and all(a in b for a, b in zip(said, errors, strict=True))
+    found = json.loads(out)
+    asked_of = [(Path(entry["image"]).name, entry["question"]) for entry in found["questions"]]
+    assert asked_of == [
+        *((picture.name, q) for q in (QUESTION, "Is it blue?")),
+        *((other.name, q) for q in (QUESTION, "Is it blue?")),
+    ]
+    assert len(opened) == 1 and len(looks) == 2, "once a picture"
+    assert [image["width"] for image in found["images"]] == [64, 40]
+
+
+def test_an_empty_line_ends_a_session_on_a_terminal(finetuned, picture, asked, monkeypatch):
+    session(monkeypatch, (QUESTION, "", "Is it blue?"), typed=True)
+    words = ("--run", finetuned, "--image", picture, "--interactive", "--no-plots")
+    status, out, error = asked(*words)
+    assert status == 0 and out.count("question  ") == 1 and error.count("empty line: end") == 2
+
+
+def test_the_average_of_the_run_stands_beside_the_decisions_of_a_pair(finetuned, store):
+    answerer = Answerer(open_run(finetuned))
+    found = answerer.ask(answerer.find(None, IMAGE, store), QUESTION).decisions
+    result = strict_json(finetuned / "result.json")["decisions"]
+    assert answerer.average_decisions["names"] == found.names
+    assert found.average == result["share"] and all(0 <= share <= 1 for share in found.average)

@@ -675,4 +675,18 @@ MUTANTS = [
         "pass",
         f"{T}/detector/test_extracting.py",
     ),
+    # Features of another detector
+    *_all(
+        f"{FEATURES}/origin.py",
+        f"{T}/features/test_origin.py",
+        ("return digests[0] == digests[1]", "return True"),
+        ("return None in names or names[0] == names[1]", "return True"),
+        ("if not any_detector and not is_same", "if not is_same"),
+    ),
+    Mutant(
+        "common/ask/image.py",
+        "found.features.half().float(),",
+        "found.features.bfloat16().float(),",
+        "tests/lxmert/test_ask.py",
+    ),
 ]

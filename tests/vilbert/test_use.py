@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from common.features.store import RegionFeatures
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint
 from tests.common.attended import blocks_by_kind, check_places, mass
+from tests.common.own_detector import check_asked, check_commands
 from tests.lxmert.runs import strict_json
 from tests.vilbert.runs import SIDES, VAL, refused, write_bert
 from vilbert.finetuning import evaluate, train
@@ -146,3 +148,13 @@ def test_an_image_of_the_task_s_own_data_is_found_by_its_id(trained, files, caps
     words = ["--run", str(trained), "--image-id", str(VAL[0]), "--question", "what is left of it?"]
     assert ask_command([*words, "--out", str(tmp_path / "a.png")]) == 0
     assert f"image     {VAL[0]}," in capsys.readouterr().out.replace(" (", ",")
+
+
+def test_a_picture_is_asked_about_by_the_detector_of_the_run(trained, tmp_path):
+    check_asked(trained, "what is left of it?", tmp_path)
+
+
+def test_weights_of_another_detector_are_refused_or_taken(trained, files, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    best = tmp_path / "run" / "BEST.safetensors"
+    check_commands(evaluate, files.test(best, tmp_path / "out"), best, capsys)

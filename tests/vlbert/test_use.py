@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from common.features.store import RegionFeatures
 from common.runs.opened_run import open_run
 from common.training.checkpoint import load_checkpoint
 from tests.common.attended import blocks_by_kind, check_places, mass
+from tests.common.own_detector import check_asked, check_commands
 from tests.vlbert.coco_files import TRAINVAL
 from tests.vlbert.runs import FOLDER, TRAIN, VAL, flags, refused, result_of, write_config
 from vlbert.config import load_config
@@ -26,15 +28,14 @@ from vlbert.sizes import NetworkConfig
 from vlbert.testing import main as predict
 from vlbert.vqa_network import ResNetVLBERT
 
+SETTINGS = {"TRAIN__LR": 2.5e-3, "TRAIN__END_EPOCH": 3, "TRAIN__FLIP_PROB": 0, "POLICY__LR": 1e-2}
 MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")
 
 
 @pytest.fixture(scope="module")
 def config(coco: Path) -> Path:
     """Learning rates that let predictions and decisions differ between questions."""
-    return write_config(
-        coco, TRAIN__LR=2.5e-3, TRAIN__END_EPOCH=3, TRAIN__FLIP_PROB=0, POLICY__LR=1e-2
-    )
+    return write_config(coco, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +355,22 @@ def test_the_cnn_is_loaded_from_a_file_with_torchvision_s_names(coco, tmp_path, 
     assert frozen in state and frozen not in changed
     assert f"{prefix}backbone.layer3.0.conv1.weight" in changed
     assert not any("running_mean" in name for name in changed)
+
+
+def test_a_picture_is_asked_about_by_the_detector_of_the_run(runs, tmp_path):
+    check_asked(runs("SpotTune_Block"), "what is left?", tmp_path)
+
+
+def test_weights_of_another_detector_are_refused_or_taken(runs, coco, tmp_path, capsys):
+    """In a test; and at the start of a run, from weights that remember their features."""
+    shutil.copytree(runs("SpotTune_Block"), tmp_path / "run")
+    best = tmp_path / "run" / "BEST.safetensors"
+    config = write_config(coco, **SETTINGS)  # other tests write others in its place
+    words = ["--cfg", str(config), "--ckpt", str(best), "--gpus", "cpu", "--split", "val2014"]
+    words += ["--result-path", str(tmp_path), "--quiet"]
+    check_commands(predict, words, best, capsys)
+    start = tmp_path / "start.safetensors"
+    shutil.copy(runs("standard") / "BEST.safetensors", start)
+    begun = ["--partial-pretrain", str(start), "--questions", "4", "--epochs", "1", "--overwrite"]
+    words = flags(config, tmp_path / "out", *begun, "--no-tensorboard")
+    check_commands(main, words, start, capsys)

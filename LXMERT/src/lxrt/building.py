@@ -14,6 +14,7 @@ from common.adapt.encoder import AdaptiveOptions
 from common.data.datasets import Dataset
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
+from common.features.origin import nothing_known
 from common.features.sources import FeatureSources
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
@@ -132,7 +133,7 @@ def build_vqa(
         adaptive: executors and temperature.
         dataset: its name, which decides the default size.
         answers: of the task, in the order of the head.
-        features: `width` and `detector` of the region features.
+        features: of the region features, see `origin_of`.
         data: folder with upstream's `lxmert/all_ans.json`.
         say: where to report to.
         initial_share: probability of decision 1 before training.
@@ -168,9 +169,12 @@ def build_vqa(
     adapted_file = path is not None and (has_own_names(found) or published is not None)
     if path is not None and found:
         _check_kind(found, path)
-        check_finetuned(found, meta, path, adapted_file)
+        for note in check_finetuned(found, meta, path, adapted_file, weights.any_detector):
+            say(note)
     elif path is not None and path.is_dir():
-        _check_folder(read_hf_folder(path), meta, answers, say)
+        _check_folder(read_hf_folder(path), meta, answers, weights.any_detector, say)
+    elif path is not None:
+        say(nothing_known(path, meta["features"]))
     model = make_model(meta)
 
     def load() -> None:
@@ -241,9 +245,13 @@ def _check_kind(found: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _check_folder(folder: HFFolder, meta: dict[str, Any], answers: list[str], say: Say) -> None:
+def _check_folder(
+    folder: HFFolder, meta: dict[str, Any], answers: list[str], any_detector: bool, say: Say
+) -> None:
     """The same for a finetuned model that `transformers` saved."""
-    folder.check_fits({key: meta[key] for key in ("features", "vocabulary")})
+    fits = {key: meta[key] for key in ("features", "vocabulary")}
+    for note in folder.check_fits(fits, any_detector):
+        say(note)
     folder.check_answers(answers)
     if folder.answers is None:
         say(
@@ -323,7 +331,9 @@ def _load_pretrained(
             )
         load_bert(model.bert, weights.bert or HOME / "data" / "bert-base-uncased", say)
     if weights.load_lxmert:
-        say(f"encoder from {load_lxmert(model, weights.load_lxmert, fits, say)}")
+        path = load_lxmert(model, weights.load_lxmert, fits, say, weights.any_detector)
+        say(f"encoder from {path}")
     if weights.load_lxmert_qa:
-        path = load_lxmert_qa(model, weights.load_lxmert_qa, answers, data, fits, say)
+        name, allowed = weights.load_lxmert_qa, weights.any_detector
+        path = load_lxmert_qa(model, name, answers, data, fits, say, allowed)
         say(f"encoder and answer head from {path}")

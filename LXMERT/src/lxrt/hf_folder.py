@@ -103,11 +103,15 @@ class HFFolder:
             for name, tensor in weights.items()
         }
 
-    def check_fits(self, fits: Mapping[str, Any]) -> None:
+    def check_fits(self, fits: Mapping[str, Any], any_detector: bool = False) -> list[str]:
         """Compare the folder with what it is to be used with, as far as it tells.
 
         Args:
             fits: entries `features` (width, detector) and `vocabulary` (count, sha256).
+            any_detector: the features may be of another detector.
+
+        Returns:
+            What is worth saying of the features, see `check_compatible`.
 
         Raises:
             CheckpointError: they differ; names what, and the way out.
@@ -118,6 +122,7 @@ class HFFolder:
             for key in known
             if key in fits
         }
+        wanted |= {key: fits[key] for key in ("features",) if key in fits}
         words = wanted.get("vocabulary", {}).get("count")
         if words not in (None, self.config.vocab_size) and not has_vocabulary(self.path):
             raise CheckpointError(
@@ -125,7 +130,7 @@ class HFFolder:
                 f"vocabulary in use has {words}, and the folder has none of its own; put the "
                 "vocab.txt that the model was trained with into the folder"
             )
-        check_compatible(known, wanted, self.path / CONFIG)
+        return check_compatible(known, wanted, self.path / CONFIG, any_detector)
 
     def check_answers(self, answers: Sequence[str]) -> None:
         """Make sure that the rows of the answer head mean the answers of a data set.

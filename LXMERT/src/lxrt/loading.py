@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.errors import CheckpointError
+from common.features.origin import nothing_known
 from common.training.bert_folder import bert_names, find_bert_weights
 from common.training.checkpoint import check_compatible, load_meta
 from common.training.weights import (
@@ -136,28 +137,50 @@ def load_encoder(
     )
 
 
-def check_fits(path: Path, fits: Mapping[str, Any] | None) -> None:
+def check_fits(
+    path: Path,
+    fits: Mapping[str, Any] | None,
+    any_detector: bool = False,
+    say: Say = lambda line: None,
+) -> None:
     """Compare what a snapshot of ours remembers of features and vocabulary with what is used.
 
     Upstream's files remember nothing: their features are those of its detector, their vocabulary
     is that of BERT-base-uncased.
+
+    Args:
+        path: of the snapshot.
+        fits: the features and the vocabulary in use; None: nothing is compared.
+        any_detector: the features may be of another detector.
+        say: where to report to what is worth knowing of them.
     """
-    if fits is not None and path.is_dir():
-        read_hf_folder(path).check_fits(fits)
-    elif fits is not None and path.suffix == ".safetensors":
-        meta = load_meta(path)
-        check_compatible(meta, {key: fits[key] for key in fits if key in meta}, path)
+    if fits is None:
+        return
+    if path.is_dir():
+        notes = read_hf_folder(path).check_fits(fits, any_detector)
+    else:
+        meta = load_meta(path) if path.suffix == ".safetensors" else {}
+        known = {key: fits[key] for key in fits if key in meta}
+        notes = check_compatible(meta, known, path, any_detector)
+        if "features" in fits and "features" not in known:
+            notes.append(nothing_known(path, fits["features"]))
+    for note in notes:
+        say(note)
 
 
 def load_lxmert(
-    model: VQAModel, name: Path | str, fits: Mapping[str, Any] | None = None, say: Say = print
+    model: VQAModel,
+    name: Path | str,
+    fits: Mapping[str, Any] | None = None,
+    say: Say = print,
+    any_detector: bool = False,
 ) -> Path:
     """`--loadLXMERT`: the encoder of a pretraining snapshot, not its answer head.
 
-    `fits` are the features and the vocabulary in use, see `check_fits`.
+    `fits` and `any_detector` are those of `check_fits`.
     """
     path = pretrained_path(name)
-    check_fits(path, fits)
+    check_fits(path, fits, any_detector, say)
     load_encoder(model, read_pretrained(path), path, strict=False, say=say)
     return path
 
@@ -169,16 +192,17 @@ def load_lxmert_qa(
     data: Path,
     fits: Mapping[str, Any] | None = None,
     say: Say = print,
+    any_detector: bool = False,
 ) -> Path:
     """`--loadLXMERTQA`: encoder and answer head of a pretraining snapshot.
 
     Args:
         answers: of the task, in the order of the model's head.
         data: folder with `lxmert/all_ans.json`, for snapshots that do not carry their answers.
-        fits: the features and the vocabulary in use, see `check_fits`.
+        fits, any_detector: the features and the vocabulary in use, see `check_fits`.
     """
     path = pretrained_path(name)
-    check_fits(path, fits)
+    check_fits(path, fits, any_detector, say)
     weights = read_pretrained(path)
     load_encoder(model, weights, path, strict=True, say=say)
     prefix = "answer_head.logit_fc."

@@ -45,13 +45,17 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """What a model starts from, see the flags of `add_model_options`."""
+    """What a model starts from, see the flags of `add_model_options`.
+
+    With `any_detector` it may read features of another detector than that start.
+    """
 
     load: str | None = None
     load_lxmert: str | None = None
     load_lxmert_qa: str | None = None
     bert: Path | None = None
     from_scratch: bool = False
+    any_detector: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,21 @@ from common.adapt.adapting import adaptive_part
 from common.bench import command as bench
 from common.bench.cases import ADAPTIVE, MECHANISMS, Case, all_cases, memory_cases
 from common.bench.command import bench_parser, describe_machine, main, make_settings, run_bench
+from common.bench.detector import random_image, random_network, times_of_forms
 from common.bench.features import measure_features, write_tsv
 from common.bench.measure import ActivationBytes, Bench, measure_group
 from common.bench.memory import measure_memory
 from common.bench.plot import draw_bench, plot_bench
 from common.bench.report import format_report, format_summary, verdicts
 from common.bench.results import BenchFile
+from common.detector.faster_rcnn import DetectorOptions, prepared
+from common.detector.settings import parse_settings
 from common.errors import ConfigError, DataError
 from common.features.lxmert_tsv import import_tsv
 from common.runs.backbones import BenchModel, BenchSettings, BenchSizes
 from common.training.flops import FlopCounter
 from common.training.timing import CpuClock, CudaClock, summarise
+from tests.common.detector.files import config as detector_config
 from tests.common.tiny_models import SingleStream, single_inputs
 
 BATCH = 6
@@ -352,6 +356,24 @@ def test_features_are_read_back_as_they_were_made_and_judged_in_images_a_second(
         ("≥ 1,000", "1,500", "reached"),
         ("≤ 50", "10", "reached"),
     ]
+
+
+def test_the_fast_detector_is_the_plain_one_and_bf16_is_measured_beside_it(tmp_path):
+    """On a small network; features of the same boxes are equal in the fast and the plain form."""
+    settings = replace(parse_settings(detector_config(), "test"), proposals=8)
+    fast, plain = random_network(settings), random_network(settings, plain=True)
+    prepared(fast, DetectorOptions())
+    image = random_image((64, 96))
+    boxes = [torch.tensor([[0.0, 0, 40, 40], [20, 10, 96, 60]])]
+    ours, theirs = (net.roi_heads(net.backbone(image), boxes, 8)[0] for net in (fast, plain))
+    torch.testing.assert_close(ours.features, theirs.features, rtol=1e-3, atol=1e-4)
+    found = times_of_forms(1, settings, (64, 96))
+    assert found["detector_pictures_per_s"] == 1 / found["detector_seconds"] > 0
+    assert 1e-4 < found["detector_bf16_deviation"] < 0.1
+    file = result_file(tmp_path)
+    file.add_features({"detector_share": 0.75, "detector_pictures_per_s": 0.05})
+    judged = [(v.target, v.measured, v.words) for v in verdicts(file)]
+    assert judged == [("≤ 80", "75", "reached"), ("–", "0.05", "")]
 
 
 def test_table_and_chart_come_from_the_file_alone(tmp_path):

@@ -26,8 +26,9 @@ from common.detector.faster_rcnn import DetectorOptions, FasterRCNNDetector
 from common.errors import DataError
 from common.features.archives import Folder
 from common.features.command import main as import_features
+from common.features.sources import FeatureSources
 from common.features.store import RegionFeatures
-from common.features.vlbert_json import JsonFeatures, read_record
+from common.features.vlbert_json import JsonFeatures, import_json, read_record
 from tests.common.detector.files import picture, write_detector, write_pictures
 
 COUNT = 5
@@ -102,6 +103,10 @@ def test_a_tsv_is_imported_as_the_same_store(
     given = ["--tsv", str(tmp_path / "f.tsv"), "--out", str(made), "--dtype", "float32"]
     assert import_features([*given, "--width", "128", "--quiet"]) == 0
     same_regions(RegionFeatures.open(made), RegionFeatures.open(store), ARRAYS)
+    same_detector(RegionFeatures.open(made), RegionFeatures.open(store))
+    given = ["--tsv", str(tmp_path / "f.tsv"), "--out", str(tmp_path / "n"), "--detector", "n"]
+    assert import_features([*given, "--width", "128", "--quiet"]) == 0
+    assert RegionFeatures.open(tmp_path / "n").meta["detector"] == "n"
     told = json.loads((tmp_path / "f.tsv_extraction.json").read_text())
     assert told["images"] == COUNT and "pytorch_model.bin" in told["extraction"]["sha256"]
 
@@ -113,6 +118,7 @@ def test_npz_files_are_imported_as_the_same_store(
     given = ["--npz", str(tmp_path / "npz"), "--out", str(tmp_path / "s"), "--dtype", "float32"]
     assert import_features([*given, "--width", "128", "--quiet"]) == 0
     same_regions(RegionFeatures.open(tmp_path / "s"), RegionFeatures.open(store), ARRAYS[:2])
+    same_detector(RegionFeatures.open(tmp_path / "s"), RegionFeatures.open(store))
 
 
 def test_json_files_are_read_as_the_original_writes_them(
@@ -121,6 +127,9 @@ def test_json_files_are_read_as_the_original_writes_them(
     out = tmp_path / "json"
     assert extract(words(pictures, detector, out, "--format", "vlbert-json")) == 0
     same_regions(JsonFeatures(out), RegionFeatures.open(store), ARRAYS[:2])
+    same_detector(JsonFeatures(out), RegionFeatures.open(store))
+    import_json(out, tmp_path / "s", width=128, progress=False)
+    same_detector(RegionFeatures.open(tmp_path / "s"), RegionFeatures.open(store))
     record = json.loads((out / "picture_00.json").read_text())
     assert record["image_id"] == "picture_00" and record["num_boxes"] == 6
     found = read_record(Folder(out), "picture_00.json")
@@ -138,6 +147,11 @@ def same_regions(found, expected: RegionFeatures, arrays: tuple[str, ...]) -> No
     assert torch.equal(one.sizes, other.sizes)
     for name in arrays:
         assert torch.equal(getattr(one, name).float(), getattr(other, name).float()), name
+
+
+def same_detector(found, expected: RegionFeatures) -> None:
+    one, other = (FeatureSources([each]).described() for each in (found, expected))
+    assert one == other and len(one["digest"]) == 16
 
 
 def content(folder: Path) -> dict[str, bytes]:
