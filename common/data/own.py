@@ -7,7 +7,9 @@ the data set is. Everything that knows data sets by name finds it through `own_k
 
 import re
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from common.data.dataset_table import DatasetKind, Split
 from common.errors import DataError
