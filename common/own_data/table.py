@@ -156,6 +156,7 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path}: no rows in it: give a question a line")
     total = len(rows) + len(problems.found)
     for name, lines in lacking.items():
+        lines &= {row.line for row in rows}
         if 0 < len(lines) < len(rows):
             rows = _without(rows, lines, problems, f"{name!r} is empty, other rows have one")
     hidden = {row.line for row in rows if row.example.answers is None}
@@ -180,9 +181,15 @@ def _text(path: Path) -> str:
     try:
         return read_text(path, kind="a table of questions")
     except DataError as error:
-        if "UTF-8" not in str(error):
+        cause = error.__context__
+        if not isinstance(cause, UnicodeDecodeError):
             raise
-        raise DataError(f"{error}; save it with the encoding UTF-8") from None
+        before = cause.object[: cause.start]
+        raise DataError(
+            f"{path}: line {before.count(10) + 1}: byte {cause.object[cause.start]:#x} is not "
+            f"UTF-8 text (behind {short(before[-20:].decode(errors='replace'))}): save the table "
+            "with the encoding UTF-8"
+        ) from None
 
 
 def _csv(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
