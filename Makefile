@@ -44,7 +44,7 @@ unknown = DATASET=$(DATASET): VL-BERT has easy_vqa, easy_vqa_cp, easy_vqa_dialec
           those of `python -m common.data make`, or CFG=cfgs/…
 # A data set of one's own says which size suits its features; SIZE says another one.
 own = $(and $(wildcard data/$(DATASET)/dataset.json),$(or $(SIZE),$(shell \
-      sed -n 's/^ *"size": "\([a-z]*\)".*/\1/p' data/$(DATASET)/dataset.json)))
+      sed -n 's/^ "size": "\([a-z]*\)".*/\1/p' data/$(DATASET)/dataset.json)))
 own_data = $(and $(own),--dataset $(DATASET))
 given = $(filter-out file,$(firstword $(origin $(1))))
 strategy = $(if $(or $(call given,STRATEGY),$(if $(CFG),,yes)),--strategy $(STRATEGY))

@@ -221,7 +221,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(
     words = start.run(SMALL, tmp_path / "files", tmp_path / "out")
     words[words.index(SMALL)] = "shape"
     said = error_of(capsys, start.train, words)
-    assert "unknown data set 'shape'" in said and "of your own: regions, shapes" in said
+    assert "'shape'" in said and "regions, shapes; " in said
 
 
 def test_a_config_of_one_s_own_data_needs_a_name_and_has_no_pictures(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -101,15 +102,10 @@ class VQASource:
         if not name:
             raise ConfigError(f"{where}: is empty: name {OWN}, with --dataset NAME")
         if name in EMBEDDED or name not in DATASETS:
-            try:
+            with suppress(ConfigError):
                 return tables.find_kind(name)
-            except ConfigError as error:
-                said = f"{error}"
-        else:
-            said = f"{name!r}: is read in other files here"
-        raise ConfigError(
-            f"{where}: {said}; valid: {', '.join([*SETS, *EMBEDDED])}, and {OWN}"
-        ) from None
+        valid = ", ".join([*SETS, *EMBEDDED, *tables.own_datasets()])
+        raise ConfigError(f"{where}: {name!r}; valid: {valid}; or {OWN}")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

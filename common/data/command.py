@@ -25,9 +25,9 @@ from common.data.datasets import (
     is_there,
     load_split,
     open_features,
+    own_datasets,
     resolve_dataset,
 )
-from common.data.own import own_names
 from common.data.vqa_dataset import VQADataset, check_answers
 from common.errors import ConfigError
 from common.features.command import add_import_options, run_import
@@ -133,7 +133,7 @@ def make_dataset(name: str, out: Path, force: bool) -> None:
 
 def list_datasets(root: Path) -> None:
     """Print every known data set with its files."""
-    for name in (*DATASETS, *own_names(root)):
+    for name in (*DATASETS, *own_datasets(root)):
         kind = find_kind(name, root)
         print(f"{name}: {kind.summary} ({kind.base})")
         for path, source in kind.files(optional=True).items():

@@ -111,6 +111,11 @@ def _listing(kind: DatasetKind, folder: Path, paths: Iterable[str]) -> str:
     )
 
 
+def own_datasets(root: Path | str | None = None) -> list[str]:
+    """Names of one's own data sets; `root` as in `find_kind`."""
+    return own_names(Path(root) if root is not None else repository_root())
+
+
 def find_kind(name: str, root: Path | str | None = None) -> DatasetKind:
     """The data set of a name: a row of the table, or one of one's own.
 
@@ -125,7 +130,7 @@ def find_kind(name: str, root: Path | str | None = None) -> DatasetKind:
     root = Path(root) if root is not None else repository_root()
     kind = DATASETS.get(name) or own_kind(name, root)
     if kind is None:
-        own = own_names(root)
+        own = own_datasets(root)
         raise ConfigError(
             f"unknown data set {name!r}; there are: {', '.join(DATASETS)}"
             f"{'; of your own: ' + ', '.join(own) if own else ''}; `{MAKE} NAME` makes one of a "

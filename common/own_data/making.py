@@ -109,6 +109,11 @@ class MakeOptions:
                 "to it out"
             )
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the images, by split."""
+        return {VALID: VALID_SHARE if self.valid is None else self.valid, TEST: self.test or 0.0}
+
     def arguments(self) -> dict[str, Any]:
         """What the data set depends on, as JSON values."""
         how, detector = self.how, self.detector
@@ -125,9 +130,8 @@ class MakeOptions:
             "rule": how.rule,
             "precision": how.precision,
             "min_count": self.minimum,
-            "valid": self.valid,
-            "test": self.test,
-            "seed": self.seed,
+            **self.shares,
+            "seed": self.seed or 0,
         }
 
 
@@ -236,8 +240,9 @@ def _make(options: MakeOptions, folder: Path, link: Path, wanted: dict[str, Any]
         rows = [row for row in rows if row.example.image_id not in unreadable]
         splits = _splits(options, table, rows, source)
         vocabulary = _vocabulary(splits, options.minimum)
+    _report_skipped(folder, table.problems, table.total)
     _write(options, folder, splits, vocabulary, store, wanted)
-    _report(options.name, folder, table, splits, vocabulary, store)
+    _report(options.name, folder, splits, vocabulary, store)
     (folder / BEGUN).unlink(missing_ok=True)
 
 
@@ -294,11 +299,7 @@ def _splits(
         split_of = {row.example.image_id: row.split or TRAIN for row in rows}
         _warn_of_copies(contents, split_of)
     else:
-        shares = {
-            VALID: VALID_SHARE if options.valid is None else options.valid,
-            TEST: options.test or 0.0,
-        }
-        split_of = split_images(contents, shares, options.seed or 0)
+        split_of = split_images(contents, options.shares, options.seed or 0)
     found: Examples = {}
     for row in rows:
         found.setdefault(split_of[row.example.image_id], []).append(row.example)
@@ -420,15 +421,9 @@ def _write(
 
 
 def _report(
-    name: str,
-    folder: Path,
-    table: Table,
-    splits: Examples,
-    vocabulary: AnswerVocabulary,
-    store: RegionFeatures,
+    name: str, folder: Path, splits: Examples, vocabulary: AnswerVocabulary, store: RegionFeatures
 ) -> None:
     """Say what is in the data set, and what is not."""
-    _report_skipped(folder, table.problems, table.total)
     print(
         f"{folder}: {len(vocabulary)} answers, {store.width} numbers a region of "
         f"{store.meta['detector']}"

@@ -160,8 +160,8 @@ def test_the_same_command_again_does_nothing(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"test": None}, "--test was 0.2 and is not given now"),
-        ({"seed": 3}, "--seed was not given and is 3 now"),
+        ({"test": None}, "--test was 0.2 and is 0.0 now"),
+        ({"seed": 3}, "--seed was 0 and is 3 now"),
         ({"minimum": 2}, "--min-count was 1 and is 2 now"),
         ({"detector": "frcnn"}, "--detector was 'pixels' and is "),
         ({"images": Path("elsewhere")}, "--images was "),
