@@ -81,6 +81,8 @@ def refused(root: Path, *changes: object, **more: object) -> str:
 
 def test_it_is_a_data_set_like_those_of_the_table(made: Path) -> None:
     dataset = resolve_dataset("shapes", made)
+    record = (dataset.folder / "dataset.json").read_text()
+    assert '\n "size": "small"' in record, "where the Makefile looks for it"
     assert dataset.kind.small and dataset.choose_splits(None, None) == ("train", "valid")
     asked = {row["question"]: row for row in questions(COUNT)}
     images: dict[str, set[str]] = {}
