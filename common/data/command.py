@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m common.data",
         description="Make the embedded data sets, import region features, check and list data "
         "sets.",
+        epilog="A data set of your own out of a table of questions and a folder of pictures: "
+        f"python -m common.data {MAKE} --help.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in BUILDERS:
@@ -62,11 +64,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help=f"its folder (default: {DATASETS[name].base} in the repository)",
         )
-    commands.add_parser(
-        MAKE,
-        help="a data set of your own out of a table of questions and a folder of pictures "
-        "(`make --help`)",
-    )
     add_import_options(
         commands.add_parser(
             "import",

@@ -15,7 +15,7 @@ from common.features.archives import Folder, open_files
 from common.features.store import RegionFeatures
 from common.reading import short
 
-MOST_COMPARED = 5000  # names, to find the nearest ones
+MOST_COMPARED, MOST_EXPLAINED = 5000, 20  # names, to find the nearest one of; wrong names
 
 
 class Images(Protocol):
@@ -43,6 +43,7 @@ class Pictures:
         """
         self.files = open_files(path)
         self._names = set(self.files.names())
+        self._nearest = Nearest(self._names)
         self._of_id: dict[str, list[str]] = {}
         for name in sorted(self._names):
             if is_picture(name):
@@ -81,7 +82,7 @@ class Pictures:
         return named[0]
 
     def _unknown(self, name: str) -> str:
-        near = nearest(name, self._names)
+        near = self._nearest.text(name)
         if "/" in name and isinstance(self.files, Folder):
             near = " (folders in it are not looked into: put the pictures into one, or into a ZIP)"
         return f"'image' {short(name)} is not in {self.files.path}{near}"
@@ -96,6 +97,7 @@ class StoredImages:
     def __init__(self, store: RegionFeatures) -> None:
         self.store = store
         self._ids = set(store.ids())
+        self._nearest = Nearest(self._ids)
 
     def find(self, name: str) -> str:
         """See `Images`; the id itself, or the name of the file that it is made of."""
@@ -103,18 +105,27 @@ class StoredImages:
             if known in self._ids:
                 return known
         raise DataError(
-            f"'image' {short(name)} has no features in {self.store.path}{nearest(name, self._ids)}"
+            f"'image' {short(name)} has no features in {self.store.path}{self._nearest.text(name)}"
         )
 
     def content(self, found: str) -> str:
         return found
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """` (nearest: …)`, where a name is like that."""
-    known = list(names)
-    near = get_close_matches(name, known, n=1, cutoff=0.7) if len(known) <= MOST_COMPARED else []
-    return f" (nearest: {near[0]})" if near else ""
+class Nearest:
+    """Says which of some names a wrong one is like; of the first wrong ones, as it takes time."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = sorted(names)
+        self._left = MOST_EXPLAINED if len(self._names) <= MOST_COMPARED else 0
+
+    def text(self, name: str) -> str:
+        """` (nearest: …)`, or nothing."""
+        if not self._left:
+            return ""
+        self._left -= 1
+        near = get_close_matches(name, self._names, n=1, cutoff=0.7)
+        return f" (nearest: {near[0]})" if near else ""
 
 
 def split_images(
