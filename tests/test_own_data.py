@@ -172,6 +172,8 @@ def test_it_is_trained_tested_and_asked_about(
     assert meta["answers"]["count"] == len(dataset.vocabulary())
     if name == SMALL:
         assert meta["size"] == "small" and result["accuracy"]["val"]["overall"] > 50
+    if backbone == "vlbert":
+        assert result["recipe"]["warmup"] == 0.1, "a share, for any number of questions"
     trained = training_questions(open_run(folder))
     assert {e.image_id for e in trained.examples} <= {
         e.image_id for e in load_split(dataset, "train")
