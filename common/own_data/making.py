@@ -154,6 +154,11 @@ def make(options: MakeOptions, root: Path) -> Path:
     folder = link if options.out is None else options.out.absolute()
     wanted = options.arguments()
     with exclusive(link.with_name(f".{options.name}.lock")):
+        if not link.exists() and link.is_symlink() and (link == folder or link.resolve() != folder):
+            raise ConfigError(
+                f"{link}: leads to {link.resolve()}, which is not there: bring it back, or remove "
+                "the link"
+            )
         if options.out is not None and link.exists() and link.resolve() != folder.resolve():
             raise ConfigError(
                 f"--out {options.out}: {link} is there already: take another name, or move it away"

@@ -429,6 +429,9 @@ def test_a_folder_elsewhere_is_found_by_its_name(tmp_path: Path) -> None:
     assert make(options(root, out=root / "big disk" / "shapes"), root) == folder
     make(options(root), root)
     assert "is there already" in refused(root, out=root / "third")
+    shutil.move(root / "big disk", root / "away")
+    for out in (None, root / "third"):
+        assert "big disk/shapes, which is not there: bring it back" in refused(root, out=out)
     (root / "data" / "notes").mkdir()
     (root / "data" / "notes" / "mine.txt").write_text("keep")
     assert "not made by this command" in refused(root, "notes")
