@@ -39,8 +39,13 @@ cfg_vqa_cp := cfgs/vqa_cp/base_4x16G_fp32.yaml
 # Without DATASET, VQA v2 where its files are.
 there := $(wildcard VLBERT/data/coco/vqa/v2_OpenEnded_mscoco_train2014_questions.json)
 config = $(or $(patsubst VLBERT/%,%,$(CFG)),$(cfg_$(or $(DATASET),$(if $(there),vqa,easy_vqa))),\
-           $(error $(unknown)))
-unknown = DATASET=$(DATASET): VL-BERT has easy_vqa, easy_vqa_cp, easy_vqa_dialect, vqa, vqa_cp, or CFG=cfgs/…
+           $(and $(own),cfgs/own/$(own).yaml),$(error $(unknown)))
+unknown = DATASET=$(DATASET): VL-BERT has easy_vqa, easy_vqa_cp, easy_vqa_dialect, vqa, vqa_cp, \
+          those of `python -m common.data make`, or CFG=cfgs/…
+# A data set of one's own says which size suits its features; SIZE says another one.
+own = $(and $(wildcard data/$(DATASET)/dataset.json),$(or $(SIZE),$(shell \
+      sed -n 's/^ "size": "\([a-z]*\)".*/\1/p' data/$(DATASET)/dataset.json)))
+own_data = $(and $(own),--dataset $(DATASET))
 given = $(filter-out file,$(firstword $(origin $(1))))
 strategy = $(if $(or $(call given,STRATEGY),$(if $(CFG),,yes)),--strategy $(STRATEGY))
 name = $(if $(or $(call given,NAME),$(strategy)),--name $(NAME))
@@ -78,7 +83,8 @@ help:  ## show this list
 	    awk 'BEGIN {FS = ":.*## "} {printf "  %-25s %s\n", $$1, $$2}'
 	@echo
 	@echo "Variables: STRATEGY (standard, Frozen, SpotTune_Block, SpotTune, BlockDrop, …), DATASET"
-	@echo "(vqa, vqa_official, vqa_cp, easy_vqa, easy_vqa_cp, easy_vqa_dialect and its variants), SIZE"
+	@echo "(vqa, vqa_official, vqa_cp, easy_vqa, easy_vqa_cp, easy_vqa_dialect and its variants, or one"
+	@echo "of your own, made by python -m common.data make), SIZE"
 	@echo "(base, small), NAME (of the run), GPU (number or cpu), ARGS (further flags), QUICK=1 (a small"
 	@echo "version), PYTHON (interpreter for the environment). VL-BERT: DATASET (easy_vqa, easy_vqa_cp,"
 	@echo "easy_vqa_dialect, vqa, vqa_cp) chooses a config, or CFG (a file in VLBERT/, e.g."
@@ -187,10 +193,10 @@ lxmert-adaptive: setup  ## LXMERT/train.py: FLAGS='--adaptive --sparse --layerdr
 
 vlbert-train: setup  ## finetune VL-BERT: STRATEGY=… DATASET=… or CFG=… NPROC=… NAME=… ARGS='…'
 	cd VLBERT && PYTHON=$(BIN)/python bash scripts/$(launch) vqa/train_end2end.py $(config) . \
-	    $(strategy) $(name) $(gpus) $(ARGS)
+	    $(own_data) $(strategy) $(name) $(gpus) $(ARGS)
 
 vlbert-test: setup  ## predictions and accuracy of a finetuned VL-BERT: the same variables
-	cd VLBERT && $(BIN)/python vqa/test.py --cfg $(config) $(name) --gpus $(GPU) $(ARGS)
+	cd VLBERT && $(BIN)/python vqa/test.py --cfg $(config) $(own_data) $(name) --gpus $(GPU) $(ARGS)
 
 vlbert-table: setup  ## VL-BERT: rows of the published tables on easy_vqa_dialect (10 min, resumable)
 	cd VLBERT && for seed in $(SEEDS); do for row in $(rows); do \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.bench.command import bench_parser
-from common.files import repository_root
+from common.files import repository_root, write_json
 from lxrt.adaptive import PROGRAM as ADAPTIVE
 from vilbert.finetuning import EVALUATE, TRAIN
 from vilbert.pretraining import pretrain_parser
@@ -131,6 +132,21 @@ def test_several_processes_have_a_device_each():
     assert launch[-2:] == ["scripts/dist_run_single.sh", "3"] and given.gpus is None
     launch, given = trained("NPROC=1")
     assert launch[-1] == "scripts/nondist_run.sh" and given.gpus == "0"
+
+
+@pytest.mark.parametrize(("variables", "size"), [((), "small"), (("SIZE=base",), "base")])
+def test_a_data_set_of_ones_own_is_known_by_its_folder(tmp_path, variables, size):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "data" / "shapes").mkdir(parents=True)
+    record = {"name": "shapes", "size": "small", "arguments": {"size": "base"}}
+    write_json(tmp_path / "data" / "shapes" / "dataset.json", record, indent=1)
+    for target in ("vlbert-train", "vlbert-test", "lxmert-train", "vilbert-train"):
+        more = variables if target.startswith("vlbert") else ()
+        found = words("-C", str(tmp_path), target, "DATASET=shapes", *more)
+        assert found[found.index("--dataset") + 1] == "shapes"
+        assert (f"cfgs/own/{size}.yaml" in found) == target.startswith("vlbert")
+    assert "VL-BERT has" in dry_run("-C", str(tmp_path), "vlbert-train", "DATASET=moon").stderr
 
 
 @pytest.mark.parametrize("target", ["vlbert-train", "vlbert-test"])

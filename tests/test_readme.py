@@ -19,6 +19,7 @@ import pytest
 
 from common.files import repository_root
 from common.readme import fill, main
+from tests.common.own_data.files import write_shapes
 
 ROOT = repository_root()
 READMES = (
@@ -285,6 +286,36 @@ def test_the_first_commands_of_vilbert_run():
         assert (folders[0] / "result.json").is_file() and (folders[0] / "report.html").is_file()
     finally:
         subprocess.run(["rm", "-rf", *map(str, folders)], check=True)
+
+
+@pytest.mark.slow  # tests/test_own_data.py does the same in this process
+def test_the_block_of_a_data_set_of_ones_own_runs(tmp_path):
+    """Word for word but for drawings, another name, and fewer epochs."""
+    name, photos = "readme_own_test", write_shapes(tmp_path, 40)
+    block = next(b for b in blocks("common/README.md", "bash") if " make flowers " in b)
+    for given, instead in {
+        "flowers.csv": str(photos / "shapes.csv"),
+        "--images photos": f"--images {photos / 'shapes'} --out {tmp_path / 'made'}",
+        "--detector frcnn": "--detector pixels --quiet",
+        "flowers": name,
+        "own/base.yaml": "own/small.yaml",
+        "IMG_0001": "'shape 01'",
+        "bash 0 ": "bash cpu ",
+        "SpotTune_Block": "SpotTune_Block --policy-training published --epochs 1 --no-plots",
+    }.items():
+        assert given in block
+        block = block.replace(given, instead)
+    made = ["data", "LXMERT/snap/vqa", "ViLBERT/save", "ViLBERT/results"]
+    made += [f"VLBERT/output/vl-bert/own{size}" for size in ("", "_small")]
+    try:
+        shown = shown_by(block, ROOT)
+        assert shown.count(f"valid of {name}, SpotTune_Block: overall") == 3
+        assert "decided   SpotTune_Block, the policy's likelier decision: " in shown
+    finally:
+        subprocess.run(["rm", "-rf", f"data/.{name}.lock"], cwd=ROOT, check=True)
+        subprocess.run(
+            ["rm", "-rf", *(f"{folder}/{name}" for folder in made)], cwd=ROOT, check=True
+        )
 
 
 def test_the_first_commands_of_lxmert_run(tmp_path):

@@ -201,6 +201,8 @@ ADDED: Defaults = {
     "NETWORK.IMAGE_DROPOUT": 0.1,
     "DATASET.ANSWER_SPELLING": "normalised",
     "DATASET.IMPORT_FEATURES": True,
+    "TRAIN.WARMUP_SHARE": 0.0,
+    "POLICY.WARMUP_SHARE": 0.0,
     "POLICY.NETWORK": "published",
     "POLICY.EVALUATION": "argmax",
     "POLICY.TRAINING": "published",
@@ -234,6 +236,8 @@ ADDED_MEANING = {
     "DATASET.ANSWER_SPELLING": "normalised: answers are compared as the official metric does; "
     "verbatim: as typed, as the original has it",
     "DATASET.IMPORT_FEATURES": "import feature files into a store once; else read them each time",
+    "TRAIN.WARMUP_SHARE": "above 0, instead of WARMUP_STEPS: this share of all updates",
+    "POLICY.WARMUP_SHARE": "likewise",
     "POLICY.NETWORK": "published, small, shared, random:SHARE or oracle:KIND",
     "POLICY.EVALUATION": "argmax, sample or global",
     "POLICY.TRAINING": "published, started or automatic: what holds where the next keys, and "
@@ -345,7 +349,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     ),
     **dict.fromkeys(("TEMPERATURE", "TEMPERATURE_END"), (1e-6, math.inf)),
     **dict.fromkeys(("START", "REVIEW"), (0, math.inf)),
-    **dict.fromkeys(("HOLD", "HEAD_WARMUP"), (0, 1)),
+    **dict.fromkeys(("HOLD", "HEAD_WARMUP", "WARMUP_SHARE"), (0, 1)),
     "INITIAL_SHARE": (1e-6, 1 - 1e-6),
 }
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from common.data import datasets as tables
 from common.data.annotations import AnswerVocabulary, Example
+from common.data.dataset_table import DATASETS, DatasetKind
 from common.data.tokenizer import Tokenizer, has_vocabulary
 from common.data.vqa_dataset import PARTS, check_answers
 from common.errors import ConfigError, DataError
@@ -39,7 +41,8 @@ from vlbert.vqa_dataset import Size, Transform, VLBertData, longest_question
 
 __all__ = ["COCO", "Splits", "VQASource", "overlap", "read_examples"]
 
-EMBEDDED = {name: kind for name, kind in tables.DATASETS.items() if kind.embedded}
+EMBEDDED = tuple(name for name, kind in DATASETS.items() if kind.embedded)
+OWN = "a data set of your own, made by `python -m common.data make`"
 
 
 @dataclass
@@ -84,11 +87,7 @@ class VQASource:
                     "is for pretraining; VQA has one number"
                 )
         self.name: str = self.settings.DATASET
-        if self.name not in SETS and self.name not in EMBEDDED:
-            raise ConfigError(
-                f"{config.path}: key DATASET.DATASET: {self.name!r}; valid: "
-                f"{', '.join([*SETS, *EMBEDDED])}"
-            )
+        self.kind = None if self.name in SETS else self._kind()
         if self.name in SETS and self.settings.USE_IMDB:
             raise ConfigError(
                 f"{config.path}: key DATASET.USE_IMDB: true (the default): those "
@@ -96,6 +95,17 @@ class VQASource:
                 "official JSON files"
             )
         self._tokenizer = tokenizer
+
+    def _kind(self) -> DatasetKind:
+        """A data set with files of its own, which is embedded or the user's."""
+        where, name = f"{self.config.path}: key DATASET.DATASET", self.name
+        if not name:
+            raise ConfigError(f"{where}: is empty: name {OWN}, with --dataset NAME")
+        if name in EMBEDDED or name not in DATASETS:
+            with suppress(ConfigError):
+                return tables.find_kind(name)
+        valid = ", ".join([*SETS, *EMBEDDED, *tables.own_datasets()])
+        raise ConfigError(f"{where}: {name!r}; valid: {valid}; or {OWN}")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -114,8 +124,8 @@ class VQASource:
 
     @cached_property
     def folder(self) -> Path:
-        """DATASET_PATH; of an embedded data set its own folder."""
-        if self.name in EMBEDDED:
+        """DATASET_PATH; of a data set that is embedded or the user's, its own folder."""
+        if self.kind is not None:
             return self._table.folder
         return locate(self.settings.DATASET_PATH)
 
@@ -125,21 +135,21 @@ class VQASource:
 
     @cached_property
     def vocabulary(self) -> AnswerVocabulary:
-        """The answers: ANSWER_VOCAB_FILE, or the embedded data set's own."""
+        """The answers: ANSWER_VOCAB_FILE, or those of a data set that is embedded or the user's."""
         path, size = self.settings.ANSWER_VOCAB_FILE, self.settings.ANSWER_VOCAB_SIZE
         if path:
             verbatim = self.settings.ANSWER_SPELLING == "verbatim"
             return AnswerFile(locate(path), size, verbatim)
-        if self.name not in EMBEDDED:
+        if self.kind is None:
             raise ConfigError(
                 f"{self.config.path}: key DATASET.ANSWER_VOCAB_FILE: is empty: give "
                 "the file with one answer per line (answers_vqa.txt)"
             )
         vocabulary = self._table.vocabulary()
-        if len(vocabulary) != size:
+        if size and len(vocabulary) != size:
             raise ConfigError(
                 f"{self.config.path}: key DATASET.ANSWER_VOCAB_SIZE: {size}: "
-                f"{self.name} has {len(vocabulary)} answers"
+                f"{self.name} has {len(vocabulary)} answers; 0 takes as many as there are"
             )
         return vocabulary
 
@@ -158,7 +168,7 @@ class VQASource:
         names = split_sets(sets)
         if not names:
             raise ConfigError(f"{self.config.path}: no image set is given for {self.name}")
-        if self.name in EMBEDDED:
+        if self.kind is not None:
             examples = tables.load_split(self._table, ",".join(names))
         else:
             verbatim = self.settings.ANSWER_SPELLING == "verbatim"
@@ -173,8 +183,8 @@ class VQASource:
         Raises:
             DataError: They are missing or damaged.
         """
-        if self.name in EMBEDDED:
-            store = tables.open_features(self._table, self._table.kind.valid)
+        if self.kind is not None:
+            store = tables.open_features(self._table, self.kind.valid)
             return FeatureSources(store.stores)
         paths = COCO.of(examples).features(self.settings.BOXES, self.folder)
         try:
@@ -200,7 +210,12 @@ class VQASource:
         """
         if self.config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
             return None
-        if self.name in EMBEDDED:
+        if self.kind is not None:
+            if not self.kind.embedded:
+                raise ConfigError(
+                    f"{self.config.path}: key NETWORK.IMAGE_FEAT_PRECOMPUTED: false: of "
+                    f"{self.name} only region features are read, no pictures; set true"
+                )
             folder = tables.resolve_dataset("easy_vqa").folder / "images"
             if self.folder != folder.parent and (self.folder / "images").is_dir():
                 raise ConfigError(
@@ -213,7 +228,7 @@ class VQASource:
 
     def sizes(self, examples: Sequence[Example]) -> dict[str, Size] | None:
         """Sizes of the images from COCO's files; None where the features have to know them."""
-        if self.name in EMBEDDED:
+        if self.kind is not None:
             return None
         return COCO.of(examples).sizes(self.folder, examples)
 
@@ -267,14 +282,11 @@ class VQASource:
             ConfigError: An unknown image set.
             DataError: Some files are missing.
         """
-        if self.name in EMBEDDED:
+        if self.kind is not None and self.kind.embedded:
             return
         settings, network = self.settings, self.config.NETWORK
-        sets = [
-            find_set(self.name, name)
-            for key in ("TRAIN_IMAGE_SET", "VAL_IMAGE_SET")
-            for name in split_sets(settings[key])
-        ]
+        keys = () if self.kind is not None else ("TRAIN_IMAGE_SET", "VAL_IMAGE_SET")
+        sets = [find_set(self.name, name) for key in keys for name in split_sets(settings[key])]
         wanted = dict.fromkeys(
             path for found in sets for path in (found.questions, found.annotations) if path
         )
@@ -332,8 +344,8 @@ class VQASource:
     def _check_training_set(self) -> None:
         sets = self.settings.TRAIN_IMAGE_SET
         reported_only: tuple[str, ...] = NOT_TRAINED_ON.get(self.name, ())
-        if self.name in EMBEDDED:
-            reported_only = EMBEDDED[self.name].reported_only
+        if self.kind is not None:
+            reported_only = self.kind.reported_only
         for name in split_sets(sets):
             if name in reported_only:
                 raise ConfigError(

@@ -31,6 +31,7 @@ from vlbert.outputs import log_options, output_folder, snapshot_names, wants_res
 
 # Flag → the key that it changes.
 TRAINING_KEYS = {
+    "dataset": "DATASET.DATASET",
     "seed": "RNG_SEED",
     "epochs": "TRAIN.END_EPOCH",
     "accumulate": "TRAIN.GRAD_ACCUMULATE_STEPS",
@@ -83,8 +84,13 @@ SPECIAL = (
 )
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """What the original's scripts take, and ways to change single keys."""
+def add_config_options(parser: argparse.ArgumentParser, pretraining: bool = False) -> None:
+    """What the original's scripts take, and ways to change single keys.
+
+    Args:
+        parser: gets the flags.
+        pretraining: leave out what only finetuning has.
+    """
     group = parser.add_argument_group("config and folders")
     group.add_argument(
         "--cfg",
@@ -104,6 +110,13 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--name", help="NAME of the run (default: name of the config without its ending)"
     )
+    if not pretraining:
+        group.add_argument(
+            "--dataset",
+            metavar="NAME",
+            help="a data set of your own, made by `python -m common.data make`, with a config in "
+            "cfgs/own/; or another embedded one (default: DATASET.DATASET of the config)",
+        )
     group.add_argument(
         "--set",
         dest="changes",
@@ -131,7 +144,7 @@ def train_parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_config_options(parser)
+    add_config_options(parser, pretraining)
     group = parser.add_argument_group("training")
     group.add_argument("--seed", type=int, help="of everything that is drawn at random")
     group.add_argument("--epochs", type=int, help="passes over the training samples")

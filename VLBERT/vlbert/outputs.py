@@ -151,6 +151,9 @@ def lasting(config: Config) -> dict[str, Any]:
     for part in ("ATTENTION", "LAYERDROP"):  # which runs of earlier versions did not know
         if values[part] == defaults(config.pretraining)[part]:
             del values[part]
+    for part in ("TRAIN", "POLICY"):
+        if not values[part]["WARMUP_SHARE"]:
+            values[part] = without(values[part], ("WARMUP_SHARE",))
     # The settings of training have what these mean.
     settled = ("EXECUTOR", "TRAINING", *TRAINED_AS[:-1])
     values["POLICY"] = without(values["POLICY"], settled)

@@ -50,6 +50,8 @@ class Length:
         planned = self.planned_steps * self.planned_epochs
         if not part.WARMUP:
             return 0.0
+        if part.WARMUP_SHARE:
+            return part.WARMUP_SHARE
         if not 0 <= part.WARMUP_STEPS < planned:
             raise ConfigError(
                 f"{config.path}: key {section}.WARMUP_STEPS: {part.WARMUP_STEPS}: the training "

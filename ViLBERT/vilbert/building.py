@@ -34,7 +34,7 @@ from vilbert.options import SMALL_PRETRAINED, ModelOptions
 from vilbert.sizes import RATES, SMALL_CONFIG, ViLBertConfig, read_config
 
 Say = Callable[[str], None]
-SMALL_LIMITS = Limits()  # of embedded data, whose images have few regions
+SMALL_LIMITS = Limits()  # of plain shapes, whose images have few regions
 
 
 def chosen_size(options: ModelOptions, dataset: str) -> str:
@@ -194,7 +194,7 @@ def make_inputs(tokenizer: Tokenizer, meta: Mapping[str, Any]) -> ViLBertInputs:
 
 
 def _limits(options: ModelOptions, dataset: Dataset) -> Limits:
-    if dataset.kind.embedded:
+    if dataset.kind.small:
         return SMALL_LIMITS
     return Limits(options.task.max_seq_length, options.task.max_region_num)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.dataset_table import DATASETS
+from common.data.datasets import find_kind, is_small
 from common.errors import ConfigError
 from common.modules.attention import AttentionOptions
 from common.tasks.options import Recipe
@@ -116,18 +117,18 @@ class ModelOptions:
         """Config file: the one that is given, else that of the size that suits the data."""
         if self.config_file is not None:
             return self.config_file
-        return SMALL_CONFIG if dataset in EMBEDDED else BASE_CONFIG
+        return SMALL_CONFIG if is_small(dataset) else BASE_CONFIG
 
 
 DATA_HELP = {
     "--dataset": "vqa, vqa_cp: the files that the task names, in ViLBERT/data; "
     + "; ".join(f"{name}: {kind.summary}" for name, kind in DATASETS.items() if kind.embedded)
-    + "; or a data set of LXMERT's layout (default: the task's own if any file of it is there, "
+    + "; a data set of your own, made by `python -m common.data make`; or one of LXMERT's layout "
+    "(default: the task's own if any file of it is there, "
     "else an embedded one)",
     "--data": "folder of questions and annotations instead of the task's dataroot",
     "--train": "training splits (default: those of the task or data set)",
 }
-EMBEDDED = tuple(name for name, kind in DATASETS.items() if kind.embedded)
 
 
 def three_numbers(text: str) -> tuple[int, int, int]:
@@ -399,7 +400,7 @@ def settle_eval(args: argparse.Namespace) -> None:
     if not is_of_questions(tasks):
         reported = REPORTED
     else:
-        reported = tasks[0].val_split if other is None else DATASETS[other].valid
+        reported = tasks[0].val_split if other is None else find_kind(other).valid
     args.test = args.test or reported
     if "train" in args.test:
         raise ConfigError(

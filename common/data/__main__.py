@@ -2,7 +2,9 @@
 
 import sys
 
-from common.data.command import main
+from common.data.command import MAKE, main
+from common.own_data.command import main as make
 
 if __name__ == "__main__":
-    sys.exit(main())
+    words = sys.argv[1:]
+    sys.exit(make(words[1:]) if words[:1] == [MAKE] else main(words))

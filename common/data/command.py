@@ -1,10 +1,13 @@
 """Command line for data: make the embedded sets, import features, check and list data sets.
 
 python -m common.data easy_vqa
+python -m common.data make flowers --table flowers.csv --images photos --detector FOLDER
 python -m common.data import --tsv data/mscoco_imgfeat/train2014_obj36.tsv
 python -m common.data answers vqa_cp
 python -m common.data check vqa_cp
 python -m common.data list
+
+Its command `make` is in `common.own_data`.
 """
 
 import argparse
@@ -18,9 +21,11 @@ from common.data.dataset_table import DATASETS
 from common.data.datasets import (
     BUILDERS,
     Dataset,
+    find_kind,
     is_there,
     load_split,
     open_features,
+    own_datasets,
     resolve_dataset,
 )
 from common.data.vqa_dataset import VQADataset, check_answers
@@ -31,6 +36,7 @@ from common.projects import vqa_data
 from common.reading import read_json
 from common.voice import spoken
 
+MAKE = "make"
 MADE_OF_ANNOTATIONS = [name for name, kind in DATASETS.items() if kind.answers_of]
 
 
@@ -39,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m common.data",
         description="Make the embedded data sets, import region features, check and list data "
         "sets.",
+        epilog="A data set of your own out of a table of questions and a folder of pictures: "
+        f"python -m common.data {MAKE} --help.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in BUILDERS:
@@ -86,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         "where necessary, compare features with their checksums, and count; errors name file, "
         "entry and value.",
     )
-    check.add_argument("name", choices=DATASETS)
+    check.add_argument(
+        "name", metavar="NAME", help=f"{', '.join(DATASETS)}, or one of your own (see list)"
+    )
     check.add_argument(
         "--skip-bad",
         action="store_true",
@@ -120,7 +130,8 @@ def make_dataset(name: str, out: Path, force: bool) -> None:
 
 def list_datasets(root: Path) -> None:
     """Print every known data set with its files."""
-    for name, kind in DATASETS.items():
+    for name in (*DATASETS, *own_datasets(root)):
+        kind = find_kind(name, root)
         print(f"{name}: {kind.summary} ({kind.base})")
         for path, source in kind.files(optional=True).items():
             state = "there  " if is_there(kind, root / kind.base, path) else "MISSING"

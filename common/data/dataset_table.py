@@ -78,13 +78,15 @@ class DatasetKind:
     have to be fetched."""
     instead: str = "easy_vqa"
     """The embedded data set to use where files are missing."""
+    small: bool = False
+    """Its features are of plain shapes, as the committed small pretrained models know them."""
     place: str = ""
-    """Folder, relative to the repository; empty: that of the official files of VQA."""
+    """Folder, relative to the repository, of data that is embedded or one's own; empty: that of the
+    official files of VQA."""
 
     @property
     def base(self) -> str:
-        """Folder, relative to the repository; the user may name another one for data that is not
-        embedded."""
+        """Folder, relative to the repository; the user may name another one for official files."""
         return self.place or vqa_data()
 
     def files(self, optional: bool = False) -> dict[str, str]:
@@ -153,6 +155,7 @@ def _of_easy_vqa(
         },
         reported_only=("minival",),
         embedded=("easy_vqa", name),
+        small=True,
     )
 
 
@@ -219,6 +222,7 @@ DATASETS: dict[str, DatasetKind] = {
         vocabulary=".",
         sources={"": "made by `python -m common.data easy_vqa`"},
         embedded=("easy_vqa",),
+        small=True,
     ),
     "easy_vqa_cp": _of_easy_vqa(
         "easy_vqa_cp", "easy_vqa with changing priors, in the manner of VQA-CP"

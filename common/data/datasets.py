@@ -17,6 +17,7 @@ from common.data.dataset_table import DATASETS, DatasetKind, Split
 from common.data.easy_vqa.build import build_easy_vqa, is_whole
 from common.data.easy_vqa.changing_priors import build_easy_vqa_cp
 from common.data.easy_vqa.dialect import VARIANTS, build_easy_vqa_dialect
+from common.data.own import MAKE, own_kind, own_names
 from common.errors import ConfigError, DataError
 from common.features.sources import FeatureSources, features_there, open_store, source_rows
 from common.files import repository_root
@@ -110,17 +111,51 @@ def _listing(kind: DatasetKind, folder: Path, paths: Iterable[str]) -> str:
     )
 
 
+def own_datasets(root: Path | str | None = None) -> list[str]:
+    """Names of one's own data sets; `root` as in `find_kind`."""
+    return own_names(Path(root) if root is not None else repository_root())
+
+
+def find_kind(name: str, root: Path | str | None = None) -> DatasetKind:
+    """The data set of a name: a row of the table, or one of one's own.
+
+    Args:
+        name: of `DATASETS`, or one that `python -m common.data make` was given.
+        root: the repository; default: the checkout of this code.
+
+    Raises:
+        ConfigError: an unknown name.
+        DataError: it is one's own, and not finished or damaged.
+    """
+    root = Path(root) if root is not None else repository_root()
+    kind = DATASETS.get(name) or own_kind(name, root)
+    if kind is None:
+        own = own_datasets(root)
+        raise ConfigError(
+            f"unknown data set {name!r}; there are: {', '.join(DATASETS)}"
+            f"{'; of your own: ' + ', '.join(own) if own else ''}; `{MAKE} NAME` makes one of a "
+            "table and pictures"
+        )
+    return kind
+
+
+def is_small(name: str) -> bool:
+    """Whether a data set is one of plain shapes, see `DatasetKind.small`; not so an unknown one."""
+    kind = DATASETS.get(name) or own_kind(name, repository_root())
+    return kind is not None and kind.small
+
+
 def resolve_dataset(
     name: str | None = None, root: Path | str | None = None, data_root: Path | str | None = None
 ) -> Dataset:
     """Find a data set; build the embedded ones where they are missing.
 
     Args:
-        name: One of `DATASETS`. None takes VQA v2 (in either layout) if its files are there, and
+        name: See `find_kind`. None takes VQA v2 (in either layout) if its files are there, and
             easy-VQA, with a line that says so, if none of them is.
         root: The repository; default: the checkout of this code.
-        data_root: Folder of the files of a data set that is not embedded; default: LXMERT/data in
-            the repository.
+        data_root: Folder of official files; default: LXMERT/data in the repository. Data sets that
+            are embedded or one's own are in its folder data.
 
     Raises:
         ConfigError: An unknown name.
@@ -130,13 +165,18 @@ def resolve_dataset(
     folder = Path(data_root) if data_root is not None else root / DATASETS["vqa"].base
     if name is None:
         name = _default_name(folder)
-    if name not in DATASETS:
-        raise ConfigError(f"unknown data set {name!r}; there are: {', '.join(DATASETS)}")
-    kind = DATASETS[name]
+    kind = find_kind(name, root)
+    if kind.place:
+        folder = root / kind.place
     if kind.embedded:
         _build_embedded(kind, root)
-        return Dataset(name, root / kind.base, kind)
-    if missing := missing_files(kind, folder):
+    elif missing := missing_files(kind, folder):
+        if kind.place:
+            raise DataError(
+                f"data set {name}: {len(missing)} files are missing:\n"
+                f"{_listing(kind, folder, missing)}\n"
+                f"bring them back, or delete {folder} and make it again"
+            )
         whole = [f"--dataset {other}" for other in _whole(folder)]
         there = f"; {' and '.join(whole)} would find all its files there" if whole else ""
         raise DataError(

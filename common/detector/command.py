@@ -33,14 +33,32 @@ def extract_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR|ZIP", help="the pictures")
+    add("--out", type=Path, required=True, help="the store, TSV file or folder to write")
+    add_detector_options(parser, required=True)
+    add("--format", choices=FORMATS, default=FORMATS[0], help="default store")
+    add("--dtype", choices=("float16", "float32"), default="float16", help="of a store's features")
+    add("--classes", action="store_true", help="keep class probabilities in the store")
+    add(
+        "--name",
+        help="keep this as the detector's name, for runs that were trained with features under "
+        "it; features of two detectors differ even where their networks are alike",
+    )
+    add("--skip-bad", action="store_true", help="leave out what cannot be read, and report it")
+    add("--limit", type=int, help="only the first so many pictures")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def add_detector_options(parser: argparse._ActionsContainer, required: bool) -> None:
+    """Flags of the detector and of the processes that it runs in; see `detector_options`."""
+    add = parser.add_argument
     add(
         "--detector",
-        required=True,
+        required=required,
         metavar="FOLDER|pixels",
         help="the folder of config.yaml and pytorch_model.bin; or the pixel regions of easy-VQA, "
         "which are for plain shapes, not for photographs",
     )
-    add("--out", type=Path, required=True, help="the store, TSV file or folder to write")
     add(
         "--boxes",
         type=parse_boxes,
@@ -54,14 +72,6 @@ def extract_parser() -> argparse.ArgumentParser:
         help="which proposals become regions: the detector's own rule (default), or that of "
         "bottom-up attention, which the TSVs were made by",
     )
-    add("--format", choices=FORMATS, default=FORMATS[0], help="default store")
-    add("--dtype", choices=("float16", "float32"), default="float16", help="of a store's features")
-    add("--classes", action="store_true", help="keep class probabilities in the store")
-    add(
-        "--name",
-        help="keep this as the detector's name, for runs that were trained with features under "
-        "it; features of two detectors differ even where their networks are alike",
-    )
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     add(
         "--precision",
@@ -72,22 +82,22 @@ def extract_parser() -> argparse.ArgumentParser:
     add("--chunk", type=int, default=CHUNK, help=f"regions at a time (default {CHUNK}): memory")
     add("--workers", type=int, default=1, help="processes, each with a detector of its own")
     add("--threads", type=int, help="of each process (default: the cores, shared among them)")
-    add("--skip-bad", action="store_true", help="leave out what cannot be read, and report it")
-    add("--limit", type=int, help="only the first so many pictures")
-    add("--quiet", action="store_true", help="no progress bar")
-    return parser
+
+
+def detector_options(args: argparse.Namespace) -> DetectorOptions:
+    """What the flags of `add_detector_options` say of the detector."""
+    fewest, most = args.boxes or (None, None)
+    return DetectorOptions(fewest, most, args.rule, args.device, args.precision, args.chunk)
 
 
 @spoken
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     args = extract_parser().parse_args(arguments)
-    fewest, most = args.boxes or (None, None)
-    options = DetectorOptions(fewest, most, args.rule, args.device, args.precision, args.chunk)
     extract(
         args.images,
         args.out,
-        partial(open_detector, args.detector, options),
+        partial(open_detector, args.detector, detector_options(args)),
         ExtractionOptions(
             args.format,
             args.dtype,

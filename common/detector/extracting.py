@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
@@ -111,14 +111,19 @@ def picture_names(files: Files) -> tuple[list[str], int]:
     chosen = [name for name in names if is_picture(name)]
     if not chosen:
         raise DataError(f"{files.path}: no pictures in it (endings {', '.join(ENDINGS)})")
+    check_ids(files, chosen)
+    return chosen, len(names) - len(chosen)
+
+
+def check_ids(files: Files, names: Iterable[str]) -> None:
+    """Raise DataError if two pictures would be the same image."""
     first: dict[str, str] = {}
-    for name in chosen:
+    for name in names:
         if (other := first.setdefault(image_id(name), name)) != name:
             raise DataError(
                 f"{files.path}: {other} and {name} would both be image {image_id(name)!r}: "
                 "rename one"
             )
-    return chosen, len(names) - len(chosen)
 
 
 def is_picture(name: str) -> bool:
@@ -181,7 +186,13 @@ class Doubts:
         )
 
 
-def extract(source: Path, out: Path, open_detector: Open, options: ExtractionOptions) -> None:
+def extract(
+    source: Path,
+    out: Path,
+    open_detector: Open,
+    options: ExtractionOptions,
+    names: Sequence[str] | None = None,
+) -> None:
     """Find the regions of all pictures, and write them to `out`, unless it is there.
 
     Args:
@@ -189,16 +200,21 @@ def extract(source: Path, out: Path, open_detector: Open, options: ExtractionOpt
         out: the finished store, file or folder.
         open_detector: makes the detector; with several workers it is called in each of them.
         options: what is written, and how.
+        names: of the pictures; None: all of them.
 
     Raises:
         DataError: no pictures, or one that cannot be used (unless those are skipped); the disk
             is full; or `out` was begun with other pictures or settings.
     """
     files = open_files(source)
-    names, others = picture_names(files)
-    if others:
-        print(f"{source}: {others} files that are no pictures by their ending are left out")
-    names = names[: options.limit]
+    if names is None:
+        chosen, others = picture_names(files)
+        if others:
+            print(f"{source}: {others} files that are no pictures by their ending are left out")
+    else:
+        chosen = sorted(names)
+        check_ids(files, chosen)
+    names = chosen[: options.limit]
     detector = open_detector()
     spec = {
         "detector": options.name or detector.name,
@@ -226,7 +242,7 @@ def _copy(
     writer: Any,
     bad: BadRows,
     files: Files,
-    names: list[str],
+    names: Sequence[str],
     looker: tuple[Detector, Open],
     options: ExtractionOptions,
 ) -> None:

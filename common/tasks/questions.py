@@ -70,8 +70,8 @@ def add_question_options(
     data.add_argument(
         "--dataset",
         help=told.get("--dataset")
-        or f"{rows} (default: vqa or vqa_official if their files are "
-        "there, easy_vqa if none of them is)",
+        or f"{rows}; or one of your own, made by `python -m common.data make` (default: vqa or "
+        "vqa_official if their files are there, easy_vqa if none of them is)",
     )
     data.add_argument(
         "--data",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import io
 import json
 import math
@@ -40,6 +41,7 @@ from common.features.npz import import_npz
 from common.features.pictures import read_picture
 from common.features.store import RegionFeatures
 from common.features.vlbert_json import JsonFeatures, import_json
+from common.own_data import read_table
 from common.pickles import parse_pickle
 from common.results.files import comparison_notes, load_result
 from common.results.table import format_markdown, format_table
@@ -51,6 +53,7 @@ from lxrt.pretraining_upstream import json_entries
 from tests.common.data_files import annotation, plain_row, question, write_official, write_tsv
 from tests.common.detector import files as detector_files
 from tests.common.lmdb_files import arrays, texts, write_lmdb
+from tests.common.own_data.files import write_csv
 from tests.common.result_examples import lxmert_layout, make_result
 from tests.conftest import EARLIER
 from tests.fuzz import mutations
@@ -190,6 +193,47 @@ def answer_files(folder: Path) -> None:
 
 def answers_right(value: AnswerVocabulary, real: AnswerVocabulary, content: bytes) -> None:
     assert value.answers == real.answers, "the other file has these"
+
+
+TABLE = [
+    {"image": "a.jpg", "question": 'is "it", red?', "answers": "yes|no|yes", "question_id": "7"},
+    {"image": "b 2.png", "question": "how many are\nthere?", "answers": "two", "question_id": "x"},
+    {"image": "é", "question": "what?", "answers": '{"red": 1, "blue": 0.5}', "question_id": "9"},
+]
+
+
+def table_rows(folder: Path, name: str) -> list[tuple[int, Example, str | None]]:
+    table = read_table(folder / name)
+    table.problems.check(skip=False)
+    return [(row.line, row.example, row.split) for row in table.rows]
+
+
+def plain_rows(given: list[dict[str, Any]], value: list[tuple[int, Example, str | None]]) -> None:
+    """That what was read is what another reader finds."""
+    assert len(given) == len(value) == len({example.question_id for _, example, _ in value})
+    for row, (_, example, _) in zip(given, value, strict=True):
+        assert row["image"].strip() == example.image_id and example.image_id.isprintable()
+        assert row["question"].strip() == example.question and example.question
+        assert str(row.get("question_id") or example.question_id).strip() == str(
+            example.question_id
+        )
+        assert example.answers and all(0 < score <= 1 for score in example.answers.values())
+        json.dumps(example.answers)
+        (example.question + example.image_id).encode()
+
+
+def csv_right(value: Any, real: Any, content: bytes) -> None:
+    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
+    cells = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    header = [name.strip().lower() for name in cells[0]]
+    rows = [row for row in cells[1:] if any(cell.strip() for cell in row)]
+    plain_rows([dict(zip(header, row, strict=True)) for row in rows], value)
+
+
+def json_lines_right(value: Any, real: Any, content: bytes) -> None:
+    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    plain_rows([json.loads(line) for line in text.split("\n") if line.strip()], value)
 
 
 # Features
@@ -898,6 +942,22 @@ KINDS = [
         mutations.damaged_json,
         lambda f: list(json_entries(f / "p.json", progress=False)),
         anything,
+    ),
+    Kind(
+        "table as CSV",
+        lambda f: write_csv(f / "t.csv", TABLE),
+        "t.csv",
+        mutations.damaged_bytes,
+        lambda f: table_rows(f, "t.csv"),
+        csv_right,
+    ),
+    Kind(
+        "table as JSON lines",
+        lambda f: (f / "t.jsonl").write_text("\n".join(map(json.dumps, TABLE))),
+        "t.jsonl",
+        mutations.damaged_lines,
+        lambda f: table_rows(f, "t.jsonl"),
+        json_lines_right,
     ),
     Kind(
         "ViLBERT tasks",

@@ -119,6 +119,17 @@ def damaged_json(draw: Callable[[Any], Any], content: bytes) -> bytes:
 
 
 @st.composite
+def damaged_lines(draw: Callable[[Any], Any], content: bytes) -> bytes:
+    """Other values in one line of JSON, or other bytes."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(damaged_bytes(content))
+    lines = content.split(b"\n")
+    place = draw(st.integers(0, len(lines) - 1))
+    lines[place] = json.dumps(draw(changed_value(json.loads(lines[place])))).encode()
+    return b"\n".join(lines)
+
+
+@st.composite
 def damaged_tsv(draw: Callable[[Any], Any], content: bytes) -> bytes:
     """Other cells, or other bytes."""
     if draw(st.integers(0, 3)) == 0:

@@ -24,6 +24,7 @@ STORE, IMPORTS = f"{T}/features/test_features.py", f"{T}/features/test_sources_o
 METRIC, ANNOTATIONS = f"{T}/data/test_vqa_metric.py", f"{T}/data/test_annotations.py"
 CURVES, TEXTS = f"{T}/test_pinned_curves.py", f"{T}/test_reading.py"
 PICTURES, FUZZ = f"{T}/features/test_pictures.py", "tests/fuzz/test_readers.py"
+MAKING = f"{T}/own_data/test_making.py"
 ODD = "tests/vlbert/test_odd_questions.py"
 
 
@@ -47,6 +48,25 @@ def _all(path: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
 
 
 MUTANTS = [
+    # Data sets of one's own
+    *_all(
+        "common/own_data/pictures.py",
+        MAKING,
+        ('f"split of the data set:{seed}:{content}"', 'f"{seed}:{content}"'),
+        ("sorted(set(contents.values()), key=drawn)", "sorted(set(contents), key=drawn)"),
+    ),
+    *_all(
+        "common/own_data/making.py",
+        MAKING,
+        ("if other.split == row.split:", "if other is not None:"),
+        ("wanted, OF_FEATURES,", "wanted, (),"),
+    ),
+    *_all(
+        "common/own_data/table.py",
+        f"{T}/own_data/test_table.py",
+        ("lines &= {row.line for row in rows}", "pass"),
+        ("if people > FEW_PEOPLE:", "if people > 0:"),
+    ),
     # Batches on a GPU
     *_all(
         "VLBERT/vlbert/vqa_dataset.py",

@@ -50,9 +50,10 @@ def name_of(path: Path) -> str:
 def test_shipped_config_is_read_and_its_header_says_what_to_expect(path: Path) -> None:
     header = path.read_text().split("\n---")[0].split("\nBASE:")[0]
     assert all(line.startswith("#") for line in header.splitlines())
-    command = re.search(r"# Command: +(\S+) .*?(\S+)/train_end2end.py (\S+) output\n", header)
+    command = re.search(r"# Command: +(\S+) .*?(\S+)/train_end2end.py (\S+) output(.*)\n", header)
     assert command and HOME / command.group(3) == path
     assert command.group(1).startswith("./scripts/")
+    assert command.group(4) == (" --dataset NAME" if path.parent.name == "own" else "")
     assert command.group(2) == ("pretrain" if path.parent.name == "pretrain" else "vqa")
     assert re.search(r"# Published: \S", header) and re.search(r"# Source: +\S", header)
     config = load_config(path)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from common.adapt.encoder import AdaptiveOptions
-from common.data.datasets import Dataset
+from common.data.datasets import Dataset, is_small
 from common.data.tokenizer import Tokenizer, has_vocabulary, packaged_bert_folder
 from common.errors import CheckpointError, ConfigError
 from common.features.origin import nothing_known
@@ -46,7 +46,7 @@ def chosen_size(options: ModelOptions, dataset: str, found: Mapping[str, Any] | 
     folder = weights_folder(options.weights)
     if folder is not None:
         return nearest_size(folder.config)
-    return "small" if dataset.startswith("easy_vqa") else "base"
+    return "small" if is_small(dataset) else "base"
 
 
 def weights_folder(weights: WeightOptions) -> HFFolder | None:
@@ -80,7 +80,7 @@ def find_vocabulary(weights: WeightOptions, dataset: str, size: str, say: Say) -
         for p in (weights.load, weights.load_lxmert_qa, weights.load_lxmert)
         if p
     ]
-    if size == "small" and dataset.startswith("easy_vqa") and not weights.bert:
+    if size == "small" and is_small(dataset) and not weights.bert:
         beside.append(SMALL_PRETRAINED.parent)
     for folder in beside:
         if has_vocabulary(folder):

@@ -98,7 +98,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--size",
         choices=tuple(SIZES),
-        help="base (LXMERT 9-5-5) or small (2-2-2 layers of width 128; the default for easy_vqa)",
+        help="base (LXMERT 9-5-5) or small (2-2-2 layers of width 128; default for easy_vqa and "
+        "for your own data with features of --detector pixels)",
     )
     group.add_argument("--llayers", type=int, help="language layers")
     group.add_argument("--xlayers", type=int, help="cross layers")

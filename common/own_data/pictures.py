@@ -1,0 +1,180 @@
+"""The pictures that a table names: found in a folder, a ZIP archive, or a store of features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
+
+from common.data.own import TEST, TRAIN, VALID
+from common.detector.extracting import image_id, is_picture
+from common.errors import ConfigError, DataError
+from common.features.archives import Folder, open_files
+from common.features.store import RegionFeatures
+from common.reading import short
+
+MOST_COMPARED, MOST_EXPLAINED = 5000, 20  # names, to find the nearest one of; wrong names
+
+
+class Images(Protocol):
+    """Where the images of a table are."""
+
+    def find(self, name: str) -> str:
+        """The id of an image in the features.
+
+        Raises:
+            DataError: there is none of that name; with the way out.
+        """
+
+    def content(self, found: str) -> str:
+        """A text that images of the same content share."""
+
+
+class Pictures:
+    """Pictures of a folder or ZIP archive, by the names in the table."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at the names.
+
+        Raises:
+            DataError: neither a folder nor a ZIP archive.
+        """
+        self.files = open_files(path)
+        self._names = set(self.files.names())
+        self._nearest = Nearest(self._names)
+        self._of_id: dict[str, list[str]] = {}
+        for name in sorted(self._names):
+            if is_picture(name):
+                self._of_id.setdefault(image_id(name), []).append(name)
+        self.chosen: dict[str, str] = {}
+        """Image id to the name of its picture, of those that were found."""
+
+    def find(self, name: str) -> str:
+        """See `Images`; `name` is that of a file in the folder, with or without its ending."""
+        picture = self._picture(name)
+        found = image_id(picture)
+        if (other := self.chosen.setdefault(found, picture)) != picture:
+            raise DataError(
+                f"'image' {short(name)}: {other} and {picture} would both be image {found!r}: "
+                "rename one"
+            )
+        return found
+
+    def _picture(self, name: str) -> str:
+        outside = ".." in PurePosixPath(name).parts or ".." in PureWindowsPath(name).parts
+        if outside or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+            raise DataError(
+                f"'image' {short(name)} leads out of {self.files.path}: give the name that the "
+                "picture has in there"
+            )
+        plain = name.removeprefix("./")
+        if plain in self._names:
+            if not is_picture(plain):
+                raise DataError(f"'image' {short(name)}: is no picture by its ending")
+            return plain
+        named = self._of_id.get(plain, [])
+        if len(named) > 1:
+            raise DataError(f"'image' {short(name)} can be {' or '.join(named)}: give the ending")
+        if not named:
+            raise DataError(self._unknown(plain))
+        return named[0]
+
+    def _unknown(self, name: str) -> str:
+        near = self._nearest.text(name)
+        if "/" in name and isinstance(self.files, Folder):
+            near = " (folders in it are not looked into: put the pictures into one, or into a ZIP)"
+        return f"'image' {short(name)} is not in {self.files.path}{near}"
+
+    def content(self, found: str) -> str:
+        return str(self.files.stamp(self.chosen[found]))
+
+
+class StoredImages:
+    """Images whose features are there."""
+
+    def __init__(self, store: RegionFeatures) -> None:
+        self.store = store
+        self._ids = set(store.ids())
+        self._nearest = Nearest(self._ids)
+
+    def find(self, name: str) -> str:
+        """See `Images`; the id itself, or the name of the file that it is made of."""
+        for known in (name, image_id(name)):
+            if known in self._ids:
+                return known
+        raise DataError(
+            f"'image' {short(name)} has no features in {self.store.path}{self._nearest.text(name)}"
+        )
+
+    def content(self, found: str) -> str:
+        return found
+
+
+class Nearest:
+    """Says which of some names a wrong one is like; of the first wrong ones, as it takes time."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = sorted(names)
+        self._left = MOST_EXPLAINED if len(self._names) <= MOST_COMPARED else 0
+
+    def text(self, name: str) -> str:
+        """` (nearest: …)`, or nothing."""
+        if not self._left:
+            return ""
+        self._left -= 1
+        near = get_close_matches(name, self._names, n=1, cutoff=0.7)
+        return f" (nearest: {near[0]})" if near else ""
+
+
+def split_images(
+    contents: Mapping[str, str], shares: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """A split for each image; images of the same content are in the same one.
+
+    The order in which contents are dealt out is that of a hash of seed and content, so it does not
+    depend on the table. (The hash differs from that of `split_holdout`, which chooses among the
+    training images later: the same one would find nothing left to choose.)
+
+    Args:
+        contents: image id to what its content is told by.
+        shares: of `valid` and `test`; the rest is `train`. A share above 0 gets one content at
+            least.
+        seed: another one gives other splits.
+
+    Raises:
+        ConfigError: a share that is none, or shares that leave nothing to train on.
+        DataError: fewer contents than splits.
+    """
+    held = {name: shares.get(name, 0.0) for name in (VALID, TEST)}
+    for name, share in held.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"--{name} {share:g}: give a share of the images, 0 up to below 1")
+    if held[VALID] == 0 or sum(held.values()) >= 1:
+        raise ConfigError(
+            f"--valid {held[VALID]:g} --test {held[TEST]:g}: --valid has to be above 0, and "
+            "together they have to leave images to train on"
+        )
+
+    def drawn(content: str) -> bytes:
+        return hashlib.sha256(f"split of the data set:{seed}:{content}".encode()).digest()
+
+    order = sorted(set(contents.values()), key=drawn)
+    needed = 1 + sum(share > 0 for share in held.values())
+    if len(order) < needed:
+        raise DataError(
+            f"{len(order)} different images: {needed} splits need one each at least; add pictures"
+        )
+    split_of: dict[str, str] = {}
+    start = 0
+    for name, share in held.items():
+        count = max(1, round(share * len(order))) if share else 0
+        split_of.update(dict.fromkeys(order[start : start + count], name))
+        start += count
+    if start >= len(order):
+        raise ConfigError(
+            f"--valid {held[VALID]:g} --test {held[TEST]:g} of {len(order)} different images leave "
+            "none to train on: give smaller shares"
+        )
+    return {image: split_of.get(content, TRAIN) for image, content in contents.items()}
