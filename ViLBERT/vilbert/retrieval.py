@@ -2,8 +2,8 @@
 
 A plain model reads a text, or an image, alone up to the first connection: those layers are computed
 once for each of them, and what comes behind for every pair. A model that decides for every pair
-shares in every block what its decisions leave equal (`common.adapt.sharing`). Shape legend: T texts,
-I images.
+shares, block by block, what its decisions leave equal (`common.adapt.sharing`). Shape legend: T
+texts, I images.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
         model(**inputs)
 
 Within it, in evaluation, an embedding that goes through `once`, and the layers that read the stream
-alone, run on one row of each image and are handed on to all of its rows, whatever they are asked.
-Where parts are routed, rows stay together as long as their decisions have been the same. Outputs are
-those of every row by itself. Shape legend: B batch, U rows that are computed, D decisions.
+alone, run on one row of each image; what they hand on is spread to all rows where streams meet.
+Where parts are routed, rows stay together as long as their decisions have been the same, so that
+outputs are those of every row by itself. Shape legend: B batch, U rows that are computed, D
+decisions.
 """
 
 from __future__ import annotations
@@ -55,11 +56,6 @@ class SameRows:
     def __len__(self) -> int:
         """U."""
         return len(self.first)
-
-    @property
-    def shares(self) -> bool:
-        """Whether there is anything to share."""
-        return len(self.first) < len(self.group)
 
     def take(self, x: Tensor) -> Tensor:
         """(B, …) -> (U, …).

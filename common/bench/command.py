@@ -90,13 +90,16 @@ def run_bench(
     supply = supply or find_supply(settings.backbone)
     torch.set_num_threads(settings.threads)
     supplied = supply(settings)
-    compared = supply(settings.of_reference()) if supplied.reference or supplied.kept else supplied
+    whole = supplied.reference or supplied.kept or supplied.questions
+    compared = supply(settings.of_reference()) if whole else supplied
     file = BenchFile.open(
         path, settings, supplied, compared.description, describe_machine(settings), overwrite
     )
     cases = [
         case
-        for case in all_cases(settings, quick, supplied.reference is not None, supplied.kept)
+        for case in all_cases(
+            settings, quick, supplied.reference is not None, supplied.kept, supplied.questions
+        )
         if only in case.key and case.key not in file.cases
     ]
     memory = [

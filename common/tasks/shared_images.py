@@ -51,14 +51,13 @@ class SharedEvaluation:
     @contextmanager
     def within(self, image_ids: Sequence[str]) -> Iterator[None]:
         """A pass of a model over a batch; image_ids of its B rows."""
+        same = SameRows.of(image_ids, self._runtime.device)
+        recorded = self._runtime.recorder is not None
+        streams = {"vision": same} if self._images.on and not recorded else {}
+        with same_rows(self.computed, **streams):
+            yield
         self._rows += len(image_ids)
         self._seen.update(image_ids)
-        same = SameRows.of(image_ids, self._runtime.device)
-        if not (self._images.on and same.shares) or self._runtime.recorder is not None:
-            yield
-            return
-        with same_rows(self.computed, vision=same):
-            yield
 
     def tell(self, part: str, things: str) -> None:
         """Say what was shared, if anything could be.
