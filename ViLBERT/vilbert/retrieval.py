@@ -108,7 +108,7 @@ class PairScorer:
             same = {"lang": rows, "vision": columns} if self._shares else {}
             device = next(self.model.parameters()).device
             equal = {name: SameRows.of(x.tolist(), device) for name, x in same.items()}
-            with same_rows(**equal):
+            with same_rows(None, **equal):
                 found = getattr(self.model(**inputs), self._head)
         else:
             state = {**_taken(texts.state, rows), **_taken(images.state, columns)}

@@ -11,8 +11,8 @@ from common.bench.cases import MIDDLE, image_cases
 from common.bench.results import BenchFile
 
 DECIDED = {
-    "sample": f"decisions of every question by itself, at random, share {MIDDLE:g}",
-    "global": "one decision for all questions",
+    "sample": f", each question decided by itself, at random, share {MIDDLE:g}",
+    "global": ", decided once for all",
 }
 
 
@@ -23,28 +23,25 @@ def same_images(rows: int, questions: float, device: torch.device) -> SameRows:
 
 def format_images(file: BenchFile, precision: str, cell: Any) -> str:
     """The table in Markdown, or nothing; `cell` writes a record."""
-    questions = {
-        record["questions"] for record in file.cases.values() if record.get("questions") is not None
-    }
+    numbers = (record.get("questions") for record in file.cases.values())
+    wanted = sorted({number for number in numbers if number is not None})
     rows = []
-    for wanted in sorted(questions):
-        for case in image_cases(wanted, precision, reference=True):
-            record = file.get(case)
-            if record is None:
+    for questions in wanted:
+        for case in image_cases(questions, precision, reference=True):
+            if (record := file.get(case)) is None:
                 continue
-            model = file.description if case.against == "standard" else file.reference_description
-            against = {
-                "reference": file.reference,
-                "standard": "plain, every question by itself",
-                "whole": "plain, every question by itself",
-            }[case.against]
-            name = case.strategy + (f", {DECIDED[case.decided]}" if case.share is not None else "")
-            rows.append(f"| {name} | {model.split(',')[1].strip()} | {against} | {cell(record)} |")
+            model = "as above" if case.against == "standard" else "whole"
+            library = case.against == "reference"
+            rows.append(
+                f"| {case.strategy}{'' if case.share is None else DECIDED[case.decided]} | {model} "
+                f"| {file.reference if library else 'plain, each by itself'} | {cell(record)} |"
+            )
     if not rows:
         return ""
-    shown = ", ".join(f"{number:g}" for number in sorted(questions))
-    head = f"| evaluation in {precision}, {shown} questions per image | layers | = 1 | |"
+    shown = ", ".join(f"{number:g}" for number in wanted)
+    head = f"| evaluation in {precision}, {shown} questions about an image | model | = 1 | |"
     return "\n".join([head, "| :-- | :-- | :-- | --: |", *rows]) + (
-        "\n\nThe questions of a batch that are about one image stand together; what depends on the "
-        "image alone is computed once for them, as far as the same was decided."
+        "\n\nQuestions about one image stand together; what depends on the image alone is computed "
+        "once for those of a batch, as far as the same was decided. whole: "
+        f"{file.reference_description}."
     )
