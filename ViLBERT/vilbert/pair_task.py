@@ -177,7 +177,7 @@ class PairTask:
         counts = DecisionCounts()
         start = time.perf_counter()
         answers = self._answers(model)
-        shared = SharedEvaluation(self.batches.images, self.runtime)
+        shared = SharedEvaluation(self.batches.images, self.runtime, model)
 
         def ask(places: list[int]) -> tuple[list[Sample], TaskBatch, Tensor]:
             return self._asked(answers, data, places, shared=shared)

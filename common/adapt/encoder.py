@@ -433,6 +433,7 @@ class RoutedEncoder(nn.Module):
         span_policy: reads from a pair what the spans of attention depend on, see
             `common.adapt.attention`; None: they are the same for all samples.
         pair: (B, F), what it read of the last batch in training, for the loss.
+        by_place: what is computed of a sample depends on its place in the batch.
     """
 
     def __init__(self, policy_factory: PolicyFactory | None = None) -> None:
@@ -445,6 +446,7 @@ class RoutedEncoder(nn.Module):
         self.dropped: frozenset[str] = frozenset()
         self.span_policy: nn.Module | None = None
         self.pair: Tensor | None = None
+        self.by_place = False
         self._plain: tuple[tuple[Layer, tuple[Step, ...], str | None], ...] | None = None
 
     def layers(self) -> list[Layer]:
@@ -506,8 +508,8 @@ class RoutedEncoder(nn.Module):
 
     def shares(self, passed: object) -> bool:
         """Whether rows that are the same may be computed once: in evaluation, unless the slots
-        between layers are wanted."""
-        return not self.training and passed is None
+        between layers are wanted, or places in the batch matter."""
+        return not (self.training or self.by_place) and passed is None
 
     def _read_pair(self, state: State) -> Tensor | None:
         """(B, F), or None where nothing is read."""

@@ -81,7 +81,7 @@ class SameRows:
 
 
 @dataclass
-class Computed:
+class ComputedRows:
     """How often something was computed, and for how many rows."""
 
     times: int = 0
@@ -96,21 +96,21 @@ class Computed:
 @dataclass(frozen=True)
 class _Same:
     streams: Mapping[str, SameRows]
-    computed: Computed
+    computed: ComputedRows
 
 
 _SAME: ContextVar[_Same | None] = ContextVar("same", default=None)
 
 
 @contextmanager
-def same_rows(computed: Computed | None = None, **streams: SameRows) -> Iterator[None]:
+def same_rows(computed: ComputedRows | None = None, **streams: SameRows) -> Iterator[None]:
     """Within the context, rows of a stream that are the same are computed once, in evaluation.
 
     Args:
         computed: is told what was computed.
         streams: by name; their embeddings and masks have to be the same in rows that are the same.
     """
-    token = _SAME.set(_Same(streams, computed or Computed()))
+    token = _SAME.set(_Same(streams, computed or ComputedRows()))
     try:
         yield
     finally:
@@ -160,7 +160,7 @@ class SharedStreams:
         """For slots (B, …) before the first layer; not `active`: nothing is shared."""
         same = _same() if active and state.get(PAIR) is None else None
         self._given = {} if same is None else same.streams
-        self._computed = Computed() if same is None else same.computed
+        self._computed = ComputedRows() if same is None else same.computed
         self._rows: dict[str, SameRows] = {}
 
     def before(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from common.adapt.sharing import Computed, SameRows, same_rows
+from torch import nn
+
+from common.adapt.encoder import RoutedEncoder
+from common.adapt.sharing import ComputedRows, SameRows, same_rows
 from common.training.runtime import Runtime
 
 
@@ -21,16 +24,6 @@ class SharedImages:
         self.on, self._say = on, say
         self._told: set[str] = set()
 
-    def order(self, image_ids: Sequence[str]) -> list[int]:
-        """Places of samples, in their order but those about one image together."""
-        places = range(len(image_ids))
-        if not self.on:
-            return list(places)
-        first: dict[str, int] = {}
-        for place in places:
-            first.setdefault(image_ids[place], place)
-        return sorted(places, key=lambda place: first[image_ids[place]])
-
     def tell(self, part: str, line: str) -> None:
         """Say a line about a part of the data, the first time."""
         if part not in self._told:
@@ -38,23 +31,37 @@ class SharedImages:
             self._say(f"{part}: {line}")
 
 
+def together(image_ids: Sequence[str]) -> list[int]:
+    """Places of samples, in their order but those about one image together."""
+    first: dict[str, int] = {}
+    for place, image in enumerate(image_ids):
+        first.setdefault(image, place)
+    return sorted(range(len(image_ids)), key=lambda place: first[image_ids[place]])
+
+
 class SharedEvaluation:
     """One evaluation of a part of the data, by one process."""
 
-    def __init__(self, images: SharedImages, runtime: Runtime) -> None:
-        """Passes that are recorded (`runtime`) share nothing."""
+    def __init__(self, images: SharedImages, runtime: Runtime, model: nn.Module) -> None:
+        """Nothing is shared by passes that are recorded (`runtime`), and nothing, nor the order of
+        the samples, is changed for a model whose answers depend on places in a batch."""
         self._images, self._runtime = images, runtime
+        encoder = next((m for m in model.modules() if isinstance(m, RoutedEncoder)), None)
+        self._on = images.on and not (encoder is not None and encoder.by_place)
         self._seen: set[str] = set()
         self._rows = 0
-        self.computed = Computed()
+        self.computed = ComputedRows()
+
+    def order(self, image_ids: Sequence[str]) -> list[int] | None:
+        """Places of samples in the order in which they are asked; None: as they are."""
+        return together(image_ids) if self._on else None
 
     @contextmanager
     def within(self, image_ids: Sequence[str]) -> Iterator[None]:
         """A pass of a model over a batch; image_ids of its B rows."""
         same = SameRows.of(image_ids, self._runtime.device)
-        recorded = self._runtime.recorder is not None
-        streams = {"vision": same} if self._images.on and not recorded else {}
-        with same_rows(self.computed, **streams):
+        shares = self._on and self._runtime.recorder is None
+        with same_rows(self.computed, **({"vision": same} if shares else {})):
             yield
         self._rows += len(image_ids)
         self._seen.update(image_ids)
@@ -69,7 +76,10 @@ class SharedEvaluation:
         if not self._images.on or len(self._seen) == self._rows:
             return
         about = f"{self._rows:,} {things} about {len(self._seen):,} images"
-        if self._runtime.recorder is not None:
+        if not self._on:
+            why = "published spans belong to places in a batch"
+            self._images.tell(part, f"{about}, each by itself: {why}")
+        elif self._runtime.recorder is not None:
             self._images.tell(
                 part,
                 f"{about}, each by itself: passes are recorded as CUDA graphs, whose shapes may "

@@ -226,12 +226,12 @@ class VQATask:
         counts = DecisionCounts()
         start = time.perf_counter()
         answers = self._answers(model)
-        shared = SharedEvaluation(self.batches.images, self.runtime)
+        shared = SharedEvaluation(self.batches.images, self.runtime, model)
 
         def ask(places: list[int]) -> tuple[VQABatch, TaskBatch, Tensor]:
             return self._asked(answers, data, places, shared=shared)
 
-        order = self.batches.images.order([example.image_id for example in data.examples])
+        order = shared.order([example.image_id for example in data.examples])
         for _, (read, batch, logits) in self.batches.asked(
             model, self.runtime, len(data), name, self.progress, ask, order
         ):

@@ -119,10 +119,7 @@ MUTANTS = [
         ("{question: predictions[question] for question in asked}", "dict(predictions)"),
     ),
     Mutant(
-        "common/tasks/evaluation_batches.py",
-        "[order[place] for place in own]",
-        "own",
-        TOGETHER,
+        "common/tasks/evaluation_batches.py", "[order[place] for place in own]", "own", TOGETHER
     ),
     *_all(
         f"{TRAINING}/optim.py",

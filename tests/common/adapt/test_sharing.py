@@ -12,7 +12,7 @@ from torch import nn
 from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.attention_capture import capture
 from common.adapt.families import find_encoder
-from common.adapt.sharing import Computed, SameRows, same_rows, streams_alone
+from common.adapt.sharing import ComputedRows, SameRows, same_rows, streams_alone
 from common.modules.attention import AttentionOptions
 from common.modules.shapes import static_shapes
 from lxrt.modeling import VQAModel
@@ -51,7 +51,7 @@ def questions(family: str) -> dict[str, torch.Tensor]:
 
 def asked(model: nn.Module, family: str, same: SameRows | None, decisions=None):
     """Logits (8, 5) in evaluation, and what was computed."""
-    part, computed = adaptive_part(model), Computed()
+    part, computed = adaptive_part(model), ComputedRows()
     given = part.force(decisions) if decisions is not None else nullcontext()
     streams = {} if same is None else {"vision": same}
     with torch.no_grad(), given, same_rows(computed, **streams):
@@ -165,7 +165,7 @@ def test_nothing_is_shared_where_it_may_not_be(family):
     same, inputs = SameRows.of(IMAGES), questions(family)
 
     def run(**streams):
-        computed = Computed()
+        computed = ComputedRows()
         with same_rows(computed, **streams):
             model(**inputs)
         return computed.times
@@ -192,6 +192,15 @@ def test_spans_that_are_read_from_the_pair_keep_layers_apart(family):
     expected, _ = asked(model, family, None)
     found, computed = asked(model, family, SameRows.of(IMAGES))
     torch.testing.assert_close(found, expected, **EXACT)
+    assert computed.rows == len(IMAGES)  # of the embedding
+
+
+def test_spans_that_belong_to_places_in_the_batch_keep_layers_apart():
+    """They have a form for 20 or 36 regions alone."""
+    span = AttentionOptions(span="published", batch=len(IMAGES))
+    model = adapted("lxmert", "standard", attention=span)
+    assert find_encoder(model).by_place
+    _, computed = asked(model, "lxmert", SameRows.of(IMAGES))
     assert computed.rows == len(IMAGES)  # of the embedding
 
 

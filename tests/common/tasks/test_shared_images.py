@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from common.adapt.adapting import adapt
+from common.adapt.attention import set_attention
 from common.data.annotations import AnswerVocabulary, Example
 from common.data.vqa_dataset import VQADataset
 from common.features.sources import FeatureSources
 from common.features.store import RegionFeatures
+from common.modules.attention import AttentionOptions
 from common.tasks.evaluation_batches import EvaluationBatches
-from common.tasks.shared_images import SharedImages
+from common.tasks.shared_images import SharedImages, together
 from common.tasks.vqa import VQATask
 from common.training.runtime import make_runtime
 from lxrt.inputs import LxmertInputs
@@ -85,7 +87,8 @@ def evaluated(data, words, strategy, size, on, runtime=None, say=lambda line: No
     task = VQATask(data, data, make, runtime, batches, progress=False, answer=asked)
     found = task.evaluate(model, data, "test", 3)
     logits = torch.cat(asked.logits)
-    order = torch.tensor(images.order([e.image_id for e in data.examples]))
+    ids = [example.image_id for example in data.examples]
+    order = torch.tensor(together(ids) if on else range(len(ids)))
     return found, asked, torch.empty_like(logits).index_copy(0, order, logits)
 
 
@@ -113,8 +116,7 @@ def test_answers_and_decisions_are_those_of_every_question_by_itself(
 
 def test_the_order_keeps_that_of_images_and_of_their_questions():
     ids = [f"image {image}" for image in ABOUT]
-    assert SharedImages().order(ids) == TOGETHER
-    assert SharedImages(on=False).order(ids) == list(range(10))
+    assert together(ids) == TOGETHER
 
 
 def test_the_log_says_what_was_shared_once_for_every_part(data, tokenizer):  # noqa: F811
@@ -145,6 +147,23 @@ def test_passes_that_are_recorded_share_nothing_and_the_log_says_so(data, tokeni
     assert found.predictions == expected.predictions
     assert set(asked.embedded) == {5}
     assert len(said) == 1 and "10 questions about 4 images, each by itself" in said[0]
+
+
+def test_where_spans_belong_to_places_in_a_batch_nothing_changes_places(data, tokenizer):  # noqa: F811
+    model, said = model_of("standard"), list[str]()
+    set_attention(model, AttentionOptions(span="published", batch=5))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("current_val"):
+                parameter.copy_(torch.linspace(0.2, 0.6, parameter.numel()).view_as(parameter))
+    found = []
+    for on in (True, False):
+        batches = EvaluationBatches(5, images=SharedImages(on, said.append))
+        make, asked = LxmertInputs(tokenizer), Asked(model)
+        task = VQATask(data, data, make, make_runtime("cpu"), batches, progress=False, answer=asked)
+        found.append((task.evaluate(model, data, "test"), torch.cat(asked.logits)))
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0.0, atol=0.0)
+    assert len(said) == 1 and said[0].endswith("published spans belong to places in a batch")
 
 
 def test_a_look_at_some_questions_computes_each_of_them(data, tokenizer):  # noqa: F811
