@@ -6,8 +6,9 @@
 Measures training steps (forward, backward, optimiser) and evaluation of every strategy and
 executor at several shares of decisions, with and without a policy network; the activations that a
 step keeps and the peak memory of its process; the standard model against `transformers`; what
-evaluation with dropped blocks takes, by the number of blocks kept; what mechanisms of attention and
-LayerDrop cost; how fast region features are imported and read, and what their detector costs.
+evaluation with dropped blocks takes, by the number of blocks kept; what several questions about one
+image share; what mechanisms of attention and LayerDrop cost; how fast region features are imported
+and read, and what their detector costs.
 Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
 written as JSON, table and chart. What is measured already is kept: the same command goes on where
 it stopped.
