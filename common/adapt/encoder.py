@@ -502,9 +502,17 @@ class RoutedEncoder(nn.Module):
         return streams.index(None) if None in streams else len(streams)
 
     def alone(self, stream: str) -> slice:
-        """The places of the layers that read a stream alone, one behind the other."""
+        """The places of the layers that read a stream alone.
+
+        Raises:
+            ValueError: they do not stand one behind the other.
+        """
         places = [n for n, name in enumerate(streams_alone(self.layers())) if name == stream]
-        return slice(places[0], places[-1] + 1) if places else slice(0)
+        if not places:
+            return slice(0)
+        if places[-1] - places[0] >= len(places):
+            raise ValueError(f"layers of {stream} alone stand between those of another stream")
+        return slice(places[0], places[-1] + 1)
 
     def shares(self, passed: object) -> bool:
         """Whether rows that are the same may be computed once: in evaluation, unless the slots

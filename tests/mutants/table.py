@@ -113,6 +113,9 @@ MUTANTS = [
         ("if active and state.get(PAIR) is None else None", "if active else None"),
         ("or WATCHERS.get()", ""),
     ),
+    Mutant(
+        f"{ADAPT}/encoder.py", "not (self.training or self.by_place)", "not self.training", SAME
+    ),
     *_all(
         "common/tasks/vqa.py",
         TOGETHER,
