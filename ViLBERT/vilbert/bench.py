@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.modules.losses import first_answer_loss
-from common.runs.backbones import QUESTIONS, BenchModel, BenchSettings
+from common.runs.backbones import BenchModel, BenchSettings
 from vilbert.heads import VILBertForVQA
 from vilbert.inputs import Limits, region_inputs
 from vilbert.sizes import ViLBertConfig
@@ -30,9 +30,7 @@ def bench_model(settings: BenchSettings) -> BenchModel:
         f"{config.hidden_dropout_prob:g} in training"
     )
     inputs = bench_inputs(config, settings.batch, settings.seed)
-    return BenchModel(
-        description, lambda: VILBertForVQA(config), inputs, first_answer_loss, questions=QUESTIONS
-    )
+    return BenchModel(description, lambda: VILBertForVQA(config), inputs, first_answer_loss)
 
 
 def bench_config(layers: int | None) -> ViLBertConfig:
