@@ -6,7 +6,7 @@ Shape legend: B batch, K boxes, F width of the region features, V width of the e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ STRIDE = 16
 GRID = 14  # bins per side that the last stage reads
 
 
-@dataclass
-class Regions:
+class Regions(NamedTuple):
     """The boxes of a batch, cropped to the longest list unless it is of a fixed length.
 
     Attributes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adapt.policy import PolicyInputs, set_initial_share
+from common.adapt.sharing import once
 from common.errors import ConfigError
 from common.training.weights import mark_read
 from vlbert.fast_rcnn import FastRCNN, Regions
@@ -100,7 +101,12 @@ class ResNetVLBERT(nn.Module):
             present: (B, K) bool, which boxes there are, of a batch of fixed lengths: M is T + K + 1
                 then; None: as long as the longest sample needs.
         """
-        regions = self.image_feature_extractor(boxes, im_info, image, present=present)
+        embed = self.image_feature_extractor
+        regions = once(
+            "vision",
+            lambda boxes, info, image, present: embed(boxes, info, image, present=present),
+            *(boxes, im_info, image, present),
+        )
         text = self.assemble(question)
         text_visual = regions.embedding[:, :1].expand(-1, text.ids.shape[1], -1)
         if self._config.no_grounding:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.adapt.encoder import RoutedEncoder
 from common.adapt.routes import State, read_stream
+from common.adapt.sharing import once
 from common.adapt.steps import Layer, bert_steps
 from common.errors import ConfigError
 from common.modules.embeddings import TextEmbeddings
@@ -104,8 +105,8 @@ class BaselineModel(nn.Module):
         image_attention_mask: Tensor | None = None,
     ) -> BaselineOutput:
         """Arguments as in `vilbert.modeling.BertModel.forward`."""
-        lang = self.embeddings(input_ids, token_type_ids)
-        vision = self.v_embeddings(features, places)
+        lang = once("lang", self.embeddings, input_ids, token_type_ids)
+        vision = once("vision", self.v_embeddings, features, places)
         parts = ((lang, attention_mask), (vision, image_attention_mask))
         mask = torch.cat(
             [x.new_ones(x.shape[:2]) if m is None else m.to(x.dtype) for x, m in parts], 1

@@ -19,6 +19,7 @@ from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.heads import split_heads
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
+from common.adapt.sharing import once
 from common.adapt.steps import PAIR, HeadsStep, Layer, find_weighting, key_weights
 from common.modules.embeddings import TextEmbeddings
 from common.modules.layers import LAYER_NORM_EPS, init_bert_weights
@@ -127,25 +128,10 @@ class ViLBertEncoder(RoutedEncoder):
     def layers_removed(self, names: Sequence[str]) -> None:
         self.config = self.config.without(names)
 
-    def before_connections(self) -> int:
-        """So many layers run before the first connection: each of them reads one stream alone.
-
-        Those of the image come first.
-        """
-        kinds = [kind for kind, _ in self.config.order()]
-        return kinds.index("connection") if "connection" in kinds else len(kinds)
-
     @property
     def meets(self) -> bool:
         """Whether there are connections at all."""
         return bool(self.config.with_coattention and self.config.v_biattention_id)
-
-    def alone(self, stream: str) -> slice:
-        """The places of the layers that run on one stream before the first connection, if any."""
-        border = self.before_connections()
-        kinds = [kind for kind, _ in self.config.order()][:border]
-        images = kinds.count("vision")
-        return slice(images) if stream == "vision" else slice(images, border)
 
 
 class BertModel(nn.Module):
@@ -236,7 +222,7 @@ class BertModel(nn.Module):
         """The text's half of `embed`."""
         ids, mask = raw["input_ids"], raw.get("attention_mask")
         assert ids is not None
-        lang = self.embeddings(ids, raw.get("token_type_ids"))
+        lang = once("lang", self.embeddings, ids, raw.get("token_type_ids"))
         return {
             # No gradient is computed for the embeddings before fixed layers.
             "lang": lang.detach() if self.config.fixed_t_layer else lang,
@@ -248,7 +234,7 @@ class BertModel(nn.Module):
         features, places = raw["features"], raw["places"]
         mask = raw.get("image_attention_mask")
         assert features is not None and places is not None
-        vision = self.v_embeddings(features, places)
+        vision = once("vision", self.v_embeddings, features, places)
         return {
             "vision": vision.detach() if self.config.fixed_v_layer else vision,
             "vision.mask": None if mask is None else additive_mask(mask, vision.dtype),
@@ -268,7 +254,7 @@ class BertModel(nn.Module):
         if not encoder.runs_in_parts:
             state, pairs = self._paired(state), self._paired(dict(raw))
             return state, encoder.run_layers(state, pairs, passed)
-        border = encoder.before_connections()
+        border = encoder.before_meeting()
         met = self._paired(encoder.run_layers(state, raw, passed, slice(border)))
         return state, encoder.run_layers(met, raw, passed, slice(border, None))
 

@@ -25,6 +25,7 @@ from common.tasks.evaluation import (
     tell_evaluation,
 )
 from common.tasks.evaluation_batches import EvaluationBatches
+from common.tasks.shared_images import SharedEvaluation
 from common.tasks.vqa import sample_key
 from common.training.graphs import RecordedAnswers
 from common.training.padding import padded
@@ -149,13 +150,25 @@ class PairTask:
         return recorded_answers(model, self.runtime, partial(run_head, head=self.kind.head))
 
     def _asked(
-        self, answers: RecordedAnswers, data: TaskData, places: Sequence[int], fixed: bool = True
+        self,
+        answers: RecordedAnswers,
+        data: TaskData,
+        places: Sequence[int],
+        fixed: bool = True,
+        shared: SharedEvaluation | None = None,
     ) -> tuple[list[Sample], TaskBatch, Tensor]:
-        """The samples at some places, the batch on the device, and the head's logits."""
+        """The samples at some places, the batch on the device, and the head's logits.
+
+        With `shared`, what depends on an image alone is computed once.
+        """
         samples = self._drawn(data, places, EVALUATION)
         batch = self.runtime.move(self._convert(data, samples, fixed))
         tell_evaluation(answers.model, self.seed, batch.samples)
-        return samples, batch, answers(batch)
+        if shared is None:
+            return samples, batch, answers(batch)
+        images = [pair.image_id for sample in samples for pair in sample.pairs]
+        with shared.within(images):
+            return samples, batch, answers(batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: TaskData, name: str) -> Evaluation:
@@ -164,15 +177,17 @@ class PairTask:
         counts = DecisionCounts()
         start = time.perf_counter()
         answers = self._answers(model)
+        shared = SharedEvaluation(self.batches.images, self.runtime, model)
 
         def ask(places: list[int]) -> tuple[list[Sample], TaskBatch, Tensor]:
-            return self._asked(answers, data, places)
+            return self._asked(answers, data, places, shared=shared)
 
         for _, (samples, batch, logits) in self.batches.asked(
             model, self.runtime, len(data), name, self.progress, ask
         ):
             counts.add_last(model, batch.types)
             known |= self._written(samples, logits.float(), batch.labels, data)
+        shared.tell(name, "pairs")
         parts = self.runtime.world.gather((known, counts.state_dict()))
         known, counts = joined_evaluations(parts)
         seconds = (time.perf_counter() - start) / max(1, len(data))

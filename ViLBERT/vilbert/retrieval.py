@@ -1,8 +1,9 @@
 """Scores of every text with every image, and at which place the right ones stand.
 
 A plain model reads a text, or an image, alone up to the first connection: those layers are computed
-once for each of them, and what comes behind for every pair. A model that decides for every pair has
-nothing to reuse. Shape legend: T texts, I images.
+once for each of them, and what comes behind for every pair. A model that decides for every pair
+shares, block by block, what its decisions leave equal (`common.adapt.sharing`). Shape legend: T
+texts, I images.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from common.adapt.adapting import adaptive_part
 from common.adapt.routes import State, read_stream
+from common.adapt.sharing import SameRows, same_rows
 from common.errors import DataError
 from common.tasks.evaluation import EVALUATION
 from vilbert.heads import VILBertForVLTasks
@@ -66,6 +68,7 @@ class PairScorer:
         adapted = model.bert.encoder.adaptive is not None
         meets = model.bert.encoder.meets
         self.reuses = reuse and meets and model.bert.encoder.runs_in_parts
+        self._shares = reuse
         self._head = "vil_binary_prediction" if zero_shot else "vil_logit"
         if not adapted:  # an adapted model was made for its head
             model.use((self._head,))
@@ -102,7 +105,11 @@ class PairScorer:
         columns = torch.arange(images.size).repeat(texts.size)
         if texts.state is None or images.state is None:
             inputs = {**_taken(texts.raw, rows), **_taken(images.raw, columns)}
-            found = getattr(self.model(**inputs), self._head)
+            same = {"lang": rows, "vision": columns} if self._shares else {}
+            device = next(self.model.parameters()).device
+            equal = {name: SameRows.of(x.tolist(), device) for name, x in same.items()}
+            with same_rows(None, **equal):
+                found = getattr(self.model(**inputs), self._head)
         else:
             state = {**_taken(texts.state, rows), **_taken(images.state, columns)}
             found = self._joined(state)
@@ -114,7 +121,7 @@ class PairScorer:
     def _joined(self, state: State) -> Tensor:
         """What the head says of pairs that have not met yet."""
         bert = self.model.bert
-        behind = slice(bert.encoder.before_connections(), None)
+        behind = slice(bert.encoder.before_meeting(), None)
         last = bert.encoder.run_layers(state, part=behind)
         lang, vision = read_stream(last, "lang"), read_stream(last, "vision")
         output = BertOutput(lang, vision, bert.t_pooler(lang), bert.v_pooler(vision), {})

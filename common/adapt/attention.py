@@ -44,6 +44,7 @@ def set_attention(model: nn.Module, options: AttentionOptions) -> None:
     encoder = find_encoder(model)
     if encoder.adaptive is not None:
         raise ConfigError("attention is set before the model is adapted")
+    encoder.by_place = options.span == "published"
     features = 0
     if options.span_policy:
         channels = {s: c for layer in encoder.layers() for s, c in layer.streams.items()}

@@ -22,6 +22,7 @@ from common.adapt.gumbel import hard_gumbel
 from common.adapt.policy import ControlPolicy, PolicyInputs, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import with_zero_gradients
+from common.adapt.sharing import SharedStreams, streams_alone
 from common.adapt.steps import PAIR, WATCHERS, HeadsStep, Layer, Step, first_position, live_steps
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
@@ -95,6 +96,11 @@ class Adaptive(nn.Module):
         self.options = options
         self._layers = tuple(layers)
         self._plan = plan_sites(layers, strategy, reads, reads_first)
+        self._alone = streams_alone(layers)
+        self._columns = [
+            [column for site in sites if site.live for column in site.columns]
+            for sites in self._plan
+        ]
         self.policy = policy
         self.twins = nn.ModuleDict()
         self.linears = nn.ModuleDict()
@@ -308,10 +314,16 @@ class Adaptive(nn.Module):
         )
         index = 0
         dropped = encoder.dropped if self.training else frozenset()
-        for layer, sites in zip(self._layers, self._plan, strict=True):
+        shared, whole, rows = SharedStreams(state, encoder.shares(passed)), routing, None
+        columns = iter(self._columns)
+        for layer, sites, alone in zip(self._layers, self._plan, self._alone, strict=True):
             module = encoder.get_submodule(layer.path)
             if layer.name in dropped:
                 state = without_layer(state, module, layer.streams)
+            before = rows
+            state, rows = shared.before(state, alone, decisions, next(columns))
+            if rows is not before:
+                routing = whole if rows is None else whole.of_rows(rows.first)
             for site in sites:
                 if site.live and layer.name not in dropped:
                     routed = self._routed(layer.name, module, site)
@@ -320,7 +332,7 @@ class Adaptive(nn.Module):
             state = between_layers(state)
             if passed is not None:
                 passed.append(state)
-        return state
+        return shared.spread(state)
 
     def executor(self, x: Tensor) -> str:
         """The executor of a pass, in the present mode and under the present autocast.
@@ -421,6 +433,7 @@ class RoutedEncoder(nn.Module):
         span_policy: reads from a pair what the spans of attention depend on, see
             `common.adapt.attention`; None: they are the same for all samples.
         pair: (B, F), what it read of the last batch in training, for the loss.
+        by_place: what is computed of a sample depends on its place in the batch.
     """
 
     def __init__(self, policy_factory: PolicyFactory | None = None) -> None:
@@ -433,7 +446,8 @@ class RoutedEncoder(nn.Module):
         self.dropped: frozenset[str] = frozenset()
         self.span_policy: nn.Module | None = None
         self.pair: Tensor | None = None
-        self._plain: tuple[tuple[Layer, tuple[Step, ...]], ...] | None = None
+        self.by_place = False
+        self._plain: tuple[tuple[Layer, tuple[Step, ...], str | None], ...] | None = None
 
     def layers(self) -> list[Layer]:
         """All layers in execution order."""
@@ -481,6 +495,30 @@ class RoutedEncoder(nn.Module):
         """Nothing in it depends on the pair as a whole before the streams meet."""
         return self.adaptive is None and self.span_policy is None
 
+    def before_meeting(self) -> int:
+        """So many layers run before the first in which streams meet: each reads one stream
+        alone."""
+        streams = streams_alone(self.layers())
+        return streams.index(None) if None in streams else len(streams)
+
+    def alone(self, stream: str) -> slice:
+        """The places of the layers that read a stream alone.
+
+        Raises:
+            ValueError: they do not stand one behind the other.
+        """
+        places = [n for n, name in enumerate(streams_alone(self.layers())) if name == stream]
+        if not places:
+            return slice(0)
+        if places[-1] - places[0] >= len(places):
+            raise ValueError(f"layers of {stream} alone stand between those of another stream")
+        return slice(places[0], places[-1] + 1)
+
+    def shares(self, passed: object) -> bool:
+        """Whether rows that are the same may be computed once: in evaluation, unless the slots
+        between layers are wanted, or places in the batch matter."""
+        return not (self.training or self.by_place) and passed is None
+
     def _read_pair(self, state: State) -> Tensor | None:
         """(B, F), or None where nothing is read."""
         if self.span_policy is None:
@@ -523,17 +561,19 @@ class RoutedEncoder(nn.Module):
         if self._plain is None:
             layers = self.layers()
             live, _ = live_steps(layers, self.reads, first=self.reads_first)
-            self._plain = tuple(zip(layers, live, strict=True))
+            self._plain = tuple(zip(layers, live, streams_alone(layers), strict=True))
         dropped = self.dropped if self.training else frozenset()
-        for layer, steps in self._plain[part]:
+        shared = SharedStreams(state, self.shares(passed))
+        for layer, steps, alone in self._plain[part]:
             module = self.get_submodule(layer.path)
+            state, _ = shared.before(state, alone)
             if layer.name in dropped:
                 state = without_layer(state, module, layer.streams)
             else:
                 state = between_layers({**state, **run_steps(steps, module, state)})
             if passed is not None:
                 passed.append(state)
-        return state
+        return shared.spread(state)
 
 
 def run_steps(steps: Sequence[Step], module: nn.Module, state: State) -> Written:

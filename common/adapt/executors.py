@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -105,6 +105,11 @@ class Routing:
     @routes.setter
     def routes(self, routes: Routes) -> None:
         self._routes = routes
+
+    def of_rows(self, rows: Tensor) -> Routing:
+        """The same for some rows (n,) of the batch, without gradients."""
+        noise = None if self.sampling_noise is None else self.sampling_noise[rows]
+        return replace(self, decisions=self.decisions.detach()[rows], sampling_noise=noise)
 
 
 class RoutedSite:

@@ -54,6 +54,8 @@ class Case:
         compiled: by torch.compile, see `COMPILE_MODE`.
         optimizer: adamw (fused), or bert, that of the recipe.
         policy_precision: of the branches' difference under autocast, as the flag has it.
+        questions: so many are about one image on average, and share what depends on it alone; None:
+            nothing is shared.
     """
 
     mode: str
@@ -70,6 +72,7 @@ class Case:
     compiled: bool = False
     optimizer: str = "adamw"
     policy_precision: str = "high"
+    questions: float | None = None
 
     @property
     def key(self) -> str:
@@ -88,6 +91,7 @@ class Case:
             "compiled" if self.compiled else "",
             "" if self.optimizer == "adamw" else self.optimizer,
             "" if self.policy_precision == "high" else self.policy_precision,
+            "" if self.questions is None else f"{self.questions:g} questions",
         ]
         return "/".join(part for part in parts if part) + f" : {self.against}"
 
@@ -133,7 +137,11 @@ class Case:
 
 
 def all_cases(
-    settings: BenchSettings, quick: bool, reference: bool, kept: Sequence[float] = ()
+    settings: BenchSettings,
+    quick: bool,
+    reference: bool,
+    kept: Sequence[float] = (),
+    questions: float | None = None,
 ) -> list[Case]:
     """Every case of a run, group after group.
 
@@ -142,6 +150,7 @@ def all_cases(
         quick: without the executors that are no defaults and the published policy.
         reference: whether the backbone has a model of another library to compare with.
         kept: shares of blocks at which the whole model is evaluated.
+        questions: about one image, of which evaluation is measured; None: it is not.
     """
     cases: list[Case] = []
     for precision in settings.precisions:
@@ -153,6 +162,8 @@ def all_cases(
         cases += mechanism_cases(precision)
         for share in kept[::2] if quick else kept:
             cases += dropping_cases(share, precision, quick)
+        if questions is not None:
+            cases += image_cases(questions, precision, reference)
     return list(dict.fromkeys(cases))
 
 
@@ -203,6 +214,23 @@ def dropping_cases(share: float, precision: str, quick: bool = False) -> list[Ca
         case,
         *([] if quick else [replace(case, policy="small")]),
         replace(case, decided="global"),
+    ]
+
+
+def image_cases(questions: float, precision: str, reference: bool) -> list[Case]:
+    """Evaluation of so many questions about one image, which share what depends on it alone.
+
+    The plain model, small and whole, and the whole one with decisions of every question by itself,
+    which differ at random, and with one for all.
+    """
+    case = partial(Case, "eval", precision=precision, questions=questions)
+    routed = case("SpotTune_Block", "gathered", MIDDLE, against="whole")
+    return [
+        case("standard"),
+        case("standard", against="whole"),
+        routed,
+        replace(routed, decided="global"),
+        *([case("standard", against="reference")] if reference else []),
     ]
 
 

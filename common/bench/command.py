@@ -6,8 +6,9 @@
 Measures training steps (forward, backward, optimiser) and evaluation of every strategy and
 executor at several shares of decisions, with and without a policy network; the activations that a
 step keeps and the peak memory of its process; the standard model against `transformers`; what
-evaluation with dropped blocks takes, by the number of blocks kept; what mechanisms of attention and
-LayerDrop cost; how fast region features are imported and read, and what their detector costs.
+evaluation with dropped blocks takes, by the number of blocks kept; what several questions about one
+image share; what mechanisms of attention and LayerDrop cost; how fast region features are imported
+and read, and what their detector costs.
 Cases run interleaved with their baseline in one process; medians of ratios and their quartiles are
 written as JSON, table and chart. What is measured already is kept: the same command goes on where
 it stopped.
@@ -90,13 +91,16 @@ def run_bench(
     supply = supply or find_supply(settings.backbone)
     torch.set_num_threads(settings.threads)
     supplied = supply(settings)
-    compared = supply(settings.of_reference()) if supplied.reference or supplied.kept else supplied
+    whole = supplied.reference or supplied.kept or supplied.questions
+    compared = supply(settings.of_reference()) if whole else supplied
     file = BenchFile.open(
         path, settings, supplied, compared.description, describe_machine(settings), overwrite
     )
     cases = [
         case
-        for case in all_cases(settings, quick, supplied.reference is not None, supplied.kept)
+        for case in all_cases(
+            settings, quick, supplied.reference is not None, supplied.kept, supplied.questions
+        )
         if only in case.key and case.key not in file.cases
     ]
     memory = [

@@ -58,7 +58,9 @@ def dropping(file: BenchFile, precision: str) -> Dropping | None:
         {
             record["share"]
             for record in file.cases.values()
-            if record["against"] == "whole" and record["precision"] == precision
+            if record["strategy"] == "BlockDrop"
+            and record["against"] == "whole"
+            and record["precision"] == precision
         },
         reverse=True,
     )

@@ -19,7 +19,9 @@ from common.adapt.encoder import Adaptive
 from common.adapt.families import find_encoder
 from common.adapt.layerdrop import LayerDropping
 from common.adapt.policy import PolicyInputs
+from common.adapt.sharing import same_rows
 from common.bench.cases import COMPILE_MODE, Case
+from common.bench.images import same_images
 from common.bench.mechanisms import give_mechanism
 from common.modules.shapes import static_shapes
 from common.runs.backbones import BenchModel, BenchSettings
@@ -186,6 +188,10 @@ class Bench:
         inputs = self._inputs_of(case)
         part = adaptive_part(model)
         given: MakeContext = nullcontext if part is None else self._decide(part, case)
+        sharing: MakeContext = nullcontext
+        if case.questions is not None:
+            same = same_images(self.settings.batch, case.questions, self.device)
+            sharing = partial(same_rows, vision=same)
         products = partial(shorter_products, case.precision == "tf32")
         low = PRECISIONS.get(case.precision, torch.float32)
         autocast = torch.autocast(
@@ -200,7 +206,7 @@ class Bench:
                 optimizer.step()
 
         def evaluate() -> None:
-            with torch.no_grad(), products():
+            with torch.no_grad(), products(), sharing():
                 self.forward(model, inputs, given, autocast)
 
         step = train if case.mode == "train" else evaluate

@@ -8,8 +8,10 @@ from functools import partial
 
 from common.bench.cases import ADAPTIVE, DEFAULT_EXECUTOR, MIDDLE, Case
 from common.bench.dropping import dropping, format_dropping, summary_of_dropping
+from common.bench.images import format_images
 from common.bench.mechanisms import format_mechanisms
 from common.bench.results import BenchFile
+from common.runs.backbones import QUESTIONS
 
 NONE = "–"
 NOISE = 0.05
@@ -123,6 +125,11 @@ def _reference_targets(name: str) -> Iterator[Target]:
     yield Target(f"evaluation, standard / {name}", case("eval", "standard"), 0.81)
     yield Target(f"step, standard / {name}", case("train", "standard"), 0.85)
     yield Target(
+        f"evaluation, standard, {QUESTIONS} questions per image / {name}",
+        case("eval", "standard", questions=QUESTIONS),
+        0.55,
+    )
+    yield Target(
         f"step, SpotTune_Block exact with small policy, 50% finetuned / {name}",
         case("train", "SpotTune_Block", "exact", 0.5, "small"),
         1.00,
@@ -210,6 +217,7 @@ def format_report(file: BenchFile) -> str:
             parts += [_reference(file, precision)]
         parts.append(format_mechanisms(file, precision, _cell))
         parts.append(format_dropping(file, precision, _cell))
+        parts.append(format_images(file, precision, _cell))
     rows = [f"| {v.quantity} | {v.target} | {v.measured} | {v.words} |" for v in verdicts(file)]
     if rows:
         parts.append(

@@ -242,6 +242,9 @@ class BenchSettings:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+QUESTIONS = 5.4  # about an image of VQA v2
+
+
 @dataclass(frozen=True)
 class BenchModel:
     """What a backbone supplies to be measured.
@@ -255,6 +258,8 @@ class BenchModel:
             `reference_name`, and it reads `reference_inputs` of the same pairs.
         kept: shares of blocks at which evaluation with dropped blocks is measured in the whole
             model; empty where it is not.
+        questions: about one image, at which evaluation is measured in which they share what depends
+            on it alone; None where no layer does.
     """
 
     description: str
@@ -265,3 +270,4 @@ class BenchModel:
     reference_name: str = ""
     reference_inputs: Mapping[str, Tensor | None] | None = None
     kept: tuple[float, ...] = ()
+    questions: float | None = None

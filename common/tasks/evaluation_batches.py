@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.tasks.shared_images import SharedImages
 from common.training.batch_order import iterate
 from common.training.distributed import World
 from common.training.runtime import Runtime
@@ -22,10 +23,15 @@ class EvaluationBatches:
 
     Attributes:
         size: samples of a batch.
+        images: what samples about one image share.
     """
 
     def __init__(
-        self, size: int, training: int | None = None, say: Callable[[str], None] = lambda line: None
+        self,
+        size: int,
+        training: int | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        images: SharedImages | None = None,
     ) -> None:
         """Begin with a size.
 
@@ -35,7 +41,9 @@ class EvaluationBatches:
                 of two as there is memory for, at most `MOST` times. It is found in the first
                 evaluation: doubled after every batch, until one has no room. None: it is `size`.
             say: told the size that was found.
+            images: None: what depends on an image alone is computed once in a batch.
         """
+        self.images = images or SharedImages()
         self.size, self._training, self._say = size, training, say
         self._grows: bool | None = None  # None: nothing was evaluated yet
         self._told: int | None = None
@@ -48,6 +56,7 @@ class EvaluationBatches:
         name: str,
         progress: bool,
         ask: Callable[[list[int]], Found],
+        order: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[int], Found]]:
         """Ask a model, in evaluation mode, about this process' part of some samples.
 
@@ -59,9 +68,10 @@ class EvaluationBatches:
             progress: whether to show that.
             ask: about the samples at some places; asked again, about fewer, where a GPU had no room
                 for them.
+            order: of all places; None: as they are.
 
         Returns:
-            Places and what was found; every place once, in their order.
+            Places and what was found; every place once, in this order.
 
         Raises:
             torch.OutOfMemoryError: no room for a single sample, or for the size that was given.
@@ -71,6 +81,7 @@ class EvaluationBatches:
         if automatic and self._training is not None and self._grows is None:
             self.size, self._grows = self._training, True
         own, done = self._own(runtime.world, samples, automatic), 0
+        own = own if order is None else [order[place] for place in own]
         with tqdm(
             total=len(own),
             desc=name,

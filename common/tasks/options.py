@@ -11,6 +11,7 @@ from typing import Any
 from common.adapt.encoder import AdaptiveOptions
 from common.errors import ConfigError
 from common.tasks.evaluation_batches import EvaluationBatches
+from common.tasks.shared_images import SharedImages
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.flags import add_flag
 from common.training.loop import LoopOptions
@@ -84,6 +85,7 @@ class FinetuneOptions:
         plots: draw plots and write the report.
         resume, overwrite: go on with the run in the folder, or start again in its place.
         eval_auto: on a GPU, evaluation takes as many samples at once as there is memory for.
+        every_sample: evaluation computes what depends on an image alone for every sample.
     """
 
     recipe: Recipe
@@ -98,11 +100,13 @@ class FinetuneOptions:
     resume: bool = False
     overwrite: bool = False
     eval_auto: bool = False
+    every_sample: bool = False
 
     def evaluation_batches(self, say: Callable[[str], None]) -> EvaluationBatches:
         """How many samples an evaluation of a task takes at once; `say` is told what was found."""
         training = self.recipe.batch_size if self.eval_auto else None
-        return EvaluationBatches(self.recipe.eval_batch_size, training, say)
+        images = SharedImages(not self.every_sample, say)
+        return EvaluationBatches(self.recipe.eval_batch_size, training, say, images)
 
     def with_recipe(self, recipe: Recipe) -> FinetuneOptions:
         """The same with another recipe, in the loop as well."""
@@ -127,6 +131,7 @@ def finetune_options(args: argparse.Namespace, recipe: Recipe) -> FinetuneOption
         args.resume,
         args.overwrite,
         args.eval_batch_size is None if args.eval_auto is None else args.eval_auto,
+        args.every_sample,
     )
 
 

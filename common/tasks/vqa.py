@@ -27,6 +27,7 @@ from common.tasks.evaluation import (
     tell_evaluation,
 )
 from common.tasks.evaluation_batches import EvaluationBatches
+from common.tasks.shared_images import SharedEvaluation
 from common.training.graphs import RecordedAnswers
 from common.training.padding import Range
 from common.training.runtime import Runtime
@@ -193,20 +194,31 @@ class VQATask:
         return recorded_answers(model, self.runtime, self.answer)
 
     def _asked(
-        self, answers: RecordedAnswers, data: VQADataset, places: Sequence[int], fixed: bool = True
+        self,
+        answers: RecordedAnswers,
+        data: VQADataset,
+        places: Sequence[int],
+        fixed: bool = True,
+        shared: SharedEvaluation | None = None,
     ) -> tuple[VQABatch, TaskBatch, Tensor]:
-        """The questions at some places, the batch on the device, and the logits (B, A)."""
+        """The questions at some places, the batch on the device, and the logits (B, A).
+
+        With `shared`, what depends on an image alone is computed once.
+        """
         read = data.read(places, half=self.half)
         batch = self.runtime.move(self._convert(read, data, fixed))
         tell_evaluation(answers.model, self.seed, batch.samples, batch.kinds)
-        return read, batch, answers(batch)
+        if shared is None:
+            return read, batch, answers(batch)
+        with shared.within(read.image_ids):
+            return read, batch, answers(batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: VQADataset, name: str, best: int = 0) -> Evaluation:
         """Answer every question of a data set, in evaluation mode, each counted once.
 
-        Every process answers a part of the batches and gets the result of all. So many of the
-        `best` answers to each question are kept.
+        Every process answers a part of the batches and gets the result of all, in the order of the
+        data. So many of the `best` answers to each question are kept.
         """
         likeliest: dict[Any, list[str]] = {}
         world = self.runtime.world
@@ -214,12 +226,14 @@ class VQATask:
         counts = DecisionCounts()
         start = time.perf_counter()
         answers = self._answers(model)
+        shared = SharedEvaluation(self.batches.images, self.runtime, model)
 
         def ask(places: list[int]) -> tuple[VQABatch, TaskBatch, Tensor]:
-            return self._asked(answers, data, places)
+            return self._asked(answers, data, places, shared=shared)
 
+        order = shared.order([example.image_id for example in data.examples])
         for _, (read, batch, logits) in self.batches.asked(
-            model, self.runtime, len(data), name, self.progress, ask
+            model, self.runtime, len(data), name, self.progress, ask, order
         ):
             counts.add_last(model, batch.types, batch.kinds)
             logits = logits.float().cpu()
@@ -233,6 +247,11 @@ class VQATask:
         predictions, counts = joined_evaluations(world.gather((predictions, counts.state_dict())))
         if best:
             likeliest = {k: v for part in world.gather(likeliest) for k, v in part.items()}
+        asked = [example.question_id for example in data.examples]
+        predictions = {question: predictions[question] for question in asked}
+        if best:
+            likeliest = {question: likeliest[question] for question in asked}
+        shared.tell(name, self.things)
         seconds = (time.perf_counter() - start) / max(1, len(data))
         answered = all(example.answers is not None for example in data.examples)
         scores = score(predictions, data.examples) if answered else None

@@ -283,6 +283,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.set_defaults(eval_auto=None)
     add_flag(
         group,
+        "--every-sample",
+        action="store_true",
+        help="evaluation in finetuning and testing computes what depends on an image alone for "
+        "every sample, not once for all of a batch that are about the image: the same results, "
+        "slower",
+    )
+    add_flag(
+        group,
         "--holdout",
         type=float,
         default=0.1,

@@ -20,6 +20,7 @@ CHECKPOINT, LOADER = f"{T}/training/test_checkpoint.py", f"{T}/training/test_bat
 LOCK, OTHERS = f"{T}/training/test_folder_lock.py", f"{T}/training/test_weights_of_others.py"
 PADDING, HALF = f"{T}/training/test_padding.py", f"{T}/tasks/test_gpu_batches.py"
 ROOM = f"{T}/tasks/test_evaluation_batches.py"
+SAME, TOGETHER = f"{T}/adapt/test_sharing.py", f"{T}/tasks/test_shared_images.py"
 STORE, IMPORTS = f"{T}/features/test_features.py", f"{T}/features/test_sources_of_imports.py"
 METRIC, ANNOTATIONS = f"{T}/data/test_vqa_metric.py", f"{T}/data/test_annotations.py"
 CURVES, TEXTS = f"{T}/test_pinned_curves.py", f"{T}/test_reading.py"
@@ -100,6 +101,28 @@ MUTANTS = [
             "self.size, self._grows = self.size // 2, True",
         ),
         ("return list(world.share(range(samples)))", "return list(range(samples))"),
+    ),
+    # Several questions about one image
+    *_all(
+        f"{ADAPT}/sharing.py",
+        SAME,
+        ("rows = rows.refined(decisions[:, list(columns)])", "pass"),
+        ("return self if len(found) == len(self) else found", "return found"),
+        ("places = known.group[rows.first]", "places = known.group[known.first]"),
+        ("alone and None not in found", "alone"),
+        ("if active and state.get(PAIR) is None else None", "if active else None"),
+        ("or WATCHERS.get()", ""),
+    ),
+    Mutant(
+        f"{ADAPT}/encoder.py", "not (self.training or self.by_place)", "not self.training", SAME
+    ),
+    *_all(
+        "common/tasks/vqa.py",
+        TOGETHER,
+        ("{question: predictions[question] for question in asked}", "dict(predictions)"),
+    ),
+    Mutant(
+        "common/tasks/evaluation_batches.py", "[order[place] for place in own]", "own", TOGETHER
     ),
     *_all(
         f"{TRAINING}/optim.py",

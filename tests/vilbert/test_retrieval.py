@@ -88,6 +88,21 @@ def test_decisions_for_every_pair_are_made_for_every_pair():
     close(found, one_by_one(model, False))
 
 
+@pytest.mark.parametrize("strategy", ["SpotTune_Block", "SpotTune"])
+def test_pairs_share_what_was_decided_alike(strategy):
+    model, inputs = decided(strategy), inputs_of(4)
+    part = adaptive_part(model)
+    embedded: list[int] = []
+    model.bert.v_embeddings.register_forward_hook(lambda *a: embedded.append(len(a[2])))
+    found = {}
+    for reuse in (True, False):
+        scorer = PairScorer(model, reuse=reuse)
+        found[reuse] = scorer.scores(scorer.texts(inputs), scorer.images(inputs))
+        assert len(part.last.decisions) == 16
+    close(found[True], found[False])
+    assert embedded == [4, 16]
+
+
 @pytest.mark.parametrize("strategy", ["SpotTune", "BlockDrop"])
 def test_the_same_decisions_for_all_pairs_are_merged_and_reused(strategy):
     model, inputs = decided(strategy), inputs_of(4)

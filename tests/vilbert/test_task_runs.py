@@ -63,6 +63,21 @@ def test_a_task_is_trained_and_its_best_epoch_gives_its_score_again(
     assert len(rows) == result["accuracy"]["val"]["count"] == 2 * len(IMAGES["val"])
 
 
+def test_options_about_one_image_share_what_depends_on_it_alone(others, joint, tmp_path, capsys):
+    rows = []
+    for name, more in (("shared", []), ("apart", ["--every-sample"])):
+        out = tmp_path / name
+        assert evaluate(others.eval("6,11", joint / "BEST", out, *more)) == 0
+        found = [strict_json(out / f"{task}_val_result.json") for task in ("VCR_Q-A", "refcoco+")]
+        rows.append(({row["question_id"]: row["answer"] for row in found[0]}, found[1]))
+        said = "pairs about 8 images; what depends on the image alone" in capsys.readouterr().out
+        assert said == (name == "shared")
+    assert rows[0][0].keys() == rows[1][0].keys()
+    for question, answer in rows[0][0].items():
+        assert answer == pytest.approx(rows[1][0][question], abs=1e-5)
+    assert [row["target"] for row in rows[0][1]] == [row["target"] for row in rows[1][1]]
+
+
 def test_rows_are_those_of_the_original(others, joint, tmp_path):
     """VCR: four probabilities; referring expressions: the region and its overlap."""
     assert evaluate(others.eval("6,9,11", joint / "BEST", tmp_path)) == 0

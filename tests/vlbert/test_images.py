@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from common.adapt.adapting import adapt, adaptive_part
+from common.adapt.sharing import SameRows, same_rows
 from common.errors import CheckpointError, DataError
 from common.modules.boxes import PIXEL, overlap
 from common.modules.roi_align import roi_align
@@ -120,6 +121,26 @@ def test_a_batch_of_images_gives_what_each_image_gives():
         alone = [model(boxes[i : i + 1], sizes[:1], images[i : i + 1]).features for i in (0, 1)]
     assert (both[0] - both[1]).abs().max() > 1e-3
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-10, atol=1e-12)
+
+
+def test_an_image_is_read_once_for_all_of_its_questions():
+    images = [1, 0, 1, 1]
+    inputs = image_inputs(2)
+    inputs["boxes"] = torch.tensor([[[0, 0, 63, 47], [5, 6, 30, 40]], [[0, 0, 9, 40], [-2] * 4]])
+    given = {k: x[images] for k, x in inputs.items()}
+    given["question"] = vlbert_inputs(4)["question"]
+    given = {k: x if k == "question" else x.double() for k, x in given.items()}
+    network = randomise(ResNetVLBERT(replace(vlbert_config(), image=IMAGES))).double().eval()
+    seen: list[int] = []
+    network.image_feature_extractor.backbone.register_forward_hook(
+        lambda module, read, found: seen.append(len(found))
+    )
+    with torch.no_grad():
+        expected = network(**given)
+        with same_rows(vision=SameRows.of(images)):
+            found = network(**given)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
+    assert seen == [4, 2] and (expected[0] - expected[1]).abs().max() > 1e-6
 
 
 def image_inputs(batch: int = 2) -> dict:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.modules.losses import first_answer_loss
-from common.runs.backbones import BenchModel, BenchSettings
+from common.runs.backbones import QUESTIONS, BenchModel, BenchSettings
 from lxrt.hf_folder import THEIR_NAMES
 from lxrt.modeling import VQAModel
 from lxrt.sizes import LxmertConfig
@@ -45,6 +45,7 @@ def bench_model(settings: BenchSettings) -> BenchModel:
         lambda: ReferenceAnswers(config),
         "transformers",
         theirs,
+        questions=QUESTIONS,
     )
 
 

@@ -17,6 +17,7 @@ from common.adapt.adapting import freeze_dead
 from common.adapt.encoder import PolicyFactory, RoutedEncoder
 from common.adapt.policy import PolicyInputs, set_initial_share
 from common.adapt.routes import State, read_stream
+from common.adapt.sharing import once
 from common.adapt.steps import PAIR, DenseStep, HeadsStep, Layer, Step, bert_steps
 from common.modules.embeddings import TextEmbeddings
 from common.modules.heads import Pooler, WordPrediction
@@ -257,7 +258,7 @@ class LXRTModel(nn.Module):
         lang = self.embeddings(input_ids, segment_ids)
         state: State = {
             "lang": lang,
-            "vision": self.encoder.visn_fc(features, boxes),
+            "vision": once("vision", self.encoder.visn_fc, features, boxes),
             "lang.mask": additive_mask(input_mask, lang.dtype),
             "vision.mask": None if region_mask is None else additive_mask(region_mask, lang.dtype),
         }
