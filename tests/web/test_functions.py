@@ -16,14 +16,17 @@ from PIL import Image
 
 import common.web.handlers
 import common.web.runs
-from common.ask import Answered, PairDecisions
+from common.ask import Answered, Answerer, PairDecisions
 from common.ask.unusual import unusual_decisions
+from common.detector.opening import detector_origin
 from common.errors import CheckpointError, ConfigError, DataError
+from common.runs import open_run
 from common.web import Limits, Runs, find_runs, main, read_upload, run_label
 from common.web.address import free_port
 from common.web.command import copied_examples
 from common.web.handlers import AUTOMATIC, NO_RUN, Handlers
 from common.web.runs import IN_MEMORY, PICTURES, file_digest
+from tests.common.own_detector import OwnDetector, with_features
 from tests.conftest import EARLIER
 from tests.web.conftest import LIMITS, WRONG
 
@@ -131,6 +134,23 @@ def test_a_found_run_that_cannot_be_opened_is_said_where_it_is_asked(run, pictur
     assert handlers.layers(runs.labels[0]) == []
     left, right = asked(handlers, sent(pictures / "shape.png"), second=runs.labels[1])
     assert "vocab.txt" in left and "role='alert'" in left and Page(right).answers
+
+
+def test_a_detector_names_the_regions_and_looks_once_at_a_picture(
+    run, pictures, tmp_path, monkeypatch
+):
+    own = OwnDetector(2048)
+    folder = with_features(run, tmp_path / "own", **detector_origin(own))
+    opened = Answerer(open_run(folder), own)
+    monkeypatch.setattr(Answerer, "open", lambda folder, options: opened)
+    handlers = Handlers(Runs([folder]), LIMITS)
+    first, _ = asked(handlers, sent(pictures / "shape.png"))
+    second, _ = asked(handlers, sent(pictures / "shape.png", "renamed.png"), "Is it a circle?")
+    assert own.looks == 1 and "3 regions, by own" in first
+    for reply in (first, second):
+        assert re.findall(r"\d  (\w+), attribute", reply) == ["cat", "dog", "mat"]
+    asked(handlers, sent(pictures / "whole.jpg"))
+    assert own.looks == 2
 
 
 def test_the_attention_that_is_chosen_is_shown(handlers, pictures):
