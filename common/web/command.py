@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.ask.answerer import AnswererOptions
@@ -97,14 +99,37 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--examples {args.examples}: give 0 or more")
     options = AnswererOptions(detector=args.detector, data_root=args.data)
     runs = Runs(args.run or find_runs(), options, opened=bool(args.run))
-    with tempfile.TemporaryDirectory(prefix="adaptive-finetuning-web-") as folder:
+    with (
+        stopped_by_signals(),
+        tempfile.TemporaryDirectory(prefix="adaptive-finetuning-web-") as folder,
+    ):
         examples, notes = copied_examples(runs, args.examples, Path(folder) / "examples")
         prepare_gradio(Path(folder))
         from common.web.page import make_page
         from common.web.server import serve
 
         serve(make_page(runs, limits, examples, notes), args.host, port, limits)
+    print("ended     uploads are deleted", flush=True)
     return 0
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C are a KeyboardInterrupt; further ones do not disturb the cleaning up."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_gradio() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NoReturn
@@ -52,7 +51,7 @@ async def _refuse_address(url: str) -> NoReturn:
 
 
 def serve(page: gr.Blocks, host: str, port: int, limits: Limits) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
+    """Serve the page until a KeyboardInterrupt.
 
     Args:
         page: made by `make_page`.
@@ -62,22 +61,16 @@ def serve(page: gr.Blocks, host: str, port: int, limits: Limits) -> None:
     Raises:
         ConfigError: the address or the port cannot be had.
     """
-    stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
     try:
         url = launch(page, host, port, limits)
         if host not in LOCAL:
             print(f"note      {host}: whoever reaches this machine can ask; there is no password")
         print(f"page      {url} (Ctrl-C ends it)", flush=True)
-        stop.wait()
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
     finally:
         page.close(verbose=False)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    print("ended     uploads are deleted", flush=True)
 
 
 def launch(page: gr.Blocks, host: str, port: int, limits: Limits) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import socket
 import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from common.errors import CheckpointError, ConfigError, DataError
 from common.runs import open_run
 from common.web import Limits, Runs, find_runs, main, read_upload, run_label
 from common.web.address import free_port
-from common.web.command import copied_examples
+from common.web.command import copied_examples, stopped_by_signals
 from common.web.handlers import AUTOMATIC, NO_RUN, Handlers
 from common.web.runs import IN_MEMORY, PICTURES, file_digest
 from tests.common.own_detector import OwnDetector, with_features
@@ -364,6 +366,13 @@ def test_a_port_that_is_taken_is_said_before_a_run_is_opened(capsys, monkeypatch
     assert main(["--host", "192.0.2.1", "--port", "0"]) == 2
     assert "--host 192.0.2.1 --port 0: cannot listen there" in capsys.readouterr().err
     assert 1024 < free_port("127.0.0.1", 0) <= 65535
+
+
+def test_a_signal_lets_the_temporary_folder_be_deleted():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals(), TemporaryDirectory() as folder:
+        signal.raise_signal(signal.SIGTERM)
+    assert not Path(folder).exists() and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_without_gradio_the_error_says_how_to_install_it(capsys, monkeypatch):

@@ -323,6 +323,15 @@ def test_a_picture_is_not_fetched_from_elsewhere(server, path, message):
     assert message in said and '"success":false' in said.replace(": ", ":")
 
 
+def test_a_picture_that_is_not_kept_any_longer_is_said(server, pictures):
+    status, said = upload(server, (pictures / "shape.png").read_bytes() + b"old")
+    (path,) = json.loads(said)
+    Path(path).unlink()
+    assert status == 200
+    told = joined(server, event_of(server, "picture", "change"), [file_data(path)])
+    assert "this picture is not kept any longer: upload it again" in told
+
+
 def test_the_page_tells_nothing_of_itself_to_others(server):
     with urllib.request.urlopen(f"{server.url}config") as answer:
         config = json.load(answer)
