@@ -22,7 +22,7 @@ ROOT = repository_root()
 RUNS = (DemoRun("lxmert", "SpotTune", "started"), DemoRun("vlbert", "SpotTune_Res", "started"))
 QUESTION = "@ what color is the shape?"
 EXAMPLE = 3
-COLOURS = 192  # of the palette, so that the file stays small
+COLOURS = 256  # of the palette, so that the file stays small
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             server.communicate()
     small = io.BytesIO()
     picture = (
-        Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        Image.open(io.BytesIO(shot))
+        .convert("RGB")
+        .quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     )
     picture.save(small, "PNG", optimize=True)
     write_bytes(args.out, small.getvalue())
