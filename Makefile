@@ -18,6 +18,7 @@ SIZE ?=
 QUICK ?=
 ARGS ?=
 TASKS ?=
+RUN ?=
 ZERO ?=
 WORKERS ?= 2
 FUZZ ?= 20000
@@ -71,7 +72,8 @@ vilbert_joint := save/joint
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
-.PHONY: help setup demo experiments evidence lint test test-slow test-gpu fuzz mutants parity bench compare diagrams data-easy-vqa \
+.PHONY: help setup demo experiments evidence web lint test test-slow test-gpu test-web fuzz mutants \
+        parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full lxmert-adaptive \
         vlbert-train vlbert-test vlbert-table pretrain-easy-vqa-vilbert vilbert-train vilbert-test \
         vilbert-retrieval vilbert-pretrain vilbert-table vilbert-joint clean
@@ -84,12 +86,12 @@ help:  ## show this list
 	@echo
 	@echo "Variables: STRATEGY (standard, Frozen, SpotTune_Block, SpotTune, BlockDrop, …), DATASET"
 	@echo "(vqa, vqa_official, vqa_cp, easy_vqa, easy_vqa_cp, easy_vqa_dialect and its variants, or one"
-	@echo "of your own, made by python -m common.data make), SIZE"
-	@echo "(base, small), NAME (of the run), GPU (number or cpu), ARGS (further flags), QUICK=1 (a small"
-	@echo "version), PYTHON (interpreter for the environment). VL-BERT: DATASET (easy_vqa, easy_vqa_cp,"
-	@echo "easy_vqa_dialect, vqa, vqa_cp) chooses a config, or CFG (a file in VLBERT/, e.g."
-	@echo "cfgs/easy_vqa/blockdrop.yaml; with its own strategy and name unless STRATEGY and NAME are"
-	@echo "given); NPROC (processes that train together)."
+	@echo "of your own, made by python -m common.data make), SIZE (base, small), NAME (of the run), RUN"
+	@echo "(folders of runs), GPU (number or cpu), ARGS (further flags), QUICK=1 (a small version), PYTHON"
+	@echo "(interpreter for the environment). VL-BERT: DATASET (easy_vqa, easy_vqa_cp, easy_vqa_dialect,"
+	@echo "vqa, vqa_cp) chooses a config, or CFG (a file in VLBERT/, e.g. cfgs/easy_vqa/blockdrop.yaml;"
+	@echo "with its own strategy and name unless STRATEGY and NAME are given); NPROC (processes that train"
+	@echo "together)."
 
 setup: $(READY)  ## virtual environment in .venv with pinned dependencies and this package
 
@@ -110,6 +112,9 @@ experiments: setup  ## strategies × sizes of data × seeds, about 3.5 hours, re
 evidence: setup  ## does a policy earn more than chance? all backbones, 2.5 hours, resumable (QUICK=1: 5 min)
 	$(BIN)/python -m common.evidence $(if $(QUICK),--quick) $(ARGS)
 
+web: setup  ## a page in the browser to ask finished runs: RUN='DIR DIR2' (default: all), ARGS='…'
+	$(BIN)/python -m common.web $(foreach run,$(RUN),--run $(run)) $(ARGS)
+
 lint: setup  ## formatting, ruff, types (mypy) and the direction of imports, without running anything
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
@@ -123,6 +128,9 @@ test: setup  ## all tests but the slow ones, in WORKERS=2 processes (0: in one, 
 
 test-slow: setup  ## the tests that take minutes: the demo, training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-web: setup  ## the web page in a real browser (Debian: apt-get install chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web tests/web -p no:xdist $(ARGS)
 
 fuzz: setup  ## damage real files and read them (FUZZ=20000 times): right values, or one clear error
 	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -p no:xdist $(ARGS)

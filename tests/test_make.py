@@ -35,6 +35,7 @@ VARIABLES = (
     "QUICK",
     "DEVICE",
     "PART",
+    "RUN",
     "SIZE",
     "MAKEFLAGS",
     "MFLAGS",
@@ -91,6 +92,17 @@ def test_the_help_has_every_target():
     assert all(re.search(rf"^  {target} +\S", text, re.MULTILINE) for target in targets)
     for variable in ("CFG", "NPROC", "DATASET", "STRATEGY"):
         assert variable in text
+
+
+def test_the_page_shows_the_runs_that_are_named():
+    from common.web.command import parser
+
+    found = words("web", "RUN=a/b c", "ARGS=--port 0 --detector pixels")
+    assert found[1:3] == ["-m", "common.web"]
+    given = parser().parse_args(found[3:])
+    assert given.run == [Path("a/b"), Path("c")]
+    assert (given.port, given.detector, given.host) == (0, "pixels", "127.0.0.1")
+    assert words("web", "RUN=")[1:] == ["-m", "common.web"]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +246,11 @@ def test_vilbert_is_trained_and_tested_under_one_name():
 
 def test_the_checks_of_ci_are_those_of_lint_and_then_the_tests():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert [line for line in lines if line.startswith("make ")] == ["make lint", "make test"]
+    assert [line for line in lines if line.startswith("make ")] == [
+        "make lint",
+        "make test ARGS=\"-m 'not slow and not web'\"",
+        "make test-web",
+    ]
     said = dry_run("lint").stdout
     checks = ("ruff format --check .", "ruff check .", "-m mypy", "/lint-imports")
     places = [said.index(check) for check in checks]

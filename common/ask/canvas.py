@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from common.ask.image import AskedImage
 from common.features.store import Regions
-from common.results.plot_style import WIDTH
+from common.results.plot_style import Target, new_figure, save, styled
 
 MARGIN = 0.15
 IMAGE_WIDTH, IMAGE_HEIGHT = 3.8, 3.3
@@ -23,12 +23,27 @@ def image_height(regions: Regions) -> float:
     return min(IMAGE_HEIGHT, IMAGE_WIDTH * regions.height / regions.width)
 
 
+def plot_boxes(image: AskedImage, path: Target) -> None:
+    """Write the image with its numbered boxes, and nothing else, as PNG."""
+    save(_boxes_figure(image), path)
+
+
+@styled
+def _boxes_figure(image: AskedImage) -> Figure:
+    regions = image.regions
+    shown = image_height(regions)
+    figure = new_figure(shown + 2 * MARGIN, shown * regions.width / regions.height + 2 * MARGIN)
+    axes = draw_image(figure, image, shown + MARGIN)
+    draw_boxes(axes, regions.boxes.tolist(), max(regions.width, regions.height))
+    return figure
+
+
 def draw_image(figure: Figure, image: AskedImage, top: float) -> Axes:
     """The picture, or an empty canvas of its size; `top` is in inches. Returns its axes."""
-    height, regions = figure.get_figheight(), image.regions
+    (width, height), regions = figure.get_size_inches(), image.regions
     shown = image_height(regions)
     axes = figure.add_axes(
-        (MARGIN / WIDTH, (top - shown) / height, IMAGE_WIDTH / WIDTH, shown / height)
+        (MARGIN / width, (top - shown) / height, IMAGE_WIDTH / width, shown / height)
     )
     extent = (0, regions.width, regions.height, 0)
     if image.picture is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from common.ask.image import AskedImage
 from common.detector.names import RegionNames
 from common.features.store import Regions
 from common.results.decision_grid import decides_layers, stream_of
-from common.results.decision_plots import draw_panels, numbers_fit, panels_height
+from common.results.decision_plots import (
+    MARK_COLOUR,
+    draw_panels,
+    marking_frame,
+    numbers_fit,
+    panels_height,
+)
 from common.results.plot_style import (
     DEAD_COLOUR,
     DEAD_HATCH,
@@ -100,6 +106,28 @@ def draw_answer(image: AskedImage, answered: Answered, title: str, nothing: str)
         figure.text(MARGIN / WIDTH, 0.14 / height, f"decided: {nothing}", fontsize=10)
     else:
         _draw_decisions(figure, table, decided, lower)
+    return figure
+
+
+def plot_pair_decisions(
+    found: PairDecisions, path: Target, marked: Collection[int] | None = None
+) -> None:
+    """Write what was decided for a pair as PNG, and nothing else.
+
+    Args:
+        found: of the pair.
+        path: PNG file, or an open binary file.
+        marked: places of decisions that are not those of most questions; None: not known.
+    """
+    save(_pair_figure(found, marked), path)
+
+
+@styled
+def _pair_figure(found: PairDecisions, marked: Collection[int] | None) -> Figure:
+    table = decision_table(found)
+    height = 0.12 + _decisions_height(table)
+    figure = new_figure(height)
+    _draw_decisions(figure, table, found, height - 0.12, marked)
     return figure
 
 
@@ -219,7 +247,11 @@ def _decisions_height(table: dict[str, Any]) -> float:
 
 
 def _draw_decisions(
-    figure: Figure, table: dict[str, Any], found: PairDecisions, lower: float
+    figure: Figure,
+    table: dict[str, Any],
+    found: PairDecisions,
+    lower: float,
+    marked: Collection[int] | None = None,
 ) -> None:
     """The decisions of the pair in the lower part of the figure, with a legend."""
     height = figure.get_figheight()
@@ -235,13 +267,14 @@ def _draw_decisions(
         s=f"decided: {ones} of {live} {unit} {found.words[1]}",
     )
     if whole:
-        _draw_strip(figure, table, found, lower - STRIP_TITLE)
+        _draw_strip(figure, table, found, lower - STRIP_TITLE, marked or ())
     else:
         draw_panels(
             figure,
             table,
             lower - PANELS_TITLE,
             [np.nan] * len(found.decisions) if numbers is None else numbers,
+            marked or (),
         )
     zero, one = found.words
     handles = [
@@ -250,6 +283,9 @@ def _draw_decisions(
     ]
     if not all(table["live"]):
         handles.append(dead_patch())
+    if marked is not None:
+        label = "other than for most questions"
+        handles.append(Patch(facecolor="white", edgecolor=MARK_COLOUR, linewidth=1.6, label=label))
     says = {
         "argmax": "the policy's likelier decision",
         "sample": "drawn by the policy",
@@ -275,7 +311,9 @@ def _draw_decisions(
     )
 
 
-def _draw_strip(figure: Figure, table: dict[str, Any], found: PairDecisions, top: float) -> None:
+def _draw_strip(
+    figure: Figure, table: dict[str, Any], found: PairDecisions, top: float, marked: Collection[int]
+) -> None:
     """Whole layers as a row of cells, in order of execution; `top` is in inches."""
     height, layers = figure.get_figheight(), table["layers"]
     axes = figure.add_axes(
@@ -298,6 +336,8 @@ def _draw_strip(figure: Figure, table: dict[str, Any], found: PairDecisions, top
                 hatch=None if alive else DEAD_HATCH,
             )
         )
+        if place in marked:
+            axes.add_patch(marking_frame(place + 0.04, 0, 0.92))
         axes.text(
             place + 0.5,
             1.08,

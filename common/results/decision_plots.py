@@ -7,7 +7,7 @@ scale 0–1. Dead decisions, which cannot change the answer, are grey and hatche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ TITLE_HEIGHT, BAR_HEIGHT, ROW_HEIGHT = 0.62, 0.72, 0.2
 WIDEST_CELL, NUMBER_WIDTH, HEADS_HEIGHT = 0.46, 0.3, 0.34
 ROOMY = 30
 CHARACTER = 0.052
+MARK_COLOUR = "#e6550d"
 
 
 def plot_decisions(
@@ -152,7 +153,11 @@ def numbers_fit(decisions: dict[str, Any]) -> bool:
 
 
 def draw_panels(
-    figure: Figure, decisions: dict[str, Any], top: float, numbers: Sequence[float] | None = None
+    figure: Figure,
+    decisions: dict[str, Any],
+    top: float,
+    numbers: Sequence[float] | None = None,
+    marked: Collection[int] = (),
 ) -> ScalarMappable | None:
     """Draw the heat map of every stream into a figure `WIDTH` inches wide, in rows.
 
@@ -160,6 +165,7 @@ def draw_panels(
         decisions: `layers`, `components`, `live` and `share`, D each; the share is the colour.
         top: where the first row begins, in inches above the lower edge.
         numbers: D numbers that are written into wide cells; default the share.
+        marked: places of decisions that get a frame, from 0.
 
     Returns:
         What a colour bar needs.
@@ -177,16 +183,29 @@ def draw_panels(
                 len(panel.components) * width / WIDTH,
                 rows_height / height,
             )
+            axes = figure.add_axes(box)
             image = _draw_map(
-                figure.add_axes(box),
-                panel,
-                decisions,
-                width,
-                decisions["share"] if numbers is None else numbers,
+                axes, panel, decisions, width, decisions["share"] if numbers is None else numbers
             )
+            for row_number, column in np.argwhere(np.isin(panel.columns, list(marked))):
+                axes.add_patch(marking_frame(column - 0.5, row_number - 0.5))
             left += len(panel.components) * width + GAP
         top -= _row_height(row)
     return image
+
+
+def marking_frame(x: float, y: float, width: float = 1, height: float = 1) -> Rectangle:
+    """The frame of a marked cell whose corner with the lowest coordinates is given."""
+    return Rectangle(
+        (x, y),
+        width,
+        height,
+        fill=False,
+        edgecolor=MARK_COLOUR,
+        linewidth=1.6,
+        zorder=3,
+        clip_on=False,
+    )
 
 
 def _pack(panels: Sequence[Panel]) -> list[list[Panel]]:

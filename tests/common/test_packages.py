@@ -39,6 +39,7 @@ COMMANDS = (
     "bench",
     "readme",
     "features",
+    "web",
     "training.processes",
 )
 CORE_AT_MOST = 45

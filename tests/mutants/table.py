@@ -26,6 +26,7 @@ METRIC, ANNOTATIONS = f"{T}/data/test_vqa_metric.py", f"{T}/data/test_annotation
 CURVES, TEXTS = f"{T}/test_pinned_curves.py", f"{T}/test_reading.py"
 PICTURES, FUZZ = f"{T}/features/test_pictures.py", "tests/fuzz/test_readers.py"
 MAKING = f"{T}/own_data/test_making.py"
+WEB = "tests/web/test_functions.py"
 ODD = "tests/vlbert/test_odd_questions.py"
 
 
@@ -732,4 +733,31 @@ MUTANTS = [
         "found.features.bfloat16().float(),",
         "tests/lxmert/test_ask.py",
     ),
+    # The page in the browser
+    *_all(
+        "common/web/uploads.py",
+        WEB,
+        ("if size > limits.bytes:", "if False:"),
+        ("found[0] * found[1] > limits.pixels", "found[0] > limits.pixels"),
+    ),
+    *_all(
+        "common/web/handlers.py",
+        WEB,
+        ("        with self._alone:\n            image", "        if True:\n            image"),
+        ("if len(text) > self.limits.characters:", "if False:"),
+    ),
+    *_all(
+        "common/web/replies.py",
+        WEB,
+        ("role='alert'>{html.escape(message)}", "role='alert'>{message}"),
+        ("{answer.probability:.3f}", "{answer.logit:.3f}"),
+    ),
+    Mutant(
+        "common/web/runs.py",
+        "popitem(last=False)\n            with",
+        "popitem()\n            with",
+        WEB,
+    ),
+    Mutant("common/ask/unusual.py", "if live and alike < 0.5", "if alike < 0.5", WEB),
+    Mutant("common/ask/unusual.py", "share if decision else 1 - share", "share", WEB),
 ]
