@@ -23,7 +23,16 @@ from common.adapt.policy import ControlPolicy, PolicyInputs, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import with_zero_gradients
 from common.adapt.sharing import SharedStreams, streams_alone
-from common.adapt.steps import PAIR, WATCHERS, HeadsStep, Layer, Step, first_position, live_steps
+from common.adapt.steps import (
+    PAIR,
+    WATCHERS,
+    HeadsStep,
+    Layer,
+    Others,
+    Step,
+    first_position,
+    live_steps,
+)
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 from common.modules.shapes import AsksDevice, shapes_are_static
@@ -377,12 +386,13 @@ class Adaptive(nn.Module):
         heads = None
         if site.per_head:
 
-            def heads(inputs: State, routes: Routes, flip: bool) -> Written:
+            def heads(inputs: State, routes: Routes, flip: bool, others: Others | None) -> Written:
                 assert twin is not None
                 out: Written = {}
                 for step in site.steps:
                     assert isinstance(step, HeadsStep)
-                    out |= step.run_routed((twin, module), inputs, routes, site.columns, flip)
+                    pair = twin, module
+                    out |= step.run_routed(pair, inputs, routes, site.columns, flip, others)
                 return out
 
         def parameters(value: int) -> list[nn.Parameter]:
