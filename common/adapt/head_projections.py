@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from common.adapt.row_routing import Rows
+from common.modules.packing import PackedWeights, active_packing, pack, packed_linear
 
 FEW = 0.25  # share of the (sample, head) pairs below which the other branch is computed whole
 Parameters = list[tuple[Tensor, Tensor]]  # weight (H * c, C) and bias (H * c) of n projections
@@ -44,11 +45,15 @@ def project_by_head(
     Returns:
         n tensors (B, H, T, c); with `both` n more, of the other branch, without gradients.
     """
+    packing = None if both else active_packing(x, weights[0])
+    if packing is not None:
+        found = _from_packed(x, rows, weights, biases, packing)
+        return tuple(y.transpose(1, 2) for y in found)
     tensors = (x, *weights, *biases)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         # Autocast does not reach into the backward pass of a function of our own.
         tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
-    found: tuple[Tensor, ...] = _ProjectByHead.apply(  # type: ignore[no-untyped-call]
+    found = _ProjectByHead.apply(  # type: ignore[no-untyped-call]
         rows, both, *tensors
     )
     return tuple(y.transpose(1, 2) for y in found)
@@ -72,7 +77,7 @@ class _ProjectByHead(torch.autograd.Function):
             return _gathered(x, rows, branches)
         one = _heads_of_branch(rows, 1, len(x))
         zeros, ones = (
-            [F.linear(x, *both).unflatten(-1, (len(rows), -1)) for both in branch]
+            [F.linear(x, *pair).unflatten(-1, (len(rows), -1)) for pair in branch]
             for branch in branches
         )
         pairs = list(zip(zeros, ones, strict=True))
@@ -149,6 +154,37 @@ def _gathered(
                 torch.addmm(bias[of_head], part, weight[of_head].T, out=found[:, place])
             y[head].index_copy_(0, chosen, found.unflatten(0, (-1, x.shape[1])))
     return y.permute(3, 1, 2, 0, 4).unbind(0)
+
+
+def _from_packed(
+    x: Tensor,
+    rows: Sequence[Rows],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    packing: PackedWeights,
+) -> tuple[Tensor, ...]:
+    """As `_gathered`, with the weights of every head laid out by `packing`."""
+    heads, count = len(rows), len(weights) // 2
+
+    def by_head(parameters: Sequence[Tensor]) -> Tensor:
+        """(H, n * c, …): the n projections of a head beside each other."""
+        return torch.cat([p.detach().unflatten(0, (heads, -1)) for p in parameters], 1)
+
+    def branch(part: slice) -> list[tuple[Tensor, Tensor]]:
+        """By head the laid out weights and the biases."""
+        own = weights[part]
+        packed = packing.kept(("heads", heads), own, lambda: [*map(pack, by_head(own))])
+        return list(zip(packed, by_head(biases[part]), strict=True))
+
+    branches = branch(slice(count)), branch(slice(count, None))
+    y = x.new_empty(heads, *x.shape[:2], len(weights[0]) // heads * count)
+    for head, both in enumerate(rows):
+        for chosen, by_place in zip(both, branches, strict=True):
+            if len(chosen):
+                part = packed_linear(x.index_select(0, chosen), *by_place[head])
+                y[head].index_copy_(0, chosen, part)
+    by_projection: Tensor = y.unflatten(-1, (count, -1))
+    return by_projection.permute(3, 1, 2, 0, 4).unbind(0)
 
 
 def _gathered_gradient(
