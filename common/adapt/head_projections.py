@@ -53,10 +53,10 @@ def project_by_head(
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         # Autocast does not reach into the backward pass of a function of our own.
         tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
-    found = _ProjectByHead.apply(  # type: ignore[no-untyped-call]
+    routed: tuple[Tensor, ...] = _ProjectByHead.apply(  # type: ignore[no-untyped-call]
         rows, both, *tensors
     )
-    return tuple(y.transpose(1, 2) for y in found)
+    return tuple(y.transpose(1, 2) for y in routed)
 
 
 class _ProjectByHead(torch.autograd.Function):
@@ -75,15 +75,16 @@ class _ProjectByHead(torch.autograd.Function):
         branches = _branches(parameters)
         if not both:
             return _gathered(x, rows, branches)
-        one = _heads_of_branch(rows, 1, len(x))
+        taken = _heads_of_branch(rows, 1, len(x))
         zeros, ones = (
             [F.linear(x, *pair).unflatten(-1, (len(rows), -1)) for pair in branch]
             for branch in branches
         )
         pairs = list(zip(zeros, ones, strict=True))
-        others = tuple(torch.where(one, *pair) for pair in pairs)
+        chosen = [torch.where(taken, one, zero) for zero, one in pairs]
+        others = [torch.where(taken, zero, one) for zero, one in pairs]
         ctx.mark_non_differentiable(*others)
-        return (*(torch.where(one, *reversed(pair)) for pair in pairs), *others)
+        return (*chosen, *others)
 
     @staticmethod
     @once_differentiable

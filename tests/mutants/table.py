@@ -159,7 +159,7 @@ MUTANTS = [
         "tests/common/adapt/test_head_projections.py",
         ("added.addmm_(part, weight[of_head])", "pass"),
         ("torch.sum(part, 0, out=into[place][1][of_head])", "into[place][1][of_head].zero_()"),
-        ("others = tuple(torch.where(one, *pair)", "others = tuple(torch.where(~one, *pair)"),
+        ("torch.where(taken, zero, one)", "torch.where(taken, one, zero)"),
         ("torch.where(taken, gradient, 0)", "gradient.contiguous()"),
     ),
     *_all(
