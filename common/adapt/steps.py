@@ -200,7 +200,7 @@ class HeadsStep(Step):
         return queries[:1] + rest[:2] + queries[1:] + rest[2:]
 
     def _seen(self, layer: nn.Module) -> Seen | None:
-        watchers = WATCHERS.get()
+        watchers = present_watchers()
         if not watchers:
             return None
 
@@ -246,6 +246,11 @@ class Watcher(Protocol):
 
 
 WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
+
+
+def present_watchers() -> tuple[Watcher, ...]:
+    """Who looks on now; nobody in what torch.compile makes, which reads no context variables."""
+    return () if torch.compiler.is_compiling() else WATCHERS.get()
 
 
 @dataclass(frozen=True)
