@@ -155,6 +155,16 @@ MUTANTS = [
         ("dtype = torch.promote_types(zero.dtype, one.dtype)", "dtype = zero.dtype"),
     ),
     *_all(
+        "common/modules/packing.py",
+        "tests/common/modules/test_packing.py",
+        (
+            "(self.version, self.address) and torch.equal",
+            "(self.version, self.address) or torch.equal",
+        ),
+        ("if entry is None or not entry.same:", "if entry is None:"),
+        ("if torch.is_grad_enabled():", "if False:"),
+    ),
+    *_all(
         f"{ADAPT}/head_projections.py",
         "tests/common/adapt/test_head_projections.py",
         ("added.addmm_(part, weight[of_head])", "pass"),
