@@ -57,9 +57,7 @@ def answers(model, decisions):
     [*((name, "gathered") for name in STRATEGIES), ("SpotTune", "dense"), ("SpotTune", "grouped")],
 )
 @torch.no_grad()
-def test_answers_are_those_of_plain_products_but_for_rounding(
-    strategy, executor
-):
+def test_answers_are_those_of_plain_products_but_for_rounding(strategy, executor):
     model = wide(strategy, executor)
     part = adaptive_part(model)
     decisions = None if part is None else random_decisions(model).float()
