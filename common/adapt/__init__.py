@@ -37,6 +37,7 @@ from common.adapt.encoder import (
 from common.adapt.executors import RoutedSite, Routing, execute
 from common.adapt.families import find_encoder
 from common.adapt.gumbel import hard_gumbel, keyed_uniform
+from common.adapt.head_projections import project_by_head
 from common.adapt.heads import split_heads
 from common.adapt.merging import Merged, merge
 from common.adapt.policy import (
@@ -51,7 +52,7 @@ from common.adapt.policy import (
     uniform_noise,
 )
 from common.adapt.routes import Branch, Routes, State, Written, read_stream, take
-from common.adapt.row_routing import Rows, merge_rows, project_by_head, split_rows, straight_through
+from common.adapt.row_routing import Rows, merge_rows, split_rows, straight_through
 from common.adapt.steps import (
     DenseStep,
     HeadsStep,

@@ -23,7 +23,16 @@ from common.adapt.policy import ControlPolicy, PolicyInputs, uniform_noise
 from common.adapt.routes import Routes, State, Written, read_stream
 from common.adapt.row_routing import with_zero_gradients
 from common.adapt.sharing import SharedStreams, streams_alone
-from common.adapt.steps import PAIR, WATCHERS, HeadsStep, Layer, Step, first_position, live_steps
+from common.adapt.steps import (
+    PAIR,
+    HeadsStep,
+    Layer,
+    Others,
+    Step,
+    first_position,
+    live_steps,
+    present_watchers,
+)
 from common.adapt.strategies import Site, Strategy, plan_sites
 from common.errors import ConfigError
 from common.modules.shapes import AsksDevice, shapes_are_static
@@ -342,7 +351,7 @@ class Adaptive(nn.Module):
         """
         name = self.options.executor if self.training else self.options.eval_executor
         device = x.device
-        if name == AUTO and WATCHERS.get():  # which look at samples in their order
+        if name == AUTO and present_watchers():  # which look at samples in their order
             device = torch.device("cpu")
         twins = self.strategy.other == "twin"
         return chosen_executor(name, self.training, device, twins, groups(x))
@@ -377,12 +386,13 @@ class Adaptive(nn.Module):
         heads = None
         if site.per_head:
 
-            def heads(inputs: State, routes: Routes, flip: bool) -> Written:
+            def heads(inputs: State, routes: Routes, flip: bool, others: Others | None) -> Written:
                 assert twin is not None
                 out: Written = {}
                 for step in site.steps:
                     assert isinstance(step, HeadsStep)
-                    out |= step.run_routed((twin, module), inputs, routes, site.columns, flip)
+                    pair = twin, module
+                    out |= step.run_routed(pair, inputs, routes, site.columns, flip, others)
                 return out
 
         def parameters(value: int) -> list[nn.Parameter]:
@@ -550,14 +560,17 @@ class RoutedEncoder(nn.Module):
             passed: if given, receives the slots after every layer.
             part: of the layers, in execution order; of a plain encoder only.
         """
-        for watcher in WATCHERS.get():
+        for watcher in present_watchers():
             watcher.started(self, state)
         if part != slice(None) and not self.runs_in_parts:
             raise ConfigError("an encoder that looks at pairs runs all its layers at once")
         state = {**state, PAIR: self._read_pair(state)}
         if self.adaptive is not None:
             self.adaptive.raw_inputs = raw_inputs or {}
-            return self.adaptive.run(state, self, passed)
+            run = self.adaptive.run
+            if torch.compiler.is_compiling():  # routes depend on what decisions are
+                run = torch.compiler.disable(run)
+            return run(state, self, passed)
         if self._plain is None:
             layers = self.layers()
             live, _ = live_steps(layers, self.reads, first=self.reads_first)

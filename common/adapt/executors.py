@@ -36,6 +36,7 @@ from common.adapt.experts import Chosen, UnknownUse, arrange, by_group
 from common.adapt.routes import Branch, Routes, State, Written, take
 from common.adapt.row_routing import straight_through
 from common.adapt.skipping import FirstSamples, kept_first
+from common.adapt.steps import Others
 from common.errors import ConfigError
 
 AUTO = "auto"
@@ -125,7 +126,7 @@ class RoutedSite:
         outputs: Sequence[str],
         inputs: Sequence[str],
         branch: Branch,
-        heads: Callable[[State, Routes, bool], Written] | None = None,
+        heads: Callable[[State, Routes, bool, Others | None], Written] | None = None,
         parameters: Callable[[int], Sequence[Tensor]] = lambda value: (),
         experts: Callable[[State, Chosen, bool], Written] | None = None,
         static: Callable[[], bool] = lambda: True,
@@ -136,7 +137,8 @@ class RoutedSite:
         Args:
             columns, outputs, inputs: decisions, and slots that are written and read.
             branch: `branch(value, inputs)`.
-            heads: `heads(inputs, routes, flip)`, where every attention head decides for itself.
+            heads: `heads(inputs, routes, flip, others)`, where every attention head decides for
+                itself; see `HeadsStep.run_routed`.
             parameters: `parameters(value)`, those of a branch.
             experts: `experts(inputs, chosen, flip)`, where the branches differ in parameters only.
             static: `static()`, whether there are forms for it in which rows stay together.
@@ -155,13 +157,20 @@ class RoutedSite:
         """Whether every attention head decides for itself."""
         return self._heads is not None
 
-    def select(self, inputs: State, routes: Routes, flip: bool, replay: Replay) -> Written:
+    def select(
+        self,
+        inputs: State,
+        routes: Routes,
+        flip: bool,
+        replay: Replay,
+        others: Others | None = None,
+    ) -> Written:
         if self._heads is None:
             return routes.select(
                 inputs, self.outputs, self.columns[0], self.branch, flip, replay, self._parameters
             )
         with replay.draw(0):
-            out = self._heads(inputs, routes, flip)
+            out = self._heads(inputs, routes, flip, others)
         return {slot: out[slot] for slot in self.outputs}
 
     def weigh(self, decisions: Tensor, x: Tensor) -> Tensor:
@@ -185,12 +194,16 @@ def execute(site: RoutedSite, index: int, state: State, routing: Routing) -> Wri
         return _dense(site, inputs, decisions, routing, replay)
     if routing.executor == "grouped" and site.static():
         return _as_experts(site, inputs, decisions, routing, replay)
-    chosen = site.select(inputs, routing.routes, False, replay)
-    if routing.executor == "gathered" or not (decisions.requires_grad and torch.is_grad_enabled()):
+    learning = decisions.requires_grad and torch.is_grad_enabled()
+    alone = routing.executor == "gathered" or not learning
+    again = not alone and routing.executor != "sampled" and not _precise(site, routing, replay)
+    others: Others | None = {} if again else None
+    chosen = site.select(inputs, routing.routes, False, replay, others)
+    if alone:
         return chosen
     with torch.no_grad():
         if routing.executor != "sampled":
-            difference = _difference(site, inputs, chosen, decisions, routing, replay)
+            difference = _difference(site, inputs, chosen, decisions, routing, replay, others)
         else:
             difference = _sampled_difference(
                 site, index, inputs, chosen, decisions, routing, replay
@@ -371,6 +384,7 @@ def _difference(
     decisions: Tensor,
     routing: Routing,
     replay: Replay,
+    others: Others | None = None,
 ) -> Written:
     """one(x) - zero(x), (B, T, C) per slot, from the chosen values and the other branch's."""
     if _precise(site, routing, replay):
@@ -383,7 +397,7 @@ def _difference(
             chosen = site.select(inputs, routing.routes, False, replay)
             other = site.select(inputs, routing.routes, True, replay)
     else:
-        other = site.select(inputs, routing.routes, True, replay)
+        other = site.select(inputs, routing.routes, True, replay, others)
     sign = 2 * decisions.detach() - 1
     return {slot: site.weigh(sign, chosen[slot].detach() - other[slot]) for slot in site.outputs}
 

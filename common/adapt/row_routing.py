@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 Rows = tuple[Tensor, Tensor]
 
@@ -109,85 +108,3 @@ class _StraightThrough(torch.autograd.Function):
         (difference,) = ctx.saved_tensors
         product = (gradient * difference).unflatten(-1, (ctx.parts, -1))
         return gradient, product.sum((1, 3), dtype=ctx.dtype), None
-
-
-def project_by_head(
-    x: Tensor, rows: Sequence[Rows], weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> Tensor:
-    """Project x with weights of one of two branches for every (sample, head).
-
-    Args:
-        x: (B, T, C).
-        rows: for every head the samples that take branch 0 and those that take branch 1.
-        weights, biases: of branch 0, then those of branch 1: n matrices (H * c, C) and n
-            vectors (H * c) each.
-
-    Returns:
-        (n, B, H, T, c).
-    """
-    tensors = (x, *weights, *biases)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        # Autocast does not reach into the backward pass of a function of our own.
-        tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
-    flat: Tensor = _ProjectByHead.apply(rows, *tensors)  # type: ignore[no-untyped-call]
-    by_projection: Tensor = flat.unflatten(-1, (len(weights) // 2, -1))
-    return by_projection.movedim(3, 0).transpose(1, 2)
-
-
-class _ProjectByHead(torch.autograd.Function):
-    """(H, B, T, n * c): per head and sample the n projections beside each other.
-
-    Autograd would keep a copy of x for every head, and add up a gradient for every one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Sequence[Rows], x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.rows = rows
-        ctx.save_for_backward(x, *parameters)
-        weights, biases = _by_head(parameters, len(rows))
-        y = x.new_empty(len(rows), *x.shape[:2], weights[0].shape[1])
-        for head, both in enumerate(rows):
-            for value, chosen in enumerate(both):
-                part = F.linear(
-                    x.index_select(0, chosen), weights[value][head], biases[value][head]
-                )
-                y[head].index_copy_(0, chosen, part)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
-        weights, biases = _by_head(parameters, len(ctx.rows))
-        count = len(parameters) // 4
-        learns = ctx.needs_input_grad[2 : 2 + 2 * count : count]  # each branch does or does not
-        grad_x = torch.zeros_like(x)
-        grads = [
-            (torch.empty_like(w), torch.empty_like(b)) if does else None
-            for w, b, does in zip(weights, biases, learns, strict=True)
-        ]
-        for head, both in enumerate(ctx.rows):
-            for value, chosen in enumerate(both):
-                part = gradient[head].index_select(0, chosen)
-                grad_x.index_add_(0, chosen, part @ weights[value][head])
-                grad = grads[value]
-                if grad is not None:
-                    flat = part.flatten(0, 1)
-                    torch.mm(flat.T, x.index_select(0, chosen).flatten(0, 1), out=grad[0][head])
-                    torch.sum(flat, 0, out=grad[1][head])
-        apart = [
-            [None] * count
-            if both is None
-            else [p.flatten(0, 1) for p in both[kind].chunk(count, 1)]
-            for kind in (0, 1)
-            for both in grads
-        ]
-        return None, grad_x, *(p for group in apart for p in group)
-
-
-def _by_head(parameters: Sequence[Tensor], heads: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Per branch the weights (H, n * c, C) and biases (H, n * c) of all projections together."""
-    quarter = len(parameters) // 4
-    groups = [parameters[i * quarter : (i + 1) * quarter] for i in range(4)]
-    joined = [torch.cat([p.unflatten(0, (heads, -1)) for p in group], 1) for group in groups]
-    return joined[:2], joined[2:]

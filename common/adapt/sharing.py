@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from common.adapt.routes import State
-from common.adapt.steps import PAIR, WATCHERS, Layer
+from common.adapt.steps import PAIR, Layer, present_watchers
 from common.modules.shapes import shapes_are_static
 
 Found = TypeVar("Found", bound=Tensor | tuple[Tensor, ...])
@@ -119,7 +119,7 @@ def same_rows(computed: ComputedRows | None = None, **streams: SameRows) -> Iter
 
 def _same() -> _Same | None:
     """What holds here; None where gradients are wanted, shapes are static, or somebody watches."""
-    if torch.is_grad_enabled() or shapes_are_static() or WATCHERS.get():
+    if torch.is_grad_enabled() or shapes_are_static() or present_watchers():
         return None
     return _SAME.get()
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapt.head_projections import project_by_head
 from common.adapt.heads import join_heads, scaled_scores, split_heads
 from common.adapt.routes import Routes, State, Written, read_stream
-from common.adapt.row_routing import Rows, project_by_head
+from common.adapt.row_routing import Rows
 from common.adapt.weighted_attention import Seen, Weighting, weighted_attention
 from common.modules.losses import precise
 
@@ -36,6 +38,7 @@ class AttentionModule(Protocol):
 
 Weigh = Callable[[Tensor, Tensor | None], Tensor]  # scores (B, H, T, S), mask -> weights
 PAIR = "pair"  # slot of what a span policy read from each pair, (B, F), or None
+Others = dict[str, tuple[Tensor, ...]]  # by slot the heads' projections by the branch not chosen
 WEIGHTING = "weighting"  # name of the submodule that weighs the keys; see common.modules.attention
 
 
@@ -143,28 +146,61 @@ class HeadsStep(Step):
         routes: Routes,
         columns: range,
         flip: bool = False,
+        others: Others | None = None,
     ) -> Written:
         """As `run`, with head h of sample b taken from layers[decision of (b, h)].
 
         Only the projections are routed: a head reads its query, key and value from one branch,
-        so the attention itself runs once. layers = (frozen, finetuned); `flip` takes the branch
-        that was not chosen.
+        so the attention itself runs once.
+
+        Args:
+            layers: (frozen, finetuned).
+            state: slots (B, …).
+            routes, columns: of the heads' decisions.
+            flip: take the branch that was not chosen.
+            others: where both will be run on the same state: the first run leaves the projections
+                of the other branch there, without gradients, and the flipped one takes them.
         """
         branches = [self.attention(layer) for layer in layers]
-        query, keys = self.inputs(state)
-        if query is keys:
-            q, k, v = routed_projection(
-                query, branches, ("query", "key", "value"), routes, columns, flip
-            )
-        else:
-            (q,) = routed_projection(query, branches, ("query",), routes, columns, flip)
-            k, v = routed_projection(keys, branches, ("key", "value"), routes, columns, flip)
+        kept = others.pop(self.writes[0], None) if flip and others is not None else None
+        if kept is None:
+            both = others is not None and not flip
+            found = self._routed_projections(branches, state, routes, columns, flip, both)
+            kept = found[:3]
+            if others is not None and both:
+                others[self.writes[0]] = found[3:]
+        q, k, v = kept
         weigh = routed_weighting(branches, routes, columns, flip, state.get(PAIR))
         seen = self._seen(layers[1])
         return {self.writes[0]: attend(branches[1], q, k, v, self.mask(state), weigh, seen)}
 
+    def _routed_projections(
+        self,
+        branches: Sequence[AttentionModule],
+        state: State,
+        routes: Routes,
+        columns: range,
+        flip: bool,
+        both: bool,
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values (B, H, T, c); with `both` those of the other branch as well."""
+        query, keys = self.inputs(state)
+        project = partial(
+            routed_projection,
+            branches=branches,
+            routes=routes,
+            columns=columns,
+            flip=flip,
+            both=both,
+        )
+        if query is keys:
+            return project(query, names=("query", "key", "value"))
+        queries = project(query, names=("query",))
+        rest = project(keys, names=("key", "value"))
+        return queries[:1] + rest[:2] + queries[1:] + rest[2:]
+
     def _seen(self, layer: nn.Module) -> Seen | None:
-        watchers = WATCHERS.get()
+        watchers = present_watchers()
         if not watchers:
             return None
 
@@ -210,6 +246,11 @@ class Watcher(Protocol):
 
 
 WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
+
+
+def present_watchers() -> tuple[Watcher, ...]:
+    """Who looks on now; nobody in what torch.compile makes, which reads no context variables."""
+    return () if torch.compiler.is_compiling() else WATCHERS.get()
 
 
 @dataclass(frozen=True)
@@ -350,16 +391,18 @@ def routed_projection(
     routes: Routes,
     columns: range,
     flip: bool,
+    both: bool = False,
 ) -> tuple[Tensor, ...]:
     """Project x (B, T, C), each (sample, head) by the branch that its decision names.
 
-    Returns a (B, H, T, c) tensor for each of `names`.
+    Returns a (B, H, T, c) tensor for each of `names`; with `both` another one for each, by the
+    other branch and without gradients.
     """
     linears: list[nn.Linear] = [getattr(branch, name) for branch in branches for name in names]
     rows = [routes.both(column, flip) for column in columns]
     return project_by_head(
-        x, rows, [linear.weight for linear in linears], [linear.bias for linear in linears]
-    ).unbind(0)
+        x, rows, [linear.weight for linear in linears], [linear.bias for linear in linears], both
+    )
 
 
 def bert_steps(

@@ -131,6 +131,11 @@ def run_bench(
         disable=quiet,
         bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
     ) as bar:
+        for case in memory:  # first: tables of a run that is stopped have it too
+            bar.set_description(f"memory {case.strategy} {case.executor}")
+            file.add_memory(case, measure_memory(supply, settings, case))
+            file.write()
+            bar.update(MEMORY_COST)
         for group in groups:
             bar.set_description(" ".join(part for part in group[0].group if part))
             chosen = (
@@ -141,11 +146,6 @@ def run_bench(
             for case, record in _measure(group, *chosen, bar).items():
                 file.add_case(case, record)
             file.write()
-        for case in memory:
-            bar.set_description(f"memory {case.strategy} {case.executor}")
-            file.add_memory(case, measure_memory(supply, settings, case))
-            file.write()
-            bar.update(MEMORY_COST)
         for name in wanted:
             bar.set_description(name)
             file.add_features(others[name][1]())

@@ -23,6 +23,7 @@ from common.adapt.sharing import same_rows
 from common.bench.cases import COMPILE_MODE, Case
 from common.bench.images import same_images
 from common.bench.mechanisms import give_mechanism
+from common.modules.packing import packed_weights
 from common.modules.shapes import static_shapes
 from common.runs.backbones import BenchModel, BenchSettings
 from common.training.optim import make_optimizer
@@ -105,6 +106,8 @@ class Bench:
             self._trainable, lr=LEARNING_RATE, fused=True, capturable=self.device.type == "cuda"
         )
         self._optimizers: dict[str, Optimizer] = {"adamw": self.optimizer}
+        ours = [model for name, model in self._models.items() if not name.startswith("reference")]
+        self._packed = packed_weights(nn.ModuleList(ours))  # as in an evaluation of many batches
         self._generator = torch.Generator().manual_seed(settings.seed)
 
     def _make(self, case: Case, policies: set[str]) -> nn.Module:
@@ -205,8 +208,10 @@ class Bench:
                 self.forward(model, inputs, given, autocast).backward()
                 optimizer.step()
 
+        packed = nullcontext() if case.strategy == "reference" else self._packed
+
         def evaluate() -> None:
-            with torch.no_grad(), products(), sharing():
+            with torch.no_grad(), products(), sharing(), packed:
                 self.forward(model, inputs, given, autocast)
 
         step = train if case.mode == "train" else evaluate

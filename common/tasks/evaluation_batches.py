@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.modules.packing import packed_weights
 from common.tasks.shared_images import SharedImages
 from common.training.batch_order import iterate
 from common.training.distributed import World
@@ -82,6 +84,7 @@ class EvaluationBatches:
             self.size, self._grows = self._training, True
         own, done = self._own(runtime.world, samples, automatic), 0
         own = own if order is None else [order[place] for place in own]
+        packed = packed_weights(model) if len(own) > self.size else nullcontext()
         with tqdm(
             total=len(own),
             desc=name,
@@ -93,7 +96,8 @@ class EvaluationBatches:
             while done < len(own):
                 places, room = own[done : done + self.size], True
                 try:
-                    answer = ask(places)
+                    with packed:  # entered anew, as whoever reads the answers is not within it
+                        answer = ask(places)
                 except torch.OutOfMemoryError:
                     if not automatic or self.size == 1:
                         raise

@@ -153,9 +153,25 @@ MUTANTS = [
         ROWS,
         ("return y.index_copy_(0, rows[0], zero)", "return y.index_copy_(0, rows[0], zero * 0)"),
         ("return gradient, product.sum", "return gradient * 0, product.sum"),
-        ("grad_x.index_add_(0, chosen, part @ weights[value][head])", "pass"),
-        ("torch.sum(flat, 0, out=grad[1][head])", "grad[1][head].zero_()"),
         ("dtype = torch.promote_types(zero.dtype, one.dtype)", "dtype = zero.dtype"),
+    ),
+    *_all(
+        "common/modules/packing.py",
+        "tests/common/modules/test_packing.py",
+        (
+            "(self.version, self.address) and torch.equal",
+            "(self.version, self.address) or torch.equal",
+        ),
+        ("if entry is None or not entry.same:", "if entry is None:"),
+        ("if torch.is_grad_enabled():", "if False:"),
+    ),
+    *_all(
+        f"{ADAPT}/head_projections.py",
+        "tests/common/adapt/test_head_projections.py",
+        ("added.addmm_(part, weight[of_head])", "pass"),
+        ("torch.sum(part, 0, out=into[place][1][of_head])", "into[place][1][of_head].zero_()"),
+        ("torch.where(taken, zero, one)", "torch.where(taken, one, zero)"),
+        ("torch.where(taken, gradient, 0)", "gradient.contiguous()"),
     ),
     *_all(
         f"{ADAPT}/executors.py",

@@ -1,15 +1,14 @@
-"""Splitting and merging rows, the straight-through gradient, and projections by head."""
+"""Splitting and merging rows, and the straight-through gradient."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.autograd import gradcheck
-from torch.nn import functional as F
 
-from common.adapt.row_routing import merge_rows, project_by_head, split_rows, straight_through
+from common.adapt.row_routing import merge_rows, split_rows, straight_through
 
-BATCH, TOKENS, HEADS, WIDTH, CHANNELS = 5, 3, 2, 2, 4
+BATCH, TOKENS, CHANNELS = 5, 3, 4
 
 
 def random(*shape, grad=True, seed=0):
@@ -59,65 +58,3 @@ def test_straight_through_is_the_chosen_branch_with_the_gradient_of_the_blend(he
     (out * weights).sum().backward()
     torch.testing.assert_close(decisions.grad, expected)
     assert torch.equal(y.grad, weights)
-
-
-def projections(learns=(True, True), names=2):
-    weights = [
-        random(HEADS * WIDTH, CHANNELS, grad=learns[i // names], seed=i) for i in range(2 * names)
-    ]
-    biases = [random(HEADS * WIDTH, grad=learns[i // names], seed=9 + i) for i in range(2 * names)]
-    return weights, biases
-
-
-@pytest.mark.parametrize("names", [1, 2])
-@pytest.mark.parametrize("rows", [[CHOICES[0], CHOICES[1]], [CHOICES[2], CHOICES[0]]])
-def test_projections_by_head_are_those_of_each_sample_and_pass_gradcheck(rows, names):
-    x = random(BATCH, TOKENS, CHANNELS)
-    weights, biases = projections(names=names)
-    found = project_by_head(x, rows, weights, biases)
-    assert found.shape == (names, BATCH, HEADS, TOKENS, WIDTH)
-    for name in range(names):
-        for head in range(HEADS):
-            for value in (0, 1):
-                y = F.linear(x, weights[value * names + name], biases[value * names + name])
-                y = y.unflatten(-1, (HEADS, WIDTH))[:, :, head]
-                for sample in rows[head][value]:
-                    torch.testing.assert_close(found[name, sample, head], y[sample])
-    assert gradcheck(
-        lambda x, *rest: project_by_head(x, rows, rest[: 2 * names], rest[2 * names :]),
-        (x, *weights, *biases),
-    )
-
-
-def test_only_the_branch_that_learns_gets_gradients_and_zeros_where_no_sample_chose_it():
-    x, (weights, biases) = random(BATCH, TOKENS, CHANNELS), projections((False, True))
-    project_by_head(x, [CHOICES[1], CHOICES[0]], weights, biases).square().sum().backward()
-    assert all(p.grad is None for p in (*weights[:2], *biases[:2]))
-    unchosen, chosen = weights[2].grad.unflatten(0, (HEADS, WIDTH))
-    assert unchosen.abs().sum() == 0 and chosen.abs().sum() > 0
-    assert biases[3].grad[:WIDTH].abs().sum() == 0
-
-
-def test_projections_by_head_keep_x_once_and_no_copy_of_it_or_of_the_weights():
-    x, (weights, biases) = random(BATCH, TOKENS, CHANNELS), projections((False, True))
-    kept = set()
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (kept.add(t.untyped_storage().data_ptr()), t)[1], lambda t: t
-    ):
-        project_by_head(x, [CHOICES[0]] * HEADS, weights, biases)
-    assert kept <= {t.untyped_storage().data_ptr() for t in (x, *weights, *biases)}
-
-
-def test_under_autocast_both_directions_run_in_low_precision():
-    x = torch.randn(BATCH, TOKENS, CHANNELS, requires_grad=True)
-    weights, biases = (
-        [t.detach().float().requires_grad_() for t in group] for group in projections()
-    )
-    rows = [CHOICES[0]] * HEADS
-    with torch.autocast("cpu", torch.bfloat16):
-        y = project_by_head(x, rows, weights, biases)
-    assert y.dtype == torch.bfloat16
-    y.float().square().sum().backward()
-    assert x.grad.dtype == weights[2].grad.dtype == torch.float32
-    exact = project_by_head(x, rows, weights, biases)
-    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)

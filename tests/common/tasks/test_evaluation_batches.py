@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.modules import packing
+from common.modules.packing import CHANNELS
 from common.tasks.evaluation_batches import MOST, EvaluationBatches
 from common.tasks.vqa import VQATask
 from common.training.distributed import World
@@ -129,3 +131,19 @@ def test_the_flag_takes_a_number_or_auto(words, number, auto):
     assert (args.eval_batch_size, args.eval_auto) == (number, auto)
     with pytest.raises(SystemExit):
         parser.parse_args(["--eval-batch-size", "many"])
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize(("samples", "packs"), [(6, 1), (4, 0)])
+@torch.no_grad()
+def test_weights_are_laid_out_once_where_there_are_several_batches(samples, packs, monkeypatch):
+    model, x = nn.Linear(CHANNELS, CHANNELS), torch.randn(9, CHANNELS)
+    calls: list[int] = []
+    pack = packing.pack
+    monkeypatch.setattr(packing, "pack", lambda weight: (calls.append(1), pack(weight))[1])
+    asked = EvaluationBatches(4).asked(
+        model, make_runtime("cpu"), samples, "test", False, lambda _: model(x)
+    )
+    for _ in asked:
+        assert packing.active_packing(x, model.weight) is None, "whoever reads is within it"
+    assert len(calls) == packs
