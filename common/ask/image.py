@@ -190,7 +190,8 @@ def image_of_record(
     """A record of region features, with its picture where there is one.
 
     Raises:
-        DataError: no such record, a store of another detector, or a picture of another shape.
+        DataError: no such record, a store of another detector, a picture of another shape, or none
+            for a run that reads pixels.
     """
     stores = [RegionFeatures.open(store)] if store is not None else run_stores(run, data_root)
     said = {each.path: check_store(run, each, any_detector) for each in stores}
@@ -202,6 +203,11 @@ def image_of_record(
     changes: list[str] = []
     picture = None if file is None else read_picture(file, changes)
     notes = said[holder.path] + [f"{file}: {change}" for change in changes]
+    if picture is None and run.reads_pictures:
+        raise DataError(
+            f"image {image_id!r}: {run.checkpoint} reads the pixels of the picture, and there is "
+            f"none beside its regions ({holder.path.parent / 'images'}): give it with --image FILE"
+        )
     if picture is None:
         notes.append(
             f"no picture of {image_id} beside its features "
