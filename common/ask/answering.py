@@ -111,7 +111,8 @@ def ask(
 
     Raises:
         ConfigError: an empty question, no answers wanted, or decisions that cannot be made.
-        DataError: boxes outside their image, no picture for a model that reads one, or a model that computes no finite numbers.
+        DataError: boxes outside their image, no picture for a model that reads one, or a model
+            that computes no finite numbers.
     """
     if not question.strip():
         raise ConfigError(f"empty question {question!r}: give some words")
@@ -138,9 +139,7 @@ def ask(
     return Answered(question, answers, decisions, notes, shown)
 
 
-def make_batch(
-    regions: Regions, question: str, picture: Image.Image | None = None
-) -> VQABatch:
+def make_batch(regions: Regions, question: str, picture: Image.Image | None = None) -> VQABatch:
     """One image and one question as a batch of a VQA data set."""
     extra: dict[str, Tensor | None] = {
         name: None if value is None else value[None]
