@@ -275,10 +275,10 @@ def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _picture_of(image_id: str, stores: Iterable[RegionFeatures]) -> Path | None:
-    """The picture in a folder `images` beside a store, or in one of its subfolders."""
+    """The picture in a folder `images` beside a store, or somewhere below."""
     name = glob.escape(image_id)
     for folder in dict.fromkeys(store.path.parent / "images" for store in stores):
-        for pattern in (f"{name}.*", f"*/{name}.*"):
+        for pattern in (f"{name}.*", f"*/{name}.*", f"**/{name}.*"):
             for path in sorted(folder.glob(pattern)):
                 if path.suffix.lower() in ENDINGS:
                     return path
