@@ -305,6 +305,9 @@ def test_training_from_images_trains_the_cnn_and_ask_reads_pictures_likewise(
     predicted = json.loads((tmp_path / FOLDER / "tiny_vqa2_val2014.json").read_text())
     check_pictures_asked(tmp_path / FOLDER, config, coco, predicted)
     check_commands_on_pictures(tmp_path / FOLDER, coco, capsys)
+    words = ["--run", str(tmp_path / FOLDER), "--out", str(tmp_path / "plain"), "--global-k", "1"]
+    assert export.main([*words, "--gpus", "cpu", "--quiet"]) == 0
+    assert predict(of_images(config, tmp_path, "--ckpt", str(tmp_path / "plain" / "model"))) == 0
     config = image_config(coco, tmp_path, NETWORK__PIXEL_MEANS=[90.0, 111.0, 130.0])
     shown = refused(capsys, of_images(config, tmp_path), predict)
     assert "keys.NETWORK.PIXEL_MEANS is [90.0, 110.0, 130.0] in the file, this run" in shown
