@@ -14,7 +14,7 @@ from common.runs.backbones import Backbone, BenchSizes
 from common.runs.run_script import RunScript
 from vlbert import PROJECT
 from vlbert.bench import bench_model
-from vlbert.building import make_inputs, make_model
+from vlbert.building import make_inputs, make_model, reads_pictures
 from vlbert.exporting import EXPORTING
 from vlbert.parity import PARITY
 from vlbert.places import find_places
@@ -86,6 +86,7 @@ VLBERT = Backbone(
     script=VLBertScript(PROJECT.folder, "output/vl-bert/easy_vqa"),
     make_model=make_model,
     make_inputs=make_inputs,
+    reads_pictures=reads_pictures,
     places=find_places,
     exporting=EXPORTING,
     parity=PARITY | {"vqa_data": run_vqa_data},

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from common.adapt.adapting import adaptive_part
 from common.data.tokenizer import Tokenizer
-from common.errors import CheckpointError, ConfigError, named
+from common.errors import CheckpointError, ConfigError, DataError, named
 from common.features.origin import nothing_known
 from common.modules.attention import AttentionOptions
+from common.reading import checked
 from common.runs.pruning import load_and_adapt
 from common.runs.strategy_record import (
     KEY,
@@ -44,6 +46,25 @@ from vlbert.vqa_network import ResNetVLBERT, set_classifier_rows
 
 Say = Callable[[str], None]
 FROM_SCRATCH = "--set NETWORK.VLBERT.from_scratch=true starts it from random weights"
+
+
+class PixelKeys(TypedDict):
+    """What pixels are normalised with: three numbers each, of blue, green and red, in 0..255."""
+
+    PIXEL_MEANS: list[float]
+    PIXEL_STDS: list[float]
+
+
+class ConfigKeys(TypedDict):
+    """The keys of a config that a finetuned checkpoint remembers, see `outputs.lasting`."""
+
+    NETWORK: PixelKeys
+
+
+class PictureMeta(TypedDict):
+    """Of the meta of a model that reads pictures: how their pixels were prepared."""
+
+    keys: ConfigKeys
 
 
 @dataclass
@@ -120,6 +141,7 @@ def build_vqa(
             load,
             any_detector=any_detector,
             transform=meta["transform"],
+            **pixels_of(config, found),
             config=told_by_no_shape(meta["config"]),
         )
         for note in notes:
@@ -158,30 +180,66 @@ def _attention(
     )
 
 
-def make_model(meta: Mapping[str, Any]) -> ResNetVLBERT:
-    """The finetuned VQA model of a checkpoint, with random weights and not adapted.
+def pixels_of(config: Config, found: Mapping[str, Any]) -> dict[str, Any]:
+    """How a config that reads images normalises pixels, to compare with a checkpoint's `keys`;
+    nothing where the checkpoint does not say it."""
+    network = config.NETWORK
+    if network.IMAGE_FEAT_PRECOMPUTED or "keys" not in found:
+        return {}
+    return {"keys": {"NETWORK": {key: list(network[key]) for key in PixelKeys.__annotations__}}}
 
-    Raises:
-        ConfigError: it reads images.
-    """
+
+def make_model(meta: Mapping[str, Any]) -> ResNetVLBERT:
+    """The finetuned VQA model of a checkpoint, with random weights and not adapted."""
     sizes = NetworkConfig.from_dict(meta["config"])
-    if not sizes.image.precomputed:
-        raise ConfigError(
-            "this model reads images with a CNN; only models on precomputed features are "
-            "opened (vqa/test.py tests it)"
-        )
     encoder = meta[KEY]["policy_encoder"]
     return ResNetVLBERT(sizes, None if encoder is None else EncoderConfig(**encoder))
 
 
 def make_inputs(tokenizer: Tokenizer, meta: Mapping[str, Any]) -> VLBertInputs:
-    """What turns a batch of questions into the model's inputs."""
-    transform, sizes = meta["transform"], meta["config"]["encoder"]
+    """What turns a batch of questions into the model's inputs.
+
+    Raises:
+        CheckpointError: the model reads pictures, and the meta does not say how.
+    """
+    sizes = meta["config"]["encoder"]
     return VLBertInputs(
         tokenizer,
-        Transform(scales=tuple(transform["scales"]), whole_image=transform["whole_image"]),
+        saved_transform(meta),
         longest_question(sizes["max_position_embeddings"], sizes["position_padding_idx"]),
+        reads_pictures(meta),
     )
+
+
+def reads_pictures(meta: Mapping[str, Any]) -> bool:
+    """Whether the model of a checkpoint has a CNN, and reads of the regions only their boxes."""
+    return not meta["config"]["image"]["precomputed"]
+
+
+def saved_transform(meta: Mapping[str, Any]) -> Transform:
+    """How the images and boxes of a finetuned checkpoint were prepared, mirrored ones aside.
+
+    Sizes are in the entry `transform`, what pixels are normalised with is among the `keys` of the
+    config; colours are always blue, green, red (see `transform_image`).
+
+    Raises:
+        CheckpointError: the model reads pictures, and the meta does not say how.
+    """
+    saved = meta["transform"]
+    found = Transform(scales=tuple(saved["scales"]), whole_image=saved["whole_image"])
+    if not reads_pictures(meta):
+        return found
+    way_out = "test it with vqa/test.py, whose config says it, or finetune again"
+    try:
+        network = checked(meta, PictureMeta, "meta", way_out)["keys"]["NETWORK"]
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    means, deviations = network["PIXEL_MEANS"], network["PIXEL_STDS"]
+    if not len(means) == len(deviations) == 3:
+        raise CheckpointError(
+            f"meta: PIXEL_MEANS {means}, PIXEL_STDS {deviations}: three numbers each; {way_out}"
+        )
+    return replace(found, means=means, deviations=deviations)
 
 
 def network_sizes(config: Config, tokenizer: Tokenizer, answers: int, width: int) -> NetworkConfig:

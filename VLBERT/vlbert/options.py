@@ -175,7 +175,7 @@ def train_parser(
         add_strategy_options(parser)
         add_attention_options(parser)
         add_layerdrop_options(parser)
-        add_detector_option(parser)
+    add_detector_option(parser)
     add_run_options(parser)
     group = parser.add_argument_group("flags of the original's launcher")
     group.add_argument(

@@ -18,7 +18,7 @@ from common.tasks.starting import started
 from common.training.loop import Trainer
 from common.training.options import check_options
 from common.training.tracking import Tracker
-from vlbert.building import load_start, size_name
+from vlbert.building import check_start, load_start, size_name
 from vlbert.config import Config
 from vlbert.config_remarks import idle_keys
 from vlbert.options import TrainOptions, load, train_options, train_parser
@@ -34,10 +34,17 @@ SCRIPT = "pretrain/train_end2end.py"
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """What pretrain/train_end2end.py is told; `export` is a folder, or None."""
+    """What pretrain/train_end2end.py is told.
+
+    Attributes:
+        train: config, folder, processes.
+        export: folder of the small file of the best epoch; None: none.
+        any_detector: features may be of another detector than the pretrained weights'.
+    """
 
     train: TrainOptions
     export: Path | None
+    any_detector: bool = False
 
     @property
     def gpus(self) -> str | None:
@@ -82,7 +89,7 @@ def pretrain_options(args: argparse.Namespace, command: str) -> PretrainOptions:
     check_options(args)
     train = train_options(args, config, command)
     PretrainingSource(config).check_files()
-    return PretrainOptions(train, args.export)
+    return PretrainOptions(train, args.export, args.any_detector)
 
 
 def pretrain(options: PretrainOptions) -> None:
@@ -107,6 +114,7 @@ def pretrain(options: PretrainOptions) -> None:
             + ("" if texts is None else f"; {len(texts.corpus)} sentences of text")
         )
         model = ResNetVLBERTForPretraining(sizes)
+        check_start(config, features, options.any_detector, tracker.log)
         load_start(model, config, tokenizer, (), tracker.log)
         begun.seed_processes()
         task = PretrainingTask(

@@ -18,7 +18,6 @@ from common.errors import DataError
 from common.features.sources import FeatureSources
 from common.features.store import RegionBatch
 from common.modules.losses import IGNORED
-from common.modules.pixels import pad_images
 from common.tasks.masking import Draws
 from vlbert.boxes import PADDING
 from vlbert.pretraining_captions import Caption, CaptionImages, Captions
@@ -34,8 +33,8 @@ from vlbert.pretraining_masking import (
     pad,
 )
 from vlbert.sizes import PretrainingConfig
-from vlbert.transforms import image_info, is_flipped, mirror_words, transform_image
-from vlbert.vqa_dataset import Size, Transform, object_boxes
+from vlbert.transforms import image_info, is_flipped, mirror_words
+from vlbert.vqa_dataset import Size, Transform, network_images, object_boxes
 
 Tensors = dict[str, Tensor]
 Inputs = dict[str, Tensor | None]  # as those of a `TaskBatch`
@@ -200,16 +199,7 @@ class CaptionSamples:
             hidden, classes = F.pad(hidden, (1, 0)), F.pad(classes, (0, 0, 1, 0))
         pixels = None
         if images:
-            pixels = pad_images(
-                [
-                    transform_image(
-                        image, size, flip, self.transform.means, self.transform.deviations
-                    )
-                    for image, size, flip in zip(
-                        images, info[:, :2].int().tolist(), flips, strict=True
-                    )
-                ]
-            )
+            pixels = network_images(images, info, flips, self.transform)
             if self.config.mask_raw_pixels:
                 _hide_pixels(pixels, boxes, hidden)
         return Seen(boxes, info, hidden, classes, pixels)

@@ -6,10 +6,11 @@ A answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.data.annotations import AnswerVocabulary, Example, QuestionId
@@ -156,7 +157,10 @@ class VLBertData(VQADataset):
         sizes = self._sizes(regions)
         cut_to_images(regions, sizes)
         info = torch.stack([image_info(*size, self.transform.scales) for size in sizes])
-        image = None if self.images is None else self._images(chosen, info, flips)
+        image = None
+        if self.images is not None:
+            pictures = (self.images.read(example.image_id) for example in chosen)
+            image = network_images(pictures, info, flips, self.transform)
         return VLBertBatch(
             question_ids=[e.question_id for e in chosen],
             image_ids=regions.image_ids,
@@ -216,16 +220,6 @@ class VLBertData(VQADataset):
             self.transform.whole_image,
         )
 
-    def _images(self, examples: Sequence[Example], info: Tensor, flips: Sequence[bool]) -> Tensor:
-        assert self.images is not None
-        images = []
-        for example, size, flip in zip(examples, info[:, :2].int().tolist(), flips, strict=False):
-            image = self.images.read(example.image_id)
-            images.append(
-                transform_image(image, size, flip, self.transform.means, self.transform.deviations)
-            )
-        return pad_images(images)
-
     def _questions(self, examples: Sequence[Example], flips: Sequence[bool]) -> Tensor:
         named = [(f"question {e.question_id} ({e.question!r})", e.question) for e in examples]
         return question_pieces(self.tokenizer, named, flips, self.longest)
@@ -258,6 +252,29 @@ class VLBertData(VQADataset):
                 for label, value in self.vocabulary.encode(mirrored).items():
                     target[row, label] = value
         return target
+
+
+def network_images(
+    pictures: Iterable[Image.Image], info: Tensor, flips: Sequence[bool], transform: Transform
+) -> Tensor:
+    """Pictures as the network reads them.
+
+    Args:
+        pictures: B images in RGB.
+        info: (B, 4), see `image_info`.
+        flips: those that are mirrored.
+        transform: means and deviations of the colours.
+
+    Returns:
+        (B, 3, H, W) float32: blue-green-red, normalised, zeros behind smaller images.
+    """
+    sizes = info[:, :2].int().tolist()
+    return pad_images(
+        [
+            transform_image(picture, size, flip, transform.means, transform.deviations)
+            for picture, size, flip in zip(pictures, sizes, flips, strict=True)
+        ]
+    )
 
 
 def object_boxes(
@@ -349,20 +366,27 @@ def question_pieces(
 class VLBertInputs:
     """Turns a batch of questions into the arguments of the network.
 
-    A `VLBertBatch` has them; those of the common VQA data are made here, from features.
+    A `VLBertBatch` has them; those of the common VQA data are made here, from features or from
+    pictures.
 
     Attributes:
         tokenizer: of the questions.
-        transform: of the boxes.
+        transform: of boxes and pictures.
         longest: word pieces of a question that are read; None: all.
+        pictures: these are read, and of the regions only the boxes.
     """
 
     tokenizer: Tokenizer
     transform: Transform
     longest: int | None = None
+    pictures: bool = False
 
     def __call__(self, batch: VLBertBatch | VQABatch) -> dict[str, Tensor | None]:
-        """Image, boxes, im_info and question of a batch."""
+        """Image, boxes, im_info and question of a batch.
+
+        Raises:
+            DataError: a batch without pictures, where they are read.
+        """
         if isinstance(batch, VLBertBatch):
             return batch.inputs()
         sizes = [(int(width), int(height)) for width, height in batch.sizes.tolist()]
@@ -371,7 +395,7 @@ class VLBertInputs:
         boxes = object_boxes(
             batch.boxes_px,
             batch.region_mask,
-            batch.features,
+            None if self.pictures else batch.features,
             batch.image_features,
             sizes,
             info,
@@ -380,11 +404,20 @@ class VLBertInputs:
         )
         named = [(f"question {text!r}", text) for text in batch.questions]
         return {
-            "image": None,
+            "image": self._images(batch, info, flips) if self.pictures else None,
             "boxes": boxes,
             "im_info": info,
             "question": question_pieces(self.tokenizer, named, flips, self.longest),
         }
+
+    def _images(self, batch: VQABatch, info: Tensor, flips: Sequence[bool]) -> Tensor:
+        if batch.pictures is None:
+            raise DataError(
+                f"image {batch.image_ids[0]!r}: the model reads the pixels of pictures "
+                "(IMAGE_FEAT_PRECOMPUTED: false), and here are regions alone: ask it about a "
+                "picture (python -m common.ask --image FILE), or test it with vqa/test.py"
+            )
+        return network_images(batch.pictures, info, flips, self.transform)
 
     def padded(
         self, inputs: Mapping[str, Tensor | None], regions: Range | None

@@ -37,7 +37,7 @@ from common.training.batch_order import WindowOrder
 from common.training.loop import LoopOptions, Trainer
 from common.training.means import Means
 from common.training.optim import make_optimizer, optimizer_key
-from common.training.options import add_run_options, check_options
+from common.training.options import add_detector_option, add_run_options, check_options
 from common.training.run_folder import SnapshotNames
 from common.training.runtime import Runtime, seed_everything
 from common.training.task import StepOutput, TaskBatch, Validation
@@ -89,6 +89,7 @@ class ConcapOptions:
         limits: of captions and regions.
         eval_batch_size: pairs per batch of validation.
         export: a folder for the best epoch, or None.
+        any_detector: the features may be of another detector than those weights'.
     """
 
     command: str
@@ -114,6 +115,7 @@ class ConcapOptions:
     limits: Limits
     eval_batch_size: int
     export: Path | None
+    any_detector: bool = False
 
     @property
     def gpus(self) -> str | None:
@@ -217,6 +219,7 @@ def concap_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, help="the run's folder itself")
     add("--export", type=Path, metavar="FOLDER", help="write the best epoch in half precision")
     add_run_options(parser)
+    add_detector_option(parser)
     alias = hidden_flags(parser)
     alias("--num_workers", dest="workers", type=int)
     alias("--no_cuda", dest="gpus", action="store_const", const="cpu")
@@ -298,6 +301,7 @@ def concap_options(args: argparse.Namespace, command: str) -> ConcapOptions:
         Limits(args.max_seq_length, args.max_regions + 1),
         args.eval_batch_size or recipe["batch_size"],
         args.export,
+        args.any_detector,
     )
 
 
@@ -439,7 +443,7 @@ def start_model(
         fits = {"features": sources.described, "vocabulary": tokenizer.digest()}
         # Another target of masked regions has another last layer.
         unread = (REGION_CLASSES,) if options.features else ()
-        load_start(model, start, fits, (), say, (), unread)
+        load_start(model, start, fits, (), say, (), unread, options.any_detector)
     else:
         say("random weights: nothing is named with --from_pretrained")
     freeze_text(model, options.freeze)

@@ -249,7 +249,7 @@ def pretrained(
     )
     model = VILBertForVLTasks(config)
     fits = {"features": needs.features, "vocabulary": tokenizer.digest()}
-    load_start(model, str(path), fits, (), say)
+    load_start(model, str(path), fits, (), say, any_detector=chosen.any_detector)
     return model, tokenizer, path
 
 

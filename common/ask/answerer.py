@@ -143,7 +143,7 @@ class Answerer:
         attention: Choice | None = None,
     ) -> Answered:
         """Answer a question about a picture; see `common.ask.answering.ask`."""
-        return ask(self.run, image.regions, question, top, seed, attention)
+        return ask(self.run, image.regions, question, top, seed, attention, image.picture)
 
 
 def choose_policy_eval(run: OpenedRun, chosen: str | None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.adapt.attention_capture import capture
@@ -92,6 +93,7 @@ def ask(
     top: int = 5,
     seed: int = 0,
     attention: Choice | None = None,
+    picture: Image.Image | None = None,
 ) -> Answered:
     """Ask a finetuned model a question about an image.
 
@@ -105,16 +107,18 @@ def ask(
         top: how many answers.
         seed: of decisions that are drawn; the same pair always draws the same ones.
         attention: what to show of it.
+        picture: the image in RGB, for a model that reads pixels.
 
     Raises:
         ConfigError: an empty question, no answers wanted, or decisions that cannot be made.
-        DataError: boxes outside their image, or a model that computes no finite numbers.
+        DataError: boxes outside their image, no picture for a model that reads one, or a model
+            that computes no finite numbers.
     """
     if not question.strip():
         raise ConfigError(f"empty question {question!r}: give some words")
     if top < 1:
         raise ConfigError(f"top {top}: at least 1 answer")
-    inputs = run.make_inputs(make_batch(regions, question))
+    inputs = run.make_inputs(make_batch(regions, question, picture))
     part = run.adaptive
     if part is not None:
         pair = f"{regions.image_id}\n{question}".encode()
@@ -135,7 +139,7 @@ def ask(
     return Answered(question, answers, decisions, notes, shown)
 
 
-def make_batch(regions: Regions, question: str) -> VQABatch:
+def make_batch(regions: Regions, question: str, picture: Image.Image | None = None) -> VQABatch:
     """One image and one question as a batch of a VQA data set."""
     extra: dict[str, Tensor | None] = {
         name: None if value is None else value[None]
@@ -159,6 +163,7 @@ def make_batch(regions: Regions, question: str) -> VQABatch:
         regions.boxes[None],
         torch.tensor([[regions.width, regions.height]], dtype=torch.float32),
         torch.ones(1, len(regions.boxes), dtype=torch.bool),
+        pictures=None if picture is None else [picture],
         **extra,
     )
 

@@ -190,7 +190,8 @@ def image_of_record(
     """A record of region features, with its picture where there is one.
 
     Raises:
-        DataError: no such record, a store of another detector, or a picture of another shape.
+        DataError: no such record, a store of another detector, a picture of another shape, or none
+            for a run that reads pixels.
     """
     stores = [RegionFeatures.open(store)] if store is not None else run_stores(run, data_root)
     said = {each.path: check_store(run, each, any_detector) for each in stores}
@@ -202,6 +203,11 @@ def image_of_record(
     changes: list[str] = []
     picture = None if file is None else read_picture(file, changes)
     notes = said[holder.path] + [f"{file}: {change}" for change in changes]
+    if picture is None and run.reads_pictures:
+        raise DataError(
+            f"image {image_id!r}: {run.checkpoint} reads the pixels of the picture, and there is "
+            f"none beside its regions ({holder.path.parent / 'images'}): give it with --image FILE"
+        )
     if picture is None:
         notes.append(
             f"no picture of {image_id} beside its features "
@@ -269,10 +275,10 @@ def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _picture_of(image_id: str, stores: Iterable[RegionFeatures]) -> Path | None:
-    """The picture in a folder `images` beside a store, or in one of its subfolders."""
+    """The picture in a folder `images` beside a store, or somewhere below."""
     name = glob.escape(image_id)
     for folder in dict.fromkeys(store.path.parent / "images" for store in stores):
-        for pattern in (f"{name}.*", f"*/{name}.*"):
+        for pattern in (f"{name}.*", f"*/{name}.*", f"**/{name}.*"):
             for path in sorted(folder.glob(pattern)):
                 if path.suffix.lower() in ENDINGS:
                     return path

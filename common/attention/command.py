@@ -283,7 +283,12 @@ def show_example(run: OpenedRun, args: argparse.Namespace, folder: Path) -> None
     image = find_image(run, args.image, args.image_id, args.features, args.data)
     if choice is None:
         choice = _default(run, image, args.question, kinds, args.word)
-    answered = ask(run, image.regions, args.question, seed=args.seed, attention=choice)
+    answered = ask(
+        *(run, image.regions, args.question),
+        seed=args.seed,
+        attention=choice,
+        picture=image.picture,
+    )
     found = answered.attention
     assert found is not None
     words = re.sub(r"[^\w]+", "-", f"{Path(image.name).stem} {args.question}", flags=re.ASCII)
@@ -303,7 +308,7 @@ def show_example(run: OpenedRun, args: argparse.Namespace, folder: Path) -> None
 def _default(
     run: OpenedRun, image: AskedImage, question: str, kinds: Kinds | None, word: str | None
 ) -> Choice:
-    blocks = attention_of(run, make_batch(image.regions, question))
+    blocks = attention_of(run, make_batch(image.regions, question, image.picture))
     layer = default_layer(blocks, kinds)
     if layer is None:
         raise ConfigError(

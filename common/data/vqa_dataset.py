@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.data.annotations import AnswerVocabulary, Example, QuestionId
@@ -53,6 +54,8 @@ class VQABatch:
     attribute_conf: Tensor | None = None
     image_features: Tensor | None = None
     """(B, C) float32, of the images as a whole; None where the store has none."""
+    pictures: Sequence[Image.Image] | None = None
+    """B images in RGB, for models that read pixels; None where they are not at hand."""
 
     def __len__(self) -> int:
         return len(self.question_ids)

@@ -32,7 +32,9 @@ def extract_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR|ZIP", help="the pictures")
+    add(
+        "--images", type=Path, required=True, metavar="DIR|ZIP", help="pictures, also in subfolders"
+    )
     add("--out", type=Path, required=True, help="the store, TSV file or folder to write")
     add_detector_options(parser, required=True)
     add("--format", choices=FORMATS, default=FORMATS[0], help="default store")

@@ -127,10 +127,11 @@ def check_ids(files: Files, names: Iterable[str]) -> None:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its ending; not so what macOS puts beside them."""
-    last = name.rsplit("/", 1)[-1]
-    hidden = last.startswith(".") or name.startswith("__MACOSX/")
-    return not hidden and last.lower().endswith(ENDINGS)
+    """Whether a file is a picture by its ending; not so hidden ones, and what macOS puts beside
+    them."""
+    *folders, last = name.split("/")
+    hidden = any(part.startswith(".") and part != "." for part in (*folders, last))
+    return not hidden and "__MACOSX" not in folders and last.lower().endswith(ENDINGS)
 
 
 def image_id(name: str) -> str:
@@ -206,7 +207,7 @@ def extract(
         DataError: no pictures, or one that cannot be used (unless those are skipped); the disk
             is full; or `out` was begun with other pictures or settings.
     """
-    files = open_files(source)
+    files = open_files(source, deep=True)
     if names is None:
         chosen, others = picture_names(files)
         if others:

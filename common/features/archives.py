@@ -12,6 +12,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -165,20 +166,50 @@ def _common_top(names: Iterator[str]) -> str:
 class Folder:
     """A folder, with the interface of `Archive`."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, deep: bool = False) -> None:
         """Open a folder.
+
+        Args:
+            path: Of the folder.
+            deep: `names` looks into the folders in it as well.
 
         Raises:
             DataError: No such folder.
         """
-        self.path = Path(path)
+        self.path, self.deep = Path(path), deep
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such folder")
 
     def names(self) -> list[str]:
-        """Names of the files in it; folders in it are not looked into."""
-        with os.scandir(self.path) as entries:
-            return [entry.name for entry in entries if entry.is_file()]
+        """Paths of the files in it; of those in its subfolders too if it is `deep`.
+
+        Every folder is looked into once, by its own path rather than that of a symbolic link to it;
+        a link to a folder that holds this one is left alone.
+
+        Raises:
+            DataError: A folder that cannot be read.
+        """
+        above = self.path.resolve().parents if self.deep else ()
+        seen = {_identity(folder) for folder in above}
+        folders, links = deque([(self.path, "")]), deque[tuple[Path, str]]()
+        found = list[str]()
+        while folders or links:
+            folder, prefix = (folders or links).popleft()
+            try:
+                if (own := _identity(folder)) in seen:
+                    continue
+                seen.add(own)
+                with os.scandir(folder) as entries:
+                    for entry in sorted(entries, key=lambda entry: entry.name):
+                        name = f"{prefix}{entry.name}"
+                        if entry.is_file():
+                            found.append(name)
+                        elif self.deep and entry.is_dir():
+                            place = links if entry.is_symlink() else folders
+                            place.append((folder / entry.name, f"{name}/"))
+            except OSError as error:
+                raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+        return found
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (self.path / name).is_file()
@@ -209,17 +240,27 @@ class Folder:
             raise DataError(f"{self.path / name}: cannot be read ({error.strerror})") from None
 
 
+def _identity(folder: Path) -> tuple[int, int]:
+    """What a folder and a link to it have in common."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
 Files = Archive | Folder
 
 
-def open_files(path: Path | str) -> Files:
+def open_files(path: Path | str, deep: bool = False) -> Files:
     """Open a folder or a ZIP archive.
+
+    Args:
+        path: Of either.
+        deep: Find the files in subfolders of a folder too, as in an archive.
 
     Raises:
         DataError: There is neither.
     """
     path = Path(path)
-    return Folder(path) if path.is_dir() else Archive(path)
+    return Folder(path, deep) if path.is_dir() else Archive(path)
 
 
 @lru_cache(maxsize=16)

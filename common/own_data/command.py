@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("name", metavar="NAME", help="of the data set, for --dataset NAME")
     add("--table", type=Path, required=True, metavar="FILE", help="CSV with a header, or JSONL")
-    add("--images", type=Path, metavar="DIR|ZIP", help="the pictures that the table names")
+    add("--images", type=Path, metavar="DIR|ZIP", help="the pictures of the table")
     add(
         "--features",
         type=Path,

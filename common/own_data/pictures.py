@@ -11,7 +11,7 @@ from typing import Protocol
 from common.data.own import TEST, TRAIN, VALID
 from common.detector.extracting import image_id, is_picture
 from common.errors import ConfigError, DataError
-from common.features.archives import Folder, open_files
+from common.features.archives import open_files
 from common.features.store import RegionFeatures
 from common.reading import short
 
@@ -41,7 +41,7 @@ class Pictures:
         Raises:
             DataError: neither a folder nor a ZIP archive.
         """
-        self.files = open_files(path)
+        self.files = open_files(path, deep=True)
         self._names = set(self.files.names())
         self._nearest = Nearest(self._names)
         self._of_id: dict[str, list[str]] = {}
@@ -52,7 +52,8 @@ class Pictures:
         """Image id to the name of its picture, of those that were found."""
 
     def find(self, name: str) -> str:
-        """See `Images`; `name` is that of a file in the folder, with or without its ending."""
+        """See `Images`; `name` is the path of a file in the folder, or its plain name without
+        ending."""
         picture = self._picture(name)
         found = image_id(picture)
         if (other := self.chosen.setdefault(found, picture)) != picture:
@@ -83,8 +84,6 @@ class Pictures:
 
     def _unknown(self, name: str) -> str:
         near = self._nearest.text(name)
-        if "/" in name and isinstance(self.files, Folder):
-            near = " (folders in it are not looked into: put the pictures into one, or into a ZIP)"
         return f"'image' {short(name)} is not in {self.files.path}{near}"
 
     def content(self, found: str) -> str:

@@ -69,6 +69,8 @@ class Backbone:
             the checkpoint's meta; ConfigError where this model cannot be opened.
         make_inputs: what turns a batch of a VQA data set into the model's inputs, from the
             tokenizer of the questions and the checkpoint's meta.
+        reads_pictures: whether the model of a checkpoint's meta reads the pixels of the pictures
+            (`VQABatch.pictures`) and of the regions only their boxes; by itself none does.
         places: what stands at the places of its streams, `places(run, inputs of a batch)`, one
             entry for each sample; None where its attention is not shown.
         dataset: the data set of a run, `dataset(run, folder of its files or None)`; by itself that
@@ -84,6 +86,7 @@ class Backbone:
     script: RunScript
     make_model: Callable[[dict[str, Any]], nn.Module]
     make_inputs: Callable[[Tokenizer, dict[str, Any]], MakeInputs]
+    reads_pictures: Callable[[Mapping[str, Any]], bool] = lambda meta: False
     places: Callable[[OpenedRun, Mapping[str, Tensor | None]], list[Places]] | None = None
     dataset: Callable[[OpenedRun, Path | None], Dataset] = lambda run, data_root: resolve_dataset(
         run.dataset, data_root=data_root
@@ -146,6 +149,11 @@ class OpenedRun:
     @property
     def strategy(self) -> Strategy:
         return find_strategy(self.meta["strategy"])[0]
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether it reads pixels, see `Backbone`."""
+        return find_backbone(self.meta["backbone"]).reads_pictures(self.meta)
 
     @property
     def adaptive(self) -> Adaptive | None:

@@ -73,6 +73,8 @@ def open_run(
     with named(checkpoint):
         model = make_model(backbone, meta, checkpoint)
         StrategyRecord.from_meta(meta).adapt(model)
+    with named(checkpoint, CheckpointError):
+        make_inputs = backbone.make_inputs(tokenizer, meta)
     load_into(model, load_weights(checkpoint), what=str(checkpoint))
     model.eval()
     result = folder / "result.json"
@@ -82,7 +84,7 @@ def open_run(
         meta,
         load_result(result) if result.exists() else None,
         model,
-        backbone.make_inputs(tokenizer, meta),
+        make_inputs,
         tokenizer,
         answers,
     )

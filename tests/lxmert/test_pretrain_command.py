@@ -18,6 +18,7 @@ from common.training.checkpoint import load_checkpoint, load_meta
 from lxrt.finetuning import main as finetune
 from lxrt.pretraining import main
 from lxrt.pretraining_options import pretrain_parser, pretraining_options
+from tests.common.own_detector import check_commands
 from tests.lxmert.pretraining_files import (
     ANSWERS,
     LAYERS,
@@ -200,6 +201,15 @@ def test_load_continues_with_every_tensor_of_a_snapshot(files, whole, tmp_path, 
     again = files.flags(tmp_path / "b", "--load", str(whole / "Epoch02"), "--qaSets", "vqa")
     shown = refused_pretraining(capsys, again)
     assert "answer head is for 7 answers that are not the 5 of this run" in shown
+
+
+def test_weights_of_another_detector_are_refused_or_taken(files, whole, tmp_path, capsys):
+    for flag, name in (("--load", "Epoch02_LXRT"), ("--loadLXMERT", "Epoch01_LXRT")):
+        start = tmp_path / f"{name}.safetensors"
+        shutil.copy(whole / start.name, start)
+        shutil.copy(whole / "vocab.txt", tmp_path)
+        words = files.flags(tmp_path / flag, flag, str(start).removesuffix("_LXRT.safetensors"))
+        check_commands(main, [*words, "--max-steps", "1", "--overwrite"], start, capsys)
 
 
 @pytest.mark.parametrize(

@@ -500,6 +500,18 @@ MUTANTS = [
         "tests/vlbert/test_images.py",
     ),
     Mutant(
+        "VLBERT/vlbert/building.py",
+        "return replace(found, means=means, deviations=deviations)",
+        "return found",
+        "tests/vlbert/test_use.py",
+    ),
+    Mutant(
+        f"{FEATURES}/archives.py",
+        "place = links if entry.is_symlink() else folders",
+        "place = folders",
+        f"{T}/detector/test_extracting.py",
+    ),
+    Mutant(
         "VLBERT/vlbert/vqa_dataset.py", "cut_to_images(regions, sizes)\n        info", "info", ODD
     ),
     # ViLBERT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +18,7 @@ from common.data.tokenizer import Tokenizer
 from common.errors import DataError
 from common.modules.losses import IGNORED
 from common.training.weights import load_weights
+from tests.common.own_detector import check_commands
 from tests.lxmert.runs import same_state, strict_json, tensors
 from tests.vilbert.concap_files import (
     CLASSES,
@@ -302,7 +304,21 @@ def test_a_pretrained_model_is_a_start_for_tasks_and_for_retrieval(
     shown = capsys.readouterr().out
     assert "tensors loaded" in shown and ("not in this model: cls" in shown) == features
     words = without(others.test("x", tmp_path / "zero"), "--from_pretrained")
-    assert retrieve([*words, *start, "--zero_shot", "--config_file", str(others.config)]) == 0
+    zero = ["--zero_shot", "--config_file", str(others.config)]
+    assert retrieve([*words, *start, *zero]) == 0
+    if not features:
+        words = without(others.test("x", tmp_path / "other"), "--from_pretrained")
+        check_commands(retrieve, [*words, *start, *zero], Path(start[1]), capsys)
+
+
+def test_weights_of_another_detector_are_refused_or_taken(
+    files, data, dropping, whole, tmp_path, capsys
+):
+    shutil.copytree(whole, tmp_path / "start")
+    start = tmp_path / "start" / "BEST.safetensors"
+    words = run(files, data, tmp_path / "out", "--config_file", str(dropping))
+    words += ["--from_pretrained", str(start), "--max-steps", "1", "--overwrite"]
+    check_commands(main, words, start, capsys)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from common.training.checkpoint import load_checkpoint, load_meta
 from tests.common.held_folder import refused_while_in_use
+from tests.common.own_detector import check_commands
 from tests.lxmert.runs import strict_json
 from tests.vlbert.pretraining_files import PretrainingFiles, out, refused_pretraining, write_all
 from vlbert.finetuning import main as finetune
@@ -114,6 +116,13 @@ def test_a_pretrained_model_goes_on_and_starts_from_it_with_the_prefix_changes(
     theirs = read_model(whole / "export" / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_weights_of_another_detector_are_refused_or_taken(files, whole, tmp_path, capsys):
+    start = tmp_path / "start.safetensors"
+    shutil.copy(whole / "export" / "model.safetensors", start)
+    more = ["--partial-pretrain", str(start), "--max-steps", "1", "--overwrite"]
+    check_commands(main, files.flags(tmp_path / "out", *more), start, capsys)
 
 
 def test_losses_fall_and_relationship_and_averages_by_sample_train(files, tmp_path):

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from common import export
 from common.adapt.adapting import adaptive_part
 from common.ask import command as ask
+from common.ask.answerer import Answerer, AnswererOptions
 from common.ask.answering import ask as ask_pair
-from common.features.store import RegionFeatures
+from common.ask.answering import make_batch
+from common.detector.regions import FoundRegions
+from common.features.store import RegionFeatures, Regions
 from common.runs.opened_run import open_run
-from common.training.checkpoint import load_checkpoint
+from common.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.common.attended import blocks_by_kind, check_places, mass
-from tests.common.own_detector import check_asked, check_commands
+from tests.common.own_detector import OwnDetector, check_asked, check_commands
 from tests.vlbert.coco_files import TRAINVAL
 from tests.vlbert.runs import FOLDER, TRAIN, VAL, flags, refused, result_of, write_config
 from vlbert.config import load_config
@@ -29,6 +33,7 @@ from vlbert.testing import main as predict
 from vlbert.vqa_network import ResNetVLBERT
 
 SETTINGS = {"TRAIN__LR": 2.5e-3, "TRAIN__END_EPOCH": 3, "TRAIN__FLIP_PROB": 0, "POLICY__LR": 1e-2}
+OTHER_DETECTOR = AnswererOptions(any_detector=True)
 MERGED = ("SpotTune_Block", "SpotTune_Res", "SpotTune", "BlockDrop")
 
 
@@ -234,14 +239,12 @@ def test_the_exported_model_gives_the_logits_of_the_global_evaluation(
 
 def image_config(coco: Path, folder: Path, **changes: object) -> Path:
     """The tiny config from images: a ResNet-18 that is trained from random weights."""
-    from PIL import Image
-
     for part, images in (("train2014", TRAIN), ("val2014", VAL)):
         (coco / part).mkdir(exist_ok=True)
         for image in images:
-            Image.new("RGB", (64, 48), (image % 256, 90, 200)).save(
-                coco / part / f"COCO_{part}_{image:012d}.jpg"
-            )
+            noise = torch.randint(256, (48, 64, 3), generator=torch.Generator().manual_seed(image))
+            picture = Image.fromarray(noise.to(torch.uint8).numpy())
+            picture.save(coco / part / f"COCO_{part}_{image:012d}.jpg")
     return write_config(
         coco,
         SCALES=[32, 64],
@@ -262,22 +265,32 @@ def image_config(coco: Path, folder: Path, **changes: object) -> Path:
     )
 
 
-def test_training_from_images_trains_the_cnn_too(coco, tmp_path, capsys):
-    config = image_config(coco, tmp_path)
-    assert (
-        main(
-            flags(
-                config,
-                tmp_path,
-                "--strategy",
-                "SpotTune_Block",
-                "--questions",
-                "8",
-                "--no-tensorboard",
-            )
-        )
-        == 0
-    )
+FROM_IMAGES = ("--strategy", "SpotTune_Block", "--questions", "8", "--no-tensorboard")
+
+
+def of_images(config: Path, out: Path, *more: str) -> list[str]:
+    """How vqa/test.py predicts the validation questions with the run in `out`."""
+    words = ["--cfg", str(config), "--model-dir", str(out), "--gpus", "cpu", "--split", "val2014"]
+    return [*words, "--quiet", *more]
+
+
+class StoredDetector(OwnDetector):
+    """Finds in a picture what a store has of an image, as wide as the store is."""
+
+    def __init__(self, regions: Regions) -> None:
+        super().__init__(regions.features.shape[1])
+        self.regions = regions
+
+    def detect(self, picture: Image.Image) -> FoundRegions:
+        ids, conf = (torch.zeros(len(self.regions.boxes), dtype=t) for t in (torch.long, None))
+        return FoundRegions(self.regions.boxes, self.regions.features, ids, conf, ids, conf)
+
+
+def test_training_from_images_trains_the_cnn_and_ask_reads_pictures_likewise(
+    coco, tmp_path, capsys
+):
+    config = image_config(coco, tmp_path, NETWORK__PIXEL_MEANS=[90.0, 110.0, 130.0])
+    assert main(flags(config, tmp_path, *FROM_IMAGES)) == 0
     assert "the CNN starts from random weights" in capsys.readouterr().out
     first, last = (
         load_checkpoint(tmp_path / FOLDER / f"{name}.safetensors")[0]["model"]
@@ -286,30 +299,69 @@ def test_training_from_images_trains_the_cnn_too(coco, tmp_path, capsys):
     layer = "image_feature_extractor.backbone.conv1.weight"
     assert layer in last and torch.equal(first[layer], last[layer])
     assert len(result_of(tmp_path)["decisions"]["share"]) == 2
-    assert (
-        predict(
-            [
-                "--cfg",
-                str(config),
-                "--model-dir",
-                str(tmp_path),
-                "--gpus",
-                "cpu",
-                "--split",
-                "val2014",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
+    assert predict(of_images(config, tmp_path)) == 0
     found = result_of(tmp_path)["accuracy"]["val"]["overall"]
     assert f"SpotTune_Block: overall {found:.2f}" in capsys.readouterr().out
-    shown = refused(
-        capsys,
-        ["--run", str(tmp_path / FOLDER), "--image-id", "x", "--question", "what?"],
-        ask.main,
-    )
-    assert "precomputed features" in shown
+    predicted = json.loads((tmp_path / FOLDER / "tiny_vqa2_val2014.json").read_text())
+    check_pictures_asked(tmp_path / FOLDER, config, coco, predicted)
+    check_commands_on_pictures(tmp_path / FOLDER, coco, capsys)
+    words = ["--run", str(tmp_path / FOLDER), "--out", str(tmp_path / "plain"), "--global-k", "1"]
+    assert export.main([*words, "--gpus", "cpu", "--quiet"]) == 0
+    assert predict(of_images(config, tmp_path, "--ckpt", str(tmp_path / "plain" / "model"))) == 0
+    config = image_config(coco, tmp_path, NETWORK__PIXEL_MEANS=[90.0, 111.0, 130.0])
+    shown = refused(capsys, of_images(config, tmp_path), predict)
+    assert "keys.NETWORK.PIXEL_MEANS is [90.0, 110.0, 130.0] in the file, this run" in shown
+
+
+def picture_of(coco: Path, image: int) -> Path:
+    return coco / "val2014" / f"COCO_val2014_{image:012d}.jpg"
+
+
+@torch.no_grad()
+def check_pictures_asked(
+    folder: Path, config: Path, coco: Path, predicted: list[dict[str, object]]
+) -> None:
+    """A picture with the boxes of its image: the model's inputs are those of validation, to the
+    bit, and so are the answers."""
+    run, features = open_run(folder), store(coco)
+    source = VQASource(load_config(config))
+    data = source.data(source.examples("val2014"))
+    rows = {row["question_id"]: row["answer"] for row in predicted}
+    probabilities = set()
+    for place, example in enumerate(data.examples[::3]):
+        image = int(example.image_id.rpartition("_")[2])
+        answerer = Answerer(run, StoredDetector(features.get(str(image))), OTHER_DETECTOR)
+        looked = answerer.look(picture_of(coco, image))
+        expected = data.read([3 * place]).inputs()
+        found = run.make_inputs(make_batch(looked.regions, example.question, looked.picture))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        answers = answerer.ask(looked, example.question, top=len(run.answers)).answers
+        assert answers[0].text == rows[example.question_id]
+        logits = run.model(**expected)[0]
+        assert {run.answers.index(a.text): a.logit for a in answers} == dict(
+            enumerate(logits.tolist())
+        )
+        probabilities.add(answers[0].probability)
+    assert len(probabilities) == len(data.examples[::3]), "the pictures make a difference"
+
+
+def check_commands_on_pictures(folder: Path, coco: Path, capsys) -> None:
+    """`ask` reads a picture file beside a record, and says what is missing."""
+    words = ["--run", str(folder), "--features", str(store(coco).path), "--question", "what is?"]
+    words += ["--image-id", str(VAL[0])]
+    assert "reads the pixels of the picture, and there is none" in refused(capsys, words, ask.main)
+    words += ["--image", str(picture_of(coco, VAL[0]))]
+    assert ask.main([*words, "--no-plots", "--attention", "layer.1"]) == 0
+    assert "text → region" in capsys.readouterr().out
+    state, meta = load_checkpoint(folder / "BEST.safetensors")
+    del meta["keys"]["NETWORK"]["PIXEL_STDS"]
+    earlier = folder.with_name("earlier")
+    shutil.copytree(folder, earlier)
+    save_checkpoint(earlier / "BEST.safetensors", state, meta)
+    words[1] = str(earlier)
+    shown = refused(capsys, words, ask.main)
+    assert f"{earlier}/BEST.safetensors: meta: keys.NETWORK.PIXEL_STDS" in shown
+    assert "vqa/test.py" in shown
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.tasks.options import log_options, recipe_changes, run_options
 from common.tasks.starting import LogOptions, RunOptions
 from common.training.loop import LoopOptions
-from common.training.options import add_run_options, check_options, fill
+from common.training.options import add_detector_option, add_run_options, check_options, fill
 from common.training.run_folder import SnapshotNames
 from lxrt.options import WeightOptions
 from lxrt.pretraining_data import DEFAULT_SPLITS, EMBEDDED, UPSTREAM, DataOptions
@@ -282,6 +282,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="random weights instead of BERT's, whose vocabulary is used; "
         "--load and --loadLXMERT override them",
     )
+    add_detector_option(group)
 
 
 def chosen_objectives(args: argparse.Namespace) -> Objectives:

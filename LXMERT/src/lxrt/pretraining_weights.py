@@ -86,9 +86,9 @@ def load_start(
         answers: of the model's answer head, in order.
     """
     if weights.load:
-        load_whole(model, weights.load, fits, answers, say)
+        load_whole(model, weights.load, fits, answers, say, weights.any_detector)
     elif weights.load_lxmert:
-        load_without_answers(model, weights.load_lxmert, fits, say)
+        load_without_answers(model, weights.load_lxmert, fits, say, weights.any_detector)
     elif weights.from_scratch or not (weights.bert or from_bert):
         say("all weights start at random values")
     else:
@@ -101,14 +101,17 @@ def load_whole(
     fits: Mapping[str, Any],
     answers: Sequence[str],
     say: Say = print,
+    any_detector: bool = False,
 ) -> Path:
     """`--load`: every tensor of a pretraining snapshot, with its heads.
+
+    `fits` and `any_detector` are those of `lxrt.loading.check_fits`.
 
     Raises:
         CheckpointError: it does not fit exactly, or its answers are not those of this run.
     """
     path = pretrained_path(name)
-    check_fits(path, fits)
+    check_fits(path, fits, any_detector, say)
     known = load_meta(path).get("answers") if path.suffix == ".safetensors" else None
     if model.answer_head is not None and known is not None and list(known) != list(answers):
         raise CheckpointError(
@@ -128,17 +131,22 @@ def load_whole(
 
 
 def load_without_answers(
-    model: PretrainingModel, name: Path | str, fits: Mapping[str, Any], say: Say = print
+    model: PretrainingModel,
+    name: Path | str,
+    fits: Mapping[str, Any],
+    say: Say = print,
+    any_detector: bool = False,
 ) -> Path:
     """`--loadLXMERT`: a pretraining snapshot, ours or upstream's, without its answer head.
 
-    What only one side has is counted on the screen.
+    What only one side has is counted on the screen. `fits` and `any_detector` are those of
+    `lxrt.loading.check_fits`.
 
     Raises:
         CheckpointError: nothing of the encoder is in the file, or a tensor has another shape.
     """
     path = pretrained_path(name)
-    check_fits(path, fits)
+    check_fits(path, fits, any_detector, say)
     weights = read_pretrained(path)
     answers = [name for name in weights if name.startswith("answer_head.")]
     rest = {name: x for name, x in weights.items() if name not in answers}

@@ -24,12 +24,13 @@ from common.detector.command import main as extract
 from common.detector.extracting import Doubts, image_id, is_picture, picture_names
 from common.detector.faster_rcnn import DetectorOptions, FasterRCNNDetector
 from common.errors import DataError
-from common.features.archives import Folder
+from common.features.archives import Folder, open_files
 from common.features.command import main as import_features
 from common.features.sources import FeatureSources
 from common.features.store import RegionFeatures
 from common.features.vlbert_json import JsonFeatures, import_json, read_record
 from tests.common.detector.files import picture, write_detector, write_pictures
+from tests.common.refusals import error_of
 
 COUNT = 5
 ARRAYS = ("features", "boxes", "object_ids", "object_conf", "attribute_ids", "attribute_conf")
@@ -169,6 +170,52 @@ def test_several_processes_and_an_archive_give_the_same(
     more = ("--dtype", "float32", "--classes", "--workers", "2", "--threads", "1")
     assert extract(words(archive, detector, tmp_path / "store", *more)) == 0
     assert content(tmp_path / "store") == content(store)
+
+
+def test_pictures_in_subfolders_are_found_as_in_an_archive(
+    pictures: Path, detector: Path, tmp_path: Path
+) -> None:
+    """A folder, and an archive of it; links back into it are not followed."""
+    photos = tmp_path / "photos"
+    for number, path in enumerate(sorted(pictures.iterdir())):
+        inside = photos / ("", "a", "a/deep")[number % 3]
+        inside.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, inside)
+    (photos / ".thumbnails").mkdir()
+    shutil.copy(sorted(pictures.iterdir())[0], photos / ".thumbnails")
+    archive = shutil.make_archive(str(tmp_path / "packed" / "photos"), "zip", tmp_path, "photos")
+    (photos / "A link to a").symlink_to(photos / "a", target_is_directory=True)
+    (photos / "a" / "all").symlink_to(photos, target_is_directory=True)
+    (photos / "a" / "above").symlink_to(tmp_path, target_is_directory=True)
+    names = picture_names(open_files(photos, deep=True))[0]
+    assert names == picture_names(open_files(archive))[0] and len(names) == len(set(names)) > 3
+    assert extract(words(photos, detector, tmp_path / "one")) == 0
+    assert extract(words(Path(archive), detector, tmp_path / "two")) == 0
+    one, two = (RegionFeatures.open(tmp_path / name) for name in ("one", "two"))
+    same_regions(one, two, ("boxes", "features"))
+    assert sorted(one.ids()) == sorted(path.stem for path in pictures.iterdir())
+
+
+def test_a_linked_folder_elsewhere_is_looked_into_once(pictures: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("here", "there"):
+        (photos / name).symlink_to(pictures, target_is_directory=True)
+    names = picture_names(open_files(photos, deep=True))[0]
+    assert {Path(name).name for name in names} == {path.name for path in pictures.iterdir()}
+    assert len({name.split("/")[0] for name in names}) == 1
+
+
+def test_two_pictures_of_one_name_in_two_subfolders_are_refused(
+    pictures: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sorted(pictures.iterdir())[0]
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        shutil.copy(first, tmp_path / "photos" / name)
+    error = error_of(capsys, extract, words(tmp_path / "photos", detector, tmp_path / "out"))
+    assert f"a/{first.name} and b/{first.name} would both be image {first.stem!r}" in error
+    assert "rename one" in error
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -319,7 +318,7 @@ NAMES = [
     ("C:\\photos\\x.png", "leads out of"),
     ("..\\x.png", "leads out of"),
     ("shape 0.png", "is not in {folder} (nearest: shape 0"),
-    ("sub/shape 00.png", "folders in it are not looked into"),
+    ("sub/shape 00.png", "is not in"),
     ("notes.txt", "is no picture by its ending"),
     ("twice", "can be twice.jpg or twice.png: give the ending"),
 ]
@@ -353,17 +352,23 @@ def test_names_may_lack_the_ending_and_only_pictures_of_the_table_are_looked_at(
     assert Image.open(folder / "images" / "shape 00.png").tobytes() == drawing(0).tobytes()
 
 
-def test_pictures_in_an_archive(tmp_path: Path, made: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "shapes.zip", "w") as file:
-        for number in range(COUNT):
-            path = made / "shapes" / f"shape {number:02}.png"
-            file.write(path, f"all/{('a', 'b')[number % 2]}/{path.name}")
+@pytest.mark.parametrize("packed", [True, False])
+def test_pictures_in_subfolders_of_an_archive_and_of_a_folder(
+    tmp_path: Path, made: Path, packed: bool
+) -> None:
+    images = tmp_path / "all"
+    for number in range(COUNT):
+        path = made / "shapes" / f"shape {number:02}.png"
+        (images / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, images / "ab"[number % 2])
+    if packed:
+        images = Path(shutil.make_archive(str(tmp_path / "shapes"), "zip", tmp_path, "all"))
     rows = [
         row | {"image": f"{('a', 'b')[number // 3 % 2]}/{row['image']}"}
         for number, row in enumerate(questions(COUNT))
     ]
     write_csv(tmp_path / "shapes.csv", rows)
-    folder = make(options(tmp_path, images=tmp_path / "shapes.zip"), tmp_path)
+    folder = make(options(tmp_path, images=images), tmp_path)
     found = RegionFeatures.open(folder / "features")
     theirs = RegionFeatures.open(made / "data" / "shapes" / "features")
     assert sorted(found.ids()) == sorted(theirs.ids())
