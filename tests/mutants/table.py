@@ -112,7 +112,7 @@ MUTANTS = [
         ("places = known.group[rows.first]", "places = known.group[known.first]"),
         ("alone and None not in found", "alone"),
         ("if active and state.get(PAIR) is None else None", "if active else None"),
-        ("or WATCHERS.get()", ""),
+        ("or present_watchers()", ""),
     ),
     Mutant(
         f"{ADAPT}/encoder.py", "not (self.training or self.by_place)", "not self.training", SAME

@@ -67,6 +67,7 @@ def tiny(monkeypatch):
         bench, "measure_memory", lambda *_: {"peak_rss_bytes": 10**9, "peak_cuda_bytes": None}
     )
     monkeypatch.setattr(bench, "FEATURES", {"quick": (4, 2)})
+    monkeypatch.setattr(bench, "DETECTOR", {"quick": (1, 4, (64, 80))})
 
 
 def quick(path, settings=SETTINGS, **options):
