@@ -72,7 +72,7 @@ vilbert_joint := save/joint
 SEEDS ?= 12345 12346 12347
 JOBS ?= 2
 
-.PHONY: help setup demo experiments evidence web lint test test-slow test-gpu test-web fuzz mutants \
+.PHONY: help setup demo experiments evidence web lint test test-long test-slow test-gpu test-web fuzz mutants \
         parity bench compare diagrams data-easy-vqa \
         pretrain-easy-vqa pretrain-easy-vqa-vlbert lxmert-train lxmert-test lxmert-full lxmert-adaptive \
         vlbert-train vlbert-test vlbert-table pretrain-easy-vqa-vilbert vilbert-train vilbert-test \
@@ -125,6 +125,10 @@ lint: setup  ## formatting, ruff, types (mypy) and the direction of imports, wit
 test: setup  ## all tests but the slow ones, in WORKERS=2 processes (0: in one, for a debugger)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) \
 	    --dist loadfile $(ARGS)
+
+test-long: setup  ## tests of seconds that `make test` leaves to CI: several processes, the README's runs
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) \
+	    --dist loadfile -m long $(ARGS)
 
 test-slow: setup  ## the tests that take minutes: the demo, training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)

@@ -311,6 +311,7 @@ def test_the_table_stops_where_a_row_fails(tmp_path, name):
     assert "error: " in done.stderr and TABLES[name][4] in done.stderr
 
 
+@pytest.mark.long
 def test_a_row_of_the_vilbert_table_may_say_how_its_policy_is_trained(tmp_path):
     done = table_loop("vilbert", tmp_path, "absent/started")
     assert done.stdout == "== absent, seed 7\n" and "unknown strategy" in done.stderr

@@ -318,6 +318,7 @@ def test_the_block_of_a_data_set_of_ones_own_runs(tmp_path):
         )
 
 
+@pytest.mark.long
 def test_the_first_commands_of_lxmert_run(tmp_path):
     """The block a newcomer copies, word for word but for fewer questions and another name."""
     folder = ROOT / "LXMERT" / "snap" / "vqa" / "readme_test"

@@ -106,6 +106,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_a_foreign_model_is_adapted_by_the_wheel_and_not_by_the_checkout(unpacked, tmp_path):
     found = start(unpacked, tmp_path, "-c", USE)
     assert found.returncode == 0, found.stderr

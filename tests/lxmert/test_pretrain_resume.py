@@ -51,6 +51,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(files, whole, tmp_path, capsys, stop)
         assert dict(tensors(a)) == dict(tensors(b))
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_bit_for_bit(files, whole, tmp_path):
     run = files.flags(tmp_path, *DROPOUT, "--save-every", "1")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

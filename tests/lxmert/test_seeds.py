@@ -55,6 +55,7 @@ def test_a_seed_that_fails_is_named_and_nothing_follows_it(flags, tmp_path, caps
     assert not (out / "seed_9596").exists()
 
 
+@pytest.mark.long
 def test_each_seed_is_the_run_that_it_would_be_alone(two, flags, tmp_path):
     out, _ = two
     alone = tmp_path / "alone"

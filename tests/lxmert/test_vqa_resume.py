@@ -48,6 +48,7 @@ def test_dropout_is_active_in_training(flags, tmp_path):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.long
 def test_saving_often_and_reading_in_other_processes_changes_nothing(flags, whole, tmp_path):
     assert (
         main(

@@ -380,6 +380,7 @@ def test_the_meta_of_a_checkpoint_says_what_it_is(stopped):
     assert meta["config"]["l_layers"] == 2 and meta["config"]["num_answers"] == 13
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["standard", "SpotTune_Block"])
 def test_a_run_whose_passes_are_recorded_gives_the_same(flags, tmp_path, monkeypatch, strategy):
     run = [*flags, *DROPOUT_RUN, "--strategy", strategy, "--eval-batch-size", "8"]
@@ -395,6 +396,7 @@ def test_a_run_whose_passes_are_recorded_gives_the_same(flags, tmp_path, monkeyp
     assert recorder.repeats > 16 if strategy == "standard" else recorder.repeats == 8
 
 
+@pytest.mark.long
 def test_batches_as_for_a_gpu_teach_the_same(flags, tmp_path):
     """Features in half precision, fixed lengths, evaluation batches that grow."""
     results = []

@@ -52,7 +52,10 @@ def run_tests(folder: Path, tests: str) -> int:
     }
     try:
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()],
+            [
+                *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
+                *("-m", "not slow", *tests.split()),
+            ],
             cwd=folder,
             env=environment,
             stdout=subprocess.DEVNULL,

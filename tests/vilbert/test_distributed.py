@@ -122,6 +122,7 @@ def test_captions_are_pretrained_on_by_two_processes_as_by_one(files, tmp_path, 
     assert two["accuracy"] == one["accuracy"]
 
 
+@pytest.mark.long
 def test_the_launcher_of_the_original_answers_every_question_once(files, whole, tmp_path):
     """With --local-rank among the flags; an uneven number of batches."""
     run = files.test(whole / "BEST", "out", "--split", "test", "--batch_size", "5")

@@ -264,6 +264,7 @@ def test_what_is_missing_is_named_with_the_way_out(tmp_path, capsys):
     assert "no region features of image '777', which sample caption of 777 shows" in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tasks", ["9", "6,11"])
 def test_an_adaptive_run_is_exported_as_a_plain_model(others, tmp_path, capsys, tasks):
     """It scores as the run does with the majority's decisions."""
@@ -358,6 +359,7 @@ def test_annotated_regions_are_needed_of_training_images_alone(tmp_path, capsys)
     assert "RetrievalFlickr30k: 2 of 40 samples are left out" in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["6", "11"])
 def test_batches_as_for_a_gpu_teach_the_same(others, tmp_path, task):
     """Features in half precision, fixed lengths, evaluation batches that grow."""

@@ -67,6 +67,7 @@ def test_without_auto_resume_a_used_folder_is_refused(coco, tmp_path, capsys):
     assert main(flags(config, tmp_path, "--overwrite", "--no-tensorboard")) == 0
 
 
+@pytest.mark.long
 def test_the_published_command_line_runs_in_one_process(coco, tmp_path):
     write_config(coco).rename(coco / "Tiny_4x16G_fp32.yaml")
     done = script(

@@ -96,6 +96,7 @@ def test_every_strategy_and_executor_is_measured_with_and_without_policy():
     assert {c.baseline().precision for c in both if c.against == "reference"} == {"fp32"}
 
 
+@pytest.mark.long
 def test_a_run_writes_figures_table_and_chart_and_a_second_one_measures_nothing(
     tiny, tmp_path, monkeypatch
 ):

@@ -143,6 +143,7 @@ def test_every_target_is_measured_by_the_quick_version_but_for_what_takes_long(t
     )
 
 
+@pytest.mark.long
 def test_a_run_writes_figures_and_table_and_a_second_one_measures_nothing(
     small, tmp_path, monkeypatch, capsys
 ):
@@ -488,6 +489,7 @@ def test_parts_belong_to_a_gpu_on_the_command_line(monkeypatch, tmp_path, capsys
     assert "dropout: True there, False now" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_bare_machine_imports_and_measures_with_what_torch_needs(tmp_path):
     """Not installed, and without the packages that only other parts of the project need."""
     code = f"""

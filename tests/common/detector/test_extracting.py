@@ -159,6 +159,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
+@pytest.mark.long
 def test_several_processes_and_an_archive_give_the_same(
     store: Path, pictures: Path, detector: Path, tmp_path: Path
 ) -> None:

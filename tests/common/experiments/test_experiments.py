@@ -264,6 +264,7 @@ def fake_measure(of_seed, gpu, compared):
     return rows
 
 
+@pytest.mark.long
 def test_models_of_a_measured_experiment_are_compared_once(repository, monkeypatch, capsys):
     compared: list[int] = []
     monkeypatch.setattr(
@@ -299,6 +300,7 @@ def test_models_of_a_measured_experiment_are_compared_once(repository, monkeypat
     assert compared == [9595, 9596, 9597, 9596]
 
 
+@pytest.mark.long
 def test_models_are_not_compared_while_one_is_missing(repository, monkeypatch):
     monkeypatch.setattr("common.experiments.command.measure", lambda *_: 1 / 0)
     repository.breaks(f"{MEASURED}/span/")

@@ -60,6 +60,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "strategy"), CASES)
 def test_two_processes_train_as_one(two_processes, tmp_path, family, strategy):
     """Uneven parts, budget losses, and means over other things than samples included."""
@@ -81,6 +82,7 @@ def test_two_processes_train_as_one(two_processes, tmp_path, family, strategy):
         assert all(one_sided), "no process ever had a branch without samples: nothing is tested"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", DROPPED)
 def test_two_processes_drop_the_same_layers_and_shorten_the_spans_of_all(
     two_processes, tmp_path, strategy
@@ -93,6 +95,7 @@ def test_two_processes_drop_the_same_layers_and_shorten_the_spans_of_all(
     assert any("span_policy" in name for name in state["model"])
 
 
+@pytest.mark.long
 def test_two_processes_with_micro_batches_train_as_one_with_none(two_processes, tmp_path):
     trainer = make_trainer(tmp_path, **EQUAL | {"budget": BudgetOptions()})
     trainer.fit()
@@ -101,6 +104,7 @@ def test_two_processes_with_micro_batches_train_as_one_with_none(two_processes, 
         torch.testing.assert_close(state["model"][name], ours, rtol=1e-7, atol=1e-9, msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "strategy"), RECORDED)
 def test_two_processes_with_recorded_passes_train_as_one_without(
     two_processes, tmp_path, family, strategy
@@ -115,6 +119,7 @@ def test_two_processes_with_recorded_passes_train_as_one_without(
         torch.testing.assert_close(state["model"][name], ours, rtol=1e-5, atol=1e-7, msg=name)
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_run_with_its_name_and_the_run_goes_on(
     two_processes, tmp_path
 ):

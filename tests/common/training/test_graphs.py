@@ -235,6 +235,7 @@ def test_recorded_answers_are_those_that_are_run(family, strategy):
     assert (recorder.recordings, recorder.repeats) == (1, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strategy", ["standard", *ADAPTIVE])
 @pytest.mark.parametrize("executor", STATIC)

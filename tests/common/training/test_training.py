@@ -217,6 +217,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, kill, whole):
     """In this process, whose random numbers are others than those of the process that ended."""
