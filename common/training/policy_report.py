@@ -52,7 +52,7 @@ def policy_line(policy: Mapping[str, Any]) -> str:
         f"{title} {policy['information'][name]['most']:.2f} of "
         f"{policy['information'][name]['of']:.2f}"
         for name, title in FAMILIES.items()
-        if name in policy["information"]
+        if policy["information"].get(name, {}).get("of")  # one group: nothing to tell
     ]
     if told:
         words.append(f"one decision tells at most: {', '.join(told)} nats")

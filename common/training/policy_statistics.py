@@ -208,7 +208,7 @@ def _information(names: Mapping[str, Mapping[str, Any]], live: Tensor) -> dict[s
     return {
         "most": float(found[live].max()),
         "mean": float(found[live].mean()),
-        "of": float(-torch.xlogy(share, share).sum()),
+        "of": float(torch.xlogy(share, share).sum().abs()),
         "each": found.tolist(),
     }
 

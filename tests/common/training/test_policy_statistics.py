@@ -159,7 +159,12 @@ def test_a_held_policy_has_no_gradient(tmp_path):
     assert gradients[0] is None and gradients[1]["norm"] > 0 and 0 <= gradients[2]["agreement"] <= 1
     lines = [policy_line(record["policy"]) for record in trainer.history]
     assert "no gradient" in lines[0] and "agreement of inputs" in lines[1]
-    curves = policy_scalars(trainer.history[0]["policy"])
+    first = trainer.history[0]["policy"]
+    alone = {"answer_type": {"most": 0.0, "mean": 0.0, "of": 0.0, "each": []}}
+    assert "tells at most" not in policy_line(first | {"information": alone}), (
+        "one group says nothing"
+    )
+    curves = policy_scalars(first)
     assert curves["policy/gradient_norm"] is None and curves["policy/drift"] > 0
     assert policy_scalars(None) == {}
 
