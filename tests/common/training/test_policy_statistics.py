@@ -160,7 +160,7 @@ def test_a_held_policy_has_no_gradient(tmp_path):
     lines = [policy_line(record["policy"]) for record in trainer.history]
     assert "no gradient" in lines[0] and "agreement of inputs" in lines[1]
     first = trainer.history[0]["policy"]
-    alone = {"answer_type": {"most": 0.0, "mean": 0.0, "of": 0.0, "each": []}}
+    alone = {"type": {"most": 0.0, "mean": 0.0, "of": 0.0, "each": []}}
     assert "tells at most" not in policy_line(first | {"information": alone}), (
         "one group says nothing"
     )
