@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 CHUNK = 1 << 22
+STEM = 150
 
 
 def checkout() -> Path | None:
@@ -22,6 +24,18 @@ def checkout() -> Path | None:
 def repository_root() -> Path:
     """The checkout this package is imported from; the working folder if there is none."""
     return checkout() or Path.cwd()
+
+
+def file_stem(text: str) -> str:
+    """A text as the name of a file: its words with - between them, the same for the same text.
+
+    Long ones are cut to `STEM` bytes and end with a checksum of the whole.
+    """
+    words = re.sub(r"\W+", "-", text).strip("-")
+    if len(words.encode()) <= STEM:
+        return words
+    kept = words.encode()[: STEM - 9].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

@@ -98,7 +98,7 @@ class _ProjectByHead(torch.autograd.Function):
             for y, (weight, _) in zip(gradients[:count], branches[0], strict=True)
         ]
         learns = ctx.needs_input_grad[3 : 3 + 2 * count : count]  # each branch does or does not
-        grad_x = torch.zeros_like(x)
+        grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
         most = _taken_by_most(rows, len(x))
         grads: list[list[Tensor] | list[None]] = []
         for value in (0, 1):

@@ -118,8 +118,11 @@ def same_rows(computed: ComputedRows | None = None, **streams: SameRows) -> Iter
 
 
 def _same() -> _Same | None:
-    """What holds here; None where gradients are wanted, shapes are static, or somebody watches."""
-    if torch.is_grad_enabled() or shapes_are_static() or present_watchers():
+    """What holds here; None where gradients are wanted, shapes are static (as under torch.compile),
+    or somebody watches."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if shapes_are_static() or present_watchers():
         return None
     return _SAME.get()
 

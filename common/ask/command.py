@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from common.ask.image import AskedImage
 from common.detector.faster_rcnn import RULES
 from common.detector.opening import parse_boxes
 from common.errors import ConfigError
-from common.files import write_json
+from common.files import file_stem, write_json
 from common.projects import vqa_data
 from common.reading import is_unicode, short
 from common.training.options import add_detector_option
@@ -224,6 +223,5 @@ def picture_path(
         stem = f"{args.out.stem}-{number}" if several else args.out.stem
         return args.out.with_name(f"{stem}{args.out.suffix}")
     name = Path(image.name).stem if image.file is not None else image.name
-    words = re.sub(r"[^\w]+", "-", f"{name} {question}".strip(), flags=re.ASCII).strip("-")
     folder = args.run / "ask" if args.out is None else args.out
-    return folder / f"{words[:100]}.png"
+    return folder / f"{file_stem(f'{name} {question}')}.png"

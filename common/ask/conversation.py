@@ -16,7 +16,7 @@ from common.ask.picture import plot_answer
 from common.ask.report import heading, image_document, nothing_decided, report, run_document, title
 from common.errors import AdaptiveError, ConfigError
 
-HELP = """a question is answered about the picture that was shown last; besides:
+HELP = """a question is answered about the picture that is shown; besides:
   :image PATH     show another picture
   :image-id ID    show a record of the features of the run's data set
   :help           this
@@ -75,7 +75,7 @@ class Conversation:
         """
         image, shown, run = self.image, self.shown, self.answerer.run
         if image is None:
-            raise ConfigError("no picture yet: show one with :image PATH")
+            raise ConfigError("no picture: show one with :image PATH")
         answered = self.answerer.ask(image, question, shown.top, shown.seed, shown.attention)
         path = shown.picture and shown.picture(image, question, len(self.entries) + 1)
         if path is not None:
@@ -119,8 +119,10 @@ class Conversation:
         if word == ":help":
             print(HELP, file=sys.stderr, flush=True)
         elif word == ":image" and rest:
+            self.image = None  # what follows is not about the picture before, if this is none
             self.show(self.answerer.look(Path(rest).expanduser()))
         elif word == ":image-id" and rest:
+            self.image = None
             self.show(self.answerer.find(None, rest))
         elif word.startswith(":"):
             raise ConfigError(f"{line!r} is not understood: :help says what is")

@@ -18,6 +18,8 @@ from pathlib import Path
 from PIL import Image
 
 from common.data.datasets import open_features
+from common.detector.extracting import image_id as image_id_of
+from common.detector.extracting import is_picture
 from common.detector.names import RegionNames
 from common.detector.opening import detector_origin
 from common.detector.pixels import PixelDetector
@@ -29,7 +31,6 @@ from common.features.sources import features_there
 from common.features.store import RegionFeatures, Regions
 from common.runs.backbones import OpenedRun, find_backbone
 
-ENDINGS = (".png", ".jpg", ".jpeg")
 SHOWN_IDS = 5
 
 
@@ -280,7 +281,7 @@ def _picture_of(image_id: str, stores: Iterable[RegionFeatures]) -> Path | None:
     for folder in dict.fromkeys(store.path.parent / "images" for store in stores):
         for pattern in (f"{name}.*", f"*/{name}.*", f"**/{name}.*"):
             for path in sorted(folder.glob(pattern)):
-                if path.suffix.lower() in ENDINGS:
+                if is_picture(path.name) and image_id_of(path.name) == image_id:
                     return path
     return None
 

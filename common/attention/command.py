@@ -7,7 +7,6 @@ python -m common.attention --run LXMERT/snap/vqa/v1 --image-id ID --question "Wh
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -18,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.adapt.encoder import POLICY_EVALUATIONS
-from common.ask.answerer import choose_policy_eval
-from common.ask.answering import Answered, ask, make_batch
+from common.ask.answerer import Answerer, AnswererOptions
+from common.ask.answering import Answered, make_batch
 from common.ask.attention import (
     PREFERRED,
     Choice,
@@ -30,22 +29,21 @@ from common.ask.attention import (
     parse_choice,
 )
 from common.ask.attention_picture import plot_attention
-from common.ask.image import AskedImage, check_store, find_image
+from common.ask.image import AskedImage, check_store
 from common.ask.report import title
 from common.attention.measures import MEASURES, Measured, measure
 from common.attention.plots import plot_measure
 from common.data.datasets import load_split, open_features
 from common.data.vqa_dataset import VQADataset
 from common.errors import ConfigError
-from common.files import write_bytes, write_json
+from common.files import file_stem, write_bytes, write_json
 from common.projects import vqa_data
 from common.results.page import html_figure, html_page, html_section, html_table
 from common.results.table import NONE
 from common.runs.attention_blocks import Block, Kinds, arrow, attention_of, check_places
 from common.runs.backbones import OpenedRun, find_backbone
-from common.runs.opened_run import open_run
 from common.tasks.evaluation import tell_evaluation
-from common.training.runtime import set_threads
+from common.training.options import add_detector_option
 from common.voice import spoken
 
 PROGRAM = "python -m common.attention"
@@ -84,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--data", type=Path, metavar="DIR", help=f"folder of VQA v2's files (default {vqa_data()})"
     )
+    add_detector_option(made)
     made.add_argument(
         "--policy-eval",
         choices=POLICY_EVALUATIONS,
@@ -115,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
         help="where --image-id is looked up (default: the run's data set)",
     )
     one.add_argument(
+        "--detector",
+        metavar="FOLDER|pixels",
+        help="what finds the regions of --image (default: the pixel regions of easy-VQA)",
+    )
+    one.add_argument(
         "--layer",
         metavar="LAYER[:HEAD]",
         help="which layer, and which head from 1 (default: the last layer that goes from several "
@@ -138,15 +142,19 @@ def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = parser().parse_args(arguments)
     check(args)
-    run = open_run(args.run, args.data)
-    check_places(run)
-    set_threads(None, run.meta["size"] == "small")
-    choose_policy_eval(run, args.policy_eval)
+    options = AnswererOptions(
+        detector=args.detector,
+        any_detector=args.any_detector,
+        data_root=args.data,
+        policy_eval=args.policy_eval,
+    )
+    answerer = Answerer.open(args.run, options)
+    check_places(answerer.run)
     folder = args.out or args.run / FOLDER
     if args.question is None:
-        show_measures(run, args, folder)
+        show_measures(answerer, args, folder)
     else:
-        show_example(run, args, folder)
+        show_example(answerer, args, folder)
     return 0
 
 
@@ -164,7 +172,7 @@ def check(args: argparse.Namespace) -> None:
         if not args.question.strip():
             raise ConfigError(f"--question {args.question!r} is empty: give some words")
         return
-    names = ("image", "image_id", "features", "layer", "direction", "word")
+    names = ("image", "image_id", "features", "detector", "layer", "direction", "word")
     given = [name for name in names if getattr(args, name) is not None]
     if given:
         flag = "--" + given[0].replace("_", "-")
@@ -175,9 +183,10 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {args.out} is a file: give a folder")
 
 
-def show_measures(run: OpenedRun, args: argparse.Namespace, folder: Path) -> None:
+def show_measures(answerer: Answerer, args: argparse.Namespace, folder: Path) -> None:
     """Density and entropy over validation samples."""
-    data, split = validation(run, args.data)
+    run = answerer.run
+    data, split = validation(run, args.data, args.any_detector)
     count = min(args.samples, len(data))
     found = measure(sample_blocks(run, data, count, args.seed), args.threshold)
     if not found:
@@ -207,7 +216,9 @@ def show_measures(run: OpenedRun, args: argparse.Namespace, folder: Path) -> Non
     print(f"page      {page}")
 
 
-def validation(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, str]:
+def validation(
+    run: OpenedRun, data_root: Path | None, any_detector: bool
+) -> tuple[VQADataset, str]:
     """The validation questions of a run's data set, and the name of their split.
 
     Raises:
@@ -218,7 +229,7 @@ def validation(run: OpenedRun, data_root: Path | None) -> tuple[VQADataset, str]
         split = dataset.kind.valid
         features = open_features(dataset, split)
         for store in features.stores:
-            for note in check_store(run, store, any_detector=False):
+            for note in check_store(run, store, any_detector):
                 print(note)
         return VQADataset(load_split(dataset, split), features, dataset.vocabulary()), split
 
@@ -274,26 +285,22 @@ def measures_page(found: Sequence[Measured], names: Sequence[str], heading: str)
     return html_page("Attention", heading, body)
 
 
-def show_example(run: OpenedRun, args: argparse.Namespace, folder: Path) -> None:
+def show_example(answerer: Answerer, args: argparse.Namespace, folder: Path) -> None:
     """The attention of one layer and head for one image and question."""
+    run = answerer.run
     kinds: Kinds | None = None if args.direction is None else DIRECTIONS[args.direction]
     choice = None
     if args.layer is not None:
         choice = parse_choice(run, args.layer, kinds, args.word)
-    image = find_image(run, args.image, args.image_id, args.features, args.data)
+    image = answerer.find(args.image, args.image_id, args.features)
     if choice is None:
         choice = _default(run, image, args.question, kinds, args.word)
-    answered = ask(
-        *(run, image.regions, args.question),
-        seed=args.seed,
-        attention=choice,
-        picture=image.picture,
-    )
+    answered = answerer.ask(image, args.question, seed=args.seed, attention=choice)
     found = answered.attention
     assert found is not None
-    words = re.sub(r"[^\w]+", "-", f"{Path(image.name).stem} {args.question}", flags=re.ASCII)
     head = "mean" if choice.head is None else str(choice.head)
-    stem = f"{choice.layer}-{head}-{words.strip('-')}"[:100]
+    words = file_stem(f"{Path(image.name).stem} {args.question}")
+    stem = f"{choice.layer}-{head}-{words}"
     picture = folder / f"{stem}.png"
     heading = f"{title(run)}\n{Path(image.name).name}: {args.question}"
     plot_attention(image, found, heading, picture)

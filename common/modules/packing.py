@@ -125,13 +125,18 @@ class PackedWeights(TorchFunctionMode):
         """Give the memory back."""
         self._kept.clear()
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled():
             self.forget()
-        if not (isinstance(weight, nn.Parameter) and weight.is_contiguous() and gains(x, weight)):
-            return F.linear(x, weight, bias)
+        if not (
+            isinstance(weight, nn.Parameter)
+            and weight.is_contiguous()
+            and _plain_bias(bias, weight)
+            and gains(input, weight)
+        ):
+            return F.linear(input, weight, bias)
         (packed,) = self.kept("linear", (weight,), lambda: (pack(weight),))
-        return packed_linear(x, packed, bias)
+        return packed_linear(input, packed, bias)
 
 
 _ACTIVE: ContextVar[PackedWeights | None] = ContextVar("packed weights", default=None)
@@ -154,6 +159,13 @@ def gains(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not weight.is_inference()
         and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def _plain_bias(bias: Tensor | None, weight: Tensor) -> bool:
+    """oneDNN reads a bias as it lies in memory: one number after the other, for every output."""
+    return bias is None or (
+        bias.is_contiguous() and bias.dtype == weight.dtype and bias.shape == weight.shape[:1]
     )
 
 

@@ -43,7 +43,7 @@ class SharedEvaluation:
     """One evaluation of a part of the data, by one process."""
 
     def __init__(self, images: SharedImages, runtime: Runtime, model: nn.Module) -> None:
-        """Nothing is shared by passes that are recorded (`runtime`), and nothing, nor the order of
+        """Nothing is shared in a run that records its passes (`runtime`); nothing, nor the order of
         the samples, is changed for a model whose answers depend on places in a batch."""
         self._images, self._runtime = images, runtime
         encoder = next((m for m in model.modules() if isinstance(m, RoutedEncoder)), None)
@@ -61,31 +61,40 @@ class SharedEvaluation:
         """A pass of a model over a batch; image_ids of its B rows."""
         same = SameRows.of(image_ids, self._runtime.device)
         shares = self._on and self._runtime.recorder is None
-        with same_rows(self.computed, **({"vision": same} if shares else {})):
+        computed = ComputedRows()
+        with same_rows(computed, **({"vision": same} if shares else {})):
             yield
+        self.computed.times += computed.times  # not of a pass that failed
+        self.computed.rows += computed.rows
         self._rows += len(image_ids)
         self._seen.update(image_ids)
 
     def tell(self, part: str, things: str) -> None:
-        """Say what was shared, if anything could be.
+        """Say what was shared by all processes, if anything could be; all of them call it.
 
         Args:
             part: name of the data.
             things: what its samples are called.
         """
-        if not self._images.on or len(self._seen) == self._rows:
+        if not self._images.on:
             return
-        about = f"{self._rows:,} {things} about {len(self._seen):,} images"
+        counts = (self._rows, len(self._seen), self.computed.times, self.computed.rows)
+        rows, seen, times, computed = map(
+            sum, zip(*self._runtime.world.gather(counts), strict=True)
+        )
+        if seen == rows:
+            return
+        about = f"{rows:,} {things} about {seen:,} images"
         if not self._on:
             why = "published spans belong to places in a batch"
             self._images.tell(part, f"{about}, each by itself: {why}")
         elif self._runtime.recorder is not None:
             self._images.tell(
                 part,
-                f"{about}, each by itself: passes are recorded as CUDA graphs, whose shapes may "
-                "not depend on which images a batch is about (--graph off)",
+                f"{about}, each by itself: this run records passes as CUDA graphs, whose shapes "
+                "may not depend on which images a batch is about (--graph off)",
             )
-        elif self.computed.rows:
-            share = self.computed.times / self.computed.rows
+        elif computed:
+            share = times / computed
             line = f"{about}; what depends on the image alone was computed for {share:.0%} of them"
             self._images.tell(part, line)

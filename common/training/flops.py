@@ -8,6 +8,7 @@ and samples that a branch does not see, cost nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,17 @@ def _grouped(
 _grouped._get_raw = True  # type: ignore[attr-defined]  # torch's word: tensors, not their shapes
 
 
+def _packed(x: Sequence[int], weight: Sequence[int], *rest: Any, **named: Any) -> int:
+    """Shapes (…, C) and (C', C), laid out by `common.modules.packing`."""
+    return 2 * math.prod(x) * weight[0]
+
+
+# Not there in a torch without oneDNN.
+PACKED = (
+    {torch.ops.mkldnn._linear_pointwise: _packed} if torch.backends.mkldnn.is_available() else {}
+)
+
+
 class _NoModules(ModuleTracker):
     """Counts are of everything: modules need no hooks, some of which fail without gradients."""
 
@@ -70,8 +82,8 @@ class _NoModules(ModuleTracker):
 class FlopCounter(FlopCounterMode):
     """Counts within its context; `total` is there during it and after it.
 
-    Torch's own counter knows neither the operator that a CPU has for attention nor products by
-    group.
+    Torch's own counter knows neither the operator that a CPU has for attention, nor products by
+    group, nor those with weights that were laid out.
     """
 
     def __init__(self) -> None:
@@ -81,6 +93,7 @@ class FlopCounter(FlopCounterMode):
                 aten._scaled_dot_product_flash_attention_for_cpu: _attention,
                 aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
                 aten._grouped_mm: _grouped,
+                **PACKED,
             },
         )
         self.mod_tracker = _NoModules()

@@ -202,9 +202,11 @@ class Runs:
         if image_id is None:
             return None
         try:
-            return answerer.find(None, image_id)
+            found = answerer.find(None, image_id)
         except DataError:  # an example of another run's data set
             return None
+        # Another data set may call another picture the same.
+        return found if found.file is not None and file_digest(found.file) == digest else None
 
     def ask(self, label: str, image: AskedImage, question: str, layer: str, word: str) -> Answered:
         """Answer a question.
@@ -222,7 +224,7 @@ class Runs:
         """
         answerer = self.answerer(label)
         if not layer and question.strip() and self.layers(label):
-            batch = make_batch(image.regions, question)
+            batch = make_batch(image.regions, question, image.picture)
             layer = default_layer(attention_of(answerer.run, batch)) or ""
         chosen = answerer.attention(layer, word.strip() or None) if layer else None
         return answerer.ask(image, question, attention=chosen)

@@ -102,7 +102,7 @@ def by_hand(folder: Path, data: Path, count: int) -> dict[str, list[float]]:
     from common.attention.command import validation
 
     run = open_run(folder)
-    questions, _ = validation(run, data)
+    questions, _ = validation(run, data, False)
     zeros, above, entropy = [], [], []
     for n in np.linspace(0, len(questions) - 1, count).round().astype(int):
         with capture(run.model) as found, torch.no_grad():

@@ -112,6 +112,34 @@ def test_an_example_is_asked_with_the_features_of_the_data_set(runs, answerer, t
     assert known.regions.image_id == chosen.image_id and known.name == "name"
 
 
+def test_an_image_of_the_same_name_in_another_data_set_is_not_taken_for_it(
+    runs, pictures, tmp_path
+):
+    label, file = runs.labels[0], tmp_path / "another.png"
+    Image.open(pictures / "shape.png").rotate(90).save(file)
+    digest = file_digest(file)
+    runs._ids[digest] = runs.examples(label, 1)[0].image_id  # as the first run's data set calls it
+    found = runs.look(label, Image.open(file).convert("RGB"), "name", digest)
+    assert found.picture.size == (96, 96) and found.file is None
+
+
+def test_a_run_that_reads_pixels_is_given_them_when_a_layer_is_looked_for(
+    runs, pictures, monkeypatch
+):
+    """Where attention is looked at is found by a pass of its own."""
+    passed, real = [], common.web.runs.make_batch
+
+    def make(regions, question, picture=None):
+        passed.append(picture)
+        return real(regions, question, picture)
+
+    monkeypatch.setattr(common.web.runs, "make_batch", make)
+    label, file = runs.labels[0], pictures / "shape.png"
+    image = runs.look(label, Image.open(file).convert("RGB"), "name", "another digest")
+    runs.ask(label, image, QUESTION, "", "")
+    assert passed == [image.picture] and image.picture is not None
+
+
 def test_a_data_set_that_is_not_there_gives_no_examples_and_a_note(runs, other, tmp_path):
     alone = Runs([other])
     examples, (note,) = copied_examples(alone, 4, tmp_path / "examples")

@@ -49,3 +49,12 @@ def test_a_compiled_model_has_the_outputs_and_gradients_of_the_model(strategy, b
         assert not torch._dynamo.utils.counters["graph_break"]
     torch.testing.assert_close(compiled_y, y, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_plain_model_is_one_graph_in_evaluation_too():
+    torch._dynamo.reset()
+    model = adapted("lxmert", "standard").eval()
+    expected = run(model, "lxmert")
+    found = run(torch.compile(model, backend="aot_eager", fullgraph=True), "lxmert")
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)

@@ -56,6 +56,19 @@ def test_projections_by_head_are_those_of_each_sample_and_pass_gradcheck(rows, n
     )
 
 
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_how_the_input_lies_in_memory_changes_no_gradient(rows):
+    weights, biases = projections()
+    found = []
+    for x in (random(TOKENS, BATCH, CHANNELS).detach().transpose(0, 1),) * 2:
+        x = (x if found else x.contiguous()).requires_grad_()
+        sum(
+            y.square().sum() for y in project_by_head(x, rows, weights, biases, both=True)
+        ).backward()
+        found.append(x.grad)
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_a_projection_that_nothing_reads_gets_a_gradient_of_zero(both):
     x, (weights, biases) = random(BATCH, TOKENS, CHANNELS), projections((False, True))

@@ -166,3 +166,16 @@ def test_small_models_are_left_alone():
     if torch.backends.mkldnn.is_available():
         assert isinstance(packed_weights(linear()), PackedWeights)
         assert isinstance(packed_weights(linear().double()), nullcontext)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_a_bias_that_does_not_lie_in_one_piece_and_words_of_the_arguments_are_those_of_torch():
+    layer = linear()
+    layer.bias = nn.Parameter(torch.randn(2 * (WIDTH + 16))[::2])
+    x = rows(40)
+    with PackedWeights():
+        assert_is_product(layer(x), layer, x)
+        assert_is_product(F.linear(input=x, weight=layer.weight, bias=layer.bias), layer, x)
+        plain = F.linear(x, layer.weight, torch.ones(1))
+    torch.testing.assert_close(plain, F.linear(x, layer.weight) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from torch import nn
 
 from common.adapt.adapting import adapt
 from common.adapt.attention import set_attention
+from common.adapt.sharing import ComputedRows, once
 from common.data.annotations import AnswerVocabulary, Example
 from common.data.vqa_dataset import VQADataset
 from common.features.sources import FeatureSources
 from common.features.store import RegionFeatures
 from common.modules.attention import AttentionOptions
 from common.tasks.evaluation_batches import EvaluationBatches
-from common.tasks.shared_images import SharedImages, together
+from common.tasks.shared_images import SharedEvaluation, SharedImages, together
 from common.tasks.vqa import VQATask
 from common.training.runtime import make_runtime
 from lxrt.inputs import LxmertInputs
@@ -137,6 +139,27 @@ def test_the_log_says_what_was_shared_once_for_every_part(data, tokenizer):  # n
     line = "10 questions about 4 images; what depends on the image alone was computed for 40% of"
     assert said == [f"held out: {line} them"]
     evaluated(data, tokenizer, "standard", 4, False, say=pytest.fail)
+
+
+def test_the_log_counts_the_questions_of_all_processes(data):
+    said: list[str] = []
+    runtime = make_runtime("cpu")
+    other = (6, 3, 12, 24)  # rows, images, times and rows computed
+    runtime = replace(runtime, world=SimpleNamespace(gather=lambda mine: [mine, other]))
+    shared = SharedEvaluation(SharedImages(True, said.append), runtime, nn.Linear(2, 2))
+    with shared.within(["a", "b"]):
+        pass
+    shared.tell("valid", "questions")
+    (line,) = said
+    assert line.startswith("valid: 8 questions about 5 images; ") and "for 50% of them" in line
+
+
+def test_a_pass_that_failed_is_not_counted():
+    shared = SharedEvaluation(SharedImages(), make_runtime("cpu"), nn.Linear(2, 2))
+    with pytest.raises(MemoryError), torch.no_grad(), shared.within(["a", "a"]):
+        once("vision", lambda x: x, torch.zeros(2, 1))
+        raise MemoryError
+    assert shared.computed == ComputedRows()
 
 
 def test_passes_that_are_recorded_share_nothing_and_the_log_says_so(data, tokenizer):  # noqa: F811

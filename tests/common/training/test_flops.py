@@ -10,6 +10,7 @@ from common.adapt.adapting import adapt, adaptive_part
 from common.adapt.attention import set_attention
 from common.adapt.encoder import AdaptiveOptions
 from common.modules.attention import AttentionOptions
+from common.modules.packing import CHANNELS, PackedWeights
 from common.training.flops import FlopCounter
 from tests.common.tiny_models import FAMILIES, pretrained, random_decisions, run
 
@@ -86,3 +87,11 @@ def test_every_way_through_a_layer_counts_the_same(family):
         assert operations(family, strategy) == plain
         assert operations(family, strategy, eval_executor="dense") > 1.5 * plain
     assert operations(family, "BlockDrop") < 0.8 * plain
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_a_product_with_a_weight_that_was_laid_out_counts_as_it_did():
+    layer, x = nn.Linear(CHANNELS, CHANNELS + 32), torch.randn(3, 16, CHANNELS)
+    with torch.no_grad(), PackedWeights() as packed, FlopCounter() as counter:
+        layer(x)
+    assert packed.bytes and counter.total == 2 * 3 * 16 * CHANNELS * (CHANNELS + 32)
