@@ -37,6 +37,7 @@ SPLIT_NAMES = {
 FEW_PEOPLE = 3
 WHOLE = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
 SHOWN = 5
+SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n])"?[\r\n]', re.IGNORECASE)  # Excel's first line
 LONGEST_CELL = 1 << 20  # letters
 LONGEST_REASON = 200
 
@@ -144,12 +145,13 @@ def read_table(path: Path) -> Table:
         named.update(values.keys())
         try:
             row = _table_row(number, line, values)
-            if (first := seen.setdefault(row.example.question_id, line)) != line:
-                raise DataError(f"{ID} {short(values[ID])} is that of line {first} too")
+            without = [name for name in lacking if values.get(name) in ("", None)]
+            if ID not in without:
+                if (first := seen.setdefault(row.example.question_id, line)) != line:
+                    raise DataError(f"{ID} {short(values[ID])} is that of line {first} too")
             rows.append(row)
-            for name, lines in lacking.items():
-                if values.get(name) in ("", None):
-                    lines.add(line)
+            for name in without:
+                lacking[name].add(line)
         except DataError as error:
             problems.add(line, error)
     if not number and not problems.found:
@@ -194,14 +196,21 @@ def _text(path: Path) -> str:
 
 def _csv(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of CSV with the lines that they begin in."""
-    header_line = text.split("\n", 1)[0]
-    delimiter = max(DELIMITERS, key=header_line.count)
+    told = SEPARATOR_LINE.match(text)
+    delimiter = told[1] if told else max(DELIMITERS, key=text.split("\n", 1)[0].count)
+    if delimiter not in DELIMITERS:
+        raise DataError(
+            f"{path}: line 1 says that {short(delimiter)} is between cells: expected a comma, a "
+            "semicolon or a tab"
+        )
     before = csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 0
     try:
+        if told:
+            next(reader)
         header = [name.strip().lower() for name in next(reader, [])]
-        _check_header(path, header)
+        _check_header(path, header, 2 if told else 1)
         while True:
             line = reader.line_num + 1
             cells = next(reader, None)
@@ -226,23 +235,28 @@ def _csv(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict[
         csv.field_size_limit(before)
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(path: Path, header: list[str], line: int) -> None:
     shown = short(", ".join(header))[1:-1]
     missing = [name for name in NEEDED if name not in header]
     if not missing and ANSWER not in header and ANSWERS not in header:
         missing = [ANSWER]
     if missing:
         raise DataError(
-            f"{path}: column {missing[0]!r} is missing: line 1 has {shown or 'nothing'}; give the "
+            f"{path}: column {missing[0]!r} is missing: line {line} has {shown or 'nothing'}; give the "
             f"columns {', '.join(NEEDED)} and {ANSWER} (or {ANSWERS}) these names"
         )
     twice = [name for name, count in Counter(header).items() if count > 1 and name in COLUMNS]
     if twice or (ANSWER in header and ANSWERS in header):
         names = f"{twice[0]!r} twice" if twice else f"{ANSWER!r} and {ANSWERS!r}"
-        raise DataError(f"{path}: line 1 has {names}: keep one column")
+        raise DataError(f"{path}: line {line} has {names}: keep one column")
 
 
 def _json_lines(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    if text.lstrip()[:1] == "[":
+        raise DataError(
+            f"{path}: begins with [: expected one JSON object a line, without brackets around "
+            "them and commas between"
+        )
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue
@@ -250,9 +264,13 @@ def _json_lines(path: Path, text: str, problems: Problems) -> Iterator[tuple[int
             values = parse_json(content, "the line")
             if not isinstance(values, dict):
                 raise DataError(f"{short(values)} is no object")
-            yield line, values
+            named = Counter(name.strip().lower() for name in values)
+            if twice := [name for name, count in named.items() if count > 1 and name in COLUMNS]:
+                raise DataError(f"has {twice[0]!r} twice: keep one")
         except DataError as error:
             problems.add(line, error)
+            continue
+        yield line, {name.strip().lower(): value for name, value in values.items()}
 
 
 def _table_row(number: int, line: int, values: Mapping[str, Any]) -> TableRow:
