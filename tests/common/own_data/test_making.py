@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -29,7 +30,8 @@ from common.data.datasets import (
 from common.data.easy_vqa.build import DETECTOR
 from common.data.vqa_dataset import VQADataset
 from common.detector.command import main as extract
-from common.errors import ConfigError, DataError
+from common.detector.faster_rcnn import DetectorOptions
+from common.errors import AdaptiveError, ConfigError, DataError
 from common.features.store import RegionFeatures
 from common.own_data import making
 from common.own_data.command import main as command
@@ -242,6 +244,35 @@ def test_stopped_after_the_features_it_goes_on(
     with pytest.raises(DataError, match="is not finished"):
         resolve_dataset("shapes", root)
     make(options(root, test=0.2), root)
+    same_but_for_the_place(root, made)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"detector": "/nope"},
+        {"how": DetectorOptions(fewest=2, most=5)},
+        {"workers": 0},
+        {"threads": 0},
+        {"table": "no.csv"},
+        {"minimum": 99},
+    ],
+)
+def test_a_slip_leaves_nothing_behind(made: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    root = copy_of(made, tmp_path)
+    (root / "no.csv").write_text("image,question,answer\nnone.png,What?,yes\n")
+    if "table" in wrong:
+        wrong = {"table": root / wrong["table"]}
+    with pytest.raises(AdaptiveError):
+        make(options(root, test=0.2, **wrong), root)
+    assert not (root / "data").exists()
+    make(options(root, test=0.2), root)
+    same_but_for_the_place(root, made)
+
+
+def test_workers_open_a_detector_of_their_own(made: Path, tmp_path: Path) -> None:
+    root = copy_of(made, tmp_path)
+    make(options(root, test=0.2, workers=2), root)
     same_but_for_the_place(root, made)
 
 
