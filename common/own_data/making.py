@@ -39,12 +39,20 @@ from common.errors import ConfigError, DataError
 from common.features.store import RegionFeatures
 from common.files import exclusive, sha256, write_bytes, write_json
 from common.own_data.pictures import Images, Pictures, StoredImages, split_images
-from common.own_data.table import Problems, Table, TableRow, read_table, with_images
+from common.own_data.table import (
+    Problems,
+    Table,
+    TableRow,
+    joined_spellings,
+    read_table,
+    with_images,
+)
 from common.reading import read_json, short
 
 VALID_SHARE = 0.1
 SKIPPED = "skipped.txt"
 PICTURES = "images"
+JOINED_SHOWN = 2  # answers
 # Arguments that features depend on.
 OF_FEATURES = ("images", "features", "detector", "detector_name", "boxes", "rule", "precision")
 Examples = dict[str, list[Example]]
@@ -322,7 +330,10 @@ def _make(
         vocabulary = _vocabulary(splits, options.minimum)
     _report_skipped(folder, table.problems, table.total)
     _write(options, folder, splits, vocabulary, store, wanted)
-    _report(options.name, folder, splits, vocabulary, store)
+    _report(folder, splits, vocabulary, store)
+    if joined := _joined(rows, vocabulary):
+        print(joined)
+    print(f"use it with --dataset {options.name}")
     (folder / BEGUN).unlink(missing_ok=True)
 
 
@@ -491,7 +502,7 @@ def _write(
 
 
 def _report(
-    name: str, folder: Path, splits: Examples, vocabulary: AnswerVocabulary, store: RegionFeatures
+    folder: Path, splits: Examples, vocabulary: AnswerVocabulary, store: RegionFeatures
 ) -> None:
     """Say what is in the data set, and what is not."""
     print(
@@ -510,7 +521,24 @@ def _report(
             f"  the longest question has {longest} words; models read the first {MAX_TOKENS - 2} "
             "word pieces or so of one"
         )
-    print(f"use it with --dataset {name}")
+
+
+def _joined(rows: Iterable[TableRow], vocabulary: AnswerVocabulary) -> str | None:
+    """A line about answers of the table that are one in the spelling of the metric."""
+    found = {a: several for a, several in joined_spellings(rows).items() if a in vocabulary}
+    if not found:
+        return None
+    telling = sorted(found, key=lambda a: all(map(_is_plain, found[a])))[:JOINED_SHOWN]
+    shown = "; ".join(f"{' and '.join(map(short, found[a][:2]))} are {short(a)}" for a in telling)
+    return (
+        f"  {sum(map(len, found.values())):,} spellings of answers are {len(found):,} known "
+        f"{'answer' if len(found) == 1 else 'answers'}, as VQA's metric compares them: {shown}"
+    )
+
+
+def _is_plain(spelling: str) -> bool:
+    """Whether it has words alone, perhaps with a point behind them."""
+    return spelling.rstrip(".").replace(" ", "").isalpha()
 
 
 def _report_skipped(folder: Path, problems: Problems, total: int) -> None:

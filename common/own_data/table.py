@@ -60,11 +60,13 @@ class TableRow:
         line: in the file, from 1.
         example: its `image_id` is what the column `image` says.
         split: `train`, `valid`, `test`; None where the table has no splits.
+        spellings: of its answers in the table.
     """
 
     line: int
     example: Example
     split: str | None = None
+    spellings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -146,9 +148,9 @@ def read_table(path: Path) -> Table:
         try:
             row = _table_row(number, line, values)
             without = [name for name in lacking if values.get(name) in ("", None)]
-            if ID not in without:
-                if (first := seen.setdefault(row.example.question_id, line)) != line:
-                    raise DataError(f"{ID} {short(values[ID])} is that of line {first} too")
+            known = row.example.question_id
+            if ID not in without and (first := seen.setdefault(known, line)) != line:
+                raise DataError(f"{ID} {short(values[ID])} is that of line {first} too")
             rows.append(row)
             for name in without:
                 lacking[name].add(line)
@@ -242,8 +244,8 @@ def _check_header(path: Path, header: list[str], line: int) -> None:
         missing = [ANSWER]
     if missing:
         raise DataError(
-            f"{path}: column {missing[0]!r} is missing: line {line} has {shown or 'nothing'}; give the "
-            f"columns {', '.join(NEEDED)} and {ANSWER} (or {ANSWERS}) these names"
+            f"{path}: column {missing[0]!r} is missing: line {line} has {shown or 'nothing'}; give "
+            f"the columns {', '.join(NEEDED)} and {ANSWER} (or {ANSWERS}) these names"
         )
     twice = [name for name, count in Counter(header).items() if count > 1 and name in COLUMNS]
     if twice or (ANSWER in header and ANSWERS in header):
@@ -296,7 +298,8 @@ def _table_row(number: int, line: int, values: Mapping[str, Any]) -> TableRow:
             raise DataError(
                 f"{SPLIT!r} is {short(given[SPLIT])}: expected {TRAIN}, {VALID} or {TEST}"
             )
-    answers = _answers(given)
+    spellings = _spellings(given)
+    answers = None if spellings is None else _scores(spellings)
     if answers is None and split != TEST:
         raise DataError(f"{ANSWER!r} is empty (only test questions may have none)")
     example = Example(
@@ -308,7 +311,7 @@ def _table_row(number: int, line: int, values: Mapping[str, Any]) -> TableRow:
         row.get("question_type", str, optional=True) or "",
         row.kind(),
     )
-    return TableRow(line, example, split)
+    return TableRow(line, example, split, tuple(spellings or ()))
 
 
 def _question_id(given: Mapping[str, Any], number: int) -> QuestionId:
@@ -321,8 +324,9 @@ def _question_id(given: Mapping[str, Any], number: int) -> QuestionId:
     return int(found) if isinstance(found, str) and WHOLE.fullmatch(found) else found
 
 
-def _answers(given: Mapping[str, Any]) -> dict[str, float] | None:
-    """Scores of the answers of a row; None where it has none."""
+def _spellings(given: Mapping[str, Any]) -> list[str] | dict[str, float] | None:
+    """The answers of a row as they are written, several people's or with their scores; None where
+    it has none."""
     if ANSWER in given and ANSWERS in given:
         raise DataError(f"{ANSWER!r} and {ANSWERS!r}: give one of them")
     name = ANSWERS if ANSWERS in given else ANSWER
@@ -334,36 +338,40 @@ def _answers(given: Mapping[str, Any]) -> dict[str, float] | None:
     if value is None or value in ([], {}):
         return None
     if isinstance(value, dict):
-        return _given_scores(value, name)
+        for answer, score in value.items():
+            _check_answer(answer, name)
+            if isinstance(score, bool) or not isinstance(score, int | float) or not 0 < score <= 1:
+                raise DataError(
+                    f"{name!r}: {short(answer)} has score {short(score)}: expected a number above "
+                    "0, up to 1"
+                )
+        return {answer: float(score) for answer, score in value.items()}
     several = value if isinstance(value, list) else [value]
-    return scores_of([_spelled(answer, name) for answer in several])
+    return [_check_answer(answer, name) for answer in several]
 
 
-def _given_scores(value: Mapping[str, Any], name: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for answer, score in value.items():
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 < score <= 1:
-            raise DataError(
-                f"{name!r}: {short(answer)} has score {short(score)}: expected a number above 0, "
-                "up to 1"
-            )
-        spelled = _spelled(answer, name)
-        found[spelled] = max(found.get(spelled, 0.0), float(score))
-    return found
-
-
-def _spelled(answer: Any, name: str) -> str:
-    """An answer in the spelling in which answers are compared."""
+def _check_answer(answer: Any, name: str) -> str:
+    """An answer as it is written, of which something is left in the spelling of the metric."""
     if isinstance(answer, int) and not isinstance(answer, bool):
         answer = str(answer)
     if not isinstance(answer, str):
         raise DataError(f"{name!r}: {short(answer)}: expected a text (yes and no are texts too)")
-    found = normalise_answer(answer)
-    if not found:
+    if not normalise_answer(answer):
         raise DataError(
             f"{name!r}: {short(answer)}: nothing is left of it without punctuation and articles, "
             "which answers are compared without"
         )
+    return answer
+
+
+def _scores(spellings: list[str] | dict[str, float]) -> dict[str, float]:
+    """Scores in (0, 1] of answers in the spelling in which they are compared."""
+    if isinstance(spellings, list):
+        return scores_of([normalise_answer(answer) for answer in spellings])
+    found: dict[str, float] = {}
+    for answer, score in spellings.items():
+        spelled = normalise_answer(answer)
+        found[spelled] = max(found.get(spelled, 0.0), score)
     return found
 
 
@@ -396,3 +404,13 @@ def with_images(rows: Iterable[TableRow], images: Mapping[str, str]) -> list[Tab
         for row in rows
         if row.example.image_id in images
     ]
+
+
+def joined_spellings(rows: Iterable[TableRow]) -> dict[str, list[str]]:
+    """Answers to the spellings that they have in a table, of those that have several; capitals and
+    spaces at the ends make none."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for spelling in row.spellings:
+            found.setdefault(normalise_answer(spelling), set()).add(spelling.strip().casefold())
+    return {answer: sorted(several) for answer, several in found.items() if len(several) > 1}

@@ -427,6 +427,16 @@ def test_a_picture_that_is_none_stops_or_is_left_out(
     make(options(root), root)  # is there and complete, with and without the flag
 
 
+def test_a_picture_that_was_mended_is_where_it_goes_on(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path, 8)
+    (root / "shapes" / "shape 05.png").write_text("no picture")
+    assert "not a picture" in refused(root)
+    drawing(5).save(root / "shapes" / "shape 05.png")
+    folder = make(options(root), root)
+    assert len(RegionFeatures.open(folder / "features")) == 8
+    assert not (folder / "skipped.txt").exists()
+
+
 def find_record(folder: Path) -> dict:
     return json.loads((folder / "dataset.json").read_text())
 
@@ -495,6 +505,28 @@ def test_rare_answers_are_left_out_and_said(
     assert "1 have only answers outside the vocabulary: no model can score more than 88.9 %" in (
         shown
     )
+
+
+def test_answers_that_become_one_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_shapes(tmp_path, 8)
+    make(options(root, "plain"), root)
+    assert "spellings" not in capsys.readouterr().out
+    rows = [row | {"split": "valid" if n > 20 else "train"} for n, row in enumerate(questions(8))]
+    spellings = ["-3", "3", "red", "Red", " a red", "C++", "2,5", "25", "rare", "the rare"]
+    for row, answer in zip(rows, [*spellings, "red", "3"], strict=False):
+        row["answer"] = answer
+    rows[8]["split"] = rows[9]["split"] = "train"
+    write_csv(root / "shapes.csv", rows)
+    make(options(root, minimum=2), root)
+    said = capsys.readouterr().out
+    assert (
+        "  8 spellings of answers are 4 known answers, as VQA's metric compares them: "
+        "'-3' and '3' are '3'; '2,5' and '25' are '25'\n"
+    ) in said
+    vocabulary = resolve_dataset("shapes", root).vocabulary()
+    assert {"3", "25", "red", "rare"} <= set(vocabulary.answers)
 
 
 def test_photographs_and_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
