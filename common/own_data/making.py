@@ -116,8 +116,8 @@ class MakeOptions:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name in DATASETS:
             raise ConfigError(
-                f"name {short(self.name)}: give letters, digits, _, - and points, and none of "
-                f"{', '.join(DATASETS)}"
+                f"name {short(self.name)}: give letters, digits, _, - and points, 100 at most, and "
+                f"none of {', '.join(DATASETS)}"
             )
         if self.minimum < 1:
             raise ConfigError(f"--min-count {self.minimum}: give a whole number of at least 1")
@@ -291,6 +291,11 @@ def _plan(options: MakeOptions) -> _Plan:
     opening = None
     if options.features is not None:
         source = StoredImages(RegionFeatures.open(options.features))
+        if options.images is not None:
+            print(
+                f"--images {options.images}: is not looked at, as --features are there; a folder "
+                "is only kept to be shown"
+            )
     else:
         assert options.images is not None and options.detector is not None
         source = Pictures(options.images)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import matplotlib
 import pytest
@@ -132,7 +133,9 @@ def test_commands_find_check_and_list_it(
     assert is_small("shapes") and not is_small("shape") and is_small("easy_vqa_cp")
 
 
-def test_missing_files_and_damaged_records_are_named(made: Path, tmp_path: Path) -> None:
+def test_missing_files_and_damaged_records_are_named(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(made / "data", tmp_path / "data", symlinks=True)
     folder = tmp_path / "data" / "shapes"
     (folder / "train.json").unlink()
@@ -143,6 +146,11 @@ def test_missing_files_and_damaged_records_are_named(made: Path, tmp_path: Path)
         (folder / "dataset.json").write_text(json.dumps(record | damage))
         with pytest.raises(DataError, match=r"dataset\.json: version"):
             find_kind("shapes", tmp_path)
+    shutil.copytree(made / "data" / "shapes", tmp_path / "data" / "whole", symlinks=True)
+    assert data_command(["list", "--root", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert "\nshapes: CANNOT BE USED: " in listed and "dataset.json: version" in listed
+    assert "\nwhole: made of shapes.csv" in listed
     (folder / "dataset.json").write_text(json.dumps({"version": 1}))
     with pytest.raises(DataError, match=r"dataset\.json: \w+: field required"):
         find_kind("shapes", tmp_path)
@@ -383,6 +391,26 @@ def test_names_may_lack_the_ending_and_only_pictures_of_the_table_are_looked_at(
     assert Image.open(folder / "images" / "shape 00.png").tobytes() == drawing(0).tobytes()
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_and_their_marks_may_be_written_apart(
+    tmp_path: Path, forms: tuple[str, str]
+) -> None:
+    root = write_shapes(tmp_path, 6)
+    on_disk, in_table = (normalize(form, "Blüte é") for form in forms)
+    (root / "shapes" / "shape 00.png").rename(root / "shapes" / f"{on_disk}.png")
+    rows = questions(6)
+    for row, name in zip(rows, (f"{in_table}.png", in_table, f"{on_disk}.png"), strict=False):
+        row["image"] = name
+    write_csv(root / "shapes.csv", rows)
+    folder = make(options(root), root)
+    store = RegionFeatures.open(folder / "features")
+    assert on_disk in store.ids() and len(store) == 6
+    make(options(root, "again", features=folder / "features", images=None, detector=None), root)
+    for name in ("shapes", "again"):
+        examples = load_split(resolve_dataset(name, root), "train,valid")
+        assert sum(e.image_id == on_disk for e in examples) == 3
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_pictures_in_subfolders_of_an_archive_and_of_a_folder(
     tmp_path: Path, made: Path, packed: bool
@@ -452,7 +480,9 @@ def test_a_picture_is_only_left_out_where_that_is_wanted(tmp_path: Path) -> None
     assert "3 rows cannot be used" in refused(root)
 
 
-def test_features_that_are_there(made: Path, tmp_path: Path) -> None:
+def test_features_that_are_there(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = made / "data" / "shapes" / "features"
     rows = [*questions(COUNT), {**questions(1)[0], "image": "shape 99.png"}]
     write_csv(tmp_path / "shapes.csv", rows)
@@ -465,6 +495,11 @@ def test_features_that_are_there(made: Path, tmp_path: Path) -> None:
     assert dataset.kind.small
     assert open_features(dataset, "train").stores[0].path == store
     assert len(load_split(dataset, "train,valid")) == 3 * COUNT
+    assert "--images" not in capsys.readouterr().out
+    pictures = made / "shapes"
+    folder = make(options(tmp_path, "b", **(given | {"images": pictures}), skip_bad=True), tmp_path)
+    assert f"--images {pictures}: is not looked at" in capsys.readouterr().out
+    assert (folder / "images").resolve() == pictures
 
 
 def test_a_folder_elsewhere_is_found_by_its_name(tmp_path: Path) -> None:
@@ -482,7 +517,7 @@ def test_a_folder_elsewhere_is_found_by_its_name(tmp_path: Path) -> None:
     (root / "data" / "notes" / "mine.txt").write_text("keep")
     assert "not made by this command" in refused(root, "notes")
     assert (root / "data" / "notes" / "mine.txt").read_text() == "keep"
-    for name in ("vqa", "easy_vqa", "../x", "", ".x", "a b"):
+    for name in ("vqa", "easy_vqa", "../x", "", ".x", "a b", 101 * "a"):
         assert "give letters, digits" in refused(root, name)
 
 
