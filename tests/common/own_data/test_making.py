@@ -552,7 +552,7 @@ def test_answers_that_become_one_are_said(
     spellings = ["-3", "3", "red", "Red", " a red", "C++", "2,5", "25", "rare", "the rare"]
     for row, answer in zip(rows, [*spellings, "red", "3"], strict=False):
         row["answer"] = answer
-    rows[8]["split"] = rows[9]["split"] = "train"
+    rows[12]["answer"], rows[-1]["answer"] = "zz-top", "zz top"  # too rare to be known
     write_csv(root / "shapes.csv", rows)
     make(options(root, minimum=2), root)
     said = capsys.readouterr().out
