@@ -29,7 +29,7 @@ from common.data.datasets import (
     resolve_dataset,
 )
 from common.data.vqa_dataset import VQADataset, check_answers
-from common.errors import ConfigError
+from common.errors import AdaptiveError, ConfigError
 from common.features.command import add_import_options, run_import
 from common.files import repository_root
 from common.projects import vqa_data
@@ -129,9 +129,13 @@ def make_dataset(name: str, out: Path, force: bool) -> None:
 
 
 def list_datasets(root: Path) -> None:
-    """Print every known data set with its files."""
+    """Print every known data set with its files, or why it cannot be used."""
     for name in (*DATASETS, *own_datasets(root)):
-        kind = find_kind(name, root)
+        try:
+            kind = find_kind(name, root)
+        except AdaptiveError as error:
+            print(f"{name}: CANNOT BE USED: {error}")
+            continue
         print(f"{name}: {kind.summary} ({kind.base})")
         for path, source in kind.files(optional=True).items():
             state = "there  " if is_there(kind, root / kind.base, path) else "MISSING"

@@ -21,7 +21,7 @@ TRAIN, VALID, TEST = SPLITS = ("train", "valid", "test")
 SMALL, BASE = "small", "base"
 FEATURES = "features"
 VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
 class Counts(TypedDict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,45 @@ from common.data.tokenizer import MAX_TOKENS
 from common.detector.extracting import ExtractionOptions, extract
 from common.detector.faster_rcnn import DetectorOptions
 from common.detector.opening import PIXELS, open_detector
+from common.detector.regions import Detector
 from common.errors import ConfigError, DataError
 from common.features.store import RegionFeatures
 from common.files import exclusive, sha256, write_bytes, write_json
 from common.own_data.pictures import Images, Pictures, StoredImages, split_images
-from common.own_data.table import Problems, Table, TableRow, read_table, with_images
+from common.own_data.table import (
+    Problems,
+    Table,
+    TableRow,
+    joined_spellings,
+    read_table,
+    with_images,
+)
 from common.reading import read_json, short
 
 VALID_SHARE = 0.1
 SKIPPED = "skipped.txt"
 PICTURES = "images"
+JOINED_SHOWN = 2  # answers
 # Arguments that features depend on.
 OF_FEATURES = ("images", "features", "detector", "detector_name", "boxes", "rule", "precision")
 Examples = dict[str, list[Example]]
+
+
+@dataclass
+class _Opening:
+    """Opens a detector, once in this process and in each one that it is sent to."""
+
+    name: str
+    how: DetectorOptions
+    opened: Detector | None = None
+
+    def __call__(self) -> Detector:
+        if self.opened is None:
+            self.opened = open_detector(self.name, self.how)
+        return self.opened
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Opening, (self.name, self.how)
 
 
 @dataclass(frozen=True)
@@ -91,8 +116,8 @@ class MakeOptions:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name in DATASETS:
             raise ConfigError(
-                f"name {short(self.name)}: give letters, digits, _, - and points, and none of "
-                f"{', '.join(DATASETS)}"
+                f"name {short(self.name)}: give letters, digits, _, - and points, 100 at most, and "
+                f"none of {', '.join(DATASETS)}"
             )
         if self.minimum < 1:
             raise ConfigError(f"--min-count {self.minimum}: give a whole number of at least 1")
@@ -108,6 +133,22 @@ class MakeOptions:
                 f"--features {self.features}: these are there: leave --detector and what belongs "
                 "to it out"
             )
+
+        self.extraction()
+
+    def extraction(self) -> ExtractionOptions:
+        """How features are extracted.
+
+        Raises:
+            ConfigError: fewer than one worker or thread.
+        """
+        return ExtractionOptions(
+            name=self.detector_name,
+            skip_bad=self.skip_bad,
+            workers=self.workers,
+            threads=self.threads,
+            progress=self.progress,
+        )
 
     @property
     def shares(self) -> dict[str, float]:
@@ -143,16 +184,20 @@ def make(options: MakeOptions, root: Path) -> Path:
         root: the repository, in whose folder data it will be found.
 
     Raises:
-        DataError: table or pictures that cannot be used (nothing is written then), see
-            `read_table`; or a full disk.
+        DataError: a table, or names of pictures, that cannot be used (nothing is written then), see
+            `read_table`; a file that is no picture (what was extracted before it is kept); or a
+            full disk.
         ConfigError: options that make no sense, or a data set of that name that was made, or
             begun, with other ones.
+        CheckpointError: a detector that cannot be opened; nothing is written then.
     """
     if not options.table.is_file():
         raise DataError(f"{options.table}: no such file: give the table of questions")
     link = place(options.name, root)
     folder = link if options.out is None else options.out.absolute()
     wanted = options.arguments()
+    fresh = not any(path.exists() or path.is_symlink() for path in (link, folder))
+    plan = _plan(options) if fresh else None
     with exclusive(link.with_name(f".{options.name}.lock")):
         if not link.exists() and link.is_symlink() and (link == folder or link.resolve() != folder):
             raise ConfigError(
@@ -177,7 +222,7 @@ def make(options: MakeOptions, root: Path) -> Path:
                 f"{folder}: is there, and not made by this command: take another name, another "
                 "--out, or move it away"
             )
-        _make(options, folder, link, wanted)
+        _make(options, folder, link, wanted, plan or _plan(options))
     return folder
 
 
@@ -212,24 +257,67 @@ def _check_same(
         )
 
 
-def _make(options: MakeOptions, folder: Path, link: Path, wanted: dict[str, Any]) -> None:
+@dataclass
+class _Plan:
+    """What there is to be made, all of it checked but for what is in the pictures.
+
+    Attributes:
+        table: as it was read, with the problems that were found since.
+        rows: those whose images are there.
+        source: of these.
+        splits: questions by split.
+        vocabulary: of the answers.
+        opening: of the detector; None: features are there.
+    """
+
+    table: Table
+    rows: list[TableRow]
+    source: Images
+    splits: Examples
+    vocabulary: AnswerVocabulary
+    opening: _Opening | None
+
+
+def _plan(options: MakeOptions) -> _Plan:
+    """Read table, names of pictures and detector; nothing is written.
+
+    Raises:
+        AdaptiveError: something of it cannot be used.
+    """
     table = read_table(options.table)
     if table.ignored:
         print(f"{table.path}: columns that are not read: {short(', '.join(table.ignored))[1:-1]}")
     source: Images
+    opening = None
     if options.features is not None:
         source = StoredImages(RegionFeatures.open(options.features))
+        if options.images is not None:
+            print(
+                f"--images {options.images}: is not looked at, as --features are there; a folder "
+                "is only kept to be shown"
+            )
     else:
-        assert options.images is not None
+        assert options.images is not None and options.detector is not None
         source = Pictures(options.images)
+        opening = _Opening(options.detector, options.how)
     rows = _found(table, source)
     table.problems.check(options.skip_bad)
     splits = _splits(options, table, rows, source)
     vocabulary = _vocabulary(splits, options.minimum)
+    if opening is not None:
+        opening()
+    return _Plan(table, rows, source, splits, vocabulary, opening)
+
+
+def _make(
+    options: MakeOptions, folder: Path, link: Path, wanted: dict[str, Any], plan: _Plan
+) -> None:
+    table, rows, source = plan.table, plan.rows, plan.source
+    splits, vocabulary = plan.splits, plan.vocabulary
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / BEGUN, wanted, indent=1)
     _link(link, folder)
-    store = _features(options, folder, source)
+    store = _features(options, folder, plan)
     unreadable = {bad["image_id"]: bad["reason"] for bad in store.meta.get("skipped", ())}
     images = {row.example.image_id for row in rows}
     if absent := store.missing(sorted(images - unreadable.keys())):
@@ -247,7 +335,10 @@ def _make(options: MakeOptions, folder: Path, link: Path, wanted: dict[str, Any]
         vocabulary = _vocabulary(splits, options.minimum)
     _report_skipped(folder, table.problems, table.total)
     _write(options, folder, splits, vocabulary, store, wanted)
-    _report(options.name, folder, splits, vocabulary, store)
+    _report(folder, splits, vocabulary, store)
+    if joined := _joined(rows, vocabulary):
+        print(joined)
+    print(f"use it with --dataset {options.name}")
     (folder / BEGUN).unlink(missing_ok=True)
 
 
@@ -344,24 +435,14 @@ def _vocabulary(splits: Examples, minimum: int) -> AnswerVocabulary:
         ) from None
 
 
-def _features(options: MakeOptions, folder: Path, source: Images) -> RegionFeatures:
+def _features(options: MakeOptions, folder: Path, plan: _Plan) -> RegionFeatures:
     """The store: the one that is given, or of regions that are looked for now."""
+    source = plan.source
     if isinstance(source, StoredImages):
         return source.store
-    assert isinstance(source, Pictures) and options.images is not None and options.detector
-    extract(
-        options.images,
-        folder / FEATURES,
-        partial(open_detector, options.detector, options.how),
-        ExtractionOptions(
-            name=options.detector_name,
-            skip_bad=options.skip_bad,
-            workers=options.workers,
-            threads=options.threads,
-            progress=options.progress,
-        ),
-        list(source.chosen.values()),
-    )
+    assert isinstance(source, Pictures) and options.images is not None and plan.opening
+    names = list(source.chosen.values())
+    extract(options.images, folder / FEATURES, plan.opening, options.extraction(), names)
     return RegionFeatures.open(folder / FEATURES)
 
 
@@ -426,7 +507,7 @@ def _write(
 
 
 def _report(
-    name: str, folder: Path, splits: Examples, vocabulary: AnswerVocabulary, store: RegionFeatures
+    folder: Path, splits: Examples, vocabulary: AnswerVocabulary, store: RegionFeatures
 ) -> None:
     """Say what is in the data set, and what is not."""
     print(
@@ -445,7 +526,24 @@ def _report(
             f"  the longest question has {longest} words; models read the first {MAX_TOKENS - 2} "
             "word pieces or so of one"
         )
-    print(f"use it with --dataset {name}")
+
+
+def _joined(rows: Iterable[TableRow], vocabulary: AnswerVocabulary) -> str | None:
+    """A line about answers of the table that are one in the spelling of the metric."""
+    found = {a: several for a, several in joined_spellings(rows).items() if a in vocabulary}
+    if not found:
+        return None
+    telling = sorted(found, key=lambda a: all(map(_is_plain, found[a])))[:JOINED_SHOWN]
+    shown = "; ".join(f"{' and '.join(map(short, found[a][:2]))} are {short(a)}" for a in telling)
+    return (
+        f"  {sum(map(len, found.values())):,} spellings of answers are {len(found):,} known "
+        f"{'answer' if len(found) == 1 else 'answers'}, as VQA's metric compares them: {shown}"
+    )
+
+
+def _is_plain(spelling: str) -> bool:
+    """Whether it has words alone, perhaps with a point behind them."""
+    return spelling.rstrip(".").replace(" ", "").isalpha()
 
 
 def _report_skipped(folder: Path, problems: Problems, total: int) -> None:

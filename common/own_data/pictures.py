@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -42,12 +43,13 @@ class Pictures:
             DataError: neither a folder nor a ZIP archive.
         """
         self.files = open_files(path, deep=True)
-        self._names = set(self.files.names())
-        self._nearest = Nearest(self._names)
+        names = sorted(self.files.names())
+        self._names = {composed(name): name for name in names} | {name: name for name in names}
+        self._nearest = Nearest(names)
         self._of_id: dict[str, list[str]] = {}
-        for name in sorted(self._names):
+        for name in names:
             if is_picture(name):
-                self._of_id.setdefault(image_id(name), []).append(name)
+                self._of_id.setdefault(composed(image_id(name)), []).append(name)
         self.chosen: dict[str, str] = {}
         """Image id to the name of its picture, of those that were found."""
 
@@ -71,11 +73,11 @@ class Pictures:
                 "picture has in there"
             )
         plain = name.removeprefix("./")
-        if plain in self._names:
-            if not is_picture(plain):
+        if known := self._names.get(plain) or self._names.get(composed(plain)):
+            if not is_picture(known):
                 raise DataError(f"'image' {short(name)}: is no picture by its ending")
-            return plain
-        named = self._of_id.get(plain, [])
+            return known
+        named = self._of_id.get(composed(plain), [])
         if len(named) > 1:
             raise DataError(f"'image' {short(name)} can be {' or '.join(named)}: give the ending")
         if not named:
@@ -95,13 +97,14 @@ class StoredImages:
 
     def __init__(self, store: RegionFeatures) -> None:
         self.store = store
-        self._ids = set(store.ids())
-        self._nearest = Nearest(self._ids)
+        ids = store.ids()
+        self._ids = {composed(known): known for known in ids} | {known: known for known in ids}
+        self._nearest = Nearest(ids)
 
     def find(self, name: str) -> str:
         """See `Images`; the id itself, or the name of the file that it is made of."""
-        for known in (name, image_id(name)):
-            if known in self._ids:
+        for meant in (name, image_id(name)):
+            if known := self._ids.get(meant) or self._ids.get(composed(meant)):
                 return known
         raise DataError(
             f"'image' {short(name)} has no features in {self.store.path}{self._nearest.text(name)}"
@@ -109,6 +112,11 @@ class StoredImages:
 
     def content(self, found: str) -> str:
         return found
+
+
+def composed(name: str) -> str:
+    """A name with each letter and its marks as one sign (NFC): some systems write them apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 class Nearest:

@@ -37,6 +37,7 @@ SPLIT_NAMES = {
 FEW_PEOPLE = 3
 WHOLE = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
 SHOWN = 5
+SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n])"?[\r\n]', re.IGNORECASE)  # Excel's first line
 LONGEST_CELL = 1 << 20  # letters
 LONGEST_REASON = 200
 
@@ -59,11 +60,13 @@ class TableRow:
         line: in the file, from 1.
         example: its `image_id` is what the column `image` says.
         split: `train`, `valid`, `test`; None where the table has no splits.
+        spellings: of its answers in the table.
     """
 
     line: int
     example: Example
     split: str | None = None
+    spellings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -144,12 +147,13 @@ def read_table(path: Path) -> Table:
         named.update(values.keys())
         try:
             row = _table_row(number, line, values)
-            if (first := seen.setdefault(row.example.question_id, line)) != line:
+            without = [name for name in lacking if values.get(name) in ("", None)]
+            known = row.example.question_id
+            if ID not in without and (first := seen.setdefault(known, line)) != line:
                 raise DataError(f"{ID} {short(values[ID])} is that of line {first} too")
             rows.append(row)
-            for name, lines in lacking.items():
-                if values.get(name) in ("", None):
-                    lines.add(line)
+            for name in without:
+                lacking[name].add(line)
         except DataError as error:
             problems.add(line, error)
     if not number and not problems.found:
@@ -194,14 +198,21 @@ def _text(path: Path) -> str:
 
 def _csv(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of CSV with the lines that they begin in."""
-    header_line = text.split("\n", 1)[0]
-    delimiter = max(DELIMITERS, key=header_line.count)
+    told = SEPARATOR_LINE.match(text)
+    delimiter = told[1] if told else max(DELIMITERS, key=text.split("\n", 1)[0].count)
+    if delimiter not in DELIMITERS:
+        raise DataError(
+            f"{path}: line 1 says that {short(delimiter)} is between cells: expected a comma, a "
+            "semicolon or a tab"
+        )
     before = csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 0
     try:
+        if told:
+            next(reader)
         header = [name.strip().lower() for name in next(reader, [])]
-        _check_header(path, header)
+        _check_header(path, header, 2 if told else 1)
         while True:
             line = reader.line_num + 1
             cells = next(reader, None)
@@ -226,23 +237,28 @@ def _csv(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict[
         csv.field_size_limit(before)
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(path: Path, header: list[str], line: int) -> None:
     shown = short(", ".join(header))[1:-1]
     missing = [name for name in NEEDED if name not in header]
     if not missing and ANSWER not in header and ANSWERS not in header:
         missing = [ANSWER]
     if missing:
         raise DataError(
-            f"{path}: column {missing[0]!r} is missing: line 1 has {shown or 'nothing'}; give the "
-            f"columns {', '.join(NEEDED)} and {ANSWER} (or {ANSWERS}) these names"
+            f"{path}: column {missing[0]!r} is missing: line {line} has {shown or 'nothing'}; give "
+            f"the columns {', '.join(NEEDED)} and {ANSWER} (or {ANSWERS}) these names"
         )
     twice = [name for name, count in Counter(header).items() if count > 1 and name in COLUMNS]
     if twice or (ANSWER in header and ANSWERS in header):
         names = f"{twice[0]!r} twice" if twice else f"{ANSWER!r} and {ANSWERS!r}"
-        raise DataError(f"{path}: line 1 has {names}: keep one column")
+        raise DataError(f"{path}: line {line} has {names}: keep one column")
 
 
 def _json_lines(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    if text.lstrip()[:1] == "[":
+        raise DataError(
+            f"{path}: begins with [: expected one JSON object a line, without brackets around "
+            "them and commas between"
+        )
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue
@@ -250,9 +266,13 @@ def _json_lines(path: Path, text: str, problems: Problems) -> Iterator[tuple[int
             values = parse_json(content, "the line")
             if not isinstance(values, dict):
                 raise DataError(f"{short(values)} is no object")
-            yield line, values
+            named = Counter(name.strip().lower() for name in values)
+            if twice := [name for name, count in named.items() if count > 1 and name in COLUMNS]:
+                raise DataError(f"has {twice[0]!r} twice: keep one")
         except DataError as error:
             problems.add(line, error)
+            continue
+        yield line, {name.strip().lower(): value for name, value in values.items()}
 
 
 def _table_row(number: int, line: int, values: Mapping[str, Any]) -> TableRow:
@@ -278,7 +298,8 @@ def _table_row(number: int, line: int, values: Mapping[str, Any]) -> TableRow:
             raise DataError(
                 f"{SPLIT!r} is {short(given[SPLIT])}: expected {TRAIN}, {VALID} or {TEST}"
             )
-    answers = _answers(given)
+    spellings = _spellings(given)
+    answers = None if spellings is None else _scores(spellings)
     if answers is None and split != TEST:
         raise DataError(f"{ANSWER!r} is empty (only test questions may have none)")
     example = Example(
@@ -290,7 +311,7 @@ def _table_row(number: int, line: int, values: Mapping[str, Any]) -> TableRow:
         row.get("question_type", str, optional=True) or "",
         row.kind(),
     )
-    return TableRow(line, example, split)
+    return TableRow(line, example, split, tuple(spellings or ()))
 
 
 def _question_id(given: Mapping[str, Any], number: int) -> QuestionId:
@@ -303,8 +324,9 @@ def _question_id(given: Mapping[str, Any], number: int) -> QuestionId:
     return int(found) if isinstance(found, str) and WHOLE.fullmatch(found) else found
 
 
-def _answers(given: Mapping[str, Any]) -> dict[str, float] | None:
-    """Scores of the answers of a row; None where it has none."""
+def _spellings(given: Mapping[str, Any]) -> list[str] | dict[str, float] | None:
+    """The answers of a row as they are written, several people's or with their scores; None where
+    it has none."""
     if ANSWER in given and ANSWERS in given:
         raise DataError(f"{ANSWER!r} and {ANSWERS!r}: give one of them")
     name = ANSWERS if ANSWERS in given else ANSWER
@@ -316,36 +338,40 @@ def _answers(given: Mapping[str, Any]) -> dict[str, float] | None:
     if value is None or value in ([], {}):
         return None
     if isinstance(value, dict):
-        return _given_scores(value, name)
+        for answer, score in value.items():
+            _check_answer(answer, name)
+            if isinstance(score, bool) or not isinstance(score, int | float) or not 0 < score <= 1:
+                raise DataError(
+                    f"{name!r}: {short(answer)} has score {short(score)}: expected a number above "
+                    "0, up to 1"
+                )
+        return {answer: float(score) for answer, score in value.items()}
     several = value if isinstance(value, list) else [value]
-    return scores_of([_spelled(answer, name) for answer in several])
+    return [_check_answer(answer, name) for answer in several]
 
 
-def _given_scores(value: Mapping[str, Any], name: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for answer, score in value.items():
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 < score <= 1:
-            raise DataError(
-                f"{name!r}: {short(answer)} has score {short(score)}: expected a number above 0, "
-                "up to 1"
-            )
-        spelled = _spelled(answer, name)
-        found[spelled] = max(found.get(spelled, 0.0), float(score))
-    return found
-
-
-def _spelled(answer: Any, name: str) -> str:
-    """An answer in the spelling in which answers are compared."""
+def _check_answer(answer: Any, name: str) -> str:
+    """An answer as it is written, of which something is left in the spelling of the metric."""
     if isinstance(answer, int) and not isinstance(answer, bool):
         answer = str(answer)
     if not isinstance(answer, str):
         raise DataError(f"{name!r}: {short(answer)}: expected a text (yes and no are texts too)")
-    found = normalise_answer(answer)
-    if not found:
+    if not normalise_answer(answer):
         raise DataError(
             f"{name!r}: {short(answer)}: nothing is left of it without punctuation and articles, "
             "which answers are compared without"
         )
+    return answer
+
+
+def _scores(spellings: list[str] | dict[str, float]) -> dict[str, float]:
+    """Scores in (0, 1] of answers in the spelling in which they are compared."""
+    if isinstance(spellings, list):
+        return scores_of([normalise_answer(answer) for answer in spellings])
+    found: dict[str, float] = {}
+    for answer, score in spellings.items():
+        spelled = normalise_answer(answer)
+        found[spelled] = max(found.get(spelled, 0.0), score)
     return found
 
 
@@ -378,3 +404,13 @@ def with_images(rows: Iterable[TableRow], images: Mapping[str, str]) -> list[Tab
         for row in rows
         if row.example.image_id in images
     ]
+
+
+def joined_spellings(rows: Iterable[TableRow]) -> dict[str, list[str]]:
+    """Answers to the spellings that they have in a table, of those that have several; capitals and
+    spaces at the ends make none."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for spelling in row.spellings:
+            found.setdefault(normalise_answer(spelling), set()).add(spelling.strip().casefold())
+    return {answer: sorted(several) for answer, several in found.items() if len(several) > 1}

@@ -62,11 +62,14 @@ MUTANTS = [
         MAKING,
         ("if other.split == row.split:", "if other is not None:"),
         ("wanted, OF_FEATURES,", "wanted, (),"),
+        ("_plan(options) if fresh else None", "None"),
+        ("        opening()\n", ""),
     ),
     *_all(
         "common/own_data/table.py",
         f"{T}/own_data/test_table.py",
         ("lines &= {row.line for row in rows}", "pass"),
+        ("if ID not in without and (first", "if (first"),
         ("if people > FEW_PEOPLE:", "if people > 0:"),
     ),
     # Batches on a GPU

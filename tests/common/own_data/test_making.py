@@ -10,6 +10,8 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
+from unicodedata import normalize
 
 import matplotlib
 import pytest
@@ -29,7 +31,8 @@ from common.data.datasets import (
 from common.data.easy_vqa.build import DETECTOR
 from common.data.vqa_dataset import VQADataset
 from common.detector.command import main as extract
-from common.errors import ConfigError, DataError
+from common.detector.faster_rcnn import DetectorOptions
+from common.errors import AdaptiveError, ConfigError, DataError
 from common.features.store import RegionFeatures
 from common.own_data import making
 from common.own_data.command import main as command
@@ -130,7 +133,9 @@ def test_commands_find_check_and_list_it(
     assert is_small("shapes") and not is_small("shape") and is_small("easy_vqa_cp")
 
 
-def test_missing_files_and_damaged_records_are_named(made: Path, tmp_path: Path) -> None:
+def test_missing_files_and_damaged_records_are_named(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(made / "data", tmp_path / "data", symlinks=True)
     folder = tmp_path / "data" / "shapes"
     (folder / "train.json").unlink()
@@ -141,6 +146,11 @@ def test_missing_files_and_damaged_records_are_named(made: Path, tmp_path: Path)
         (folder / "dataset.json").write_text(json.dumps(record | damage))
         with pytest.raises(DataError, match=r"dataset\.json: version"):
             find_kind("shapes", tmp_path)
+    shutil.copytree(made / "data" / "shapes", tmp_path / "data" / "whole", symlinks=True)
+    assert data_command(["list", "--root", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert "\nshapes: CANNOT BE USED: " in listed and "dataset.json: version" in listed
+    assert "\nwhole: made of shapes.csv" in listed
     (folder / "dataset.json").write_text(json.dumps({"version": 1}))
     with pytest.raises(DataError, match=r"dataset\.json: \w+: field required"):
         find_kind("shapes", tmp_path)
@@ -242,6 +252,35 @@ def test_stopped_after_the_features_it_goes_on(
     with pytest.raises(DataError, match="is not finished"):
         resolve_dataset("shapes", root)
     make(options(root, test=0.2), root)
+    same_but_for_the_place(root, made)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"detector": "/nope"},
+        {"how": DetectorOptions(fewest=2, most=5)},
+        {"workers": 0},
+        {"threads": 0},
+        {"table": "no.csv"},
+        {"minimum": 99},
+    ],
+)
+def test_a_slip_leaves_nothing_behind(made: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    root = copy_of(made, tmp_path)
+    (root / "no.csv").write_text("image,question,answer\nnone.png,What?,yes\n")
+    if "table" in wrong:
+        wrong = {"table": root / wrong["table"]}
+    with pytest.raises(AdaptiveError):
+        make(options(root, test=0.2, **wrong), root)
+    assert not (root / "data").exists()
+    make(options(root, test=0.2), root)
+    same_but_for_the_place(root, made)
+
+
+def test_workers_open_a_detector_of_their_own(made: Path, tmp_path: Path) -> None:
+    root = copy_of(made, tmp_path)
+    make(options(root, test=0.2, workers=2), root)
     same_but_for_the_place(root, made)
 
 
@@ -352,6 +391,26 @@ def test_names_may_lack_the_ending_and_only_pictures_of_the_table_are_looked_at(
     assert Image.open(folder / "images" / "shape 00.png").tobytes() == drawing(0).tobytes()
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_and_their_marks_may_be_written_apart(
+    tmp_path: Path, forms: tuple[str, str]
+) -> None:
+    root = write_shapes(tmp_path, 6)
+    on_disk, in_table = (normalize(form, "Blüte é") for form in forms)
+    (root / "shapes" / "shape 00.png").rename(root / "shapes" / f"{on_disk}.png")
+    rows = questions(6)
+    for row, name in zip(rows, (f"{in_table}.png", in_table, f"{on_disk}.png"), strict=False):
+        row["image"] = name
+    write_csv(root / "shapes.csv", rows)
+    folder = make(options(root), root)
+    store = RegionFeatures.open(folder / "features")
+    assert on_disk in store.ids() and len(store) == 6
+    make(options(root, "again", features=folder / "features", images=None, detector=None), root)
+    for name in ("shapes", "again"):
+        examples = load_split(resolve_dataset(name, root), "train,valid")
+        assert sum(e.image_id == on_disk for e in examples) == 3
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_pictures_in_subfolders_of_an_archive_and_of_a_folder(
     tmp_path: Path, made: Path, packed: bool
@@ -396,6 +455,16 @@ def test_a_picture_that_is_none_stops_or_is_left_out(
     make(options(root), root)  # is there and complete, with and without the flag
 
 
+def test_a_picture_that_was_mended_is_where_it_goes_on(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path, 8)
+    (root / "shapes" / "shape 05.png").write_text("no picture")
+    assert "not a picture" in refused(root)
+    drawing(5).save(root / "shapes" / "shape 05.png")
+    folder = make(options(root), root)
+    assert len(RegionFeatures.open(folder / "features")) == 8
+    assert not (folder / "skipped.txt").exists()
+
+
 def find_record(folder: Path) -> dict:
     return json.loads((folder / "dataset.json").read_text())
 
@@ -411,7 +480,9 @@ def test_a_picture_is_only_left_out_where_that_is_wanted(tmp_path: Path) -> None
     assert "3 rows cannot be used" in refused(root)
 
 
-def test_features_that_are_there(made: Path, tmp_path: Path) -> None:
+def test_features_that_are_there(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = made / "data" / "shapes" / "features"
     rows = [*questions(COUNT), {**questions(1)[0], "image": "shape 99.png"}]
     write_csv(tmp_path / "shapes.csv", rows)
@@ -424,6 +495,11 @@ def test_features_that_are_there(made: Path, tmp_path: Path) -> None:
     assert dataset.kind.small
     assert open_features(dataset, "train").stores[0].path == store
     assert len(load_split(dataset, "train,valid")) == 3 * COUNT
+    assert "--images" not in capsys.readouterr().out
+    pictures = made / "shapes"
+    folder = make(options(tmp_path, "b", **(given | {"images": pictures}), skip_bad=True), tmp_path)
+    assert f"--images {pictures}: is not looked at" in capsys.readouterr().out
+    assert (folder / "images").resolve() == pictures
 
 
 def test_a_folder_elsewhere_is_found_by_its_name(tmp_path: Path) -> None:
@@ -441,7 +517,7 @@ def test_a_folder_elsewhere_is_found_by_its_name(tmp_path: Path) -> None:
     (root / "data" / "notes" / "mine.txt").write_text("keep")
     assert "not made by this command" in refused(root, "notes")
     assert (root / "data" / "notes" / "mine.txt").read_text() == "keep"
-    for name in ("vqa", "easy_vqa", "../x", "", ".x", "a b"):
+    for name in ("vqa", "easy_vqa", "../x", "", ".x", "a b", 101 * "a"):
         assert "give letters, digits" in refused(root, name)
 
 
@@ -464,6 +540,28 @@ def test_rare_answers_are_left_out_and_said(
     assert "1 have only answers outside the vocabulary: no model can score more than 88.9 %" in (
         shown
     )
+
+
+def test_answers_that_become_one_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_shapes(tmp_path, 8)
+    make(options(root, "plain"), root)
+    assert "spellings" not in capsys.readouterr().out
+    rows = [row | {"split": "valid" if n > 20 else "train"} for n, row in enumerate(questions(8))]
+    spellings = ["-3", "3", "red", "Red", " a red", "C++", "2,5", "25", "rare", "the rare"]
+    for row, answer in zip(rows, [*spellings, "red", "3"], strict=False):
+        row["answer"] = answer
+    rows[12]["answer"], rows[-1]["answer"] = "zz-top", "zz top"  # too rare to be known
+    write_csv(root / "shapes.csv", rows)
+    make(options(root, minimum=2), root)
+    said = capsys.readouterr().out
+    assert (
+        "  8 spellings of answers are 4 known answers, as VQA's metric compares them: "
+        "'-3' and '3' are '3'; '2,5' and '25' are '25'\n"
+    ) in said
+    vocabulary = resolve_dataset("shapes", root).vocabulary()
+    assert {"3", "25", "red", "rare"} <= set(vocabulary.answers)
 
 
 def test_photographs_and_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,8 @@ def values(path: Path) -> list[tuple[Any, ...]]:
         PLAIN + "\n\n",
         PLAIN.replace("image,question,answer", " Image ,QUESTION,answer"),
         PLAIN.replace("What is it?", '"What is it?"'),
+        "sep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"),
+        "SEP=\t\n" + PLAIN.replace(",", "\t"),
     ],
 )
 def test_a_table_is_read_however_it_is_written(tmp_path: Path, content: str) -> None:
@@ -60,6 +62,17 @@ def test_json_lines_are_the_same_table(tmp_path: Path) -> None:
     ]
     text = "\n\n".join(json.dumps(line) for line in lines)
     assert values(table(tmp_path, text, "t.jsonl")) == EXPECTED
+
+
+def test_keys_of_json_lines_are_compared_as_the_header_is(tmp_path: Path) -> None:
+    lines = [
+        {"Image": "a.jpg", "QUESTION": "What is it?", " answer": "A Cat", "Note": 1},
+        {"image": "b.jpg", "question": "How many?", "answer": "two", "Answer": "three"},
+    ]
+    path = table(tmp_path, "\n".join(map(json.dumps, lines)), "t.jsonl")
+    found = read_table(path)
+    assert found.rows[0].example.answers == {"cat": 1.0} and found.ignored == ["note"]
+    assert found.problems.found == [(2, "has 'answer' twice: keep one")]
 
 
 def test_texts_may_have_commas_quotes_and_line_ends(tmp_path: Path) -> None:
@@ -180,6 +193,10 @@ def test_a_bad_row_is_named_with_its_line_and_value(
             "t.csv",
             "line 2: byte 0xe9 is not UTF-8",
         ),
+        ("sep=;\nimage;question\n", "t.csv", "column 'answer' is missing: line 2 has image"),
+        ("sep=|\nimage|question|answer\n", "t.csv", "line 1 says that '|' is between cells"),
+        ('[{"image": "a"},\n{"image": "b"}]', "t.jsonl", "expected one JSON object a line"),
+        ("\n [\n", "t.jsonl", "begins with [: expected one JSON object a line"),
         (PLAIN, "t.xlsx", "ending '.xlsx': expected .csv"),
         (PLAIN + 'c.jpg,"What?,x\n', "t.csv", "line 4: no CSV from here on"),
         (PLAIN + 'c.jpg,"Wh"at?,x\n', "t.csv", "line 4: no CSV from here on"),
@@ -214,6 +231,16 @@ def test_ids_and_splits_are_for_all_rows_or_none(tmp_path: Path) -> None:
         (6, "'question_id' is empty, other rows have one"),
     ]
     assert [row.line for row in found.rows] == [2, 5]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_numbers_of_rows_that_have_no_id_are_no_double_ids(tmp_path: Path, first: bool) -> None:
+    lines = [GOOD, GOOD, GOOD]
+    lines[0 if first else 1] = GOOD | {"question_id": 2 if first else 1}
+    found = read_table(table(tmp_path, "\n".join(map(json.dumps, lines)), "t.jsonl"))
+    reason = "'question_id' is empty, other rows have one"
+    assert sorted(found.problems.found) == [(2 if first else 1, reason), (3, reason)]
+    assert [row.example.question_id for row in found.rows] == [2 if first else 1]
 
 
 def test_test_questions_have_answers_all_of_them_or_none(tmp_path: Path) -> None:
