@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
         "finetuned runs answer,\nwhich regions they look at, and what was decided for this pair "
         "beside the run's average.",
         epilog="Nothing is loaded from another machine or sent to one. Uploads are kept in a "
-        "temporary folder that is\ndeleted at the end (about an hour after their upload otherwise). "
-        "Ctrl-C ends it. Exit status: 0 ended,\n2 an error.",
+        "temporary folder that is\ndeleted at the end, or about an hour after their upload. Ctrl-C "
+        "ends it. Exit status: 0 ended, 2 an error.",
     )
     made.add_argument(
         "--run",
