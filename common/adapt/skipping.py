@@ -12,16 +12,15 @@ samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from common.adapt.experts import Arrangement, Chosen, groups_product, product_dtype
+from common.modules.products import LinearMode
 
 
 def kept_first(kept: Tensor) -> Arrangement:
@@ -35,7 +34,7 @@ def kept_first(kept: Tensor) -> Arrangement:
     return Arrangement(Chosen(kept[order], ends), order, torch.argsort(order))
 
 
-class FirstSamples(TorchFunctionMode):
+class FirstSamples(LinearMode):
     """Within it, products with matrices are computed for the first samples; others get zeros."""
 
     def __init__(self, chosen: Chosen) -> None:
@@ -44,29 +43,18 @@ class FirstSamples(TorchFunctionMode):
         assert chosen.ends is not None, "the samples are not sorted"
         self._samples, self._end = len(chosen.one), chosen.ends
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is F.linear:
-            return self._linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (B, T, C) or (B, C); what is of no sample is computed as a whole."""
-        if x.dim() < 2 or len(x) != self._samples or not groups_product(x, weight):
-            return F.linear(x, weight, bias)
-        dtype = product_dtype(x)
+    def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Input (B, T, C) or (B, C); what is of no sample is computed as a whole."""
+        if input.dim() < 2 or len(input) != self._samples or not groups_product(input, weight):
+            return F.linear(input, weight, bias)
+        dtype = product_dtype(input)
         flat = _FirstRows.apply(  # type: ignore[no-untyped-call]
-            x.to(dtype).flatten(0, -2).contiguous(),
+            input.to(dtype).flatten(0, -2).contiguous(),
             weight.to(dtype),
             None if bias is None else bias.to(dtype),
-            self._end * x.shape[1:-1].numel(),
+            self._end * input.shape[1:-1].numel(),
         )
-        y: Tensor = flat.unflatten(0, x.shape[:-1])
+        y: Tensor = flat.unflatten(0, input.shape[:-1])
         return y
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 from PIL import Image
 
-from common.ask.answering import Answered, ask
+from common.ask.answering import Answered, ask, make_batch
 from common.ask.attention import Choice, parse_choice
 from common.ask.image import AskedImage, find_image, image_of_file, image_of_picture
 from common.detector.opening import open_detector, options_of_origin
 from common.detector.regions import Detector
 from common.errors import ConfigError
+from common.runs.attention_blocks import Block, attention_of
 from common.runs.backbones import OpenedRun
 from common.runs.opened_run import open_run
 from common.training.runtime import set_threads
@@ -121,6 +122,14 @@ class Answerer:
             *(self.run, file, image_id, store, options.data_root),
             *(self.detector, options.any_detector),
         )
+
+    def attended(self, image: AskedImage, question: str) -> list[Block]:
+        """The attention of all layers to a picture and a question, by a pass of its own.
+
+        Raises:
+            ConfigError: the backbone does not say what stands where.
+        """
+        return attention_of(self.run, make_batch(image.regions, question, image.picture))
 
     def attention(self, layer: str, word: str | None = None) -> Choice:
         """What `ask` is to show of the attention.

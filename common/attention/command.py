@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.adapt.encoder import POLICY_EVALUATIONS
 from common.ask.answerer import Answerer, AnswererOptions
-from common.ask.answering import Answered, make_batch
+from common.ask.answering import Answered
 from common.ask.attention import (
     PREFERRED,
     Choice,
@@ -294,7 +294,7 @@ def show_example(answerer: Answerer, args: argparse.Namespace, folder: Path) -> 
         choice = parse_choice(run, args.layer, kinds, args.word)
     image = answerer.find(args.image, args.image_id, args.features)
     if choice is None:
-        choice = _default(run, image, args.question, kinds, args.word)
+        choice = _default(answerer, image, args.question, kinds, args.word)
     answered = answerer.ask(image, args.question, seed=args.seed, attention=choice)
     found = answered.attention
     assert found is not None
@@ -313,9 +313,9 @@ def show_example(answerer: Answerer, args: argparse.Namespace, folder: Path) -> 
 
 
 def _default(
-    run: OpenedRun, image: AskedImage, question: str, kinds: Kinds | None, word: str | None
+    answerer: Answerer, image: AskedImage, question: str, kinds: Kinds | None, word: str | None
 ) -> Choice:
-    blocks = attention_of(run, make_batch(image.regions, question, image.picture))
+    run, blocks = answerer.run, answerer.attended(image, question)
     layer = default_layer(blocks, kinds)
     if layer is None:
         raise ConfigError(

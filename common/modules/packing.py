@@ -9,7 +9,7 @@ Shape legend: C channels in, C' channels out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from common.modules.products import LinearMode
 
 SAMPLE = 257  # numbers of a weight that are compared at every use; a prime, so that rows differ
 CHANNELS = 256  # of a weight, at least, on both sides: with fewer nothing is gained
@@ -63,7 +64,7 @@ class _Kept:
         return all(source.same for source in self.sources)
 
 
-class PackedWeights(TorchFunctionMode):
+class PackedWeights(LinearMode):
     """Within it `F.linear` lays out the parameters it meets, and keeps that for later calls.
 
     Everything is computed as ever where a gradient could be wanted (what was kept is then
@@ -88,17 +89,6 @@ class PackedWeights(TorchFunctionMode):
     def __exit__(self, *failure: object) -> None:
         super().__exit__(*failure)  # type: ignore[no-untyped-call]
         _ACTIVE.reset(self._tokens.pop())
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is F.linear:
-            return self._linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
     @property
     def bytes(self) -> int:
@@ -125,7 +115,8 @@ class PackedWeights(TorchFunctionMode):
         """Give the memory back."""
         self._kept.clear()
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `LinearMode`; parameters of the CPU are laid out where that gains."""
         if torch.is_grad_enabled():
             self.forget()
         if not (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.adapt.attention_capture import attention_heads
 from common.ask.answerer import Answerer, AnswererOptions
-from common.ask.answering import Answered, make_batch
+from common.ask.answering import Answered
 from common.ask.attention import default_layer
 from common.ask.image import AskedImage
 from common.data.datasets import load_split
@@ -23,7 +23,6 @@ from common.errors import CheckpointError, ConfigError, DataError
 from common.files import repository_root
 from common.results.files import FILE_NAME, load_result
 from common.results.plot_style import run_title
-from common.runs.attention_blocks import attention_of
 from common.runs.backbones import backbones, dataset_name, find_backbone
 from common.runs.opened_run import VQA, find_best
 from common.training.checkpoint import load_meta
@@ -224,8 +223,7 @@ class Runs:
         """
         answerer = self.answerer(label)
         if not layer and question.strip() and self.layers(label):
-            batch = make_batch(image.regions, question, image.picture)
-            layer = default_layer(attention_of(answerer.run, batch)) or ""
+            layer = default_layer(answerer.attended(image, question)) or ""
         chosen = answerer.attention(layer, word.strip() or None) if layer else None
         return answerer.ask(image, question, attention=chosen)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import common.ask.answerer
 import common.web.handlers
 import common.web.runs
 from common.ask import Answered, Answerer, PairDecisions
@@ -127,13 +128,13 @@ def test_a_run_that_reads_pixels_is_given_them_when_a_layer_is_looked_for(
     runs, pictures, monkeypatch
 ):
     """Where attention is looked at is found by a pass of its own."""
-    passed, real = [], common.web.runs.make_batch
+    passed, real = [], common.ask.answerer.make_batch
 
     def make(regions, question, picture=None):
         passed.append(picture)
         return real(regions, question, picture)
 
-    monkeypatch.setattr(common.web.runs, "make_batch", make)
+    monkeypatch.setattr(common.ask.answerer, "make_batch", make)
     label, file = runs.labels[0], pictures / "shape.png"
     image = runs.look(label, Image.open(file).convert("RGB"), "name", "another digest")
     runs.ask(label, image, QUESTION, "", "")
